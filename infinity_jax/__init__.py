@@ -1,0 +1,1 @@
+"""Infinity in JAX: bitwise autoregressive text-to-image models, from tokenizer to sampler."""

@@ -1,0 +1,260 @@
+"""The command line, `infinity-jax COMMAND`. Each command's work is a `main` in the module of its name.
+
+Heavy packages are imported when a command starts, so that --help and mistakes are answered at once.
+"""
+
+import argparse
+import errno
+import sys
+from collections.abc import Sequence
+
+from infinity_jax.errors import UserError
+
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+GUIDANCE = ("logits", "features", "pyramid", "none")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit code: 0, 2 for a mistake of the user, 1 for a full disk."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if rest and not (arguments.command in ("train", "train-tokenizer") and rest[0].startswith("--config.")):
+        parser.error(f"unknown argument {rest[0]!r}; see infinity-jax {arguments.command} --help")
+    try:
+        _prepare_process()
+        arguments.run(arguments, rest)
+    except UserError as error:
+        return _fail(str(error), 2)
+    except OSError as error:
+        if error.errno not in _FULL_DISK:
+            raise
+        where = f" while writing {error.filename}" if error.filename else ""
+        return _fail(f"the disk is full{where}; make room and run the same command again, it goes on", 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"infinity-jax: error: {message}", file=sys.stderr)
+    return code
+
+
+def _prepare_process() -> None:
+    from infinity_jax import allocator, log
+
+    allocator.keep_freed_memory()
+    log.start()
+
+
+def _prepare(arguments: argparse.Namespace, _: list[str]) -> None:
+    from infinity_jax import prepare
+
+    prepare.main(arguments.source)
+
+
+def _train_tokenizer(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from infinity_jax import config_files
+
+    config = config_files.load(arguments.config, overrides)
+    from infinity_jax import train_tokenizer
+
+    train_tokenizer.main(config, arguments.workdir)
+
+
+def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    from infinity_jax import config_files
+
+    config = config_files.load(arguments.config, overrides)
+    from infinity_jax import train
+
+    train.main(config, arguments.workdir)
+
+
+def _sample(arguments: argparse.Namespace, _: list[str]) -> None:
+    from infinity_jax import sample
+
+    sample.main(
+        arguments.prompts,
+        out=arguments.out,
+        checkpoint=arguments.checkpoint,
+        seed=arguments.seed,
+        cfg=arguments.cfg,
+        tau=arguments.tau,
+        top_p=arguments.top_p,
+        aspect_ratio=arguments.aspect_ratio,
+        negative_prompt=arguments.negative_prompt,
+        guidance=arguments.guidance,
+    )
+
+
+def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
+    from infinity_jax import evaluate
+
+    evaluate.main(
+        json_file=arguments.json,
+        checkpoint=arguments.checkpoint,
+        seed=arguments.seed,
+        cfg=arguments.cfg,
+        tau=arguments.tau,
+        prompts=arguments.prompts,
+        sheet=arguments.sheet,
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="infinity-jax",
+        description="Text-to-image by predicting bits, scale by scale: prepare data, train, sample, evaluate.",
+        epilog="Prepared data and caches lie in $INFINITY_DATA (default ~/.cache/infinity_jax).",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    command = _add(commands, "prepare", _prepare, "prepare a data set", "infinity-jax prepare")
+    command.add_argument(
+        "--source",
+        default="emoji_captions",
+        metavar="NAME",
+        help="emoji_captions (the bundled pictures, the default) or folder:PATH, "
+        "a folder of pictures with captions in a csv or jsonl file",
+    )
+
+    command = _add(
+        commands,
+        "train-tokenizer",
+        _train_tokenizer,
+        "train the picture tokenizer; the same command again resumes",
+        "infinity-jax train-tokenizer --config configs/emoji_tokenizer.py --workdir runs/tokenizer\n"
+        "  infinity-jax train-tokenizer --config configs/emoji_tokenizer.py:debug --workdir /tmp/debug",
+    )
+    _add_run_arguments(command)
+
+    command = _add(
+        commands,
+        "train",
+        _train,
+        "train the transformer; the same command again resumes",
+        "infinity-jax train --config configs/emoji.py --workdir runs/emoji\n"
+        "  infinity-jax train --config configs/emoji.py --config.data.source=folder:my_pictures "
+        "--config.train.steps=2000 --workdir runs/mine",
+    )
+    _add_run_arguments(command)
+
+    command = _add(
+        commands,
+        "sample",
+        _sample,
+        "draw pictures from prompts",
+        'infinity-jax sample "red heart" "woman astronaut" --out out/\n'
+        '  infinity-jax sample "green apple" --checkpoint runs/emoji --seed 3 --cfg 4 --out out/',
+    )
+    command.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw, one picture per prompt")
+    command.add_argument("--out", required=True, metavar="DIR", help="gets one PNG per prompt and sheet.png")
+    _add_sampling_arguments(command)
+    command.add_argument(
+        "--top-p", type=_probability, metavar="X", help="a bit value with probability <= 1 - X is never drawn"
+    )
+    command.add_argument("--aspect-ratio", default="1:1", metavar="H:W", help="height:width, default 1:1")
+    command.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to steer away from")
+    command.add_argument(
+        "--guidance", choices=GUIDANCE, default="logits", help="what guidance mixes, default logits"
+    )
+
+    command = _add(
+        commands,
+        "evaluate",
+        _evaluate,
+        "measure a checkpoint: loss, reconstruction, KID, retrieval",
+        "infinity-jax evaluate --json evaluation.json\n"
+        "  infinity-jax evaluate --checkpoint runs/emoji --cfg 3 --sheet sheet.png --json evaluation.json",
+    )
+    command.add_argument("--json", required=True, metavar="FILE", help="where the numbers are written")
+    _add_sampling_arguments(command)
+    command.add_argument(
+        "--prompts",
+        type=_whole_number,
+        default=256,
+        metavar="N",
+        help="train prompts for retrieval, default 256",
+    )
+    command.add_argument("--sheet", metavar="FILE", help="a PNG of generated beside real pictures")
+    return parser
+
+
+def _add(commands, name: str, run, summary: str, examples: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"examples:\n  {examples}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def _add_run_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--config",
+        required=True,
+        metavar="FILE[:ARGUMENT]",
+        help="a Python config file, like configs/emoji.py:debug",
+    )
+    command.add_argument(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="gets checkpoints, metrics.jsonl, sheets; resumed if it has any",
+    )
+    # Shown in the help only: argparse hands these on as unknown arguments, and config_files reads them.
+    group = command.add_argument_group("changes to the config")
+    group.add_argument(
+        "--config.KEY=VALUE",
+        dest="_",
+        metavar="",
+        help="change one key, like --config.train.steps=100; may be repeated",
+    )
+
+
+def _add_sampling_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--checkpoint", metavar="DIR", help="a training's --workdir; default: the checkpoint in the package"
+    )
+    command.add_argument("--seed", type=_whole_number, default=0, metavar="N", help="default 0")
+    command.add_argument(
+        "--cfg", type=_numbers, metavar="X[,X...]", help="strength of guidance, one number or one per scale"
+    )
+    command.add_argument(
+        "--tau",
+        type=_numbers,
+        metavar="X[,X...]",
+        help="temperature of the bits, one number or one per scale",
+    )
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number, nor numbers with commas between"
+        ) from None
+
+
+def _whole_number(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def _probability(text: str) -> float:
+    (value,) = _numbers(text)[:1]
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

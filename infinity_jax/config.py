@@ -1,0 +1,129 @@
+"""What the models are: frozen values that modules read, checked once when they are made.
+
+Files under `configs/` are ml_collections.ConfigDict; `from_config_dict` turns their sections into these.
+"""
+
+import dataclasses
+import difflib
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from infinity_jax.errors import UserError
+
+T = TypeVar("T")
+DTYPES = ("float32", "bfloat16")
+
+
+def _check(condition: bool, message: str):
+    if not condition:
+        raise UserError(message)
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenizerConfig:
+    """The BSQ tokenizer (spec section 2).
+
+    Attributes:
+      bits: d, bits per token.
+      base_width: channels of the first level.
+      multipliers: width of each level over base_width; every level but the last halves the size.
+      encoder_blocks, decoder_blocks: residual blocks a level.
+      pixel_patch: pixels are first folded into channels, pixel_patch x pixel_patch each (1 in the release).
+      quantizer: "bsq" or "lfq" (paper Table 3).
+      compute_dtype: dtype of the convolutions' inputs; parameters stay float32.
+    """
+
+    bits: int = 32
+    base_width: int = 128
+    multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
+    encoder_blocks: int = 2
+    decoder_blocks: int = 3
+    pixel_patch: int = 1
+    quantizer: str = "bsq"
+    compute_dtype: str = "float32"
+
+    def __post_init__(self):
+        _check(1 <= self.bits <= 64, f"tokenizer bits {self.bits} is out of range; use 1 to 64 (the paper: 14 to 64)")
+        _check(self.quantizer in ("bsq", "lfq"), f"unknown quantizer {self.quantizer!r}; use 'bsq' or 'lfq'")
+        _check(self.compute_dtype in DTYPES, f"unknown compute_dtype {self.compute_dtype!r}; use one of {DTYPES}")
+        for width in (self.base_width * m for m in self.multipliers):
+            _check(width % 32 == 0, f"tokenizer width {width} is not divisible by 32, the groups of GroupNorm")
+
+    @property
+    def stride(self) -> int:
+        """Pixels per token along one side."""
+        return self.pixel_patch * 2 ** (len(self.multipliers) - 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TransformerConfig:
+    """The transformer that predicts bits (spec section 4, paper Table 6).
+
+    Attributes:
+      layers, width, heads: size.
+      bits: bits per token that it reads and predicts.
+      text_channels: channels of the text encoder's features.
+      text_length: rows of the learned table that replaces the caption for guidance = the longest caption.
+      drop_path: rate of stochastic depth in the last layer; it grows linearly from 0 in the first.
+      compute_dtype: dtype of the matmuls' inputs; parameters, sums and the residual stream stay float32.
+      remat: recompute blocks in the backward pass to save memory.
+      scan_layers: one compiled block, scanned (True), or one per layer; the same numbers and parameters.
+    """
+
+    layers: int = 12
+    width: int = 768
+    heads: int = 8
+    bits: int = 32
+    text_channels: int = 2048
+    text_length: int = 512
+    drop_path: float = 0.1
+    compute_dtype: str = "bfloat16"
+    remat: bool = False
+    scan_layers: bool = True
+
+    def __post_init__(self):
+        w, h = self.width, self.heads
+        if w % h:
+            below, above = w // h * h, (w // h + 1) * h
+            raise UserError(f"width {w} is not divisible by heads {h}; nearest: {below}, {above}")
+        _check(self.head_size % 4 == 0, f"head size {self.head_size} (= {w} / {h}) is not a multiple of 4, as RoPE2d needs")
+        _check(0 <= self.drop_path < 1, f"drop_path {self.drop_path} must be in [0, 1)")
+        _check(self.compute_dtype in DTYPES, f"unknown compute_dtype {self.compute_dtype!r}; use one of {DTYPES}")
+
+    @property
+    def head_size(self) -> int:
+        """Channels of one attention head."""
+        return self.width // self.heads
+
+    @property
+    def pool_heads(self) -> int:
+        """Heads of the attentive text pool: one per 128 text channels (64 where width > 4096).
+
+        Where the width is no multiple of that, the next smaller count that divides it.
+        """
+        most = max(1, self.text_channels // (64 if self.width > 4096 else 128))
+        return next(n for n in range(most, 0, -1) if self.width % n == 0)
+
+    @property
+    def ffn_width(self) -> int:
+        """Hidden channels of the feed-forward layer: round(4 C / 256) * 256, halves to even."""
+        return round(4 * self.width / 256) * 256
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], section: str) -> T:
+    """A config dataclass from a section of a config file, strict about names.
+
+    Args:
+      cls: the dataclass.
+      values: the section's keys and values; lists become tuples. Missing keys keep the dataclass's defaults.
+      section: its name, for the error.
+    Raises:
+      UserError: a key that does not exist (the nearest one is named), or a value that `cls` refuses.
+    """
+    fields = {field.name for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+    for key in values:
+        if key not in fields:
+            near = difflib.get_close_matches(key, sorted(fields), n=1)
+            hint = f"did you mean {section}.{near[0]}?" if near else f"known: {', '.join(sorted(fields))}"
+            raise UserError(f"unknown config key {section}.{key}; {hint}")
+    return cls(**{key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in values.items()})

@@ -1,0 +1,86 @@
+"""Bitwise self-correction: Random_Flip and re-quantisation (paper section 3.4, Algorithm 2).
+
+In training some bits are flipped before the next scale is computed, and the next scale's labels are
+quantised again from what is then left: the transformer learns to mend its own mistakes.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int8, Key
+
+from infinity_jax.errors import UserError
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer import bsq, pyramid
+
+
+@dataclasses.dataclass(frozen=True)
+class CorrectionConfig:
+    """How bits are flipped in training.
+
+    Attributes:
+      p: largest flip probability; each scale of each batch draws its own from {0, 0.01, ..., p}. 0 turns it off.
+      scales: how many of the first scales flip (13 = all).
+      requantise: labels come from the residual against the flipped sum (Algorithm 2); False is the paper's
+        Table 7, second row: labels against the unflipped sum.
+    """
+
+    p: float = 0.3
+    scales: int = 13
+    requantise: bool = True
+
+    def __post_init__(self):
+        if not 0 <= self.p <= 1:
+            raise UserError(f"correction.p {self.p} must be in [0, 1]; the paper's best is 0.3, 0 turns it off")
+        if self.scales < 0:
+            raise UserError(f"correction.scales {self.scales} must not be negative")
+
+
+def draw_flips(
+    key: Key[Array, ""], schedule: ScaleSchedule, batch: int, bits: int, config: CorrectionConfig
+) -> tuple[Bool[Array, "B h w d"], ...]:
+    """Which bits are flipped: K arrays bool [B,h_k,w_k,d].
+
+    The probability is drawn once per scale and batch, in steps of 0.01 (spec section 3).
+    """
+    flips = []
+    for k, (h, w) in enumerate(schedule.sizes):
+        key_probability, key_bits = jax.random.split(jax.random.fold_in(key, k))
+        steps = int(round(config.p * 100)) if k < config.scales else 0
+        probability = jax.random.randint(key_probability, (), 0, steps + 1) / 100.0
+        flips.append(jax.random.bernoulli(key_bits, probability, (batch, h, w, bits)))
+    return tuple(flips)
+
+
+def self_correction(
+    features_BHWd: Float[Array, "B H W d"],
+    flips: tuple[Bool[Array, "B h w d"], ...],
+    schedule: ScaleSchedule,
+    quantizer: str = "bsq",
+    requantise: bool = True,
+) -> tuple[Float[Array, "B L-1 d"], Int8[Array, "B L d"]]:
+    """Inputs and labels of the transformer from tokenizer features (paper Algorithm 2).
+
+    Args:
+      features_BHWd: float32, from the tokenizer's encoder.
+      flips: K arrays bool [B,h_k,w_k,d]; all False is teacher forcing.
+      schedule: K sizes; the last is (H, W).
+    Returns:
+      inputs float32 [B,L-1,d]: the running sum of flipped codes, resized to scales 2..K, row by row;
+      labels int8 [B,L,d]: the bits to predict, 1 = positive.
+    """
+    batch, d = features_BHWd.shape[0], features_BHWd.shape[-1]
+    seen_sum = explained_sum = jnp.zeros_like(features_BHWd)
+    inputs, labels = [], []
+    for k, size in enumerate(schedule.sizes):
+        bits = bsq.to_bits(pyramid.residual_at_scale(features_BHWd, explained_sum, size, quantizer))
+        labels.append(bits.reshape(batch, -1, d))
+        if k + 1 == schedule.n_scales:
+            break
+        seen_sum = pyramid.add_codes(seen_sum, bsq.to_codes(bits ^ flips[k], quantizer))
+        explained_sum = seen_sum if requantise else pyramid.add_codes(explained_sum, bsq.to_codes(bits, quantizer))
+        inputs.append(pyramid.next_input(seen_sum, schedule.sizes[k + 1]).reshape(batch, -1, d))
+    labels_BLd = jnp.concatenate(labels, axis=1).astype(jnp.int8)
+    inputs_BLd = jnp.concatenate(inputs, axis=1) if inputs else jnp.zeros((batch, 0, d), jnp.float32)
+    return jax.lax.stop_gradient(inputs_BLd), labels_BLd

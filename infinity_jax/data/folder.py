@@ -1,0 +1,228 @@
+"""A folder of pictures with a captions file: anybody's own training data.
+
+The folder holds pictures and one file `captions.csv`, `captions.jsonl`, `metadata.csv` or `metadata.jsonl`.
+A csv file has a header; a jsonl file has one object a line. The picture's path, relative to the folder, is
+under `file_name`, `image`, `image_path` or `file`; its caption under `caption` or `text`.
+
+Every picture is decoded once when the folder is opened first; the findings are kept under the data folder
+and hold as long as a file's size and time of change stay the same. Rows without caption, bad lines and
+pictures that are missing or broken are left out, counted, and named in the log.
+"""
+
+import csv
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import logging
+
+from infinity_jax.data import pictures
+from infinity_jax.data.sources import Record
+from infinity_jax.errors import UserError
+
+CAPTION_FILES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
+FILE_KEYS = ("file_name", "image", "image_path", "file")
+CAPTION_KEYS = ("caption", "text")
+VALIDATION_SHARE = 0.05
+SMALLEST_WITH_VALIDATION = 20
+
+
+class Entry(NamedTuple):
+    """One usable row: line number, the picture's path relative to the folder, and its caption."""
+
+    line: int
+    file: str
+    caption: str
+
+
+class Skipped(NamedTuple):
+    """One row that is left out, and why."""
+
+    line: int
+    reason: str
+
+
+class FolderSource:
+    """One split of a folder, see `split_entries`. Raises UserError if nothing in the folder is usable."""
+
+    def __init__(self, folder: Path, split: str, data_dir: Path):
+        self._folder = folder
+        self._entries = split_entries(usable_entries(folder, data_dir))[split]
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __getitem__(self, index: int, /) -> Record:
+        entry = self._entries[index]
+        try:
+            image = (self._folder / entry.file).read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"{self._folder / entry.file} cannot be read any more ({error.strerror}); "
+                "put the picture back or start again without it"
+            ) from error
+        return {"image": image, "caption": entry.caption, "id": f"{entry.file}:{entry.line}"}
+
+
+def usable_entries(folder: Path, data_dir: Path) -> list[Entry]:
+    """All rows with a caption and a whole picture, in the file's order; names each other row in the log.
+
+    Raises UserError if the folder or its captions file is missing or nothing is usable.
+    """
+    captions = find_captions(folder)
+    rows = list(read_captions(captions))
+    entries = [row for row in rows if isinstance(row, Entry)]
+    skipped = [row for row in rows if isinstance(row, Skipped)]
+    faults = check_pictures(folder, sorted({entry.file for entry in entries}), data_dir)
+    skipped += [Skipped(e.line, f"{e.file}: {faults[e.file]}") for e in entries if faults[e.file]]
+    for row in sorted(skipped):
+        logging.warning("%s, line %d skipped: %s", captions, row.line, row.reason)
+    if skipped:
+        logging.warning("%s: %d of %d rows skipped", captions, len(skipped), len(rows))
+    usable = [entry for entry in entries if not faults[entry.file]]
+    if not usable:
+        first = (
+            f"; the first of {len(skipped)}, line {min(skipped).line}: {min(skipped).reason}"
+            if skipped
+            else ""
+        )
+        raise UserError(
+            f"{captions} names no usable picture{first}. Each row needs a picture ({' or '.join(FILE_KEYS)}, "
+            f"relative to {folder}) and its caption ({' or '.join(CAPTION_KEYS)})"
+        )
+    return usable
+
+
+def split_entries(entries: list[Entry]) -> dict[str, list[Entry]]:
+    """Train and validation by a hash of the file name, so a picture keeps its side when others are added.
+
+    About 5% are validation: at least one from 20 pictures on, none below. `compositions` is always empty.
+    """
+    order = sorted({entry.file for entry in entries}, key=_fraction)
+    held_out: set[str] = set()
+    if len(order) >= SMALLEST_WITH_VALIDATION:
+        held_out = {file for file in order if _fraction(file) < VALIDATION_SHARE} or {order[0]}
+    return {
+        "train": [entry for entry in entries if entry.file not in held_out],
+        "validation": [entry for entry in entries if entry.file in held_out],
+        "compositions": [],
+    }
+
+
+def find_captions(folder: Path) -> Path:
+    """The captions file of the folder. Raises UserError if there is not exactly one."""
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}; give folder:PATH, where PATH is a folder of pictures")
+    found = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
+    if not found:
+        raise UserError(f"{folder} has no captions file; add one of {', '.join(CAPTION_FILES)}")
+    if len(found) > 1:
+        names = ", ".join(file.name for file in found)
+        raise UserError(f"{folder} has several captions files ({names}); keep one")
+    return found[0]
+
+
+def read_captions(captions: Path) -> Iterator[Entry | Skipped]:
+    """The rows of a captions file, usable or skipped. Raises UserError if the file cannot be read."""
+    try:
+        read = _read_csv if captions.suffix == ".csv" else _read_jsonl
+        yield from read(captions)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(
+            f"cannot read {captions}: {error}; give a UTF-8 {captions.suffix[1:]} file"
+        ) from error
+
+
+def _read_csv(captions: Path) -> Iterator[Entry | Skipped]:
+    with open(captions, encoding="utf-8-sig", newline="") as lines:
+        rows = csv.DictReader(lines)
+        columns = rows.fieldnames or []
+        if not set(columns) & set(FILE_KEYS) or not set(columns) & set(CAPTION_KEYS):
+            raise UserError(
+                f"{captions} has the columns {', '.join(columns) or '(none)'}; "
+                f"it needs {' or '.join(FILE_KEYS)}, and {' or '.join(CAPTION_KEYS)}"
+            )
+        for row in rows:
+            yield _entry(rows.line_num, row)
+
+
+def _read_jsonl(captions: Path) -> Iterator[Entry | Skipped]:
+    for number, line in enumerate(captions.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line.decode("utf-8-sig")) if line.strip() else None
+        except ValueError as error:
+            yield Skipped(number, f"not JSON ({error})")
+            continue
+        if isinstance(row, dict):
+            yield _entry(number, row)
+        elif row is not None or line.strip():
+            yield Skipped(number, f"not a JSON object but {type(row).__name__}")
+
+
+def _entry(line: int, row: dict[str, Any]) -> Entry | Skipped:
+    file = next((row[key] for key in FILE_KEYS if row.get(key)), None)
+    caption = next((row[key] for key in CAPTION_KEYS if row.get(key)), None)
+    if not isinstance(file, str):
+        return Skipped(line, f"no picture ({' or '.join(FILE_KEYS)})")
+    if not isinstance(caption, str) or not caption.strip():
+        return Skipped(line, f"{file}: no caption ({' or '.join(CAPTION_KEYS)})")
+    return Entry(line, file, " ".join(caption.split()))
+
+
+def check_pictures(folder: Path, files: list[str], data_dir: Path) -> dict[str, str]:
+    """What is wrong with each picture, "" if nothing. Decodes only what is new or changed since last time."""
+    name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
+    cache = data_dir / "folder_checks" / f"{name}.json"
+    known = _read_cache(cache)
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
+        checks = dict(
+            zip(files, pool.map(lambda file: _check(folder / file, known.get(file)), files), strict=True)
+        )
+    if checks != known:
+        _write_cache(cache, checks)
+    return {file: reason for file, (_, _, reason) in checks.items()}
+
+
+def _check(picture: Path, known: list | None) -> list:
+    """[time of change in ns, size in bytes, fault]; `known` is the finding of last time."""
+    stamp = [0, 0]
+    try:
+        status = picture.stat()
+        stamp = [status.st_mtime_ns, status.st_size]
+        if known is not None and known[:2] == stamp:
+            return known
+        pictures.decode_rgb(picture.read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        return [0, 0, "no such file"]
+    except (OSError, ValueError) as error:
+        return [*stamp, str(error)]
+    return [*stamp, ""]
+
+
+def _read_cache(cache: Path) -> dict[str, list]:
+    try:
+        known = json.loads(cache.read_text())
+    except (OSError, ValueError):  # Absent or damaged: everything is checked again.
+        return {}
+    return known if isinstance(known, dict) else {}
+
+
+def _write_cache(cache: Path, checks: dict[str, list]) -> None:
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as file:
+            json.dump(checks, file)
+        os.replace(file.name, cache)
+    except OSError as error:
+        logging.warning(
+            "cannot keep the findings in %s (%s): pictures are checked again next time", cache, error
+        )
+
+
+def _fraction(text: str) -> float:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

@@ -1,0 +1,57 @@
+"""Per-bit cross-entropy and its metrics per scale (spec section 5)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from infinity_jax.errors import UserError
+from infinity_jax.scales import ScaleSchedule
+
+TOKEN_WEIGHTS = ("uniform", "by_scale")
+
+
+def token_weights(schedule: ScaleSchedule, kind: str) -> np.ndarray:
+    """float32 [L], sums to 1: "uniform", or "by_scale" = proportional to 1 / sqrt(h_k w_k) for tokens of scale k."""
+    if kind not in TOKEN_WEIGHTS:
+        raise UserError(f"unknown token weights {kind!r}; use one of {TOKEN_WEIGHTS}")
+    power = -0.5 if kind == "by_scale" else 0.0
+    weights = np.concatenate([np.full(n, float(n) ** power) for n in schedule.tokens])
+    return (weights / weights.sum()).astype(np.float32)
+
+
+def bit_loss(
+    logits_BLd2: Float[Array, "B L d 2"],
+    bits_BLd: Int[Array, "B L d"],
+    schedule: ScaleSchedule,
+    weights: str = "uniform",
+    label_smoothing: float = 0.0,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Cross-entropy of every bit, mean over bits and pictures, weighted over tokens.
+
+    Args:
+      logits_BLd2: float32.
+      bits_BLd: int8, 0 or 1.
+      schedule: static.
+      weights: of the tokens, see `token_weights`.
+      label_smoothing: share of the probability that the target spreads evenly over both classes.
+    Returns:
+      float32 scalar, and metrics: `loss_per_scale`, `bit_accuracy_per_scale` and `token_accuracy_per_scale` (all d bits
+      right), each float32 [K], and `bit_accuracy`, float32 scalar, the mean over all tokens.
+    """
+    # Two classes: everything depends on the difference of the logits, with the sign of the right class.
+    margin = (logits_BLd2[..., 1] - logits_BLd2[..., 0]) * (2 * bits_BLd.astype(jnp.float32) - 1)
+    losses_BL = jax.nn.softplus(-margin).mean(-1) + 0.5 * label_smoothing * margin.mean(-1)
+    loss = (losses_BL.mean(0) * token_weights(schedule, weights)).sum()
+
+    margin = jax.lax.stop_gradient(margin)
+    # argmax gives class 0 on a tie, so a positive bit is right only above 0.
+    right_BLd = jnp.where(bits_BLd > 0, margin > 0, margin >= 0)
+    per_token = {
+        "loss_per_scale": jax.lax.stop_gradient(losses_BL),
+        "bit_accuracy_per_scale": right_BLd.mean(-1),
+        "token_accuracy_per_scale": right_BLd.all(-1).astype(jnp.float32),
+    }
+    ranges = list(zip(schedule.offsets[:-1], schedule.offsets[1:], strict=True))
+    metrics = {name: jnp.stack([x_BL[:, a:b].mean() for a, b in ranges]) for name, x_BL in per_token.items()}
+    return loss, metrics | {"bit_accuracy": right_BLd.mean()}

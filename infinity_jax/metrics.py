@@ -1,0 +1,79 @@
+"""Metrics on disk: JSON lines are the truth, TensorBoard mirrors them."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboardX import SummaryWriter
+
+# The only keys that differ between a run and the same run killed and resumed.
+TIMING_KEYS = ("seconds_per_step", "images_per_second")
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file, in order; [] where there is none. A line cut short by a crash is left out."""
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return records
+
+
+def _plain(value: Any) -> Any:
+    """An array or number as plain JSON: floats, ints, lists; what is not finite becomes null."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (str, bool)) or value is None:
+        return value
+    value = np.asarray(value).tolist() if not isinstance(value, (int, float)) else value
+    if isinstance(value, list):
+        return _plain(value)
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class MetricsWriter:
+    """Appends to `metrics.jsonl` (training) and `evaluations.jsonl` in a run's folder.
+
+    Each line is one object with "step" first. Values are numbers or lists of numbers.
+    """
+
+    def __init__(self, workdir: str | os.PathLike[str], start_step: int):
+        """Opens the files and cuts away lines of steps after `start_step`, which will be taken again."""
+        self.workdir = Path(workdir)
+        self.workdir.mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.jsonl", "evaluations.jsonl"):
+            _cut(self.workdir / name, start_step)
+        self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start_step + 1)
+
+    def write(self, step: int, values: Mapping[str, Any], file: str = "metrics.jsonl") -> None:
+        """Appends one line and mirrors it to TensorBoard. Raises OSError when the disk is full."""
+        record = {"step": step} | {key: _plain(value) for key, value in values.items()}
+        with (self.workdir / file).open("a") as lines:
+            lines.write(json.dumps(record, allow_nan=False) + "\n")
+        for key, value in record.items():
+            if isinstance(value, list):
+                for i, item in enumerate(value):
+                    if isinstance(item, (int, float)):
+                        self._board.add_scalar(f"{key}/{i}", item, step)
+            elif isinstance(value, (int, float)) and key != "step":
+                self._board.add_scalar(key, value, step)
+
+    def close(self) -> None:
+        """Writes what TensorBoard still holds."""
+        self._board.close()
+
+
+def _cut(path: Path, last_step: int) -> None:
+    """Keeps only whole lines up to `last_step`; a crash in between leaves the old file."""
+    if not path.exists():
+        return
+    kept = [record for record in read_lines(path) if record["step"] <= last_step]
+    new = path.with_suffix(".new")
+    new.write_text("".join(json.dumps(record) + "\n" for record in kept))
+    os.replace(new, path)

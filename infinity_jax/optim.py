@@ -1,0 +1,109 @@
+"""AdamW with its learning-rate schedule and the choice of parameters that are not decayed (spec section 6)."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import optax
+from jaxtyping import PyTree
+
+from infinity_jax.errors import UserError
+
+SCHEDULES = ("constant", "cosine")
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """How parameters are updated.
+
+    Attributes:
+      learning_rate: the highest rate.
+      warmup_steps: steps over which the rate grows linearly from 0.
+      schedule: "constant", or "cosine" down to `final_fraction` of the rate at the run's last step.
+      final_fraction: the cosine's end, as a fraction of `learning_rate`.
+      b1, b2: AdamW's betas.
+      weight_decay: decoupled decay, times the learning rate, of the parameters that are decayed.
+      clip: largest global norm of the gradients.
+      ema_decay: decay of the parameters' moving average; 0 means that none is kept.
+    """
+
+    learning_rate: float = 6e-5
+    warmup_steps: int = 100
+    schedule: str = "constant"
+    final_fraction: float = 0.1
+    b1: float = 0.9
+    b2: float = 0.97
+    weight_decay: float = 0.01
+    clip: float = 5.0
+    ema_decay: float = 0.999
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise UserError(f"unknown optim.schedule {self.schedule!r}; use one of {', '.join(SCHEDULES)}")
+        for name in ("learning_rate", "clip"):
+            if not getattr(self, name) > 0:
+                raise UserError(f"optim.{name} {getattr(self, name)} must be above 0")
+        for name in ("b1", "b2", "ema_decay"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"optim.{name} {getattr(self, name)} must be in [0, 1)")
+        for name in ("warmup_steps", "weight_decay"):
+            if getattr(self, name) < 0:
+                raise UserError(f"optim.{name} {getattr(self, name)} must not be negative")
+
+
+def learning_rate(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
+    """step -> learning rate (float32 scalar), for a run of `steps` steps."""
+    peak = config.learning_rate
+    after = optax.constant_schedule(peak)
+    if config.schedule == "cosine":
+        after = optax.cosine_decay_schedule(peak, max(1, steps - config.warmup_steps), config.final_fraction)
+    if config.warmup_steps == 0:
+        return after
+    # The first step has a rate above 0, so that no step is without effect.
+    warmup = optax.linear_schedule(peak / config.warmup_steps, peak, config.warmup_steps - 1)
+    return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def parameter_name(path: jax.tree_util.KeyPath) -> str:
+    """A parameter's path as text, "block/attention/kernel"."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def decayed(
+    params: PyTree, no_decay: Callable[[str], bool], stacked: Callable[[str], bool] = lambda name: False
+) -> PyTree:
+    """Which parameters are decayed: a tree of bool like `params`; arguments as in `make_optimiser`."""
+
+    def is_decayed(path: jax.tree_util.KeyPath, parameter: jax.Array) -> bool:
+        name = parameter_name(path)
+        return parameter.ndim - stacked(name) > 1 and not no_decay(name)
+
+    return jax.tree_util.tree_map_with_path(is_decayed, params)
+
+
+def make_optimiser(
+    config: OptimConfig,
+    steps: int,
+    no_decay: Callable[[str], bool] = lambda name: False,
+    stacked: Callable[[str], bool] = lambda name: False,
+) -> optax.GradientTransformation:
+    """AdamW after clipping the gradients by their global norm.
+
+    Args:
+      config: rates and decay.
+      steps: length of the whole run, where a cosine ends.
+      no_decay: told a parameter's name ("a/b/kernel"), says whether it is exempt from decay.
+        1-D parameters always are.
+      stacked: told a name, says whether its first axis counts scanned layers (and so not as a dimension).
+    """
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip),
+        optax.adamw(
+            learning_rate(config, steps),
+            config.b1,
+            config.b2,
+            weight_decay=config.weight_decay,
+            mask=lambda params: decayed(params, no_decay, stacked),
+        ),
+    )

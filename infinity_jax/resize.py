@@ -1,0 +1,57 @@
+"""Area and bilinear resizing of token maps, as small constant matrices, one per axis.
+
+Both match the published model: area = adaptive average pooling (any ratio), bilinear = half-pixel
+centres without antialiasing, also when it shrinks (spec section 2).
+"""
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+
+@functools.cache
+def area_matrix(n_in: int, n_out: int) -> np.ndarray:
+    """float32 [n_out, n_in]: row i averages the inputs floor(i n_in / n_out) .. ceil((i + 1) n_in / n_out)."""
+    matrix = np.zeros((n_out, n_in), np.float32)
+    for i in range(n_out):
+        start, stop = i * n_in // n_out, -(-(i + 1) * n_in // n_out)
+        matrix[i, start:stop] = 1.0 / (stop - start)
+    return matrix
+
+
+@functools.cache
+def bilinear_matrix(n_in: int, n_out: int) -> np.ndarray:
+    """float32 [n_out, n_in]: row i mixes the two inputs around (i + 0.5) n_in / n_out - 0.5, clamped at the edges."""
+    matrix = np.zeros((n_out, n_in), np.float32)
+    for i in range(n_out):
+        centre = max((i + 0.5) * n_in / n_out - 0.5, 0.0)
+        low = min(math.floor(centre), n_in - 1)
+        weight = centre - low
+        matrix[i, low] += 1.0 - weight
+        matrix[i, min(low + 1, n_in - 1)] += weight
+    return matrix
+
+
+def _resize(x_BHWC: jax.Array, size: tuple[int, int], matrix) -> jax.Array:
+    height, width = x_BHWC.shape[1:3]
+    if (height, width) == size:
+        return x_BHWC
+    rows, columns = matrix(height, size[0]), matrix(width, size[1])
+    # One contraction over both axes: token maps are small, and HIGHEST keeps float32 exact on accelerators.
+    precision = jax.lax.Precision.HIGHEST
+    x_BhWC = jnp.einsum("hH,bHWc->bhWc", rows, x_BHWC, precision=precision)
+    return jnp.einsum("wW,bhWc->bhwc", columns, x_BhWC, precision=precision)
+
+
+def area(x_BHWC: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B h w C"]:
+    """Area interpolation of float [B,H,W,C] to size (h, w) (adaptive average pooling)."""
+    return _resize(x_BHWC, size, area_matrix)
+
+
+def bilinear(x_BHWC: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B h w C"]:
+    """Bilinear interpolation of float [B,H,W,C] to size (h, w), align_corners false, no antialiasing."""
+    return _resize(x_BHWC, size, bilinear_matrix)

@@ -1,0 +1,136 @@
+"""Text features of a data set: computed once, kept on disk, read through a memory map."""
+
+import hashlib
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import numpy as np
+from absl import logging
+from jaxtyping import Bool, Float16
+
+from infinity_jax.errors import UserError
+from infinity_jax.text.batching import bucket_length
+from infinity_jax.text.encoder import TextEncoder
+from infinity_jax.text.prompt import clean_prompts
+
+_FORMAT = "1"
+_BATCH = 256
+_LOG_EVERY_S = 5.0
+
+
+def cached_features(
+    encoder: TextEncoder, captions: Sequence[str], cache_dir: Path
+) -> tuple[Float16[np.ndarray, "N T C"], Bool[np.ndarray, "N T"]]:
+    """Features float16 [N,T,C], memory-mapped and read-only, and mask bool [N,T] of `captions`, in order.
+
+    T is the padded length of the longest caption. The files in `cache_dir` are named by a hash of
+    encoder, length and captions; what is missing or unreadable there is computed and written anew.
+    Raises UserError for an empty caption and where the files cannot be written.
+    """
+    captions = clean_prompts(captions)
+    key = _cache_key(encoder, captions)
+    features_path = cache_dir / f"text-{key}.features.npy"
+    mask_path = cache_dir / f"text-{key}.mask.npy"
+    if features_path.exists() or mask_path.exists():
+        try:
+            found = _read(features_path, mask_path, len(captions), encoder.channels)
+        except (OSError, ValueError, EOFError) as error:
+            logging.warning(
+                "text features in %s cannot be read (%s): computing them again", features_path, error
+            )
+        else:
+            logging.info("text features of %d captions: read from %s", len(captions), features_path)
+            return found
+    _compute(encoder, captions, features_path, mask_path)
+    return _read(features_path, mask_path, len(captions), encoder.channels)
+
+
+def _cache_key(encoder: TextEncoder, captions: Sequence[str]) -> str:
+    digest = hashlib.sha256(f"{_FORMAT} {encoder.fingerprint} {encoder.max_length}".encode())
+    for caption in captions:
+        # A caption has no line break once it is clean, so this separates them.
+        digest.update(b"\n" + caption.encode())
+    return digest.hexdigest()[:24]
+
+
+def _read(
+    features_path: Path, mask_path: Path, captions: int, channels: int
+) -> tuple[Float16[np.ndarray, "N T C"], Bool[np.ndarray, "N T"]]:
+    mask = np.load(mask_path)
+    features = np.load(features_path, mmap_mode="r")
+    if mask.dtype != np.bool_ or mask.ndim != 2 or len(mask) != captions:
+        raise ValueError(f"the mask is {mask.dtype} {mask.shape}")
+    if features.dtype != np.float16 or features.shape != (*mask.shape, channels):
+        raise ValueError(f"the features are {features.dtype} {features.shape}")
+    return features, mask
+
+
+def _compute(encoder: TextEncoder, captions: list[str], features_path: Path, mask_path: Path) -> None:
+    different = sorted(set(captions))
+    counts = encoder.token_counts(different)
+    # Texts in order of length, so that little of a batch is padding.
+    order = np.argsort(counts, kind="stable")
+    texts, counts = [different[i] for i in order], counts[order]
+    index = {text: i for i, text in enumerate(texts)}
+    text_of_caption = np.array([index[caption] for caption in captions])
+    length = bucket_length(int(counts[-1]), encoder.max_length)
+    mask = (np.arange(length) < counts[:, None])[text_of_caption]
+    shape = (len(captions), length, encoder.channels)
+    logging.info("text features of %d captions (%d different): encoding", len(captions), len(texts))
+    with _writing(features_path, np.dtype(np.float16).itemsize * int(np.prod(shape))) as temporary:
+        features = _reserve(temporary, shape)
+        by_text = np.argsort(text_of_caption, kind="stable")
+        for start, batch in _encode_in_batches(encoder, texts):
+            begin, end = np.searchsorted(text_of_caption[by_text], [start, start + len(batch)])
+            rows = by_text[begin:end]
+            features[rows, : batch.shape[1]] = batch[text_of_caption[rows] - start]
+        features.flush()
+    with _writing(mask_path, mask.nbytes) as temporary, open(temporary, "wb") as file:
+        np.save(file, mask)
+
+
+def _encode_in_batches(encoder: TextEncoder, texts: list[str]) -> Iterator[tuple[int, np.ndarray]]:
+    """(Index of a batch's first text, its features float32 [b,t,C]) for all texts; progress in the log."""
+    begin = said = time.monotonic()
+    for start in range(0, len(texts), _BATCH):
+        yield start, encoder.encode(texts[start : start + _BATCH])[0]
+        done, now = min(start + _BATCH, len(texts)), time.monotonic()
+        if done == len(texts) or now - said > _LOG_EVERY_S:
+            logging.info("text features: %d of %d texts, %.0f s", done, len(texts), now - begin)
+            said = now
+
+
+def _reserve(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    """A zero array on disk. The zeros are really written: a full disk shows here as an error, while
+    writing to the memory map of a file with holes would kill the process."""
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
+    zeros, left = bytes(1 << 20), array.nbytes
+    with open(path, "r+b") as file:
+        file.seek(array.offset)
+        while left:
+            left -= file.write(zeros[:left])
+        file.flush()
+        os.fsync(file.fileno())
+    return array
+
+
+@contextmanager
+def _writing(path: Path, size: int) -> Iterator[Path]:
+    """A temporary file beside `path` that takes its name at the end; nothing is left after an error."""
+    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, path)
+    except OSError as error:
+        raise UserError(
+            f"the text features cannot be written to {path} ({size / 1e6:.1f} MB): {error};"
+            " free some space there or set INFINITY_DATA to another folder"
+        ) from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)

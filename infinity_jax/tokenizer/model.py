@@ -1,0 +1,46 @@
+"""The whole tokenizer: picture -> features -> multi-scale bits -> picture."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from infinity_jax.config import TokenizerConfig
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer import pyramid
+from infinity_jax.tokenizer.autoencoder import Decoder, Encoder
+
+
+class Tokenizer(nn.Module):
+    """BSQ (or LFQ) autoencoder (paper section 3.2)."""
+
+    config: TokenizerConfig
+
+    def setup(self):
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def encode(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B h w d"]:
+        """Features float32 [B,H/stride,W/stride,bits] of pictures float32 in [-1,1]."""
+        return self.encoder(image_BHW3)
+
+    def decode(self, codes_BHWd: Float[Array, "B h w d"]) -> Float[Array, "B H W 3"]:
+        """Pictures float32 in [-1,1] of a sum of codes float32 [B,h,w,bits]."""
+        return jnp.clip(self.decoder(codes_BHWd), -1.0, 1.0)
+
+    def __call__(
+        self,
+        image_BHW3: Float[Array, "B H W 3"],
+        schedule: ScaleSchedule,
+        keep_K: Bool[Array, " K"] | None = None,
+        detach_residuals: bool = True,
+    ) -> tuple[Float[Array, "B H W 3"], pyramid.Pyramid]:
+        """The reconstruction, not clipped, so that its gradient lives everywhere, and the pyramid behind it."""
+        quantised = pyramid.quantise(self.encode(image_BHW3), schedule, self.config.quantizer, keep_K, detach_residuals)
+        return self.decoder(quantised.running_sum_BHWd), quantised
+
+
+def reconstruct(tokenizer: Tokenizer, params, image_BHW3: jax.Array, schedule: ScaleSchedule) -> jax.Array:
+    """Pictures float32 [B,H,W,3] in [-1,1] after the way through all bits of `schedule`."""
+    image, _ = tokenizer.apply({"params": params}, image_BHW3, schedule)
+    return jnp.clip(image, -1.0, 1.0)

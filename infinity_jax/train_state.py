@@ -1,0 +1,56 @@
+"""What a training run carries from step to step, and how one gradient changes it."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import PyTree
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything that a step reads and writes.
+
+    Attributes:
+      step: int32 scalar, the number of steps taken.
+      params: the model's parameters, float32.
+      opt_state: the optimiser's state.
+      ema_params: the moving average of the parameters, same tree; None for a run without one.
+    """
+
+    # Any: jax also builds this tree with shapes, names or flags as its leaves.
+    step: Any
+    params: PyTree
+    opt_state: Any
+    ema_params: PyTree
+
+
+def create(params: PyTree, optimiser: optax.GradientTransformation, ema: bool) -> TrainState:
+    """The state before the first step; the average starts as a copy of the parameters."""
+    # A real copy: the step donates its state, and one buffer cannot be donated twice.
+    ema_params = jax.tree.map(lambda p: jnp.array(p, copy=True), params) if ema else None
+    return TrainState(jnp.zeros((), jnp.int32), params, optimiser.init(params), ema_params)
+
+
+def apply_gradients(
+    state: TrainState, grads: PyTree, optimiser: optax.GradientTransformation, ema_decay: float
+) -> TrainState:
+    """One optimiser step and one step of the moving average.
+
+    Args:
+      state: before the step.
+      grads: gradients, same tree and shapes as `state.params`.
+      optimiser: the one that `create` was given.
+      ema_decay: the average's decay; early on min(ema_decay, (1 + step) / (10 + step)) is used,
+        so that the random start is soon forgotten.
+    """
+    updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    ema_params = state.ema_params
+    if ema_params is not None:
+        step = state.step.astype(jnp.float32)
+        decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
+        ema_params = jax.tree.map(lambda mean, p: mean + (1 - decay) * (p - mean), ema_params, params)
+    return TrainState(state.step + 1, params, opt_state, ema_params)
