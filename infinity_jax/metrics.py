@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tensorboardX import SummaryWriter
+
+from infinity_jax.tensorboard import TensorBoardFile
 
 # The only keys that differ between a run and the same run killed and resumed.
 TIMING_KEYS = ("seconds_per_step", "images_per_second")
@@ -49,24 +50,30 @@ class MetricsWriter:
         self.workdir.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             _cut(self.workdir / name, start_step)
-        self._board = SummaryWriter(str(self.workdir / "tensorboard"), purge_step=start_step + 1)
+        self._board = TensorBoardFile(self.workdir / "tensorboard", purge_step=start_step + 1)
 
     def write(self, step: int, values: Mapping[str, Any], file: str = "metrics.jsonl") -> None:
         """Appends one line and mirrors it to TensorBoard. Raises OSError when the disk is full."""
         record = {"step": step} | {key: _plain(value) for key, value in values.items()}
         with (self.workdir / file).open("a") as lines:
             lines.write(json.dumps(record, allow_nan=False) + "\n")
-        for key, value in record.items():
-            if isinstance(value, list):
-                for i, item in enumerate(value):
-                    if isinstance(item, (int, float)):
-                        self._board.add_scalar(f"{key}/{i}", item, step)
-            elif isinstance(value, (int, float)) and key != "step":
-                self._board.add_scalar(key, value, step)
+        self._board.write(step, _scalars(values))
 
     def close(self) -> None:
-        """Writes what TensorBoard still holds."""
+        """Closes TensorBoard's file."""
         self._board.close()
+
+
+def _scalars(values: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among `values`, a list's as "name/0", "name/1"; what is not finite is left out."""
+    scalars = {}
+    for key, value in values.items():
+        value = _plain(value)
+        items = (
+            {f"{key}/{i}": item for i, item in enumerate(value)} if isinstance(value, list) else {key: value}
+        )
+        scalars |= {name: float(item) for name, item in items.items() if isinstance(item, (int, float))}
+    return scalars
 
 
 def _cut(path: Path, last_step: int) -> None:

@@ -131,11 +131,8 @@ def run(
     loop = _Loop(
         train, jax.jit(step_fn, donate_argnums=0), checkpointer, writer, config, tuple(hooks), sharding
     )
-    try:
+    with contextlib.closing(checkpointer), contextlib.closing(writer):
         return loop.run(state, first, batches)
-    finally:
-        writer.close()
-        checkpointer.close()
 
 
 def _load_params(path: str, target_params: Any) -> Any:

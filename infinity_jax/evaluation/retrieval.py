@@ -29,17 +29,23 @@ def retrieval_ranks(
 ) -> Int[np.ndarray, " N"]:
     """For each generated picture, how many other gallery pictures are at least as near as the real one (0 is best).
 
-    Near is cosine similarity of the features (float, [N, D] and [M, D]); subtracting the gallery's mean was tried and
-    finds 1 to 4 percent fewer noisy or compressed pictures. Copies of the real picture in the gallery count as the
-    real one. Ties with other pictures count against, so that a blank picture finds nothing.
+    Near is cosine similarity of the features (float, [N, D] and [M, D]). Subtracting the gallery's mean first was
+    measured too: it finds 1 to 2 points more of blurred pictures, 1 to 3 fewer of noisy or compressed ones.
+    Copies of the real picture in the gallery count as the real one. Ties with other pictures count against, so that
+    a blank picture finds nothing.
 
-    Raises ValueError for no pictures, shapes that do not fit, or an index outside the gallery.
+    Raises ValueError for no pictures, shapes that do not fit, values that are not finite, or an index outside the
+    gallery.
     """
     generated_ND, gallery_MD, true_index_N = map(np.asarray, (generated_ND, gallery_MD, true_index_N))
     if generated_ND.shape != (len(true_index_N), gallery_MD.shape[-1]) or not len(true_index_N):
         raise ValueError(
             f"retrieval takes [N, D], [M, D] and [N] with N > 0, "
             f"got {generated_ND.shape}, {gallery_MD.shape}, {true_index_N.shape}"
+        )
+    if not (np.isfinite(generated_ND).all() and np.isfinite(gallery_MD).all()):
+        raise ValueError(
+            "retrieval got features that are not finite; look for NaN in the pictures or the weights"
         )
     if true_index_N.min() < 0 or true_index_N.max() >= len(gallery_MD):
         raise ValueError(

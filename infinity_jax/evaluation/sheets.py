@@ -16,8 +16,9 @@ CAPTION_LINES = 4
 PICTURE_FRAME = (226, 226, 226)
 INK, FAINT_INK = (34, 34, 34), (120, 120, 120)
 
-Picture = UInt8[np.ndarray, "H W 3"]
-Pictures = Sequence[Picture] | UInt8[np.ndarray, "N H W 3"]
+# Sizes are unnamed: the pictures of a sheet may differ in size, and its last row may be shorter.
+Picture = UInt8[np.ndarray, "_ _ 3"]
+Pictures = Sequence[Picture] | UInt8[np.ndarray, "_ _ _ 3"]
 
 
 class _Style(NamedTuple):

@@ -1,18 +1,15 @@
 """Text features of a data set: computed once, kept on disk, read through a memory map."""
 
 import hashlib
-import os
 import time
-import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float16
 
-from infinity_jax.errors import UserError
+from infinity_jax import array_files
 from infinity_jax.text.batching import bucket_length
 from infinity_jax.text.encoder import TextEncoder
 from infinity_jax.text.prompt import clean_prompts
@@ -81,15 +78,15 @@ def _compute(encoder: TextEncoder, captions: list[str], features_path: Path, mas
     mask = (np.arange(length) < counts[:, None])[text_of_caption]
     shape = (len(captions), length, encoder.channels)
     logging.info("text features of %d captions (%d different): encoding", len(captions), len(texts))
-    with _writing(features_path, np.dtype(np.float16).itemsize * int(np.prod(shape))) as temporary:
-        features = _reserve(temporary, shape)
+    with array_files.writing(features_path, np.dtype(np.float16).itemsize * int(np.prod(shape))) as temporary:
+        features = array_files.reserve(temporary, shape, np.float16)
         by_text = np.argsort(text_of_caption, kind="stable")
         for start, batch in _encode_in_batches(encoder, texts):
             begin, end = np.searchsorted(text_of_caption[by_text], [start, start + len(batch)])
             rows = by_text[begin:end]
             features[rows, : batch.shape[1]] = batch[text_of_caption[rows] - start]
         features.flush()
-    with _writing(mask_path, mask.nbytes) as temporary, open(temporary, "wb") as file:
+    with array_files.writing(mask_path, mask.nbytes) as temporary, open(temporary, "wb") as file:
         np.save(file, mask)
 
 
@@ -102,35 +99,3 @@ def _encode_in_batches(encoder: TextEncoder, texts: list[str]) -> Iterator[tuple
         if done == len(texts) or now - said > _LOG_EVERY_S:
             logging.info("text features: %d of %d texts, %.0f s", done, len(texts), now - begin)
             said = now
-
-
-def _reserve(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    """A zero array on disk. The zeros are really written: a full disk shows here as an error, while
-    writing to the memory map of a file with holes would kill the process."""
-    array = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=shape)
-    zeros, left = bytes(1 << 20), array.nbytes
-    with open(path, "r+b") as file:
-        file.seek(array.offset)
-        while left:
-            left -= file.write(zeros[:left])
-        file.flush()
-        os.fsync(file.fileno())
-    return array
-
-
-@contextmanager
-def _writing(path: Path, size: int) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its name at the end; nothing is left after an error."""
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
-    except OSError as error:
-        raise UserError(
-            f"the text features cannot be written to {path} ({size / 1e6:.1f} MB): {error};"
-            " free some space there or set INFINITY_DATA to another folder"
-        ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

@@ -1,0 +1,44 @@
+# `make quickstart` and `make test`, each from nothing; PYTHON=... chooses another interpreter (3.11 or newer).
+PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN := .venv/bin
+OUT ?= quickstart
+TRAIN_PROMPTS := "beating heart" "pizza" "cat face" "rocket" "sunflower" "soccer ball" "red apple" "police car"
+# Of the split `compositions`: never trained on, though their parts were, in other pictures.
+HELD_OUT_PROMPTS := "woman astronaut, medium-light skin tone" "man farmer" "man zombie" "woman getting haircut" \
+	"man technologist" "man fairy, dark skin tone" "waving hand, medium-light skin tone" "woman farmer, medium-dark skin tone"
+
+.PHONY: quickstart test lint clean
+
+quickstart: .venv/installed
+	@rm -rf $(OUT)
+	$(BIN)/infinity-jax prepare
+	$(BIN)/infinity-jax sample $(TRAIN_PROMPTS) $(HELD_OUT_PROMPTS) --out $(OUT)/samples
+	$(BIN)/infinity-jax train --config configs/emoji.py --workdir $(OUT)/train \
+		--config.train.init_from=bundled --config.train.steps=30 --config.train.log_every=5
+	@echo "pictures: $(OUT)/samples/sheet.png (the last 8 prompts were never trained on)"
+	@echo "training: $(OUT)/train (metrics.jsonl, checkpoints); the same train command goes on from there"
+	@echo "data:     $${INFINITY_DATA:-$$HOME/.cache/infinity_jax}"
+
+test: .venv/installed-test
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+lint: .venv/installed-test
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+.venv/bin/python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/installed: .venv/bin/python requirements.txt pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+.venv/installed-test: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+clean:
+	rm -rf .venv $(OUT)

@@ -1,0 +1,66 @@
+"""Transformer of the bundled checkpoint: captions -> 64x64 pictures.
+
+    infinity-jax train --config configs/emoji.py --workdir runs/emoji
+
+`:debug` runs two steps of a tiny model.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config(argument: str = "") -> ConfigDict:
+    """The config; `argument` "debug" makes it tiny."""
+    config = ConfigDict()
+    # A folder with a tokenizer: "bundled", a folder of `infinity-jax export`, or a workdir of train-tokenizer.
+    config.tokenizer = "bundled"
+    config.model = ConfigDict(
+        dict(
+            layers=6,
+            width=256,
+            heads=4,
+            bits=32,
+            text_channels=384,
+            text_length=32,
+            drop_path=0.0,
+            compute_dtype="bfloat16",
+            remat=False,
+            scan_layers=False,
+        )
+    )
+    config.text = ConfigDict(dict(encoder="minilm", max_length=32))
+    config.data = ConfigDict(dict(source="emoji_captions", scales="64px"))
+    config.correction = ConfigDict(dict(p=0.2, scales=13, requantise=True))
+    config.loss = ConfigDict(dict(token_weights="by_scale", label_smoothing=0.0, caption_drop=0.1))
+    config.optim = ConfigDict(
+        dict(
+            learning_rate=1.5e-3,
+            warmup_steps=100,
+            schedule="cosine",
+            final_fraction=0.02,
+            b1=0.9,
+            b2=0.97,
+            weight_decay=0.02,
+            clip=5.0,
+            ema_decay=0.995,
+        )
+    )
+    config.train = ConfigDict(
+        dict(
+            steps=4000,
+            batch_size=64,
+            seed=0,
+            log_every=50,
+            checkpoint_every=500,
+            keep_checkpoints=2,
+            sample_every=1000,
+            evaluate_every=500,
+            init_from="",
+        )
+    )
+    config.sample = ConfigDict(dict(cfg=3.0, tau=0.5, top_p=1.0, guidance="logits"))
+    if argument == "debug":
+        config.model.update(dict(layers=2, width=64, heads=2))
+        config.train.update(
+            dict(steps=2, batch_size=2, log_every=1, checkpoint_every=2, sample_every=0, evaluate_every=0)
+        )
+    return config

@@ -1,0 +1,82 @@
+"""A captioned data set as the transformer reads it: tokenizer features and text features, encoded once."""
+
+import hashlib
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import logging
+from jaxtyping import Float
+
+from infinity_jax import array_files, paths
+from infinity_jax.data import pictures, pipeline
+from infinity_jax.data.sources import Source
+from infinity_jax.text.cache import cached_features
+from infinity_jax.text.encoder import TextEncoder
+from infinity_jax.tokenizer.model import Tokenizer
+
+_BATCH = 64
+
+
+class EncodedSource:
+    """Random access to {features float32 [h,w,d], text float16 [T,C], text_mask bool [T]}, memory-mapped."""
+
+    def __init__(self, features_NhwD: np.ndarray, text_NTC: np.ndarray, mask_NT: np.ndarray):
+        self._arrays = {"features": features_NhwD, "text": text_NTC, "text_mask": mask_NT}
+
+    def __len__(self) -> int:
+        return len(self._arrays["features"])
+
+    def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+        return {name: array[index] for name, array in self._arrays.items()}
+
+
+def encode_source(
+    source: Source, tokenizer: Tokenizer, params, text_encoder: TextEncoder, side: int, cache_dir: Path | None = None
+) -> EncodedSource:
+    """Both features of all records, from disk where the same tokenizer and encoder have made them before.
+
+    Args:
+      source: pictures and captions.
+      params: the tokenizer's parameters; a hash of them names the cache.
+      side: height and width of the pictures in pixels.
+      cache_dir: default `features` under the data folder.
+    """
+    cache_dir = cache_dir or paths.data_dir() / "features"
+    records = [source[i] for i in range(len(source))]
+    text_NTC, mask_NT = cached_features(text_encoder, [record["caption"] for record in records], cache_dir)
+    return EncodedSource(_picture_features(records, tokenizer, params, side, cache_dir), text_NTC, mask_NT)
+
+
+def _picture_features(records, tokenizer: Tokenizer, params, side: int, cache_dir: Path) -> Float[np.ndarray, "N h w d"]:
+    digest = hashlib.sha256(f"{tokenizer.config} {side}".encode())
+    for leaf in jax.tree.leaves(params["encoder"]):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    for record in records:
+        digest.update(hashlib.sha256(record["image"]).digest())
+    path = cache_dir / f"pictures-{digest.hexdigest()[:24]}.npy"
+    size = side // tokenizer.config.stride
+    shape = (len(records), size, size, tokenizer.config.bits)
+    if path.exists():
+        try:
+            found = np.load(path, mmap_mode="r")
+            if found.shape == shape:
+                return found
+            logging.warning("picture features in %s have shape %s: computing them again", path, found.shape)
+        except (OSError, ValueError, EOFError) as error:
+            logging.warning("picture features in %s cannot be read (%s): computing them again", path, error)
+    logging.info("picture features of %d pictures: encoding", len(records))
+    encode = jax.jit(lambda params, image: tokenizer.apply({"params": params}, image, method="encode"))
+
+    def decode(record):
+        return {"image": pictures.decode(record["image"], side, side)}
+
+    with array_files.writing(path, 4 * int(np.prod(shape))) as temporary:
+        features = array_files.reserve(temporary, shape, np.float32)
+        done = 0
+        for batch in pipeline.eval_batches(records, _BATCH, decode):
+            encoded = np.asarray(encode(params, pictures.to_float(batch["image"])))[batch["valid"]]
+            features[done : done + len(encoded)] = encoded
+            done += len(encoded)
+        features.flush()
+    return np.load(path, mmap_mode="r")

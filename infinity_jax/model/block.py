@@ -1,0 +1,191 @@
+"""One transformer block: AdaLN self-attention, cross-attention to the text, AdaLN feed-forward (spec section 4)."""
+
+import math
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from infinity_jax.config import TransformerConfig
+from infinity_jax.model.attention import attend, block_causal_attention
+from infinity_jax.model.layers import Dense, adaln_init, layer_norm, modulate, output_init, parameter, weight_init
+from infinity_jax.model.rope2d import rope_table, rotate
+from infinity_jax.scales import ScaleSchedule
+
+MAX_LOG_SCALE = math.log(100.0)
+
+
+@flax.struct.dataclass
+class Condition:
+    """What the text gives to every block.
+
+    Attributes:
+      vector_BC: float32 [B, C], the pooled text; the head's AdaLN reads it.
+      adaln_B6C: float32 [B, 6, C], the shared map of it: gamma1, gamma2, scale1, scale2, shift1, shift2.
+      context_BTC: float32 [B, T, C], the input of the cross-attention's keys and values.
+      mask_BT: bool [B, T], True on text tokens that exist.
+    """
+
+    vector_BC: jax.Array
+    adaln_B6C: jax.Array
+    context_BTC: jax.Array
+    mask_BT: jax.Array
+
+
+def _normalise(x: jax.Array) -> jax.Array:
+    return x * jax.lax.rsqrt(jnp.maximum(jnp.square(x).sum(-1, keepdims=True), 1e-24))
+
+
+class SelfAttention(nn.Module):
+    """Cosine attention with a learned log-scale per head and rotary positions."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        heads, head = c.heads, c.head_size
+        axes = ("embed", "qkv", "heads", "head_size")
+        self.qkv = Dense((c.width, 3, heads, head), axes, weight_init(c), c.compute_dtype, bias=False)
+        zeros = nn.initializers.zeros
+        self.query_bias = parameter(self, "query_bias", zeros, (heads, head), ("heads", "head_size"))
+        self.value_bias = parameter(self, "value_bias", zeros, (heads, head), ("heads", "head_size"))
+        self.log_scale = parameter(self, "log_scale", nn.initializers.constant(math.log(4.0)), (heads,), ("heads",))
+        self.out = Dense((c.width, c.width), ("heads", "embed"), output_init(c), c.compute_dtype)
+
+    def project(self, x_BLC: jax.Array, cos_Ln, sin_Ln) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys, values, each float32 [B, H, L, head], turned to their positions."""
+        qkv = self.qkv(x_BLC).transpose(2, 0, 3, 1, 4)
+        scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
+        q = _normalise(qkv[0] + self.query_bias[:, None]) * scale[:, None, None]
+        k = _normalise(qkv[1])
+        v = qkv[2] + self.value_bias[:, None]
+        return rotate(q, cos_Ln, sin_Ln), rotate(k, cos_Ln, sin_Ln), v
+
+    def merge(self, out_BHLd: jax.Array) -> jax.Array:
+        """Output projection of all heads, float32 [B, L, C]."""
+        B, _, L, _ = out_BHLd.shape
+        return self.out(out_BHLd.transpose(0, 2, 1, 3).reshape(B, L, self.config.width))
+
+
+class CrossAttention(nn.Module):
+    """Attention of picture tokens to the text's valid tokens."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        heads, head = c.heads, c.head_size
+        self.query = Dense((c.width, heads, head), ("embed", "heads", "head_size"), weight_init(c), c.compute_dtype)
+        axes = ("embed", "qkv", "heads", "head_size")
+        self.kv = Dense((c.width, 2, heads, head), axes, weight_init(c), c.compute_dtype, bias=False)
+        zeros = nn.initializers.zeros
+        self.value_bias = parameter(self, "value_bias", zeros, (heads, head), ("heads", "head_size"))
+        self.out = Dense((c.width, c.width), ("heads", "embed"), output_init(c), c.compute_dtype)
+
+    def keys_values(self, context_BTC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of the text, each float32 [B, H, T, head]."""
+        kv = self.kv(context_BTC).transpose(2, 0, 3, 1, 4)
+        return kv[0], kv[1] + self.value_bias[:, None]
+
+    def __call__(self, x_BLC: jax.Array, text_kv: tuple[jax.Array, jax.Array], mask_BT: jax.Array) -> jax.Array:
+        """float32 [B, L, C]."""
+        B, L, C = x_BLC.shape
+        q = self.query(x_BLC).transpose(0, 2, 1, 3) / math.sqrt(self.config.head_size)
+        out = attend(q, *text_kv, self.config.compute_dtype, mask_BT[:, None, None, :])
+        return self.out(out.transpose(0, 2, 1, 3).reshape(B, L, C))
+
+
+class FeedForward(nn.Module):
+    """Two linear layers with GELU (tanh form) between."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, x_BLC: jax.Array) -> jax.Array:
+        c = self.config
+        hidden = Dense((c.width, c.ffn_width), ("embed", "mlp"), weight_init(c), c.compute_dtype, name="fc1")(x_BLC)
+        hidden = nn.gelu(hidden, approximate=True)
+        return Dense((c.ffn_width, c.width), ("mlp", "embed"), output_init(c), c.compute_dtype, name="fc2")(hidden)
+
+
+class Block(nn.Module):
+    """A block. `__call__` sees all scales at once (training); `step` sees one scale and the cached past (sampling).
+
+    Attributes:
+      config, schedule: what is computed.
+      deterministic: no stochastic depth. Otherwise `__call__` needs the random stream "drop_path".
+    """
+
+    config: TransformerConfig
+    schedule: ScaleSchedule
+    deterministic: bool = True
+
+    def setup(self):
+        c = self.config
+        self.adaln_table = parameter(self, "adaln_table", adaln_init(c), (6, c.width), ("adaln", "embed"))
+        self.self_attention = SelfAttention(c)
+        self.cross_attention = CrossAttention(c)
+        self.cross_norm_scale = parameter(self, "cross_norm_scale", nn.initializers.ones, (c.width,), ("embed",))
+        self.cross_norm_bias = parameter(self, "cross_norm_bias", nn.initializers.zeros, (c.width,), ("embed",))
+        self.ffn = FeedForward(c)
+
+    def __call__(self, x_BLC: jax.Array, drop_rate: jax.Array, condition: Condition) -> tuple[jax.Array, None]:
+        """The residual stream float32 [B, L, C] after this block (and None, as a scan over layers wants).
+
+        Args:
+          drop_rate: float32 scalar, how often a picture skips the self-attention, and the feed-forward layer.
+        """
+        cos_Ln, sin_Ln = rope_table(self.schedule, self.config.head_size)
+        gamma1, gamma2, *modulation = self._modulation(condition)
+        q, k, v = self.self_attention.project(modulate(x_BLC, modulation[0], modulation[2]), cos_Ln, sin_Ln)
+        attended = block_causal_attention(q, k, v, self.schedule, self.config.compute_dtype)
+        update = self.self_attention.merge(attended) * gamma1[:, None]
+        x_BLC += self._drop_path(update, drop_rate)
+        x_BLC += self._cross(x_BLC, self.cross_attention.keys_values(condition.context_BTC), condition.mask_BT)
+        update = self.ffn(modulate(x_BLC, modulation[1], modulation[3])) * gamma2[:, None]
+        return x_BLC + self._drop_path(update, drop_rate), None
+
+    def step(
+        self, x_BNC: jax.Array, past: tuple[jax.Array, jax.Array], text_kv, condition: Condition, scale: int
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        """One scale of N tokens.
+
+        Args:
+          past: keys and values of all earlier scales, each float32 [B, H, P, head].
+          text_kv: from `text_keys_values`.
+          scale: its number in the schedule, from 0.
+        Returns:
+          the residual stream float32 [B, N, C], and this scale's keys and values, each [B, H, N, head].
+        """
+        gamma1, gamma2, *modulation = self._modulation(condition)
+        q, k, v = self.self_attention.project(modulate(x_BNC, modulation[0], modulation[2]), *self._positions(scale))
+        keys, values = jnp.concatenate([past[0], k], 2), jnp.concatenate([past[1], v], 2)
+        attended = attend(q, keys, values, self.config.compute_dtype)
+        x_BNC += self.self_attention.merge(attended) * gamma1[:, None]
+        x_BNC += self._cross(x_BNC, text_kv, condition.mask_BT)
+        return x_BNC + self.ffn(modulate(x_BNC, modulation[1], modulation[3])) * gamma2[:, None], (k, v)
+
+    def text_keys_values(self, context_BTC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values of the text for the cross-attention, each float32 [B, H, T, head]."""
+        return self.cross_attention.keys_values(context_BTC)
+
+    def _positions(self, scale: int):
+        """The scale's rows of the rotary table; they depend on the scale, not on what was cached before it."""
+        start, end = self.schedule.offsets[scale : scale + 2]
+        return tuple(table_Ln[start:end] for table_Ln in rope_table(self.schedule, self.config.head_size))
+
+    def _modulation(self, condition: Condition) -> list[jax.Array]:
+        """gamma1, gamma2, scale1, scale2, shift1, shift2, each float32 [B, C]."""
+        adaln_B6C = condition.adaln_B6C + self.adaln_table
+        return [adaln_B6C[:, i] for i in range(6)]
+
+    def _cross(self, x_BLC: jax.Array, text_kv, mask_BT: jax.Array) -> jax.Array:
+        normed = layer_norm(x_BLC) * self.cross_norm_scale + self.cross_norm_bias
+        return self.cross_attention(normed, text_kv, mask_BT)
+
+    def _drop_path(self, update_BLC: jax.Array, rate: jax.Array) -> jax.Array:
+        if self.deterministic:
+            return update_BLC
+        kept_B = jax.random.bernoulli(self.make_rng("drop_path"), 1 - rate, update_BLC.shape[:1])
+        return update_BLC * (kept_B / (1 - rate))[:, None, None]

@@ -1,0 +1,93 @@
+"""Parameters with logical axis names, and the small layers that the transformer is made of.
+
+Logical axis names, for sharding rules:
+
+| name      | what                                              |
+|-----------|---------------------------------------------------|
+| layers    | depth of the stacked blocks                       |
+| embed     | width C of the residual stream                    |
+| qkv       | query, key, value (3) or key, value (2)           |
+| heads     | attention heads                                   |
+| head_size | channels of one head                              |
+| mlp       | hidden channels of the feed-forward layer         |
+| text      | channels of the text encoder                      |
+| text_rows | rows of the learned table of the empty caption    |
+| scales    | rows of the scale embedding                       |
+| bits      | bits that come in, or logits that go out          |
+| adaln     | the 6 (block) or 2 (head) modulations             |
+"""
+
+import math
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from infinity_jax.config import TransformerConfig
+from infinity_jax.model.matmul import matmul
+
+NORM_EPS = 1e-6
+ADALN_INIT, GAMMA_INIT = 1e-3, 5e-6
+
+
+def weight_init(config: TransformerConfig, factor: float = 1.0) -> Callable:
+    """Truncated normal of deviation `factor` * sqrt(1 / C / 3): fresh weights and embeddings."""
+    return nn.initializers.truncated_normal(factor * math.sqrt(1 / config.width / 3))
+
+
+def output_init(config: TransformerConfig) -> Callable:
+    """Initialiser of projections that add to the residual stream: smaller in deeper models."""
+    return weight_init(config, 1 / math.sqrt(2 * config.layers))
+
+
+def adaln_init(config: TransformerConfig) -> Callable:
+    """Initialiser of [..., 6, C]: small rows gamma1, gamma2, then scale1, scale2, shift1, shift2."""
+
+    def init(key, shape, dtype=jnp.float32):
+        factors = jnp.array([GAMMA_INIT] * 2 + [ADALN_INIT] * 4, dtype)[:, None]
+        return weight_init(config)(key, shape, dtype) * factors
+
+    return init
+
+
+def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+    """A float32 parameter of `module` with one logical axis name per dimension."""
+    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+
+
+class Dense(nn.Module):
+    """Linear map of the last axis.
+
+    Attributes:
+      axes: logical names, the input's first.
+      shape: sizes; the first is the input's, the rest are the output's.
+      kernel_init: initialiser of the kernel.
+      dtype: of the product's operands.
+      bias: whether a bias is added.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str, ...]
+    kernel_init: Callable
+    dtype: str
+    bias: bool = True
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """float32 [..., in] -> float32 [..., *out]."""
+        y = matmul(x, parameter(self, "kernel", self.kernel_init, self.shape, self.axes), self.dtype)
+        if self.bias:
+            y += parameter(self, "bias", nn.initializers.zeros, self.shape[1:], self.axes[1:])
+        return y
+
+
+def layer_norm(x: jax.Array) -> jax.Array:
+    """Zero mean and unit variance over the last axis, without learned scale, eps 1e-6."""
+    centred = x - x.mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + NORM_EPS)
+
+
+def modulate(x_BLC: jax.Array, scale_BC: jax.Array, shift_BC: jax.Array) -> jax.Array:
+    """AdaLN: normalise, then scale by 1 + scale and shift, per picture."""
+    return layer_norm(x_BLC) * (1 + scale_BC[:, None]) + shift_BC[:, None]

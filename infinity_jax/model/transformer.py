@@ -1,0 +1,126 @@
+"""The bitwise autoregressive transformer: text and coarser scales in, bit logits of every scale out (spec section 4)."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Key
+
+from infinity_jax.config import TransformerConfig
+from infinity_jax.errors import UserError
+from infinity_jax.model.bit_head import BitHead
+from infinity_jax.model.block import Block, Condition
+from infinity_jax.model.layers import Dense, adaln_init, parameter, weight_init
+from infinity_jax.model.text_condition import TextCondition
+from infinity_jax.scales import ScaleSchedule
+
+SCALE_ROWS = 15
+
+
+class Transformer(nn.Module):
+    """Predicts the bits of every scale from the text and all coarser scales.
+
+    `__call__` is the teacher-forced pass of training. The sampler uses `text_condition`, `start`, `embed` and
+    `head` by themselves, and `Block.step` on the parameters under "blocks", which are stacked over layers.
+    """
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        self.text = TextCondition(c)
+        self.shared_adaln = Dense((c.width, 6, c.width), ("embed", "adaln", "embed_out"), adaln_init(c), c.compute_dtype)
+        self.start_position = parameter(self, "start_position", weight_init(c), (c.width,), ("embed",))
+        axes = ("scales", "embed")
+        self.scale_embedding = parameter(self, "scale_embedding", weight_init(c), (SCALE_ROWS, c.width), axes)
+        self.embed_bits = Dense((c.bits, c.width), ("bits", "embed"), weight_init(c), c.compute_dtype)
+        self.bit_head = BitHead(c)
+
+    @nn.compact
+    def __call__(
+        self,
+        inputs_BLd: Float[Array, "B L_minus_1 d"],
+        text_BTC: Float[Array, "B T C"],
+        text_mask_BT: Bool[Array, "B T"],
+        schedule: ScaleSchedule,
+        drop_caption_B: Bool[Array, "B"] | None = None,
+        deterministic: bool = True,
+    ) -> Float[Array, "B L d 2"]:
+        """Bit logits of all scales at once.
+
+        Args:
+          inputs_BLd: float32, the inputs of scales 2..K: resized running sums, row by row, one scale after the other.
+          text_BTC: float32 features of the text encoder.
+          text_mask_BT: True on tokens that exist.
+          schedule: static.
+          drop_caption_B: pictures whose caption is replaced by the learned empty one (for guidance).
+          deterministic: no stochastic depth; otherwise the random stream "drop_path" is needed.
+        Returns:
+          float32 logits; class 1 of the last axis means the bit is set.
+        Raises:
+          UserError: the inputs do not fit the schedule, or the text is longer than `text_length`.
+        """
+        c = self.config
+        if inputs_BLd.shape[1:] != (schedule.length - 1, c.bits):
+            raise UserError(
+                f"transformer inputs have shape {inputs_BLd.shape}; this schedule and model need "
+                f"[B, {schedule.length - 1}, {c.bits}] (all scales but the first)"
+            )
+        if drop_caption_B is not None:
+            empty_TC = self.text.empty(text_BTC.shape[1])
+            text_BTC = jnp.where(drop_caption_B[:, None, None], empty_TC, text_BTC)
+        condition = self.text_condition(text_BTC, text_mask_BT)
+        scale_of_token = jnp.asarray(schedule.scale_of_token)
+        x_BLC = jnp.concatenate([self.start(condition), self.embed_bits(inputs_BLd)], 1)
+        x_BLC += self.scale_embedding[scale_of_token]
+        blocks = nn.scan(
+            nn.remat(Block, prevent_cse=False) if c.remat else Block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True, "drop_path": True},
+            in_axes=(0, nn.broadcast),
+            length=c.layers,
+            unroll=1 if c.scan_layers else c.layers,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )(c, schedule, deterministic, name="blocks")
+        drop_rates = jnp.linspace(0.0, c.drop_path, c.layers)
+        x_BLC, _ = blocks(x_BLC, drop_rates, condition)
+        return self.head(x_BLC, condition)
+
+    def text_condition(self, text_BTC: jax.Array, text_mask_BT: jax.Array) -> Condition:
+        """What the blocks and the head read of the text."""
+        vector_BC, context_BTC = self.text(text_BTC, text_mask_BT)
+        return Condition(vector_BC, self.shared_adaln(nn.silu(vector_BC)), context_BTC, text_mask_BT)
+
+    def empty_caption(self, length: int) -> jax.Array:
+        """Learned features of an absent caption, float32 [length, text_channels]."""
+        return self.text.empty(length)
+
+    def start(self, condition: Condition) -> jax.Array:
+        """<SOS>, the first scale's only input, float32 [B, 1, C], without the scale embedding."""
+        return (condition.vector_BC + self.start_position)[:, None]
+
+    def embed(self, condition: Condition, inputs_BNd: jax.Array | None, scale: int) -> jax.Array:
+        """The residual stream float32 [B, N, C] before the first block, of the scale with number `scale`.
+
+        Args:
+          inputs_BNd: float32, the resized running sum; None for the first scale.
+        """
+        tokens = self.start(condition) if inputs_BNd is None else self.embed_bits(inputs_BNd)
+        return tokens + self.scale_embedding[scale]
+
+    def head(self, x_BNC: jax.Array, condition: Condition) -> jax.Array:
+        """Bit logits float32 [B, N, d, 2] from the last block's output."""
+        return self.bit_head(x_BNC, condition.vector_BC)
+
+
+def init_params(config: TransformerConfig, key: Key[Array, ""], schedule: ScaleSchedule) -> Any:
+    """Fresh parameters, a nested dict of float32 arrays, without their logical axis names."""
+    return nn.meta.unbox(abstract_or_init(config, key, schedule)["params"])
+
+
+def abstract_or_init(config: TransformerConfig, key: Key[Array, ""], schedule: ScaleSchedule) -> Any:
+    """Fresh variables with logical axis names attached; under `jax.eval_shape` only their shapes."""
+    inputs = jnp.zeros((1, schedule.length - 1, config.bits))
+    text, mask = jnp.zeros((1, 1, config.text_channels)), jnp.ones((1, 1), bool)
+    return Transformer(config).init(key, inputs, text, mask, schedule, jnp.zeros((1,), bool))

@@ -1,0 +1,152 @@
+"""`infinity-jax train`: picture -> tokenizer features -> bits -> self-correction -> transformer -> loss."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from infinity_jax import optim, pretrained, scales, train_state, training_loop
+from infinity_jax.config import TransformerConfig, from_dict
+from infinity_jax.correction import CorrectionConfig
+from infinity_jax.data import pipeline, sources
+from infinity_jax.data.encoded import EncodedSource, encode_source
+from infinity_jax.errors import UserError
+from infinity_jax.model.transformer import Transformer, init_params
+from infinity_jax.sample import SampleConfig, sample_hook
+from infinity_jax.text.encoder import TextEncoder, load_text_encoder
+from infinity_jax.tokenizer.model import Tokenizer
+from infinity_jax.train_state import TrainState
+from infinity_jax.train_step import LossConfig, make_eval_step, make_train_step
+
+
+def main(config: ConfigDict, workdir: str | Path) -> TrainState:
+    """Trains a transformer into `workdir`, or goes on with the run that is there.
+
+    Args:
+      config: as configs/emoji.py makes it: model, tokenizer, text, data, correction, loss, optim, train, sample.
+      workdir: gets checkpoints, metrics, sample sheets and a copy of the tokenizer.
+    Returns:
+      the last state.
+    Raises:
+      UserError: a value of the config, the data, a checkpoint or the disk stands in the way; the message says which.
+    """
+    model_config = from_dict(TransformerConfig, config.model, "model")
+    correction_config = from_dict(CorrectionConfig, config.correction, "correction")
+    loss_config = from_dict(LossConfig, config.loss, "loss")
+    optim_config = from_dict(optim.OptimConfig, config.optim, "optim")
+    sample_config = from_dict(SampleConfig, config.sample, "sample")
+    schedule = scales.make_schedule(config.data.scales)
+    workdir = Path(workdir)
+
+    tokenizer = keep_tokenizer(config.tokenizer, workdir, model_config, config.data.scales)
+    text_encoder = load_text_encoder(config.text.encoder, config.text.max_length)
+    _check_text(text_encoder, model_config)
+    source = sources.open_source(config.data.source, "train")
+    train = training_loop.train_config(config.train, len(source))
+    encoded = encode_split(source, tokenizer, text_encoder)
+
+    model = Transformer(model_config)
+    optimiser = optim.make_optimiser(optim_config, train.steps, no_decay=not_a_kernel)
+    params = init_params(model_config, jax.random.key(train.seed), schedule)
+    state = train_state.create(params, optimiser, optim_config.ema_decay > 0)
+    quantizer = tokenizer.config.quantizer
+    return training_loop.run(
+        workdir,
+        train,
+        state,
+        make_train_step(model, schedule, correction_config, loss_config, optim_config, optimiser, quantizer),
+        lambda first_step: pipeline.batches(
+            encoded, batch_size=train.batch_size, seed=train.seed, first_step=first_step
+        ),
+        config=config.to_dict(),
+        hooks=[
+            training_loop.Hook(
+                train.evaluate_every,
+                _validation(config.data.source, tokenizer, text_encoder, model, schedule, train.batch_size),
+            ),
+            training_loop.Hook(
+                train.sample_every,
+                sample_hook(source, tokenizer, text_encoder, model_config, sample_config, train.seed, workdir / "samples"),
+            ),
+        ],
+        load_params=lambda path, target: pretrained.load_transformer_params(path, target),
+    )
+
+
+def not_a_kernel(name: str) -> bool:
+    """Whether a parameter is exempt from weight decay: all but the linear maps are (spec section 6)."""
+    return name.split("/")[-1] != "kernel"
+
+
+def keep_tokenizer(
+    path: str, workdir: Path, model: TransformerConfig, preset: str
+) -> pretrained.TrainedTokenizer:
+    """The tokenizer to train with, copied into the workdir at the first start so that the run is complete in itself.
+
+    Raises:
+      UserError: it does not fit the model or the scale preset.
+    """
+    copy = workdir / "tokenizer"
+    tokenizer = pretrained.load_tokenizer(copy if copy.is_dir() else path)
+    if tokenizer.config.bits != model.bits:
+        raise UserError(
+            f"the tokenizer {path!r} has {tokenizer.config.bits} bits a token but config.model.bits is {model.bits}; "
+            f"use --config.model.bits={tokenizer.config.bits} or another --config.tokenizer"
+        )
+    if tokenizer.scales != preset:
+        raise UserError(
+            f"the tokenizer {path!r} was trained for scales {tokenizer.scales!r} but config.data.scales is {preset!r}; "
+            "use the same for both"
+        )
+    if not copy.is_dir():
+        pretrained.save_tokenizer(copy, tokenizer)
+    return tokenizer
+
+
+def encode_split(
+    source: sources.Source, tokenizer: pretrained.TrainedTokenizer, text_encoder: TextEncoder
+) -> EncodedSource:
+    """A split as the transformer reads it, from the cache where possible."""
+    return encode_source(source, Tokenizer(tokenizer.config), tokenizer.params, text_encoder, tokenizer.side)
+
+
+def _check_text(text_encoder: TextEncoder, model: TransformerConfig) -> None:
+    if text_encoder.channels != model.text_channels:
+        raise UserError(
+            f"text encoder {text_encoder.name!r} has {text_encoder.channels} channels but config.model.text_channels "
+            f"is {model.text_channels}; use --config.model.text_channels={text_encoder.channels}"
+        )
+    if text_encoder.max_length > model.text_length:
+        raise UserError(
+            f"config.text.max_length {text_encoder.max_length} is longer than config.model.text_length "
+            f"{model.text_length}, the rows of the learned empty caption; make them equal"
+        )
+
+
+def _validation(source_name: str, tokenizer, text_encoder, model: Transformer, schedule, batch_size: int):
+    """Hook: loss and accuracies on the validation split, with the averaged parameters."""
+    source = sources.open_source(source_name, "validation")
+    eval_step = make_eval_step(model, schedule, tokenizer.config.quantizer)
+    encoded = encode_split(source, tokenizer, text_encoder) if len(source) else None
+
+    def evaluate(step: int, state: TrainState) -> dict[str, Any]:
+        if encoded is None:
+            return {}
+        params = state.params if state.ema_params is None else state.ema_params
+        metrics = evaluate_loss(eval_step, params, encoded, batch_size)
+        return {f"validation_{name}": value for name, value in metrics.items()}
+
+    return evaluate
+
+
+def evaluate_loss(eval_step, params, encoded: EncodedSource, batch_size: int) -> dict[str, Any]:
+    """Mean over a split of what `make_eval_step` reports: floats and lists of floats."""
+    totals, count = None, 0
+    for batch in pipeline.eval_batches(encoded, batch_size):
+        valid = int(batch["valid"].sum())
+        metrics = jax.tree.map(lambda x, n=valid: np.asarray(x, np.float64) * n, eval_step(params, batch))
+        totals = metrics if totals is None else jax.tree.map(np.add, totals, metrics)
+        count += valid
+    return jax.tree.map(lambda x: (x / count).tolist(), totals)

@@ -1,0 +1,125 @@
+"""One training step of the transformer: features -> bits -> self-correction -> logits -> loss (paper Algorithm 2)."""
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Float, Int, Key, PyTree
+
+from infinity_jax import correction, losses, random, train_state
+from infinity_jax.correction import CorrectionConfig
+from infinity_jax.errors import UserError
+from infinity_jax.model.transformer import Transformer
+from infinity_jax.optim import OptimConfig
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.train_state import TrainState
+
+
+@dataclasses.dataclass(frozen=True)
+class LossConfig:
+    """How the transformer's loss is weighed.
+
+    Attributes:
+      token_weights: "uniform" or "by_scale" (spec section 5).
+      label_smoothing: of every bit.
+      caption_drop: share of the captions replaced by the learned empty caption, for guidance (spec section 4).
+    """
+
+    token_weights: str = "by_scale"
+    label_smoothing: float = 0.0
+    caption_drop: float = 0.1
+
+    def __post_init__(self):
+        if self.token_weights not in losses.TOKEN_WEIGHTS:
+            raise UserError(f"unknown loss.token_weights {self.token_weights!r}; use one of {losses.TOKEN_WEIGHTS}")
+        for name in ("label_smoothing", "caption_drop"):
+            if not 0 <= getattr(self, name) < 1:
+                raise UserError(f"loss.{name} {getattr(self, name)} must be in [0, 1)")
+
+
+def make_train_step(
+    model: Transformer,
+    schedule: ScaleSchedule,
+    correction_config: CorrectionConfig,
+    loss_config: LossConfig,
+    optim: OptimConfig,
+    optimiser: optax.GradientTransformation,
+    quantizer: str = "bsq",
+) -> Callable[[TrainState, dict[str, Array], Key[Array, ""]], tuple[TrainState, dict[str, Array]]]:
+    """The step (state, batch, key) -> (state, metrics), to be jitted.
+
+    The batch holds `features` float32 [B,h,w,d], `text` float [B,T,C] and `text_mask` bool [B,T].
+    Random_Flip and re-quantisation happen inside, so every step sees fresh flips.
+    """
+
+    def train_step(state, batch, key):
+        inputs_BLd, bits_BLd = corrected_inputs(
+            key, state.step, batch["features"], schedule, correction_config, quantizer
+        )
+        drop_B = jax.random.bernoulli(
+            random.stream(key, "caption drop", state.step), loss_config.caption_drop, batch["text"].shape[:1]
+        )
+
+        def loss_fn(params):
+            logits_BLd2 = model.apply(
+                {"params": params},
+                inputs_BLd,
+                batch["text"].astype(jnp.float32),
+                batch["text_mask"],
+                schedule,
+                drop_B,
+                deterministic=False,
+                rngs={"drop_path": random.stream(key, "drop path", state.step)},
+            )
+            return losses.bit_loss(
+                logits_BLd2, bits_BLd, schedule, loss_config.token_weights, loss_config.label_smoothing
+            )
+
+        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        metrics = {"loss": loss, **metrics, "gradient_norm": optax.global_norm(grads)}
+        return train_state.apply_gradients(state, grads, optimiser, optim.ema_decay), metrics
+
+    return train_step
+
+
+def corrected_inputs(
+    key: Key[Array, ""],
+    step: Int[Array, ""] | int,
+    features_BhwD: Float[Array, "B h w d"],
+    schedule: ScaleSchedule,
+    config: CorrectionConfig,
+    quantizer: str,
+) -> tuple[Float[Array, "B L-1 d"], Int[Array, "B L d"]]:
+    """Inputs float32 [B,L-1,d] and labels int8 [B,L,d] of a batch, with this step's random flips."""
+    batch, d = features_BhwD.shape[0], features_BhwD.shape[-1]
+    flips = correction.draw_flips(random.stream(key, "flip bits", step), schedule, batch, d, config)
+    return correction.self_correction(features_BhwD, flips, schedule, quantizer, config.requantise)
+
+
+def make_eval_step(
+    model: Transformer, schedule: ScaleSchedule, quantizer: str = "bsq"
+) -> Callable[[PyTree, dict[str, Array]], dict[str, Array]]:
+    """The jitted (params, batch) -> metrics of teacher forcing without flips, with uniform token weights.
+
+    The loss is a mean over the batch: where `valid` is false a picture counts nothing.
+    """
+
+    def eval_step(params, batch):
+        no_flips = CorrectionConfig(p=0.0)
+        inputs_BLd, bits_BLd = corrected_inputs(
+            jax.random.key(0), 0, batch["features"], schedule, no_flips, quantizer
+        )
+        text_BTC = batch["text"].astype(jnp.float32)
+        logits_BLd2 = model.apply({"params": params}, inputs_BLd, text_BTC, batch["text_mask"], schedule)
+
+        def one(logits_Ld2, bits_Ld):
+            loss, metrics = losses.bit_loss(logits_Ld2[None], bits_Ld[None], schedule)
+            return {"loss": loss, **metrics}
+
+        per_picture = jax.vmap(one)(logits_BLd2, bits_BLd)
+        valid_B = batch["valid"].astype(jnp.float32)
+        return jax.tree.map(lambda x: jnp.tensordot(valid_B, x, 1) / jnp.sum(valid_B), per_picture)
+
+    return jax.jit(eval_step)

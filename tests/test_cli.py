@@ -1,0 +1,157 @@
+import errno
+import subprocess
+import sys
+import types
+
+import pytest
+
+from infinity_jax import cli
+from infinity_jax.errors import UserError
+
+COMMANDS = ("prepare", "train-tokenizer", "train", "sample", "evaluate")
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Replaces a command's module by one whose `main` is the function given."""
+
+    def replace(name, main):
+        module = types.ModuleType(f"infinity_jax.{name}")
+        module.main = main  # pyright: ignore[reportAttributeAccessIssue]
+        monkeypatch.setitem(sys.modules, f"infinity_jax.{name}", module)
+        monkeypatch.setattr(f"infinity_jax.{name}", module, raising=False)
+
+    return replace
+
+
+@pytest.fixture(autouse=True)
+def process_unchanged(monkeypatch):
+    """Logging and memory settings are the process's, here the test run's."""
+    monkeypatch.setattr(cli, "_prepare_process", lambda: None)
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in COMMANDS)
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_of_a_command_has_an_example_and_explains_each_option(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, "--help"])
+    assert end.value.code == 0
+    text = capsys.readouterr().out
+    assert f"examples:\n  infinity-jax {name}" in text
+
+
+def test_help_does_not_import_jax():
+    code = (
+        "import sys; from infinity_jax import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: assert 'jax' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_config_changes_reach_the_training(command, tmp_path):
+    file = tmp_path / "small.py"
+    file.write_text(
+        "import ml_collections\n"
+        "def get_config(argument=None):\n"
+        "    return ml_collections.ConfigDict({'train': {'steps': 1}, 'argument': argument or ''})\n"
+    )
+    got = {}
+    for name in ("train", "train_tokenizer"):
+        command(name, lambda config, workdir, name=name: got.update({name: (config.to_dict(), workdir)}))
+    arguments = ["--config", f"{file}:debug", "--config.train.steps=5", "--workdir", "w"]
+    assert cli.main(["train", *arguments]) == 0
+    assert cli.main(["train-tokenizer", *arguments]) == 0
+    assert got["train"] == got["train_tokenizer"] == ({"train": {"steps": 5}, "argument": "debug"}, "w")
+
+
+def test_misspelt_config_key_names_the_nearest(tmp_path, capsys):
+    file = tmp_path / "small.py"
+    file.write_text(
+        "import ml_collections\n"
+        "def get_config(argument=None):\n"
+        "    return ml_collections.ConfigDict({'train': {'steps': 1}})\n"
+    )
+    assert cli.main(["train", "--config", str(file), "--workdir", "w", "--config.train.stpes=5"]) == 2
+    error = capsys.readouterr().err
+    assert "unknown config key config.train.stpes; did you mean config.train.steps?" in error
+    assert "Traceback" not in error
+
+
+def test_sampling_options(command):
+    got = {}
+    command("sample", lambda prompts, **options: got.update(prompts=prompts, **options))
+    options = ["--seed", "3", "--cfg", "1,2.5", "--tau", "0.5", "--top-p", "0.9", "--aspect-ratio", "3:2"]
+    more = ["--negative-prompt", "dog", "--guidance", "pyramid", "--checkpoint", "c", "--out", "o"]
+    assert cli.main(["sample", "red heart", "cat", *options, *more]) == 0
+    assert got == {
+        "prompts": ["red heart", "cat"],
+        "out": "o",
+        "checkpoint": "c",
+        "seed": 3,
+        "cfg": (1.0, 2.5),
+        "tau": (0.5,),
+        "top_p": 0.9,
+        "aspect_ratio": "3:2",
+        "negative_prompt": "dog",
+        "guidance": "pyramid",
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["sample", "--out", "o"],
+        ["sample", "a", "--out", "o", "--cfg", "high"],
+        ["sample", "a", "--out", "o", "--top-p", "1.5"],
+        ["sample", "a", "--out", "o", "--guidance", "strong"],
+        ["sample", "a", "--out", "o", "--config.x=1"],
+        ["evaluate", "--json", "f", "--seed", "-1"],
+        ["train", "--config", "f"],
+        ["train", "--config", "f", "--workdir", "w", "--confg.x=1"],
+        ["paint"],
+    ],
+)
+def test_wrong_arguments_end_with_code_2(arguments, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(arguments)
+    assert end.value.code == 2 and "error:" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UserError("width 770 is wrong; use 768"), 2, "width 770 is wrong; use 768"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/a/b"),
+            1,
+            "the disk is full while writing /a/b; make room",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_errors_become_messages_and_exit_codes(command, capsys, error, code, words):
+    def fail(source):
+        raise error
+
+    command("prepare", fail)
+    assert cli.main(["prepare"]) == code
+    captured = capsys.readouterr().err
+    assert words in captured and "Traceback" not in captured
+
+
+def test_other_errors_keep_their_traceback(command):
+    def fail(source):
+        raise OSError(errno.EIO, "broken")
+
+    command("prepare", fail)
+    with pytest.raises(OSError, match="broken"):
+        cli.main(["prepare"])

@@ -1,0 +1,68 @@
+import pytest
+
+from infinity_jax import config_files
+from infinity_jax.errors import UserError
+
+FILE = """
+import ml_collections
+
+def get_config(argument=None):
+    steps = 2 if argument == "debug" else 100
+    return ml_collections.ConfigDict(
+        {"train": {"steps": steps, "rate": 0.1, "every": "10%"}, "model": {"sizes": (1, 2)}, "data": {"source": "a"}}
+    )
+"""
+
+
+@pytest.fixture
+def path(tmp_path):
+    file = tmp_path / "small.py"
+    file.write_text(FILE)
+    return str(file)
+
+
+def test_argument_and_overrides(path):
+    assert config_files.load(path).train.steps == 100
+    assert config_files.load(f"{path}:debug").train.steps == 2
+    overrides = [
+        "train.steps=7",
+        "train.rate=2",
+        "train.every=9",
+        "model.sizes=(3,4,5)",
+        "data.source=folder:a b",
+    ]
+    config = config_files.load(f"{path}:debug", [f"--config.{override}" for override in overrides])
+    assert config.to_dict() == {
+        "train": {"steps": 7, "rate": 2.0, "every": "9"},
+        "model": {"sizes": (3, 4, 5)},
+        "data": {"source": "folder:a b"},
+    }
+
+
+def test_the_config_is_locked(path):
+    config = config_files.load(path)
+    with pytest.raises(AttributeError):
+        config.train.stepps = 3
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("--config.train.stepz=5", "unknown config key config.train.stepz; did you mean config.train.steps?"),
+        ("--config.trian.steps=5", "did you mean config.train.steps?"),
+        ("--config.steps=5", "did you mean config.train.steps?"),
+        ("--config.train=5", "unknown config key config.train;"),
+        ("--config.train.steps=many", "'many'.*same type"),
+        ("--config.train.steps=1.5", "'1.5'.*same type"),
+        ("--config.train.steps", "--config.key=value"),
+        ("--steps=5", "unknown argument '--steps=5'"),
+    ],
+)
+def test_mistakes_are_named(path, override, words):
+    with pytest.raises(UserError, match=words):
+        config_files.load(path, [override])
+
+
+def test_missing_file_names_those_that_exist(path):
+    with pytest.raises(UserError, match=r"no config file .*smal\.py; there are: .*small\.py"):
+        config_files.load(path.replace("small", "smal"))

@@ -1,0 +1,80 @@
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from infinity_jax import optim, train_state
+from infinity_jax.errors import UserError
+
+
+def test_learning_rate_warms_up_and_ends_at_the_final_fraction():
+    config = optim.OptimConfig(learning_rate=1.0, warmup_steps=4, schedule="cosine", final_fraction=0.1)
+    rate = optim.learning_rate(config, 20)
+    np.testing.assert_allclose([rate(s) for s in range(5)], [0.25, 0.5, 0.75, 1.0, 1.0])
+    assert rate(20) == pytest.approx(0.1)
+    rates = [float(rate(s)) for s in range(4, 21)]
+    assert rates == sorted(rates, reverse=True)
+
+
+@pytest.mark.parametrize("warmup_steps", [0, 1, 3])
+def test_constant_rate_stays(warmup_steps):
+    rate = optim.learning_rate(optim.OptimConfig(learning_rate=0.5, warmup_steps=warmup_steps), 10)
+    assert [float(rate(s)) for s in range(warmup_steps, 10)] == [0.5] * (10 - warmup_steps)
+
+
+def test_only_matrices_that_are_not_exempt_are_decayed():
+    params = {
+        "blocks": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3))},
+        "head": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)},
+        "start": jnp.ones((1, 3)),
+    }
+    decayed = optim.decayed(params, lambda name: name == "start", lambda name: name.startswith("blocks/"))
+    assert decayed == {
+        "blocks": {"kernel": True, "bias": False},
+        "head": {"kernel": True, "bias": False},
+        "start": False,
+    }
+    # With zero gradients nothing but the decay moves a parameter.
+    config = optim.OptimConfig(learning_rate=0.1, warmup_steps=0, weight_decay=0.5)
+    optimiser = optim.make_optimiser(config, 10, lambda name: name == "start")
+    updates: Any = optimiser.update(jax.tree.map(jnp.zeros_like, params), optimiser.init(params), params)[0]
+    assert float(updates["head"]["kernel"][0, 0]) == pytest.approx(-0.05)
+    assert not updates["head"]["bias"].any() and not updates["start"].any()
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    params = {"w": jnp.zeros((2, 2))}
+    optimiser = optim.make_optimiser(optim.OptimConfig(clip=1.0), 10)
+    huge, one = ({"w": jnp.full((2, 2), size)} for size in (1e6, 0.5))
+    updates: list[Any] = [optimiser.update(grads, optimiser.init(params), params)[0] for grads in (huge, one)]
+    np.testing.assert_allclose(updates[0]["w"], updates[1]["w"], rtol=1e-6)
+
+
+def test_average_follows_the_parameters_with_a_decay_that_warms_up():
+    optimiser = optax.sgd(1.0)
+    state = train_state.create({"w": jnp.zeros(1)}, optimiser, ema=True)
+    mean = 0.0
+    for step in range(30):
+        state = train_state.apply_gradients(state, {"w": -jnp.ones(1)}, optimiser, ema_decay=0.6)
+        decay = min(0.6, (1 + step) / (10 + step))
+        mean = decay * mean + (1 - decay) * (step + 1)
+        assert float(state.ema_params["w"][0]) == pytest.approx(mean, rel=1e-5)
+    assert int(state.step) == 30
+
+
+def test_without_an_average_none_is_kept():
+    optimiser = optax.sgd(1.0)
+    state = train_state.create({"w": jnp.zeros(1)}, optimiser, ema=False)
+    assert train_state.apply_gradients(state, {"w": jnp.ones(1)}, optimiser, 0.9).ema_params is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"schedule": "linear"}, {"learning_rate": 0.0}, {"clip": -1.0}, {"b2": 1.0}, {"warmup_steps": -1}],
+)
+def test_wrong_values_are_refused_by_name(wrong):
+    with pytest.raises(UserError, match=next(iter(wrong))):
+        optim.OptimConfig(**wrong)
