@@ -2,7 +2,6 @@
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
-OUT ?= quickstart
 TRAIN_PROMPTS := "beating heart" "pizza" "cat face" "rocket" "sunflower" "soccer ball" "red apple" "police car"
 # Of the split `compositions`: never trained on, though their parts were, in other pictures.
 HELD_OUT_PROMPTS := "woman astronaut, medium-light skin tone" "man farmer" "man zombie" "woman getting haircut" \
@@ -11,13 +10,13 @@ HELD_OUT_PROMPTS := "woman astronaut, medium-light skin tone" "man farmer" "man 
 .PHONY: quickstart test lint clean
 
 quickstart: .venv/installed
-	@rm -rf $(OUT)
+	@rm -rf quickstart/train
 	$(BIN)/infinity-jax prepare
-	$(BIN)/infinity-jax sample $(TRAIN_PROMPTS) $(HELD_OUT_PROMPTS) --out $(OUT)/samples
-	$(BIN)/infinity-jax train --config configs/emoji.py --workdir $(OUT)/train \
+	$(BIN)/infinity-jax sample $(TRAIN_PROMPTS) $(HELD_OUT_PROMPTS) --out quickstart/samples
+	$(BIN)/infinity-jax train --config configs/emoji.py --workdir quickstart/train \
 		--config.train.init_from=bundled --config.train.steps=30 --config.train.log_every=5
-	@echo "pictures: $(OUT)/samples/sheet.png (the last 8 prompts were never trained on)"
-	@echo "training: $(OUT)/train (metrics.jsonl, checkpoints); the same train command goes on from there"
+	@echo "pictures: quickstart/samples/sheet.png (the last 8 prompts were never trained on)"
+	@echo "training: quickstart/train (metrics.jsonl, checkpoints); the same train command goes on from there"
 	@echo "data:     $${INFINITY_DATA:-$$HOME/.cache/infinity_jax}"
 
 test: .venv/installed-test
@@ -41,4 +40,4 @@ lint: .venv/installed-test
 	@touch $@
 
 clean:
-	rm -rf .venv $(OUT)
+	rm -rf .venv quickstart

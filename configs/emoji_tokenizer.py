@@ -23,7 +23,9 @@ def get_config(argument: str = "") -> ConfigDict:
             compute_dtype="float32",
         )
     )
-    config.loss = ConfigDict(dict(l1=1.0, features=0.05, quantizer=4.0, scale_drop=0.3, detach_residuals=True))
+    config.loss = ConfigDict(
+        dict(l1=1.0, features=0.05, quantizer=4.0, scale_drop=0.3, detach_residuals=True)
+    )
     config.optim = ConfigDict(
         dict(
             learning_rate=1e-3,

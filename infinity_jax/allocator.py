@@ -4,7 +4,7 @@ import ctypes
 import sys
 
 # Parameters of mallopt(3) in glibc's malloc.h.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX = -1, -2, -4
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
 
 
 def keep_freed_memory() -> None:
@@ -18,6 +18,8 @@ def keep_freed_memory() -> None:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:  # another C library, like musl
         return
+    # One arena: those of other threads are mapped and returned whole, XLA's large temporary buffer at every step.
+    mallopt(_ARENA_MAX, 1)
     mallopt(_MMAP_MAX, 0)
     mallopt(_TRIM_THRESHOLD, -1)
     mallopt(_TOP_PAD, 1 << 28)

@@ -43,11 +43,18 @@ class TokenizerConfig:
     compute_dtype: str = "float32"
 
     def __post_init__(self):
-        _check(1 <= self.bits <= 64, f"tokenizer bits {self.bits} is out of range; use 1 to 64 (the paper: 14 to 64)")
+        _check(
+            1 <= self.bits <= 64,
+            f"tokenizer bits {self.bits} is out of range; use 1 to 64 (the paper: 14 to 64)",
+        )
         _check(self.quantizer in ("bsq", "lfq"), f"unknown quantizer {self.quantizer!r}; use 'bsq' or 'lfq'")
-        _check(self.compute_dtype in DTYPES, f"unknown compute_dtype {self.compute_dtype!r}; use one of {DTYPES}")
+        _check(
+            self.compute_dtype in DTYPES, f"unknown compute_dtype {self.compute_dtype!r}; use one of {DTYPES}"
+        )
         for width in (self.base_width * m for m in self.multipliers):
-            _check(width % 32 == 0, f"tokenizer width {width} is not divisible by 32, the groups of GroupNorm")
+            _check(
+                width % 32 == 0, f"tokenizer width {width} is not divisible by 32, the groups of GroupNorm"
+            )
 
     @property
     def stride(self) -> int:
@@ -86,9 +93,14 @@ class TransformerConfig:
         if w % h:
             below, above = w // h * h, (w // h + 1) * h
             raise UserError(f"width {w} is not divisible by heads {h}; nearest: {below}, {above}")
-        _check(self.head_size % 4 == 0, f"head size {self.head_size} (= {w} / {h}) is not a multiple of 4, as RoPE2d needs")
+        _check(
+            self.head_size % 4 == 0,
+            f"head size {self.head_size} (= {w} / {h}) is not a multiple of 4, as RoPE2d needs",
+        )
         _check(0 <= self.drop_path < 1, f"drop_path {self.drop_path} must be in [0, 1)")
-        _check(self.compute_dtype in DTYPES, f"unknown compute_dtype {self.compute_dtype!r}; use one of {DTYPES}")
+        _check(
+            self.compute_dtype in DTYPES, f"unknown compute_dtype {self.compute_dtype!r}; use one of {DTYPES}"
+        )
 
     @property
     def head_size(self) -> int:

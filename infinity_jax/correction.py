@@ -32,14 +32,16 @@ class CorrectionConfig:
 
     def __post_init__(self):
         if not 0 <= self.p <= 1:
-            raise UserError(f"correction.p {self.p} must be in [0, 1]; the paper's best is 0.3, 0 turns it off")
+            raise UserError(
+                f"correction.p {self.p} must be in [0, 1]; the paper's best is 0.3, 0 turns it off"
+            )
         if self.scales < 0:
             raise UserError(f"correction.scales {self.scales} must not be negative")
 
 
 def draw_flips(
     key: Key[Array, ""], schedule: ScaleSchedule, batch: int, bits: int, config: CorrectionConfig
-) -> tuple[Bool[Array, "B h w d"], ...]:
+) -> tuple[Bool[Array, "B _ _ d"], ...]:
     """Which bits are flipped: K arrays bool [B,h_k,w_k,d].
 
     The probability is drawn once per scale and batch, in steps of 0.01 (spec section 3).
@@ -47,7 +49,7 @@ def draw_flips(
     flips = []
     for k, (h, w) in enumerate(schedule.sizes):
         key_probability, key_bits = jax.random.split(jax.random.fold_in(key, k))
-        steps = int(round(config.p * 100)) if k < config.scales else 0
+        steps = round(config.p * 100) if k < config.scales else 0
         probability = jax.random.randint(key_probability, (), 0, steps + 1) / 100.0
         flips.append(jax.random.bernoulli(key_bits, probability, (batch, h, w, bits)))
     return tuple(flips)
@@ -55,11 +57,11 @@ def draw_flips(
 
 def self_correction(
     features_BHWd: Float[Array, "B H W d"],
-    flips: tuple[Bool[Array, "B h w d"], ...],
+    flips: tuple[Bool[Array, "B _ _ d"], ...],
     schedule: ScaleSchedule,
     quantizer: str = "bsq",
     requantise: bool = True,
-) -> tuple[Float[Array, "B L-1 d"], Int8[Array, "B L d"]]:
+) -> tuple[Float[Array, "B L_minus_1 d"], Int8[Array, "B L d"]]:
     """Inputs and labels of the transformer from tokenizer features (paper Algorithm 2).
 
     Args:
@@ -79,7 +81,9 @@ def self_correction(
         if k + 1 == schedule.n_scales:
             break
         seen_sum = pyramid.add_codes(seen_sum, bsq.to_codes(bits ^ flips[k], quantizer))
-        explained_sum = seen_sum if requantise else pyramid.add_codes(explained_sum, bsq.to_codes(bits, quantizer))
+        explained_sum = (
+            seen_sum if requantise else pyramid.add_codes(explained_sum, bsq.to_codes(bits, quantizer))
+        )
         inputs.append(pyramid.next_input(seen_sum, schedule.sizes[k + 1]).reshape(batch, -1, d))
     labels_BLd = jnp.concatenate(labels, axis=1).astype(jnp.int8)
     inputs_BLd = jnp.concatenate(inputs, axis=1) if inputs else jnp.zeros((batch, 0, d), jnp.float32)

@@ -34,11 +34,13 @@ class TrainedTokenizer:
       config: what it is.
       params: float32 parameters, nested dicts.
       scales: name of the scale preset that it is used with.
+      origin: commit, command and config of the run that made it, for the record.
     """
 
     config: TokenizerConfig
     params: PyTree
     scales: str
+    origin: Mapping[str, Any]
 
     @property
     def side(self) -> int:
@@ -55,14 +57,16 @@ class TrainedModel:
       config: the transformer's.
       params: the transformer's float32 parameters.
       text: how captions are read: {"encoder": name, "max_length": tokens}.
+      source: the data it was trained on, a name that `data.sources` knows.
       sample: the best known sampling settings: {"cfg", "tau", "top_p", "guidance"}.
-      origin: commit, command and config of the runs that made it, for the record.
+      origin: commit, command and config of the transformer's run, for the record.
     """
 
     tokenizer: TrainedTokenizer
     config: TransformerConfig
     params: PyTree
     text: Mapping[str, Any]
+    source: str
     sample: Mapping[str, Any]
     origin: Mapping[str, Any]
 
@@ -81,7 +85,8 @@ def load_tokenizer(path: str | Path) -> TrainedTokenizer:
     if (folder / _CONFIG).is_file():
         values = _read_config(folder)
         config = from_dict(TokenizerConfig, values["tokenizer"], "tokenizer")
-        return TrainedTokenizer(config, _read_arrays(folder / _TOKENIZER), values["scales"])
+        params = _read_arrays(folder / _TOKENIZER)
+        return TrainedTokenizer(config, params, values["scales"], values["origin"]["tokenizer"])
     if (folder / "tokenizer").is_dir():
         return load_tokenizer(folder / "tokenizer")
     from infinity_jax import train_tokenizer
@@ -89,12 +94,14 @@ def load_tokenizer(path: str | Path) -> TrainedTokenizer:
 
     reader, run_config = _open_run(folder, "the tokenizer of an exported folder or of a training run")
     if "tokenizer" in run_config:
-        raise UserError(f"{folder} holds a transformer's run but its folder tokenizer/ is missing; restore that folder")
+        raise UserError(
+            f"{folder} holds a transformer's run but its folder tokenizer/ is missing; restore that folder"
+        )
     config = from_dict(TokenizerConfig, run_config["model"], "model")
     preset = run_config["data"]["scales"]
     side = scales.make_schedule(preset).last[0] * config.stride
     target = jax.eval_shape(lambda: train_tokenizer.initial_params(Tokenizer(config), side, 0))
-    return TrainedTokenizer(config, _restore(reader, target), preset)
+    return TrainedTokenizer(config, _restore(reader, target), preset, run_config)
 
 
 def load_model(path: str | Path) -> TrainedModel:
@@ -110,14 +117,14 @@ def load_model(path: str | Path) -> TrainedModel:
             raise UserError(f"{folder} holds a tokenizer only; to sample, give a transformer's checkpoint")
         config = from_dict(TransformerConfig, values["transformer"], "transformer")
         params = _read_arrays(folder / _TRANSFORMER)
-        parts = (values["text"], values["sample"], values["origin"])
+        parts = (values["text"], values["source"], values["sample"], values["origin"]["transformer"])
     else:
         reader, run_config = _open_run(folder, "a trained model")
         if "tokenizer" not in run_config:
             raise UserError(f"{folder} holds a tokenizer's run; to sample, give a transformer's checkpoint")
         config = from_dict(TransformerConfig, run_config["model"], "model")
         params = _restore(reader, transformer_shapes(config))
-        parts = (run_config["text"], run_config["sample"], {})
+        parts = (run_config["text"], run_config["data"]["source"], run_config["sample"], run_config)
     _check_shapes(folder, params, transformer_shapes(config))
     model = TrainedModel(load_tokenizer(folder), config, params, *parts)
     if model.tokenizer.config.bits != config.bits:
@@ -144,27 +151,44 @@ def transformer_shapes(config: TransformerConfig) -> PyTree:
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0), schedule))
 
 
-def save_tokenizer(folder: Path, tokenizer: TrainedTokenizer, dtype: str = "float32", **more) -> None:
-    """Writes config.json and tokenizer.safetensors; `more` are further keys of the config."""
+def save_tokenizer(folder: Path, tokenizer: TrainedTokenizer, dtype: str = "float32") -> None:
+    """Writes config.json and tokenizer.safetensors, weights in `dtype`: "float32", "bfloat16" or "float16"."""
     folder.mkdir(parents=True, exist_ok=True)
     _write_arrays(folder / _TOKENIZER, tokenizer.params, dtype)
-    config = {"scales": tokenizer.scales, "tokenizer": dataclasses.asdict(tokenizer.config), **more}
-    _replace(folder / _CONFIG, lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+    _write_config(folder, _tokenizer_section(tokenizer), {})
 
 
 def save_model(folder: Path, model: TrainedModel, dtype: str = "float32") -> None:
-    """Writes the folder that `load_model` reads; weights in `dtype`, "float32", "bfloat16" or "float16"."""
+    """Writes the folder that `load_model` reads; weights in `dtype` as in `save_tokenizer`."""
     folder.mkdir(parents=True, exist_ok=True)
+    _write_arrays(folder / _TOKENIZER, model.tokenizer.params, dtype)
     _write_arrays(folder / _TRANSFORMER, model.params, dtype)
-    save_tokenizer(
-        folder,
-        model.tokenizer,
-        dtype,
-        transformer=dataclasses.asdict(model.config),
-        text=dict(model.text),
-        sample=dict(model.sample),
-        origin=dict(model.origin),
+    transformer = {
+        "transformer": dataclasses.asdict(model.config),
+        "text": dict(model.text),
+        "source": model.source,
+        "sample": dict(model.sample),
+    }
+    _write_config(
+        folder, _tokenizer_section(model.tokenizer) | transformer, {"transformer": dict(model.origin)}
     )
+
+
+def _tokenizer_section(tokenizer: TrainedTokenizer) -> dict[str, Any]:
+    config = dataclasses.asdict(tokenizer.config)
+    return {"scales": tokenizer.scales, "tokenizer": config, "origin": {"tokenizer": dict(tokenizer.origin)}}
+
+
+def _write_config(folder: Path, values: dict[str, Any], more_origin: dict[str, Any]) -> None:
+    values = values | {"origin": values["origin"] | more_origin}
+    _replace(folder / _CONFIG, lambda path: path.write_text(json.dumps(values, indent=1) + "\n"))
+
+
+def has_transformer(folder: Path) -> bool:
+    """Whether a checkpoint's folder holds a whole system, not a tokenizer alone."""
+    if (folder / _CONFIG).is_file():
+        return (folder / _TRANSFORMER).is_file()
+    return (folder / "tokenizer").is_dir()
 
 
 def _open_run(folder: Path, wanted: str) -> tuple[Checkpointer, dict[str, Any]]:
@@ -185,9 +209,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads((folder / _CONFIG).read_text())
     except ValueError as error:
-        raise UserError(f"{folder / _CONFIG} is not readable JSON ({error}); export the checkpoint again") from error
+        raise UserError(
+            f"{folder / _CONFIG} is not readable JSON ({error}); export the checkpoint again"
+        ) from error
     if not isinstance(values, dict) or "tokenizer" not in values:
-        raise UserError(f"{folder / _CONFIG} has no section 'tokenizer'; it is not a checkpoint of this project")
+        raise UserError(
+            f"{folder / _CONFIG} has no section 'tokenizer'; it is not a checkpoint of this project"
+        )
     return values
 
 
@@ -195,7 +223,9 @@ def _read_arrays(path: Path) -> PyTree:
     try:
         flat = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the weights {path}: {error}; copy or export the checkpoint again") from error
+        raise UserError(
+            f"cannot read the weights {path}: {error}; copy or export the checkpoint again"
+        ) from error
     tree: dict[str, Any] = {}
     for name, array in flat.items():
         *parents, leaf = name.split("/")

@@ -122,10 +122,12 @@ def aspect_ratios() -> tuple[str, ...]:
 
 
 def parse_aspect_ratio(text: str) -> tuple[int, int]:
-    """"height:width" -> (height, width) in lowest terms. Raises UserError if it is not of that form."""
+    """ "height:width" -> (height, width) in lowest terms. Raises UserError if it is not of that form."""
     parts = str(text).split(":")
     if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
-        raise UserError(f"aspect ratio {text!r} is not of the form HEIGHT:WIDTH with whole numbers, like 1:1 or 3:2")
+        raise UserError(
+            f"aspect ratio {text!r} is not of the form HEIGHT:WIDTH with whole numbers, like 1:1 or 3:2"
+        )
     h, w = (int(part) for part in parts)
     divisor = math.gcd(h, w)
     return h // divisor, w // divisor
@@ -149,7 +151,9 @@ def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
     ratio = parse_aspect_ratio(aspect_ratio)
     if preset in SMALL_PRESETS:
         if ratio != (1, 1):
-            raise UserError(f"preset {preset!r} is square: aspect ratio {aspect_ratio!r} is unknown to it; use 1:1")
+            raise UserError(
+                f"preset {preset!r} is square: aspect ratio {aspect_ratio!r} is unknown to it; use 1:1"
+            )
         sizes = tuple((n, n) for n in SMALL_PRESETS[preset])
         return ScaleSchedule(sizes, sizes[-1])
     if preset not in BUDGETS:
@@ -164,6 +168,8 @@ def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
 def dense_schedule(last: int) -> ScaleSchedule:
     """The tokenizer's square training schedule up to `last`: every size to 16, then coarser (spec section 2)."""
     if last not in _DENSE_SIZES:
-        raise UserError(f"no dense schedule ends in {last}x{last}; possible ends: {', '.join(map(str, _DENSE_SIZES))}")
+        raise UserError(
+            f"no dense schedule ends in {last}x{last}; possible ends: {', '.join(map(str, _DENSE_SIZES))}"
+        )
     sizes = tuple((n, n) for n in _DENSE_SIZES if n <= last)
     return ScaleSchedule(sizes, sizes[-1])

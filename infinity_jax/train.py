@@ -1,31 +1,33 @@
 """`infinity-jax train`: picture -> tokenizer features -> bits -> self-correction -> transformer -> loss."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
-from infinity_jax import optim, pretrained, scales, train_state, training_loop
+from infinity_jax import optim, origin, pretrained, scales, train_state, training_loop
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.data import pipeline, sources
 from infinity_jax.data.encoded import EncodedSource, encode_source
 from infinity_jax.errors import UserError
 from infinity_jax.model.transformer import Transformer, init_params
-from infinity_jax.sample import SampleConfig, sample_hook
+from infinity_jax.pipeline import InfinityPipeline, SampleConfig
+from infinity_jax.sample import sheet_hook
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.train_state import TrainState
+from infinity_jax.train_state import TrainState, averaged
 from infinity_jax.train_step import LossConfig, make_eval_step, make_train_step
 
 
-def main(config: ConfigDict, workdir: str | Path) -> TrainState:
+def main(config: Any, workdir: str | Path) -> TrainState:
     """Trains a transformer into `workdir`, or goes on with the run that is there.
 
     Args:
-      config: as configs/emoji.py makes it: model, tokenizer, text, data, correction, loss, optim, train, sample.
+      config: a ConfigDict as configs/emoji.py makes it, with the sections model, text, data, correction, loss,
+        optim, train, sample and the key tokenizer.
       workdir: gets checkpoints, metrics, sample sheets and a copy of the tokenizer.
     Returns:
       the last state.
@@ -52,6 +54,19 @@ def main(config: ConfigDict, workdir: str | Path) -> TrainState:
     params = init_params(model_config, jax.random.key(train.seed), schedule)
     state = train_state.create(params, optimiser, optim_config.ema_decay > 0)
     quantizer = tokenizer.config.quantizer
+
+    def pipeline_of(state: TrainState) -> InfinityPipeline:
+        trained = pretrained.TrainedModel(
+            tokenizer,
+            model_config,
+            averaged(state),
+            config.text,
+            config.data.source,
+            dataclasses.asdict(sample_config),
+            {},
+        )
+        return InfinityPipeline(trained, text_encoder)
+
     return training_loop.run(
         workdir,
         train,
@@ -60,7 +75,7 @@ def main(config: ConfigDict, workdir: str | Path) -> TrainState:
         lambda first_step: pipeline.batches(
             encoded, batch_size=train.batch_size, seed=train.seed, first_step=first_step
         ),
-        config=config.to_dict(),
+        config=config.to_dict() | {"origin": origin.describe()},
         hooks=[
             training_loop.Hook(
                 train.evaluate_every,
@@ -68,7 +83,7 @@ def main(config: ConfigDict, workdir: str | Path) -> TrainState:
             ),
             training_loop.Hook(
                 train.sample_every,
-                sample_hook(source, tokenizer, text_encoder, model_config, sample_config, train.seed, workdir / "samples"),
+                sheet_hook(pipeline_of, source, train.seed, workdir / "samples"),
             ),
         ],
         load_params=lambda path, target: pretrained.load_transformer_params(path, target),
@@ -134,8 +149,7 @@ def _validation(source_name: str, tokenizer, text_encoder, model: Transformer, s
     def evaluate(step: int, state: TrainState) -> dict[str, Any]:
         if encoded is None:
             return {}
-        params = state.params if state.ema_params is None else state.ema_params
-        metrics = evaluate_loss(eval_step, params, encoded, batch_size)
+        metrics = evaluate_loss(eval_step, averaged(state), encoded, batch_size)
         return {f"validation_{name}": value for name, value in metrics.items()}
 
     return evaluate

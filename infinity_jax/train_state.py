@@ -54,3 +54,8 @@ def apply_gradients(
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
         ema_params = jax.tree.map(lambda mean, p: mean + (1 - decay) * (p - mean), ema_params, params)
     return TrainState(state.step + 1, params, opt_state, ema_params)
+
+
+def averaged(state: TrainState) -> PyTree:
+    """The parameters to judge a model by: the moving average, or the parameters of a run without one."""
+    return state.params if state.ema_params is None else state.ema_params

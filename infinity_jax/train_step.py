@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +34,9 @@ class LossConfig:
 
     def __post_init__(self):
         if self.token_weights not in losses.TOKEN_WEIGHTS:
-            raise UserError(f"unknown loss.token_weights {self.token_weights!r}; use one of {losses.TOKEN_WEIGHTS}")
+            raise UserError(
+                f"unknown loss.token_weights {self.token_weights!r}; use one of {losses.TOKEN_WEIGHTS}"
+            )
         for name in ("label_smoothing", "caption_drop"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"loss.{name} {getattr(self, name)} must be in [0, 1)")
@@ -63,7 +66,7 @@ def make_train_step(
         )
 
         def loss_fn(params):
-            logits_BLd2 = model.apply(
+            logits_BLd2 = cast(Any, model.apply)(
                 {"params": params},
                 inputs_BLd,
                 batch["text"].astype(jnp.float32),
@@ -91,7 +94,7 @@ def corrected_inputs(
     schedule: ScaleSchedule,
     config: CorrectionConfig,
     quantizer: str,
-) -> tuple[Float[Array, "B L-1 d"], Int[Array, "B L d"]]:
+) -> tuple[Float[Array, "B L_minus_1 d"], Int[Array, "B L d"]]:
     """Inputs float32 [B,L-1,d] and labels int8 [B,L,d] of a batch, with this step's random flips."""
     batch, d = features_BhwD.shape[0], features_BhwD.shape[-1]
     flips = correction.draw_flips(random.stream(key, "flip bits", step), schedule, batch, d, config)
@@ -112,7 +115,9 @@ def make_eval_step(
             jax.random.key(0), 0, batch["features"], schedule, no_flips, quantizer
         )
         text_BTC = batch["text"].astype(jnp.float32)
-        logits_BLd2 = model.apply({"params": params}, inputs_BLd, text_BTC, batch["text_mask"], schedule)
+        logits_BLd2 = cast(Any, model.apply)(
+            {"params": params}, inputs_BLd, text_BTC, batch["text_mask"], schedule
+        )
 
         def one(logits_Ld2, bits_Ld):
             loss, metrics = losses.bit_loss(logits_Ld2[None], bits_Ld[None], schedule)

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from infinity_jax import optim, scales, train_state, training_loop
+from infinity_jax import optim, origin, scales, train_state, training_loop
 from infinity_jax.config import TokenizerConfig, from_dict
 from infinity_jax.data import pictures, pipeline, sources
 from infinity_jax.evaluation import sheets
@@ -17,16 +17,16 @@ from infinity_jax.evaluation.efficientnet import load_efficientnet
 from infinity_jax.evaluation.reconstruction import mean_psnr
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 from infinity_jax.tokenizer.train_step import TokenizerLossConfig, make_train_step
-from infinity_jax.train_state import TrainState
+from infinity_jax.train_state import TrainState, averaged
 
 SHEET_PICTURES = 12
 
 
-def main(config: ConfigDict, workdir: str | Path) -> TrainState:
+def main(config: Any, workdir: str | Path) -> TrainState:
     """Trains a tokenizer into `workdir`, or goes on with the run that is there.
 
     Args:
-      config: as configs/emoji_tokenizer.py makes it, with the sections model, loss, optim, data, train.
+      config: a ConfigDict as configs/emoji_tokenizer.py makes it: model, loss, optim, data, train.
       workdir: gets checkpoints, metrics and picture sheets.
     Returns:
       the last state.
@@ -44,7 +44,9 @@ def main(config: ConfigDict, workdir: str | Path) -> TrainState:
     train = training_loop.train_config(config.train, len(source))
     tokenizer = Tokenizer(model)
     optimiser = optim.make_optimiser(optim_config, train.steps)
-    state = train_state.create(initial_params(tokenizer, side, train.seed), optimiser, optim_config.ema_decay > 0)
+    state = train_state.create(
+        initial_params(tokenizer, side, train.seed), optimiser, optim_config.ema_decay > 0
+    )
 
     def decode(record):
         return {"image": pictures.decode(record["image"], side, side)}
@@ -57,7 +59,7 @@ def main(config: ConfigDict, workdir: str | Path) -> TrainState:
         lambda first_step: pipeline.batches(
             source, batch_size=train.batch_size, seed=train.seed, first_step=first_step, transform=decode
         ),
-        config=config.to_dict(),
+        config=config.to_dict() | {"origin": origin.describe()},
         hooks=_hooks(tokenizer, test_schedule, config, train, decode, Path(workdir)),
     )
 
@@ -67,13 +69,15 @@ def initial_params(tokenizer: Tokenizer, side: int, seed: int):
     last = side // tokenizer.config.stride
     init = jax.jit(tokenizer.init, static_argnums=2)
     image = jnp.zeros((1, side, side, 3), jnp.float32)
-    return nn.unbox(init(jax.random.key(seed), image, scales.ScaleSchedule(((last, last),), (last, last))))["params"]
+    return nn.unbox(init(jax.random.key(seed), image, scales.ScaleSchedule(((last, last),), (last, last))))[
+        "params"
+    ]
 
 
 def _hooks(
     tokenizer: Tokenizer,
     schedule: scales.ScaleSchedule,
-    config: ConfigDict,
+    config: Any,
     train: training_loop.TrainConfig,
     decode: Callable,
     workdir: Path,
@@ -85,8 +89,7 @@ def _hooks(
     jitted = jax.jit(lambda params, image: reconstruct(tokenizer, params, image, schedule))
 
     def reconstruct_batch(state: TrainState, image: np.ndarray) -> np.ndarray:
-        params = state.params if state.ema_params is None else state.ema_params
-        return pictures.to_uint8(np.asarray(jitted(params, pictures.to_float(image))))
+        return pictures.to_uint8(np.asarray(jitted(averaged(state), pictures.to_float(image))))
 
     def evaluate(step: int, state: TrainState) -> dict[str, float]:
         pairs = []
@@ -97,7 +100,9 @@ def _hooks(
         return {"validation_psnr": mean_psnr(original, reconstruction)}
 
     def draw(step: int, state: TrainState) -> None:
-        image = np.stack([decode(validation[i])["image"] for i in range(min(SHEET_PICTURES, len(validation)))])
+        image = np.stack(
+            [decode(validation[i])["image"] for i in range(min(SHEET_PICTURES, len(validation)))]
+        )
         sheets.comparison_sheet(
             [image, reconstruct_batch(state, image)],
             ["original", "reconstruction"],

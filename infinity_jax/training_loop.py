@@ -264,7 +264,7 @@ class _Loop:
 
 def _check_finite(step: int, metrics: Mapping[str, Any], saved: int | None) -> None:
     """Raises UserError if the loss or the gradients' norm is not finite."""
-    for name in ("loss", "grad_norm"):
+    for name in ("loss", "gradient_norm"):
         if name in metrics and not np.isfinite(jax.device_get(metrics[name])):
             kept = (
                 "no checkpoint was saved before"

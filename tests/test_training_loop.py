@@ -181,6 +181,17 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, ba
     assert Checkpointer(tmp_path / "checkpoints", read_only=True).latest_step() == 5
 
 
+def test_gradients_that_are_not_finite_stop_the_run_too(tmp_path):
+    def step_fn(state, batch, seed_key):
+        state, values = toy_run.step_fn(state, batch, seed_key)
+        return state, {**values, "gradient_norm": jnp.where(state.step >= 5, jnp.inf, 1.0)}
+
+    with pytest.raises(UserError, match="gradient_norm is inf at step 5; no checkpoint was saved before"):
+        training_loop.run(
+            tmp_path, toy_run.config(), toy_run.fresh_state(), step_fn, toy_run.batches, toy_run.CONFIG
+        )
+
+
 def test_start_order(undisturbed, tmp_path):
     source = str(undisturbed[0])
     # init_from: the averaged parameters, a fresh optimiser, step 0.

@@ -13,15 +13,18 @@ _BLOCK = re.compile(r"(?:block_chunks\.(\d+)\.module\.(\d+)|blocks\.(\d+))\.(.+)
 
 
 def _outside_names(c: TransformerConfig) -> dict[str, tuple[str, tuple[int, ...]]]:
-    """Published name -> (our path, our shape) of what is outside the blocks. Published linear maps are [out, in]."""
+    """Published name -> (our path, our shape) of what is outside the blocks. Published linear maps are [out, in].
+
+    Published keys and values are one map; "key+value" stands for two of our paths along axis 1 of the shape.
+    """
     C, T, pool = c.width, c.text_channels, c.pool_heads
     return {
         "cfg_uncond": ("text/empty_caption", (c.text_length, T)),
         "pos_start": ("start_position", (C,)),
         "text_norm.weight": ("text/norm_scale", (T,)),
         "text_proj_for_sos.ca.mat_q": ("text/pool/query", (pool, C // pool)),
-        "text_proj_for_sos.ca.v_bias": ("text/pool/value_bias", (pool, C // pool)),
-        "text_proj_for_sos.ca.mat_kv.weight": ("text/pool/kv/kernel", (T, 2, pool, C // pool)),
+        "text_proj_for_sos.ca.v_bias": ("text/pool/value/bias", (pool, C // pool)),
+        "text_proj_for_sos.ca.mat_kv.weight": ("text/pool/key+value/kernel", (T, 2, pool, C // pool)),
         "text_proj_for_sos.ca.proj.weight": ("text/pool/out/kernel", (C, C)),
         "text_proj_for_sos.ca.proj.bias": ("text/pool/out/bias", (C,)),
         "text_proj_for_ca.0.weight": ("text/fc1/kernel", (T, C)),
@@ -46,15 +49,15 @@ def _block_names(c: TransformerConfig) -> dict[str, tuple[str, tuple[int, ...]]]
     return {
         "ada_gss": ("adaln_table", (6, C)),
         "sa.scale_mul_1H11": ("self_attention/log_scale", (H,)),
-        "sa.q_bias": ("self_attention/query_bias", (H, d)),
-        "sa.v_bias": ("self_attention/value_bias", (H, d)),
-        "sa.mat_qkv.weight": ("self_attention/qkv/kernel", (C, 3, H, d)),
+        "sa.q_bias": ("self_attention/query/bias", (H, d)),
+        "sa.v_bias": ("self_attention/value/bias", (H, d)),
+        "sa.mat_qkv.weight": ("self_attention/query+key+value/kernel", (C, 3, H, d)),
         "sa.proj.weight": ("self_attention/out/kernel", (C, C)),
         "sa.proj.bias": ("self_attention/out/bias", (C,)),
-        "ca.v_bias": ("cross_attention/value_bias", (H, d)),
+        "ca.v_bias": ("cross_attention/value/bias", (H, d)),
         "ca.mat_q.weight": ("cross_attention/query/kernel", (C, H, d)),
         "ca.mat_q.bias": ("cross_attention/query/bias", (H, d)),
-        "ca.mat_kv.weight": ("cross_attention/kv/kernel", (C, 2, H, d)),
+        "ca.mat_kv.weight": ("cross_attention/key+value/kernel", (C, 2, H, d)),
         "ca.proj.weight": ("cross_attention/out/kernel", (C, C)),
         "ca.proj.bias": ("cross_attention/out/bias", (C,)),
         "ca_norm.weight": ("cross_norm_scale", (C,)),
@@ -68,14 +71,22 @@ def _block_names(c: TransformerConfig) -> dict[str, tuple[str, tuple[int, ...]]]
 
 def _to_ours(name: str, value: np.ndarray, path: str, shape: tuple[int, ...]) -> np.ndarray:
     published = (int(np.prod(shape[1:])), shape[0]) if path.endswith("kernel") else None
-    if published is not None and value.shape != published or value.size != int(np.prod(shape)):
-        raise UserError(f"{name} has shape {value.shape}, which does not fit {path} {shape}; is it another model size?")
+    if (published is not None and value.shape != published) or value.size != int(np.prod(shape)):
+        raise UserError(
+            f"{name} has shape {value.shape}, which does not fit {path} {shape}; is it another model size?"
+        )
     value = value.T if path.endswith("kernel") else value
     return np.ascontiguousarray(value.reshape(shape), np.float32)
 
 
-def _put(tree: dict[str, Any], path: str, value: np.ndarray):
+def _put(tree: dict[str, Any], path: str, value: np.ndarray, split_axis: int = 1):
     *parents, leaf = path.split("/")
+    joined = next((i for i, part in enumerate(parents) if "+" in part), None)
+    if joined is not None:
+        for i, name in enumerate(parents[joined].split("+")):
+            part = np.ascontiguousarray(np.take(value, i, split_axis))
+            _put(tree, "/".join([*parents[:joined], name, *parents[joined + 1 :], leaf]), part)
+        return
     for parent in parents:
         tree = tree.setdefault(parent, {})
     tree[leaf] = value
@@ -103,18 +114,26 @@ def transformer_from_torch(state_dict: Mapping[str, np.ndarray], config: Transfo
         if match is None and name in outside:
             _put(params, outside[name][0], _to_ours(name, value, *outside[name]))
         elif match is not None and match[4] in inside:
-            layer = int(match[3]) if match[3] is not None else int(match[1]) * layers_per_chunk + int(match[2])
+            layer = (
+                int(match[3]) if match[3] is not None else int(match[1]) * layers_per_chunk + int(match[2])
+            )
             if layer in layers[match[4]]:
-                raise UserError(f"{name} gives layer {layer} a second time; the file mixes two layouts of blocks")
+                raise UserError(
+                    f"{name} gives layer {layer} a second time; the file mixes two layouts of blocks"
+                )
             layers[match[4]][layer] = _to_ours(name, value, *inside[match[4]])
         else:
-            raise UserError(f"unknown tensor {name!r} in the transformer's state dict; is it another kind of model?")
+            raise UserError(
+                f"unknown tensor {name!r} in the transformer's state dict; is it another kind of model?"
+            )
     missing = sorted(name for name in outside if name not in state_dict)
     for name, stack in layers.items():
         if sorted(stack) != list(range(config.layers)):
             missing.append(f"{name} of {config.layers} layers (found {len(stack)})")
             continue
-        _put(params, "blocks/" + inside[name][0], np.stack([stack[i] for i in range(config.layers)]))
+        _put(params, "blocks/" + inside[name][0], np.stack([stack[i] for i in range(config.layers)]), 2)
     if missing:
-        raise UserError(f"the transformer's state dict lacks {len(missing)} tensors: {', '.join(missing[:8])}")
+        raise UserError(
+            f"the transformer's state dict lacks {len(missing)} tensors: {', '.join(missing[:8])}"
+        )
     return params

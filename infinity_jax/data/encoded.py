@@ -32,7 +32,12 @@ class EncodedSource:
 
 
 def encode_source(
-    source: Source, tokenizer: Tokenizer, params, text_encoder: TextEncoder, side: int, cache_dir: Path | None = None
+    source: Source,
+    tokenizer: Tokenizer,
+    params,
+    text_encoder: TextEncoder,
+    side: int,
+    cache_dir: Path | None = None,
 ) -> EncodedSource:
     """Both features of all records, from disk where the same tokenizer and encoder have made them before.
 
@@ -48,7 +53,9 @@ def encode_source(
     return EncodedSource(_picture_features(records, tokenizer, params, side, cache_dir), text_NTC, mask_NT)
 
 
-def _picture_features(records, tokenizer: Tokenizer, params, side: int, cache_dir: Path) -> Float[np.ndarray, "N h w d"]:
+def _picture_features(
+    records, tokenizer: Tokenizer, params, side: int, cache_dir: Path
+) -> Float[np.ndarray, "N h w d"]:
     digest = hashlib.sha256(f"{tokenizer.config} {side}".encode())
     for leaf in jax.tree.leaves(params["encoder"]):
         digest.update(np.ascontiguousarray(leaf).tobytes())

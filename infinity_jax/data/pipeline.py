@@ -2,7 +2,7 @@
 
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import grain
 import numpy as np
@@ -13,6 +13,7 @@ Batch = dict[str, np.ndarray]
 _ENDLESS = 2**48  # Records: more than any run reads.
 
 
+@runtime_checkable
 class RandomAccess(Protocol):
     """A sequence of dicts: a `Source`, or records that are already arrays (for example encoded features)."""
 

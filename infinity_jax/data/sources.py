@@ -2,7 +2,7 @@
 
 import difflib
 from pathlib import Path
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
 from infinity_jax import paths
 from infinity_jax.errors import UserError
@@ -19,6 +19,7 @@ class Record(TypedDict):
     id: str
 
 
+@runtime_checkable
 class Source(Protocol):
     """Random access to the records of one split; can be pickled."""
 

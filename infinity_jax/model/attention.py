@@ -1,33 +1,77 @@
 """Softmax attention: one scale against its past, and all scales at once for training (spec section 4)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
-from infinity_jax.model.matmul import einsum
+from infinity_jax.model.matmul import precision, transposed_in_memory
 from infinity_jax.scales import ScaleSchedule
 
 MASKED = -1e30
 
 
+def _dot(a, b, contract: tuple[int, int], dtype: str) -> jax.Array:
+    """Product of [B, H, ...] arrays over one axis each, rounded operands, float32 sums."""
+    dimensions = (((contract[0],), (contract[1],)), ((0, 1), (0, 1)))
+    kind = {"precision": precision(dtype), "preferred_element_type": jnp.float32}
+    return lax.dot_general(a.astype(dtype), b.astype(dtype), dimensions, **kind)
+
+
+# Forward and backward keep the weights as [K, Q]: so the left operand of all six products has its
+# contracted axis last, which is the only quick form on a CPU, and only small arrays are transposed.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q_BHQd, k_BHKd, v_BHKd, mask_BHKQ, dtype):
+    return _attend_forward(q_BHQd, k_BHKd, v_BHKd, mask_BHKQ, dtype)[0]
+
+
+def _attend_forward(q_BHQd, k_BHKd, v_BHKd, mask_BHKQ, dtype):
+    q_BHQd, k_BHKd, v_BHKd = (x.astype(dtype) for x in (q_BHQd, k_BHKd, v_BHKd))
+    scores_BHKQ = _dot(k_BHKd, q_BHQd, (3, 3), dtype)
+    if mask_BHKQ is not None:
+        scores_BHKQ = jnp.where(mask_BHKQ, scores_BHKQ, MASKED)
+    weights_BHKQ = jnp.exp(scores_BHKQ - scores_BHKQ.max(2, keepdims=True))
+    total_BHQ1 = weights_BHKQ.sum(2)[..., None]
+    weights_BHKQ = weights_BHKQ.astype(dtype)
+    out_BHdQ = _dot(transposed_in_memory(v_BHKd), weights_BHKQ, (3, 2), dtype)
+    # Dividing after the product touches `head` numbers a query instead of K.
+    out_BHQd = transposed_in_memory(out_BHdQ) / total_BHQ1
+    return out_BHQd, (q_BHQd, k_BHKd, v_BHKd, weights_BHKQ, total_BHQ1, out_BHQd)
+
+
+def _attend_backward(dtype, saved, dout_BHQd):
+    q_BHQd, k_BHKd, v_BHKd, weights_BHKQ, total_BHQ1, out_BHQd = saved
+    dout_BHQd = dout_BHQd / total_BHQ1
+    mean_BH1Q = (dout_BHQd * out_BHQd).sum(-1)[:, :, None]
+    dout_BHQd = dout_BHQd.astype(dtype)
+    dv_BHKd = _dot(weights_BHKQ, dout_BHQd, (3, 2), dtype)
+    dweights_BHKQ = _dot(v_BHKd, dout_BHQd, (3, 3), dtype)
+    dscores_BHKQ = (weights_BHKQ.astype(jnp.float32) * (dweights_BHKQ - mean_BH1Q)).astype(dtype)
+    dk_BHKd = _dot(dscores_BHKQ, q_BHQd, (3, 2), dtype)
+    dq_BHdQ = _dot(transposed_in_memory(k_BHKd), dscores_BHKQ, (3, 2), dtype)
+    return transposed_in_memory(dq_BHdQ), dk_BHKd, dv_BHKd, None
+
+
+_attend.defvjp(_attend_forward, _attend_backward)
+
+
 def attend(
-    q_BHQd: jax.Array, k_BHKd: jax.Array, v_BHKd: jax.Array, dtype: str, mask: jax.Array | np.ndarray | None = None
+    q_BHQd: jax.Array,
+    k_BHKd: jax.Array,
+    v_BHKd: jax.Array,
+    dtype: str,
+    mask: jax.Array | np.ndarray | None = None,
 ) -> jax.Array:
     """softmax(q k^T) v with softmax scale 1, float32 [B, H, Q, head].
 
     Args:
       q_BHQd, k_BHKd, v_BHKd: float32.
-      dtype: what the operands of the two products are rounded to; the softmax is float32.
-      mask: bool, broadcast to [B, H, Q, K]; False = not visible. A query that sees nothing gets the mean of v.
+      dtype: what the operands of the products are rounded to; the softmax is float32.
+      mask: bool of four axes, broadcast to [B, H, Q, K]; False = not visible. A query that sees nothing gets the mean of v.
     """
-    scores_BHQK = einsum("bhqd,bhkd->bhqk", q_BHQd, k_BHKd, dtype)
-    if mask is not None:
-        scores_BHQK = jnp.where(mask, scores_BHQK, MASKED)
-    highest = jax.lax.stop_gradient(scores_BHQK.max(-1, keepdims=True))
-    weights_BHQK = jnp.exp(scores_BHQK - highest)
-    # Dividing after the product touches `head` numbers a query instead of K.
-    total_BHQ1 = weights_BHQK.sum(-1, keepdims=True)
-    return einsum("bhqk,bhkd->bhqd", weights_BHQK, v_BHKd, dtype) / total_BHQ1
+    return _attend(q_BHQd, k_BHKd, v_BHKd, None if mask is None else mask.swapaxes(2, 3), dtype)
 
 
 def block_causal_mask(schedule: ScaleSchedule) -> np.ndarray:
@@ -53,7 +97,7 @@ def block_causal_attention(
     joined = joined_scales(schedule)
     offsets = schedule.offsets
     end = offsets[joined]
-    mask = block_causal_mask(schedule.prefix(joined)) if joined > 1 else None
+    mask = block_causal_mask(schedule.prefix(joined))[None, None] if joined > 1 else None
     parts = [attend(q_BHLd[:, :, :end], k_BHLd[:, :, :end], v_BHLd[:, :, :end], dtype, mask)]
     for start, end in zip(offsets[joined:-1], offsets[joined + 1 :], strict=True):
         parts.append(attend(q_BHLd[:, :, start:end], k_BHLd[:, :, :end], v_BHLd[:, :, :end], dtype))

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.model.attention import attend, block_causal_attention
-from infinity_jax.model.layers import Dense, adaln_init, layer_norm, modulate, output_init, parameter, weight_init
+from infinity_jax.model.layers import (
+    Dense,
+    adaln_init,
+    layer_norm,
+    modulate,
+    output_init,
+    parameter,
+    weight_init,
+)
 from infinity_jax.model.rope2d import rope_table, rotate
 from infinity_jax.scales import ScaleSchedule
 
@@ -45,21 +53,22 @@ class SelfAttention(nn.Module):
     def setup(self):
         c = self.config
         heads, head = c.heads, c.head_size
-        axes = ("embed", "qkv", "heads", "head_size")
-        self.qkv = Dense((c.width, 3, heads, head), axes, weight_init(c), c.compute_dtype, bias=False)
-        zeros = nn.initializers.zeros
-        self.query_bias = parameter(self, "query_bias", zeros, (heads, head), ("heads", "head_size"))
-        self.value_bias = parameter(self, "value_bias", zeros, (heads, head), ("heads", "head_size"))
-        self.log_scale = parameter(self, "log_scale", nn.initializers.constant(math.log(4.0)), (heads,), ("heads",))
+        axes = ("embed", "heads", "head_size")
+        shape, init, dtype = (c.width, heads, head), weight_init(c), c.compute_dtype
+        # Three products: joining their gradients for a single one costs more on a CPU than it saves.
+        self.query = Dense(shape, axes, init, dtype)
+        self.key = Dense(shape, axes, init, dtype, bias=False)
+        self.value = Dense(shape, axes, init, dtype)
+        self.log_scale = parameter(
+            self, "log_scale", nn.initializers.constant(math.log(4.0)), (heads,), ("heads",)
+        )
         self.out = Dense((c.width, c.width), ("heads", "embed"), output_init(c), c.compute_dtype)
 
     def project(self, x_BLC: jax.Array, cos_Ln, sin_Ln) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys, values, each float32 [B, H, L, head], turned to their positions."""
-        qkv = self.qkv(x_BLC).transpose(2, 0, 3, 1, 4)
+        q, k, v = (layer(x_BLC).swapaxes(1, 2) for layer in (self.query, self.key, self.value))
         scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
-        q = _normalise(qkv[0] + self.query_bias[:, None]) * scale[:, None, None]
-        k = _normalise(qkv[1])
-        v = qkv[2] + self.value_bias[:, None]
+        q, k = _normalise(q) * scale[:, None, None], _normalise(k)
         return rotate(q, cos_Ln, sin_Ln), rotate(k, cos_Ln, sin_Ln), v
 
     def merge(self, out_BHLd: jax.Array) -> jax.Array:
@@ -76,19 +85,20 @@ class CrossAttention(nn.Module):
     def setup(self):
         c = self.config
         heads, head = c.heads, c.head_size
-        self.query = Dense((c.width, heads, head), ("embed", "heads", "head_size"), weight_init(c), c.compute_dtype)
-        axes = ("embed", "qkv", "heads", "head_size")
-        self.kv = Dense((c.width, 2, heads, head), axes, weight_init(c), c.compute_dtype, bias=False)
-        zeros = nn.initializers.zeros
-        self.value_bias = parameter(self, "value_bias", zeros, (heads, head), ("heads", "head_size"))
+        axes = ("embed", "heads", "head_size")
+        shape, init, dtype = (c.width, heads, head), weight_init(c), c.compute_dtype
+        self.query = Dense(shape, axes, init, dtype)
+        self.key = Dense(shape, axes, init, dtype, bias=False)
+        self.value = Dense(shape, axes, init, dtype)
         self.out = Dense((c.width, c.width), ("heads", "embed"), output_init(c), c.compute_dtype)
 
     def keys_values(self, context_BTC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values of the text, each float32 [B, H, T, head]."""
-        kv = self.kv(context_BTC).transpose(2, 0, 3, 1, 4)
-        return kv[0], kv[1] + self.value_bias[:, None]
+        return self.key(context_BTC).swapaxes(1, 2), self.value(context_BTC).swapaxes(1, 2)
 
-    def __call__(self, x_BLC: jax.Array, text_kv: tuple[jax.Array, jax.Array], mask_BT: jax.Array) -> jax.Array:
+    def __call__(
+        self, x_BLC: jax.Array, text_kv: tuple[jax.Array, jax.Array], mask_BT: jax.Array
+    ) -> jax.Array:
         """float32 [B, L, C]."""
         B, L, C = x_BLC.shape
         q = self.query(x_BLC).transpose(0, 2, 1, 3) / math.sqrt(self.config.head_size)
@@ -104,9 +114,13 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BLC: jax.Array) -> jax.Array:
         c = self.config
-        hidden = Dense((c.width, c.ffn_width), ("embed", "mlp"), weight_init(c), c.compute_dtype, name="fc1")(x_BLC)
+        hidden = Dense((c.width, c.ffn_width), ("embed", "mlp"), weight_init(c), c.compute_dtype, name="fc1")(
+            x_BLC
+        )
         hidden = nn.gelu(hidden, approximate=True)
-        return Dense((c.ffn_width, c.width), ("mlp", "embed"), output_init(c), c.compute_dtype, name="fc2")(hidden)
+        return Dense((c.ffn_width, c.width), ("mlp", "embed"), output_init(c), c.compute_dtype, name="fc2")(
+            hidden
+        )
 
 
 class Block(nn.Module):
@@ -126,11 +140,17 @@ class Block(nn.Module):
         self.adaln_table = parameter(self, "adaln_table", adaln_init(c), (6, c.width), ("adaln", "embed"))
         self.self_attention = SelfAttention(c)
         self.cross_attention = CrossAttention(c)
-        self.cross_norm_scale = parameter(self, "cross_norm_scale", nn.initializers.ones, (c.width,), ("embed",))
-        self.cross_norm_bias = parameter(self, "cross_norm_bias", nn.initializers.zeros, (c.width,), ("embed",))
+        self.cross_norm_scale = parameter(
+            self, "cross_norm_scale", nn.initializers.ones, (c.width,), ("embed",)
+        )
+        self.cross_norm_bias = parameter(
+            self, "cross_norm_bias", nn.initializers.zeros, (c.width,), ("embed",)
+        )
         self.ffn = FeedForward(c)
 
-    def __call__(self, x_BLC: jax.Array, drop_rate: jax.Array, condition: Condition) -> tuple[jax.Array, None]:
+    def __call__(
+        self, x_BLC: jax.Array, drop_rate: jax.Array, condition: Condition
+    ) -> tuple[jax.Array, None]:
         """The residual stream float32 [B, L, C] after this block (and None, as a scan over layers wants).
 
         Args:
@@ -142,7 +162,9 @@ class Block(nn.Module):
         attended = block_causal_attention(q, k, v, self.schedule, self.config.compute_dtype)
         update = self.self_attention.merge(attended) * gamma1[:, None]
         x_BLC += self._drop_path(update, drop_rate)
-        x_BLC += self._cross(x_BLC, self.cross_attention.keys_values(condition.context_BTC), condition.mask_BT)
+        x_BLC += self._cross(
+            x_BLC, self.cross_attention.keys_values(condition.context_BTC), condition.mask_BT
+        )
         update = self.ffn(modulate(x_BLC, modulation[1], modulation[3])) * gamma2[:, None]
         return x_BLC + self._drop_path(update, drop_rate), None
 
@@ -159,7 +181,9 @@ class Block(nn.Module):
           the residual stream float32 [B, N, C], and this scale's keys and values, each [B, H, N, head].
         """
         gamma1, gamma2, *modulation = self._modulation(condition)
-        q, k, v = self.self_attention.project(modulate(x_BNC, modulation[0], modulation[2]), *self._positions(scale))
+        q, k, v = self.self_attention.project(
+            modulate(x_BNC, modulation[0], modulation[2]), *self._positions(scale)
+        )
         keys, values = jnp.concatenate([past[0], k], 2), jnp.concatenate([past[1], v], 2)
         attended = attend(q, keys, values, self.config.compute_dtype)
         x_BNC += self.self_attention.merge(attended) * gamma1[:, None]

@@ -6,7 +6,6 @@ Logical axis names, for sharding rules:
 |-----------|---------------------------------------------------|
 | layers    | depth of the stacked blocks                       |
 | embed     | width C of the residual stream                    |
-| qkv       | query, key, value (3) or key, value (2)           |
 | heads     | attention heads                                   |
 | head_size | channels of one head                              |
 | mlp       | hidden channels of the feed-forward layer         |
@@ -51,7 +50,9 @@ def adaln_init(config: TransformerConfig) -> Callable:
     return init
 
 
-def parameter(module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]) -> jax.Array:
+def parameter(
+    module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]
+) -> jax.Array:
     """A float32 parameter of `module` with one logical axis name per dimension."""
     return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
 

@@ -26,10 +26,18 @@ def _dot(a, b, contract: tuple[int, int], dtype: str) -> jax.Array:
     )
 
 
-def _transposed_in_memory(x_MK: jax.Array) -> jax.Array:
-    """x^T as a new array. XLA:CPU has a fast product only where the left operand's contracted axis is its last,
-    and would otherwise fold the transposition into the product; the barrier and the reshape keep it out."""
-    return lax.optimization_barrier(x_MK.T[None]).reshape(x_MK.shape[1], x_MK.shape[0])
+def _as_new_array(x: jax.Array) -> jax.Array:
+    shape = (*x.shape[:-2], x.shape[-1], x.shape[-2])
+    return lax.optimization_barrier(lax.optimization_barrier(x).swapaxes(-1, -2)[None]).reshape(shape)
+
+
+def transposed_in_memory(x: jax.Array) -> jax.Array:
+    """The last two axes exchanged; on a CPU as a new array.
+
+    XLA:CPU has a fast product only where the left operand's contracted axis is its last. It would fold a
+    transposition into the product before or after it; the barriers and the reshape keep it out.
+    """
+    return lax.platform_dependent(x, cpu=_as_new_array, default=lambda x: x.swapaxes(-1, -2))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -46,7 +54,7 @@ def _matmul_backward(dtype, saved, dy_MN):
     x_MK, w_KN = saved
     dy_MN = dy_MN.astype(dtype)
     dx_MK = _dot(dy_MN, w_KN, (1, 1), dtype)
-    x_KM = lax.platform_dependent(x_MK, cpu=_transposed_in_memory, default=lambda x: x.T)
+    x_KM = transposed_in_memory(x_MK)
     dw_KN = lax.optimization_barrier(_dot(x_KM, dy_MN, (1, 0), dtype))
     return dx_MK, dw_KN
 
@@ -65,9 +73,3 @@ def matmul(x: jax.Array, w: jax.Array, dtype: str) -> jax.Array:
     w_KN = w.reshape(w.shape[0], -1)
     y = _matmul(x.reshape(-1, x.shape[-1]), w_KN, dtype)
     return y.reshape(*x.shape[:-1], *w.shape[1:])
-
-
-def einsum(spec: str, a: jax.Array, b: jax.Array, dtype: str) -> jax.Array:
-    """`jnp.einsum` of two float32 arrays with operands rounded to `dtype` and float32 sums."""
-    a, b = a.astype(dtype), b.astype(dtype)
-    return jnp.einsum(spec, a, b, precision=precision(dtype), preferred_element_type=jnp.float32)

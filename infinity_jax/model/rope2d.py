@@ -13,7 +13,7 @@ from infinity_jax.scales import ScaleSchedule
 def rope_table(schedule: ScaleSchedule, head_size: int) -> tuple[np.ndarray, np.ndarray]:
     """cos and sin, each float32 [L, head_size / 2], of the angle of every channel pair of every token.
 
-    The first quarter of the head's channels... pairs turn with the token's row, the others with its column.
+    The first half of the pairs turns with the token's row, the other half with its column.
     Row i of a scale with h_k rows sits at round(i * H / h_k), halves to even, where H is the
     row count of the preset's last scale: the same place in the picture has the same position on all scales.
     """
@@ -30,7 +30,7 @@ def rope_table(schedule: ScaleSchedule, head_size: int) -> tuple[np.ndarray, np.
     return np.cos(angles_Ln).astype(np.float32), np.sin(angles_Ln).astype(np.float32)
 
 
-def rotate(x_BHLd: jax.Array, cos_Ln: jax.Array, sin_Ln: jax.Array) -> jax.Array:
+def rotate(x_BHLd: jax.Array, cos_Ln: np.ndarray, sin_Ln: np.ndarray) -> jax.Array:
     """Turns the channel pairs (0, 1), (2, 3), ... of queries or keys.
 
     Args:

@@ -25,13 +25,14 @@ class AttentivePool(nn.Module):
         head = c.width // heads
         init, dtype = weight_init(c), c.compute_dtype
         query = parameter(self, "query", init, (heads, head), ("heads", "head_size"))
-        axes = ("text", "qkv", "heads", "head_size")
-        kv = Dense((c.text_channels, 2, heads, head), axes, init, dtype, bias=False, name="kv")(text_BTC)
-        bias = parameter(self, "value_bias", nn.initializers.zeros, (heads, head), ("heads", "head_size"))
-        k, v = kv[:, :, 0].swapaxes(1, 2), (kv[:, :, 1] + bias).swapaxes(1, 2)
+        shape, axes = (c.text_channels, heads, head), ("text", "heads", "head_size")
+        k = Dense(shape, axes, init, dtype, bias=False, name="key")(text_BTC).swapaxes(1, 2)
+        v = Dense(shape, axes, init, dtype, name="value")(text_BTC).swapaxes(1, 2)
         q = jnp.broadcast_to(query[None, :, None] / math.sqrt(head), (k.shape[0], heads, 1, head))
         pooled = attend(q, k, v, dtype, mask_BT[:, None, None, :])
-        return Dense((c.width, c.width), ("heads", "embed"), init, dtype, name="out")(pooled.reshape(-1, c.width))
+        return Dense((c.width, c.width), ("heads", "embed"), init, dtype, name="out")(
+            pooled.reshape(-1, c.width)
+        )
 
 
 class TextCondition(nn.Module):

@@ -30,7 +30,9 @@ class Transformer(nn.Module):
     def setup(self):
         c = self.config
         self.text = TextCondition(c)
-        self.shared_adaln = Dense((c.width, 6, c.width), ("embed", "adaln", "embed_out"), adaln_init(c), c.compute_dtype)
+        self.shared_adaln = Dense(
+            (c.width, 6, c.width), ("embed", "adaln", "embed_out"), adaln_init(c), c.compute_dtype
+        )
         self.start_position = parameter(self, "start_position", weight_init(c), (c.width,), ("embed",))
         axes = ("scales", "embed")
         self.scale_embedding = parameter(self, "scale_embedding", weight_init(c), (SCALE_ROWS, c.width), axes)

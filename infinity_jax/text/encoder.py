@@ -1,7 +1,7 @@
 """The one interface of text encoders, and how to get one by name."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -10,6 +10,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.text import minilm
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """A frozen text encoder. Each text's features depend on that text alone."""
 

@@ -1,5 +1,7 @@
 """The tokenizer's convolutional encoder and decoder (spec section 2)."""
 
+from typing import Any
+
 import einops
 import flax.linen as nn
 import jax
@@ -12,7 +14,9 @@ GROUPS = 32
 _CONV_AXES = (None, None, "conv_in", "conv_out")
 
 
-def _conv(config: TokenizerConfig, features: int, kernel: int = 3, stride: int = 1, padding="SAME", name=None):
+def _conv(
+    config: TokenizerConfig, features: int, kernel: int = 3, stride: int = 1, padding: Any = "SAME", name=None
+):
     return nn.Conv(
         features,
         (kernel, kernel),
@@ -70,7 +74,9 @@ class Encoder(nn.Module):
                 x = ResidualBlock(c, c.base_width * multiplier, name=f"down_{level}_block_{block}")(x)
             if level < len(c.multipliers) - 1:
                 # The release pads bottom and right only.
-                x = _conv(c, x.shape[-1], stride=2, padding=((0, 1), (0, 1)), name=f"down_{level}_downsample")(x)
+                x = _conv(
+                    c, x.shape[-1], stride=2, padding=((0, 1), (0, 1)), name=f"down_{level}_downsample"
+                )(x)
         for block in range(2):
             x = ResidualBlock(c, x.shape[-1], name=f"mid_block_{block}")(x)
         return _conv(c, c.bits, name="conv_out")(_norm_swish(x, "norm_out")).astype(jnp.float32)

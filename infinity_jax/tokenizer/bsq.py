@@ -26,7 +26,9 @@ def to_bits(z: Float[Array, "... d"]) -> Bool[Array, "... d"]:
     return z > 0
 
 
-def to_codes(bits: Bool[Array, "... d"] | Int8[Array, "... d"], quantizer: str = "bsq") -> Float[Array, "... d"]:
+def to_codes(
+    bits: Bool[Array, "... d"] | Int8[Array, "... d"], quantizer: str = "bsq"
+) -> Float[Array, "... d"]:
     """float32 codes of bits: +-1/sqrt(d) (BSQ) or +-1 (LFQ)."""
     size = code_size(bits.shape[-1], quantizer)
     return jnp.where(bits.astype(bool), size, -size).astype(jnp.float32)

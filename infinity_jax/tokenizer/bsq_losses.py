@@ -47,7 +47,9 @@ def lfq_entropies(
     """
     d = z.shape[-1]
     if d > _LFQ_LARGEST_BITS:
-        raise UserError(f"LFQ's entropy needs 2^{d} codes in memory; use quantizer='bsq' above {_LFQ_LARGEST_BITS} bits")
+        raise UserError(
+            f"LFQ's entropy needs 2^{d} codes in memory; use quantizer='bsq' above {_LFQ_LARGEST_BITS} bits"
+        )
     codes_Vd = _all_codes(d)
     logits_NV = 2.0 * inverse_temperature * z.reshape(-1, d) @ codes_Vd.T
     log_p = jax.nn.log_softmax(logits_NV, axis=-1)

@@ -36,7 +36,9 @@ class Tokenizer(nn.Module):
         detach_residuals: bool = True,
     ) -> tuple[Float[Array, "B H W 3"], pyramid.Pyramid]:
         """The reconstruction, not clipped, so that its gradient lives everywhere, and the pyramid behind it."""
-        quantised = pyramid.quantise(self.encode(image_BHW3), schedule, self.config.quantizer, keep_K, detach_residuals)
+        quantised = pyramid.quantise(
+            self.encode(image_BHW3), schedule, self.config.quantizer, keep_K, detach_residuals
+        )
         return self.decoder(quantised.running_sum_BHWd), quantised
 
 

@@ -16,7 +16,10 @@ from infinity_jax.tokenizer import bsq
 
 
 def residual_at_scale(
-    features_BHWd: Float[Array, "B H W d"], running_sum_BHWd: Float[Array, "B H W d"], size: tuple[int, int], quantizer: str
+    features_BHWd: Float[Array, "B H W d"],
+    running_sum_BHWd: Float[Array, "B H W d"],
+    size: tuple[int, int],
+    quantizer: str,
 ) -> Float[Array, "B h w d"]:
     """What is left to explain, brought down to a scale and projected: the quantiser's input z_k.
 
@@ -80,7 +83,9 @@ def quantise(
     return Pyramid(tuple(bits), tuple(projected), running_sum)
 
 
-def sum_of_codes(bits: tuple[jax.Array, ...], size: tuple[int, int], quantizer: str = "bsq") -> Float[Array, "B H W d"]:
+def sum_of_codes(
+    bits: tuple[jax.Array, ...], size: tuple[int, int], quantizer: str = "bsq"
+) -> Float[Array, "B H W d"]:
     """The decoder's input from K arrays of bits [B,h_k,w_k,d]: the sum of all codes resized to `size`."""
     batch, d = bits[0].shape[0], bits[0].shape[-1]
     running_sum = jnp.zeros((batch, *size, d), jnp.float32)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -65,7 +66,7 @@ def losses(
       image_BHW3: float32 in [-1,1].
       keep_K: scales to use.
     """
-    image, quantised = tokenizer.apply(
+    image, quantised = cast(Any, tokenizer.apply)(
         {"params": params}, image_BHW3, schedule, keep_K, config.detach_residuals
     )
     per_scale = jnp.stack([quantizer_loss(z, tokenizer.config.quantizer) for z in quantised.projected])
@@ -74,7 +75,9 @@ def losses(
         "features": efficientnet_feature_loss(feature_net, image_BHW3, image),
         "quantizer": jnp.sum(jnp.where(keep_K, per_scale, 0.0)) / jnp.sum(keep_K),
     }
-    total = config.l1 * parts["l1"] + config.features * parts["features"] + config.quantizer * parts["quantizer"]
+    total = (
+        config.l1 * parts["l1"] + config.features * parts["features"] + config.quantizer * parts["quantizer"]
+    )
     squared_error = jnp.mean((jnp.clip(image, -1, 1) - image_BHW3) ** 2, axis=(1, 2, 3))
     parts["psnr"] = jnp.mean(10 * jnp.log10(4.0 / jnp.maximum(squared_error, 4e-10)))
     return total, parts

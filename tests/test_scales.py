@@ -1,0 +1,73 @@
+"""Scale schedules against the release's tables, and their arithmetic."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from infinity_jax import scales
+from infinity_jax.errors import UserError
+
+
+def test_every_ratio_and_budget_equals_the_release(golden):
+    table = json.loads((golden / "a_scale_schedules.json").read_text())["dynamic_resolution_h_w"]
+    assert len(scales.aspect_ratios()) == len(table) == 15
+    for ratio in scales.aspect_ratios():
+        h, w = scales.parse_aspect_ratio(ratio)
+        budgets = table[min(table, key=lambda key: abs(float(key) - h / w))]
+        for budget in scales.BUDGETS:
+            schedule = scales.make_schedule(budget, ratio)
+            assert [[1, *size] for size in schedule.sizes] == [
+                [1, *size[1:]] for size in budgets[budget]["scales"]
+            ]
+            assert schedule.length == budgets[budget]["seq_len_t1"]
+            assert [16 * n for n in schedule.last] == budgets[budget]["pixel"]
+
+
+@given(st.sampled_from(scales.aspect_ratios()), st.sampled_from(sorted(scales.BUDGETS)))
+def test_portrait_is_the_transpose_of_landscape(ratio, budget):
+    h, w = ratio.split(":")
+    transposed = scales.make_schedule(budget, f"{w}:{h}").sizes
+    assert scales.make_schedule(budget, ratio).sizes == tuple((b, a) for a, b in transposed)
+
+
+def test_offsets_and_scale_numbers_agree():
+    schedule = scales.make_schedule("64px")
+    assert schedule.sizes[-1] == (8, 8) and schedule.length == 130
+    for k in range(schedule.n_scales):
+        tokens = schedule.scale_of_token[schedule.offsets[k] : schedule.offsets[k + 1]]
+        assert set(tokens) == {k} and len(tokens) == schedule.tokens[k]
+
+
+def test_a_budget_keeps_the_positions_of_the_whole_preset():
+    assert scales.make_schedule("0.06M").position_size == (64, 64)
+    assert scales.make_schedule("64px").position_size == (8, 8)
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_nearest_aspect_ratio_is_the_nearest(height, width):
+    h, w = scales.parse_aspect_ratio(scales.nearest_aspect_ratio(height, width))
+    for other in scales.aspect_ratios():
+        a, b = scales.parse_aspect_ratio(other)
+        assert abs(h / w - height / width) <= abs(a / b - height / width)
+
+
+@pytest.mark.parametrize(
+    ("preset", "ratio", "hint"),
+    [
+        ("1M", "9:16", "known: 3:1"),
+        ("2M", "1:1", "0.06M"),
+        ("64px", "2:1", "use 1:1"),
+        ("1M", "wide", "HEIGHT:WIDTH"),
+    ],
+)
+def test_unknown_presets_and_ratios_name_what_exists(preset, ratio, hint):
+    with pytest.raises(UserError, match=hint):
+        scales.make_schedule(preset, ratio)
+
+
+def test_dense_schedule_contains_the_square_schedules():
+    for preset in ("64px", "0.06M", "1M"):
+        sizes = scales.make_schedule(preset).sizes
+        assert set(sizes) <= set(scales.dense_schedule(sizes[-1][0]).sizes)
