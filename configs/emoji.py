@@ -29,11 +29,11 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     config.text = ConfigDict(dict(encoder="minilm", max_length=32))
     config.data = ConfigDict(dict(source="emoji_captions", scales="64px"))
-    config.correction = ConfigDict(dict(p=0.2, scales=13, requantise=True))
+    config.correction = ConfigDict(dict(p=0.15, scales=13, requantise=True))
     config.loss = ConfigDict(dict(token_weights="by_scale", label_smoothing=0.0, caption_drop=0.1))
     config.optim = ConfigDict(
         dict(
-            learning_rate=1.5e-3,
+            learning_rate=1e-3,
             warmup_steps=100,
             schedule="cosine",
             final_fraction=0.02,
@@ -41,19 +41,19 @@ def get_config(argument: str = "") -> ConfigDict:
             b2=0.97,
             weight_decay=0.02,
             clip=5.0,
-            ema_decay=0.995,
+            ema_decay=0.997,
         )
     )
     config.train = ConfigDict(
         dict(
-            steps=4000,
-            batch_size=64,
+            steps=7000,
+            batch_size=32,
             seed=0,
             log_every=50,
-            checkpoint_every=500,
+            checkpoint_every=1000,
             keep_checkpoints=2,
             sample_every=1000,
-            evaluate_every=500,
+            evaluate_every=1000,
             init_from="",
         )
     )

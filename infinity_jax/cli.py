@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from infinity_jax.errors import UserError
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
+DTYPES = ("float32", "bfloat16", "float16")
 GUIDANCE = ("logits", "features", "pyramid", "none")
 
 
@@ -102,6 +103,12 @@ def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
     )
 
 
+def _export(arguments: argparse.Namespace, _: list[str]) -> None:
+    from infinity_jax import export
+
+    export.main(arguments.checkpoint, arguments.out, arguments.dtype)
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="infinity-jax",
@@ -158,7 +165,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--aspect-ratio", default="1:1", metavar="H:W", help="height:width, default 1:1")
     command.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to steer away from")
     command.add_argument(
-        "--guidance", choices=GUIDANCE, default="logits", help="what guidance mixes, default logits"
+        "--guidance", choices=GUIDANCE, help="what guidance mixes; default: the checkpoint's own"
     )
 
     command = _add(
@@ -179,6 +186,19 @@ def _parser() -> argparse.ArgumentParser:
         help="train prompts for retrieval, default 256",
     )
     command.add_argument("--sheet", metavar="FILE", help="a PNG of generated beside real pictures")
+
+    command = _add(
+        commands,
+        "export",
+        _export,
+        "write a training's averaged weights as one small folder to share",
+        "infinity-jax export --checkpoint runs/emoji --out emoji",
+    )
+    command.add_argument("--checkpoint", required=True, metavar="DIR", help="a training's --workdir")
+    command.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    command.add_argument(
+        "--dtype", choices=DTYPES, default="float16", help="of the weights on disk, default float16"
+    )
     return parser
 
 

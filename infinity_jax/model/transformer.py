@@ -61,7 +61,7 @@ class Transformer(nn.Module):
         Returns:
           float32 logits; class 1 of the last axis means the bit is set.
         Raises:
-          UserError: the inputs do not fit the schedule, or the text is longer than `text_length`.
+          UserError: the inputs do not fit the schedule, the schedule has more than 15 scales, or the text is longer than `text_length`.
         """
         c = self.config
         if inputs_BLd.shape[1:] != (schedule.length - 1, c.bits):
@@ -69,6 +69,8 @@ class Transformer(nn.Module):
                 f"transformer inputs have shape {inputs_BLd.shape}; this schedule and model need "
                 f"[B, {schedule.length - 1}, {c.bits}] (all scales but the first)"
             )
+        if schedule.n_scales > SCALE_ROWS:
+            raise UserError(f"the schedule has {schedule.n_scales} scales; the model has room for {SCALE_ROWS}")
         if drop_caption_B is not None:
             empty_TC = self.text.empty(text_BTC.shape[1])
             text_BTC = jnp.where(drop_caption_B[:, None, None], empty_TC, text_BTC)

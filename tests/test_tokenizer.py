@@ -1,0 +1,98 @@
+"""The tokenizer as a whole: shapes, clipping, gradients through the bits, and a training step that learns."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from infinity_jax import optim, train_state
+from infinity_jax.config import TokenizerConfig
+from infinity_jax.errors import UserError
+from infinity_jax.evaluation.efficientnet import load_efficientnet
+from infinity_jax.scales import ScaleSchedule, dense_schedule
+from infinity_jax.tokenizer.model import Tokenizer, reconstruct
+from infinity_jax.tokenizer.train_step import TokenizerLossConfig, draw_kept_scales, make_train_step
+from infinity_jax.train_tokenizer import initial_params
+
+SMALL = TokenizerConfig(
+    bits=16, base_width=32, multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1, pixel_patch=4
+)
+
+
+@pytest.mark.parametrize("bits", [14, 64])
+@pytest.mark.parametrize(("multipliers", "patch", "stride"), [((1, 1, 1, 1), 1, 8), ((1, 1, 2), 4, 16)])
+def test_shapes_follow_the_config(bits, multipliers, patch, stride):
+    config = TokenizerConfig(
+        bits=bits,
+        base_width=32,
+        multipliers=multipliers,
+        encoder_blocks=1,
+        decoder_blocks=1,
+        pixel_patch=patch,
+    )
+    assert config.stride == stride
+    tokenizer = Tokenizer(config)
+    params = jax.eval_shape(lambda: initial_params(tokenizer, 4 * stride, 0))
+    image = jax.ShapeDtypeStruct((2, 4 * stride, 2 * stride, 3), jnp.float32)
+    features = jax.eval_shape(lambda p, x: tokenizer.apply({"params": p}, x, method="encode"), params, image)
+    assert features.shape == (2, 4, 2, bits)
+    decoded = jax.eval_shape(
+        lambda p, x: tokenizer.apply({"params": p}, x, method="decode"), params, features
+    )
+    assert decoded.shape == image.shape
+
+
+@pytest.fixture(scope="module")
+def small():
+    tokenizer = Tokenizer(SMALL)
+    return tokenizer, initial_params(tokenizer, 32, 0)
+
+
+def test_pictures_are_clipped_and_the_gradient_reaches_the_encoder(small):
+    tokenizer, params = small
+    image = jax.random.uniform(jax.random.key(0), (1, 32, 32, 3), minval=-1.0)
+    schedule = ScaleSchedule(((1, 1), (4, 4)), (4, 4))
+    assert jnp.abs(reconstruct(tokenizer, params, image, schedule)).max() <= 1
+    gradients = jax.grad(lambda p: jnp.mean(tokenizer.apply({"params": p}, image, schedule)[0] ** 2))(params)
+    assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients["encoder"]["conv_in"]))
+
+
+@pytest.mark.parametrize("quantizer", ["bsq", "lfq"])
+def test_a_few_steps_on_one_batch_lower_the_loss(quantizer):
+    config = TokenizerConfig(
+        bits=8,
+        base_width=32,
+        multipliers=(1, 1),
+        encoder_blocks=1,
+        decoder_blocks=1,
+        pixel_patch=4,
+        quantizer=quantizer,
+    )
+    tokenizer = Tokenizer(config)
+    settings = optim.OptimConfig(learning_rate=2e-3, warmup_steps=1)
+    optimiser = optim.make_optimiser(settings, 30)
+    state = train_state.create(initial_params(tokenizer, 32, 0), optimiser, ema=True)
+    step = jax.jit(
+        make_train_step(
+            tokenizer, TokenizerLossConfig(), settings, optimiser, dense_schedule(4), load_efficientnet()
+        )
+    )
+    image = np.full((2, 32, 32, 3), 255, np.uint8)
+    image[:, 8:24, 8:24] = (200, 30, 30)
+    history = []
+    for _ in range(30):
+        state, metrics = step(state, {"image": image}, jax.random.key(0))
+        assert np.isfinite(metrics["loss"]) and np.isfinite(metrics["gradient_norm"])
+        history.append(float(metrics["l1"]))
+    assert history[-1] < 0.6 * history[0]
+
+
+def test_the_last_scale_is_always_kept_and_others_by_chance():
+    kept = np.array([draw_kept_scales(jax.random.key(0), jnp.int32(step), 6, 0.5) for step in range(100)])
+    assert kept[:, -1].all()
+    assert (abs(kept[:, :-1].mean(0) - 0.5) < 0.2).all()
+
+
+def test_a_width_that_groupnorm_cannot_divide_is_refused():
+    with pytest.raises(UserError, match="48 is not divisible by 32"):
+        TokenizerConfig(base_width=48)

@@ -1,0 +1,329 @@
+"""The transformer: the release's numbers, pairs that must be equal, and who sees whom."""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import release_transformer as release
+
+from infinity_jax.config import TransformerConfig
+from infinity_jax.convert.torch_transformer import transformer_from_torch
+from infinity_jax.errors import UserError
+from infinity_jax.losses import bit_loss
+from infinity_jax.model.attention import attend, block_causal_attention, block_causal_mask
+from infinity_jax.model.matmul import matmul
+from infinity_jax.model.rope2d import rope_table
+from infinity_jax.model.transformer import Transformer, abstract_or_init, init_params
+from infinity_jax.scales import ScaleSchedule, make_schedule
+
+SCHEDULE = ScaleSchedule(((1, 1), (2, 1), (3, 2), (4, 3)), (4, 3))
+CONFIG = TransformerConfig(
+    layers=3,
+    width=64,
+    heads=4,
+    bits=6,
+    text_channels=128,
+    text_length=8,
+    drop_path=0.3,
+    compute_dtype="float32",
+)
+
+
+def perturbed(params):
+    """Parameters moved away from the start, where the updates of all blocks are nearly zero."""
+    leaves, tree = jax.tree.flatten(params)
+    random = np.random.default_rng(0)
+    return tree.unflatten([jnp.asarray(x + 0.1 * random.standard_normal(x.shape), jnp.float32) for x in leaves])
+
+
+@pytest.fixture(scope="module")
+def params():
+    return perturbed(init_params(CONFIG, jax.random.key(0), SCHEDULE))
+
+
+@pytest.fixture(scope="module")
+def batch():
+    random = np.random.default_rng(1)
+    return {
+        "inputs": jnp.asarray(random.standard_normal((3, SCHEDULE.length - 1, CONFIG.bits)), jnp.float32),
+        "text": jnp.asarray(random.standard_normal((3, 5, 128)), jnp.float32),
+        "mask": jnp.arange(5)[None] < jnp.array([[5], [2], [3]]),
+        "bits": jnp.asarray(random.integers(0, 2, (3, SCHEDULE.length, CONFIG.bits)), jnp.int8),
+    }
+
+
+def logits(params, batch, config=CONFIG, **kwargs):
+    arguments = batch["inputs"], batch["text"], batch["mask"], SCHEDULE
+    return Transformer(config).apply({"params": params}, *arguments, **kwargs)
+
+
+@pytest.fixture(scope="module")
+def golden():
+    arrays = release.arrays("teacher_forced")
+    return arrays | {name: jnp.asarray(arrays[name]) for name in ("inputs", "text", "mask", "bits")}
+
+
+@pytest.fixture(scope="module")
+def release_params():
+    return release.params()
+
+
+def test_rotary_table_is_the_releases(golden):
+    cos, sin = rope_table(release.SCHEDULE, release.CONFIG.head_size)
+    np.testing.assert_allclose(cos[::12], golden["cos"], atol=1e-6)
+    np.testing.assert_allclose(sin[::12], golden["sin"], atol=1e-6)
+
+
+def test_rotary_positions_are_those_of_the_whole_preset():
+    whole, part = make_schedule("1M", "3:2"), make_schedule("0.25M", "3:2")
+    np.testing.assert_array_equal(rope_table(whole, 32)[0][: part.length], rope_table(part, 32)[0])
+
+
+@pytest.mark.parametrize("scan_layers", [True, False])
+def test_logits_are_the_releases(golden, release_params, scan_layers):
+    model = Transformer(dataclasses.replace(release.CONFIG, scan_layers=scan_layers))
+    arguments = golden["inputs"], golden["text"], golden["mask"], release.SCHEDULE
+    forward = jax.jit(lambda drop: model.apply({"params": release_params}, *arguments, drop))
+    ours = forward(jnp.array([False, False]))
+    np.testing.assert_allclose(ours.reshape(2, -1, 32)[:, ::4], golden["logits"], atol=2e-5)
+    dropped = forward(jnp.array([True, False]))
+    np.testing.assert_allclose(dropped.reshape(2, -1, 32)[:, ::12], golden["logits_dropped"], atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "drop"),
+    [("mean", "uniform", False), ("reweighted", "by_scale", False), ("drop0_mean", "uniform", True)],
+)
+def test_gradient_norms_are_the_releases(golden, release_params, name, weights, drop):
+    def loss_fn(params):
+        out = Transformer(release.CONFIG).apply(
+            {"params": params}, golden["inputs"], golden["text"], golden["mask"], release.SCHEDULE,
+            jnp.array([drop, False]),
+        )  # fmt: skip
+        return bit_loss(out, golden["bits"].astype(jnp.int8), release.SCHEDULE, weights)[0]
+
+    loss, gradients = jax.jit(jax.value_and_grad(loss_fn))(release_params)
+    assert float(loss) == pytest.approx(float(golden[f"{name}/loss"]), rel=1e-5)
+    norms = dict(zip(golden[f"{name}/norm_names"], golden[f"{name}/norms"], strict=True))
+    for theirs, ours in {
+        "cfg_uncond": gradients["text"]["empty_caption"],
+        "text_norm.weight": gradients["text"]["norm_scale"],
+        "text_proj_for_sos.ca.mat_q": gradients["text"]["pool"]["query"],
+        "text_proj_for_sos.ca.proj.weight": gradients["text"]["pool"]["out"]["kernel"],
+        "lvl_embed.weight": gradients["scale_embedding"],
+        "shared_ada_lin.1.weight": gradients["shared_adaln"]["kernel"],
+        "head.weight": gradients["bit_head"]["logits"]["kernel"],
+    }.items():
+        assert np.linalg.norm(ours) == pytest.approx(norms[theirs], rel=1e-4, abs=1e-7), theirs
+    blocks = gradients["blocks"]
+    for layer, prefix in enumerate(f"block_chunks.{i}.module.{j}." for i in range(2) for j in range(2)):
+        for theirs, ours in {
+            "ada_gss": blocks["adaln_table"],
+            "sa.scale_mul_1H11": blocks["self_attention"]["log_scale"],
+            "sa.q_bias": blocks["self_attention"]["query"]["bias"],
+            "sa.proj.weight": blocks["self_attention"]["out"]["kernel"],
+            "ca.mat_q.weight": blocks["cross_attention"]["query"]["kernel"],
+            "ca_norm.weight": blocks["cross_norm_scale"],
+            "ffn.fc1.weight": blocks["ffn"]["fc1"]["kernel"],
+        }.items():
+            assert np.linalg.norm(ours[layer]) == pytest.approx(norms[prefix + theirs], rel=1e-4), theirs
+    total = math.sqrt(sum(float(np.sum(np.square(x))) for x in jax.tree.leaves(gradients)))
+    assert total == pytest.approx(float(golden[f"{name}/total_norm"]), rel=1e-4)
+
+
+def gradients_of(params, batch, config):
+    def loss_fn(params):
+        rngs = {"drop_path": jax.random.key(2)}
+        out = logits(params, batch, config, deterministic=False, rngs=rngs)
+        return bit_loss(out, batch["bits"], SCHEDULE)[0]
+
+    return jax.jit(jax.value_and_grad(loss_fn))(params)
+
+
+def test_scan_equals_loop_and_remat_equals_none(params, batch):
+    reference = gradients_of(params, batch, CONFIG)
+    for change in ({"scan_layers": False}, {"remat": True}):
+        other = gradients_of(params, batch, dataclasses.replace(CONFIG, **change))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), reference, other)
+
+
+def test_bfloat16_is_close_to_float32(params, batch):
+    low = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    exact, rounded = logits(params, batch), logits(params, batch, low)
+    assert rounded.dtype == jnp.float32
+    assert np.linalg.norm(exact - rounded) / np.linalg.norm(exact) < 0.02
+    (_, exact), (_, rounded) = gradients_of(params, batch, CONFIG), gradients_of(params, batch, low)
+    for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
+        assert np.linalg.norm(a - b) <= 0.06 * np.linalg.norm(a)
+
+
+def test_a_scale_depends_on_itself_and_earlier_ones_only(params, batch):
+    out, pull_back = jax.vjp(lambda inputs: logits(params, batch | {"inputs": inputs}), batch["inputs"])
+    for k in range(SCHEDULE.n_scales):
+        start, end = SCHEDULE.offsets[k : k + 2]
+        (gradient,) = pull_back(jnp.zeros_like(out).at[:, start:end, :, 0].set(1.0))
+        # The first scale has no input: the text is its input, so inputs begin at token 1.
+        reached = np.abs(gradient).max((0, 2)) > 0
+        np.testing.assert_array_equal(reached, np.arange(1, SCHEDULE.length) < end)
+
+
+def test_padding_of_the_text_changes_nothing(params, batch):
+    longer = {
+        "text": jnp.concatenate([batch["text"], jnp.full((3, 3, 128), 7.0)], 1),
+        "mask": jnp.concatenate([batch["mask"], jnp.zeros((3, 3), bool)], 1),
+    }
+    drop = jnp.array([True, False, True])
+    shorter = logits(params, batch, drop_caption_B=drop)
+    np.testing.assert_allclose(shorter, logits(params, batch | longer, drop_caption_B=drop), atol=2e-5)
+
+
+def test_drop_path_rates_grow_with_depth(params, batch):
+    del params, batch
+    config = dataclasses.replace(CONFIG, drop_path=0.5, layers=2)
+    # The first layer's rate is 0, so with one text and equal inputs only the second layer can differ.
+    params = perturbed(init_params(config, jax.random.key(0), SCHEDULE))
+    inputs = jnp.zeros((64, SCHEDULE.length - 1, config.bits))
+    arguments = inputs, jnp.ones((64, 1, 128)), jnp.ones((64, 1), bool), SCHEDULE
+    rngs = {"drop_path": jax.random.key(0)}
+    out = Transformer(config).apply({"params": params}, *arguments, deterministic=False, rngs=rngs)
+    distinct = np.unique(np.round(np.asarray(out).reshape(64, -1)[:, 5], 4))
+    assert len(distinct) == 4  # second layer: attention kept or not, feed-forward kept or not
+
+
+def test_attention_by_scale_is_the_masked_form():
+    schedule = make_schedule("128px")
+    qkv = np.random.default_rng(0).standard_normal((3, 2, 2, schedule.length, 8))
+    q, k, v = jnp.asarray(qkv, jnp.float32)
+    mask = jnp.asarray(block_causal_mask(schedule))
+
+    def plain(q, k, v):
+        scores = jnp.einsum("bhqd,bhkd->bhqk", q, k)
+        return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(jnp.where(mask, scores, -jnp.inf)), v)
+
+    def by_scale(q, k, v):
+        return block_causal_attention(q, k, v, schedule, "float32")
+
+    def masked(q, k, v):
+        return attend(q, k, v, "float32", mask[None, None])
+
+    reference, pull_back = jax.vjp(plain, q, k, v)
+    for form in (by_scale, masked):
+        out, ours = jax.vjp(form, q, k, v)
+        np.testing.assert_allclose(out, reference, atol=1e-5)
+        cotangent = jnp.cos(reference)
+        for a, b in zip(ours(cotangent), pull_back(cotangent), strict=True):
+            np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 4, 8), (1, 5, 4, 8), (3, 130, 64, 8), (2, 16, 8, 6)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_matmul_and_its_gradients(shape, dtype):
+    B, L, K, N = shape
+    random = np.random.default_rng(0)
+    x = random.standard_normal((B, L, K)).astype(np.float32)
+    w = random.standard_normal((K, 2, N // 2)).astype(np.float32)
+    y, pull_back = jax.jit(lambda x, w: jax.vjp(lambda x, w: matmul(x, w, dtype), x, w))(x, w)
+    dy = random.standard_normal(y.shape).astype(np.float32)
+    dx, dw = jax.jit(pull_back)(dy)
+    expected = (
+        np.tensordot(x, w, 1),
+        np.einsum("blmn,kmn->blk", dy, w),
+        np.einsum("blk,blmn->kmn", x, dy),
+    )
+    for ours, reference in zip((y, dx, dw), expected, strict=True):
+        assert ours.dtype == jnp.float32
+        error = np.linalg.norm(ours - reference) / np.linalg.norm(reference)
+        assert error < (1e-6 if dtype == "float32" else 1e-2)
+
+
+def test_every_parameter_has_logical_axes_and_blocks_are_stacked():
+    variables = jax.eval_shape(lambda: abstract_or_init(CONFIG, jax.random.key(0), SCHEDULE))
+    boxed = jax.tree.leaves(variables["params"], is_leaf=lambda x: isinstance(x, nn.Partitioned))
+    for leaf in boxed:
+        assert isinstance(leaf, nn.Partitioned) and len(leaf.names) == leaf.value.ndim
+        assert all(leaf.names) and leaf.value.dtype == jnp.float32
+    for leaf in jax.tree.leaves(
+        variables["params"]["blocks"], is_leaf=lambda x: isinstance(x, nn.Partitioned)
+    ):
+        assert leaf.names[0] == "layers" and leaf.value.shape[0] == CONFIG.layers
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [
+        ((12, 768, 8, 32), 125_185_696),
+        ((16, 1152, 12, 32), 361_633_792),
+        ((24, 1536, 16, 32), 940_944_832),
+        ((32, 2080, 20, 32), 2_256_694_912),
+        ((40, 2688, 24, 32), 4_716_421_888),
+        ((32, 2048, 16, 32), 2_204_564_032),
+        ((40, 3584, 28, 56), 8_375_791_824),
+    ],
+)
+def test_parameter_counts_are_the_published_ones(size, count):
+    layers, width, heads, bits = size
+    config = TransformerConfig(layers=layers, width=width, heads=heads, bits=bits)
+    shapes = jax.eval_shape(lambda: init_params(config, jax.random.key(0), SCHEDULE))
+    assert sum(math.prod(x.shape) for x in jax.tree.leaves(shapes)) == count
+
+
+def test_initial_weights():
+    config = TransformerConfig(layers=2, width=256, heads=4, bits=16, text_channels=384, text_length=16)
+    params = init_params(config, jax.random.key(0), SCHEDULE)
+    base = math.sqrt(1 / 256 / 3)
+    deviation = 0.88 * base  # of a normal that is cut at two deviations
+    blocks = params["blocks"]
+    for kernel, factor in [
+        (blocks["self_attention"]["query"]["kernel"], 1),
+        (blocks["ffn"]["fc2"]["kernel"], 1 / math.sqrt(4)),
+        (blocks["cross_attention"]["out"]["kernel"], 1 / math.sqrt(4)),
+        (params["bit_head"]["logits"]["kernel"], 0.02),
+        (params["bit_head"]["adaln"]["kernel"], 1e-3),
+        (params["shared_adaln"]["kernel"][:, :2], 5e-6),
+        (params["shared_adaln"]["kernel"][:, 2:], 1e-3),
+    ]:
+        assert float(jnp.std(kernel)) == pytest.approx(deviation * factor, rel=0.05)
+    assert float(blocks["self_attention"]["log_scale"][0, 0]) == pytest.approx(math.log(4))
+
+
+def test_errors_say_what_to_do(params, batch):
+    with pytest.raises(UserError, match=r"\[B, 20, 6\]"):
+        logits(params, batch | {"inputs": batch["inputs"][:, 1:]})
+    long = {"text": jnp.ones((3, 9, 128)), "mask": jnp.ones((3, 9), bool)}
+    with pytest.raises(UserError, match="text_length 8"):
+        logits(params, batch | long, drop_caption_B=jnp.array([True, False, False]))
+    many = ScaleSchedule(((1, 1),) * 16, (1, 1))
+    with pytest.raises(UserError, match="16 scales"):
+        Transformer(CONFIG).apply(
+            {"params": params}, jnp.zeros((3, 15, 6)), batch["text"], batch["mask"], many
+        )
+
+
+def test_conversion_is_strict():
+    tensors = release.arrays("weights_fp16")
+    name = "block_chunks.1.module.0.ffn.fc1.weight"
+    with pytest.raises(UserError, match=r"ffn\.fc1\.weight of 4 layers"):
+        transformer_from_torch({k: v for k, v in tensors.items() if k != name}, release.CONFIG)
+    with pytest.raises(UserError, match="head.bias"):
+        transformer_from_torch({k: v for k, v in tensors.items() if k != "head.bias"}, release.CONFIG)
+    with pytest.raises(UserError, match="unknown tensor 'extra'"):
+        transformer_from_torch(tensors | {"extra": np.zeros(1)}, release.CONFIG)
+    with pytest.raises(UserError, match="does not fit"):
+        transformer_from_torch(tensors | {name: tensors[name].T}, release.CONFIG)
+
+
+def test_conversion_knows_blocks_without_chunks():
+    tensors = release.arrays("weights_fp16")
+    flat = {}
+    for name, value in tensors.items():
+        parts = name.split(".")
+        if parts[0] == "block_chunks":
+            name = ".".join(["blocks", str(int(parts[1]) * 2 + int(parts[3])), *parts[4:]])
+        flat[name] = value
+    jax.tree.map(
+        np.testing.assert_array_equal, release.params(), transformer_from_torch(flat, release.CONFIG)
+    )
