@@ -46,7 +46,7 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     config.train = ConfigDict(
         dict(
-            steps=7000,
+            steps=6000,
             batch_size=32,
             seed=0,
             log_every=50,

@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(str(error), 2)
     except OSError as error:
         if error.errno not in _FULL_DISK:
-            raise
+            if error.filename is None:
+                raise
+            return _fail(f"{error.strerror}: {error.filename}; check the path and its permissions", 1)
         where = f" while writing {error.filename}" if error.filename else ""
         return _fail(f"the disk is full{where}; make room and run the same command again, it goes on", 1)
     except KeyboardInterrupt:

@@ -38,7 +38,7 @@ class Split(NamedTuple):
 
 def main(
     json_file: str | Path,
-    checkpoint: str = "bundled",
+    checkpoint: str | None = None,
     seed: int = 0,
     cfg: tuple[float, ...] | None = None,
     tau: tuple[float, ...] | None = None,
@@ -49,7 +49,7 @@ def main(
 
     Args:
       json_file: where they go.
-      checkpoint: an exported folder or a training workdir.
+      checkpoint: an exported folder or a training workdir; None is the one in the package.
       seed: of the sampled pictures and of the choice of prompts.
       cfg, tau: guidance and temperature, one value or one a scale; default: the checkpoint's own.
       prompts: train prompts (without skin tone) for retrieval.
@@ -58,6 +58,7 @@ def main(
       what was written.
     """
     started = time.monotonic()
+    checkpoint = checkpoint or "bundled"
     pipeline = InfinityPipeline.from_pretrained(checkpoint)
     settings = pipeline.settings.changed(cfg=cfg, tau=tau)
     train_split, validation, compositions = (

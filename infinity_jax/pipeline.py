@@ -88,6 +88,9 @@ class InfinityPipeline:
         settings = settings or self.settings
         if len(prompts) != len(seeds):
             raise UserError(f"got {len(prompts)} prompts and {len(seeds)} seeds; give one seed per prompt")
+        for seed in seeds:
+            if not 0 <= seed < 2**32:
+                raise UserError(f"seed {seed} is out of range; use 0 to {2**32 - 1}")
         images = []
         for start in range(0, len(prompts), BATCH):
             part = slice(start, start + BATCH)

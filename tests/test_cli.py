@@ -8,7 +8,7 @@ import pytest
 from infinity_jax import cli
 from infinity_jax.errors import UserError
 
-COMMANDS = ("prepare", "train-tokenizer", "train", "sample", "evaluate")
+COMMANDS = ("prepare", "train-tokenizer", "train", "sample", "evaluate", "export")
 
 
 @pytest.fixture

@@ -69,7 +69,8 @@ def attend(
     Args:
       q_BHQd, k_BHKd, v_BHKd: float32.
       dtype: what the operands of the products are rounded to; the softmax is float32.
-      mask: bool of four axes, broadcast to [B, H, Q, K]; False = not visible. A query that sees nothing gets the mean of v.
+      mask: bool of four axes, broadcast to [B, H, Q, K]; False = not visible. A query that sees nothing
+        gets the mean of v.
     """
     return _attend(q_BHQd, k_BHKd, v_BHKd, None if mask is None else mask.swapaxes(2, 3), dtype)
 

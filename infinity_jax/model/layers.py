@@ -54,7 +54,8 @@ def parameter(
     module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]
 ) -> jax.Array:
     """A float32 parameter of `module` with one logical axis name per dimension."""
-    return module.param(name, nn.with_logical_partitioning(init, axes), shape, jnp.float32)
+    partitioned = nn.with_logical_partitioning(init, axes)
+    return module.param(name, partitioned, shape, jnp.float32)  # pyright: ignore[reportReturnType]
 
 
 class Dense(nn.Module):

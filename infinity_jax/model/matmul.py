@@ -72,4 +72,4 @@ def matmul(x: jax.Array, w: jax.Array, dtype: str) -> jax.Array:
     """
     w_KN = w.reshape(w.shape[0], -1)
     y = _matmul(x.reshape(-1, x.shape[-1]), w_KN, dtype)
-    return y.reshape(*x.shape[:-1], *w.shape[1:])
+    return y.reshape(*x.shape[:-1], *w.shape[1:])  # pyright: ignore[reportAttributeAccessIssue]

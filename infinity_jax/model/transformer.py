@@ -1,4 +1,4 @@
-"""The bitwise autoregressive transformer: text and coarser scales in, bit logits of every scale out (spec section 4)."""
+"""The bitwise autoregressive transformer: text and coarser scales in, bit logits out (spec section 4)."""
 
 from typing import Any
 
@@ -61,7 +61,8 @@ class Transformer(nn.Module):
         Returns:
           float32 logits; class 1 of the last axis means the bit is set.
         Raises:
-          UserError: the inputs do not fit the schedule, the schedule has more than 15 scales, or the text is longer than `text_length`.
+          UserError: the inputs do not fit the schedule, the schedule has more than 15 scales, or captions
+            are dropped and the text is longer than `text_length`.
         """
         c = self.config
         if inputs_BLd.shape[1:] != (schedule.length - 1, c.bits):
@@ -70,7 +71,9 @@ class Transformer(nn.Module):
                 f"[B, {schedule.length - 1}, {c.bits}] (all scales but the first)"
             )
         if schedule.n_scales > SCALE_ROWS:
-            raise UserError(f"the schedule has {schedule.n_scales} scales; the model has room for {SCALE_ROWS}")
+            raise UserError(
+                f"the schedule has {schedule.n_scales} scales; the model has room for {SCALE_ROWS}"
+            )
         if drop_caption_B is not None:
             empty_TC = self.text.empty(text_BTC.shape[1])
             text_BTC = jnp.where(drop_caption_B[:, None, None], empty_TC, text_BTC)
@@ -82,7 +85,7 @@ class Transformer(nn.Module):
             nn.remat(Block, prevent_cse=False) if c.remat else Block,
             variable_axes={"params": 0},
             split_rngs={"params": True, "drop_path": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.layers,
             unroll=1 if c.scan_layers else c.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
@@ -120,10 +123,11 @@ class Transformer(nn.Module):
 
 def init_params(config: TransformerConfig, key: Key[Array, ""], schedule: ScaleSchedule) -> Any:
     """Fresh parameters, a nested dict of float32 arrays, without their logical axis names."""
-    return nn.meta.unbox(abstract_or_init(config, key, schedule)["params"])
+    # One compiled program: drawing every array by itself takes several times as long.
+    return jax.jit(lambda key: nn.meta.unbox(init_variables(config, key, schedule)["params"]))(key)
 
 
-def abstract_or_init(config: TransformerConfig, key: Key[Array, ""], schedule: ScaleSchedule) -> Any:
+def init_variables(config: TransformerConfig, key: Key[Array, ""], schedule: ScaleSchedule) -> Any:
     """Fresh variables with logical axis names attached; under `jax.eval_shape` only their shapes."""
     inputs = jnp.zeros((1, schedule.length - 1, config.bits))
     text, mask = jnp.zeros((1, 1, config.text_channels)), jnp.ones((1, 1), bool)

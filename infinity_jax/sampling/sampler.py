@@ -179,7 +179,7 @@ def _empty_state(config: SamplerConfig, batch: int, rows: int) -> SamplerState:
 def _blocks(
     config: SamplerConfig, params, x_NLC, state: SamplerState, text_kv, condition: Condition, k: int, cfg
 ):
-    """All layers on the tokens of scale k: the residual stream [N,h_k*w_k,C], and the state with their keys and values."""
+    """All layers on the tokens of scale k: the residual stream [N,h_k*w_k,C], and the state with their cache."""
     start, end = config.schedule.offsets[k : k + 2]
     block = Block(config.model, config.schedule)
     mixed_layer = config.feature_layer % config.model.layers
