@@ -8,9 +8,12 @@ import difflib
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
+from ml_collections import ConfigDict
+
 from infinity_jax.errors import UserError
 
 T = TypeVar("T")
+Section = Mapping[str, Any] | ConfigDict
 DTYPES = ("float32", "bfloat16")
 
 
@@ -122,7 +125,7 @@ class TransformerConfig:
         return round(4 * self.width / 256) * 256
 
 
-def from_dict(cls: type[T], values: Mapping[str, Any], section: str) -> T:
+def from_dict(cls: type[T], values: Section, section: str) -> T:
     """A config dataclass from a section of a config file, strict about names.
 
     Args:

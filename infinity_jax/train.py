@@ -60,7 +60,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
             tokenizer,
             model_config,
             averaged(state),
-            config.text,
+            config.text.to_dict(),
             config.data.source,
             dataclasses.asdict(sample_config),
             {},

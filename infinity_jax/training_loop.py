@@ -19,7 +19,7 @@ from jaxtyping import Array, Key
 
 from infinity_jax import durations, stop_signals
 from infinity_jax.checkpoint import Checkpointer
-from infinity_jax.config import from_dict
+from infinity_jax.config import Section, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.metrics import MetricsWriter
 from infinity_jax.progress import Progress
@@ -63,7 +63,7 @@ class TrainConfig:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
 
 
-def train_config(section: Mapping[str, Any], examples: int) -> TrainConfig:
+def train_config(section: Section, examples: int) -> TrainConfig:
     """A config file's `train` section with its durations ("2 epochs", "10%") in steps; `examples` make an epoch."""
     values = dict(section)
     size = values.get("batch_size", 0)
