@@ -1,6 +1,6 @@
 """Time and memory of `make quickstart`, where everything is installed already.
 
-    python benchmarks/quickstart.py --json quickstart.json
+python benchmarks/quickstart.py --json quickstart.json
 """
 
 import argparse

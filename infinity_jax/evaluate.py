@@ -24,6 +24,7 @@ from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 from infinity_jax.train_step import make_eval_step
 
 KID_PICTURES = 1024
+FEWEST_PICTURES = 4  # for EffNet-KID
 SHEET_COLUMNS = 12
 _BATCH = 32
 
@@ -68,7 +69,9 @@ def main(
     generated = pipeline.arrays(
         [train_split.captions[i] for i in chosen], _seeds(seed, len(chosen)), settings
     )
-    composed = pipeline.arrays(compositions.captions, _seeds(seed, len(compositions.captions)), settings)
+    composed = np.zeros_like(compositions.images)
+    if compositions.captions:
+        composed = pipeline.arrays(compositions.captions, _seeds(seed, len(composed)), settings)
 
     numbers: dict[str, Any] = {
         **_validation(pipeline, validation),
@@ -104,8 +107,11 @@ def _choose_prompts(captions: list[str], first: int, total: int, seed: int) -> n
     start = order[plain][:first]
     rest = order[~np.isin(order, start)]
     chosen = np.concatenate([start, rest])[: max(first, min(total, len(captions) // 2))]
-    if not len(chosen):
-        raise UserError("the data source has no training pictures to take prompts from")
+    if len(chosen) < FEWEST_PICTURES or len(captions) - len(chosen) < FEWEST_PICTURES:
+        raise UserError(
+            f"evaluation compares {len(chosen)} of {len(captions)} training pictures with the others; "
+            f"both parts need at least {FEWEST_PICTURES}: use a larger data set or fewer --prompts"
+        )
     return chosen
 
 

@@ -86,8 +86,10 @@ class InfinityPipeline:
         """
         schedule = scales.make_schedule(self.model.tokenizer.scales, aspect_ratio)
         settings = settings or self.settings
-        if len(prompts) != len(seeds):
-            raise UserError(f"got {len(prompts)} prompts and {len(seeds)} seeds; give one seed per prompt")
+        if not prompts or len(prompts) != len(seeds):
+            raise UserError(
+                f"got {len(prompts)} prompts and {len(seeds)} seeds; give at least one prompt, and one seed for each"
+            )
         for seed in seeds:
             if not 0 <= seed < 2**32:
                 raise UserError(f"seed {seed} is out of range; use 0 to {2**32 - 1}")
