@@ -161,7 +161,8 @@ def _start(
         _check_data(data, train)
         logging.info("start: restore_from %s at step %d", train.restore_from, int(state.step))
     elif train.init_from:
-        params = load_params(train.init_from, state.params)
+        # On the device: a reader may give NumPy arrays, and the loop forbids transfers inside a step.
+        params = jax.device_put(load_params(train.init_from, state.params))
         ema = state.ema_params if state.ema_params is None else jax.tree.map(lambda p: p.copy(), params)
         state = state.replace(params=params, ema_params=ema)  # pyright: ignore[reportAttributeAccessIssue]
         logging.info("start: init_from %s at step 0", train.init_from)

@@ -100,8 +100,10 @@ def test_an_exported_checkpoint_draws_the_same_and_can_be_trained_on(run, traine
     jax.tree.map(np.testing.assert_array_equal, whole.tokenizer.params, exported.tokenizer.params)
     config = json.loads((root / "exported" / "config.json").read_text())
     assert {"commit", "command"} <= config["origin"]["transformer"]["origin"].keys()
-    further = _train(run, "further", f"--config.train.init_from={root / 'exported'}")
-    assert further[0]["loss"] != trained[0]["loss"]
+    from_folder = _train(run, "from_folder", f"--config.train.init_from={root / 'exported'}")
+    from_workdir = _train(run, "from_workdir", f"--config.train.init_from={root / 'whole'}")
+    assert from_folder == from_workdir
+    assert from_folder[0]["loss"] != trained[0]["loss"]
 
 
 def test_evaluation_writes_the_promised_keys(run, trained):
