@@ -6,6 +6,8 @@ from pathlib import Path
 
 # The tests need no accelerator, and numbers are compared with those of a CPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of a test's time is compilation, and programs this small gain nothing from the optimiser of machine code.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 # A second run of the tests finds its compiled programs here.
 _CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))

@@ -96,7 +96,7 @@ def loss_and_gradients(golden, release_params):
 
     def loss_fn(params, weights, drop):
         arguments = golden["inputs"], golden["text"], golden["mask"], release.SCHEDULE, drop
-        out = Transformer(release.CONFIG).apply({"params": params}, *arguments)
+        out = jnp.asarray(Transformer(release.CONFIG).apply({"params": params}, *arguments))
         # The loss of one token is the loss of a schedule with it alone.
         one = ScaleSchedule(((1, 1),), (1, 1))
         swapped = (
