@@ -16,6 +16,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.sampling import sampler
 from infinity_jax.sampling.guidance import GUIDANCE, per_scale, strengths
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
+from infinity_jax.text.prompt import clean_prompts
 
 BATCH = 16
 
@@ -90,6 +91,9 @@ class InfinityPipeline:
             raise UserError(
                 f"got {len(prompts)} prompts and {len(seeds)} seeds; give at least one prompt, and one seed for each"
             )
+        # Before batches are filled up, so that messages count the prompts that were given.
+        prompts = clean_prompts(prompts)
+        negative_prompts = None if negative_prompts is None else clean_prompts(negative_prompts)
         for seed in seeds:
             if not 0 <= seed < 2**32:
                 raise UserError(f"seed {seed} is out of range; use 0 to {2**32 - 1}")

@@ -137,7 +137,7 @@ def test_mistakes_are_named_with_a_remedy(run, trained, capsys):
     assert "config.train.steps" in capsys.readouterr().err
     for arguments, remedy in (
         (("x", "--aspect-ratio", "2:1"), "use 1:1"),
-        ((" ",), "prompt"),
+        ((" ",), "prompt 1 of 1 is empty"),
         (("x", "--checkpoint", root / "tokenizer"), "transformer's checkpoint"),
         (("x", "--checkpoint", root / "nowhere"), "no checkpoint folder"),
     ):
