@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from infinity_jax.errors import UserError
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-DTYPES = ("float32", "bfloat16", "float16")
+WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
 GUIDANCE = ("logits", "features", "pyramid", "none")
 
 
@@ -199,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--checkpoint", required=True, metavar="DIR", help="a training's --workdir")
     command.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
     command.add_argument(
-        "--dtype", choices=DTYPES, default="float16", help="of the weights on disk, default float16"
+        "--dtype", choices=WEIGHT_DTYPES, default="float16", help="of the weights on disk, default float16"
     )
     return parser
 

@@ -86,7 +86,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
                 sheet_hook(pipeline_of, source, train.seed, workdir / "samples"),
             ),
         ],
-        load_params=lambda path, target: pretrained.load_transformer_params(path, target),
+        load_params=pretrained.load_transformer_params,
     )
 
 
