@@ -32,6 +32,8 @@ class TokenizerConfig:
       multipliers: width of each level over base_width; every level but the last halves the size.
       encoder_blocks, decoder_blocks: residual blocks a level.
       pixel_patch: pixels are first folded into channels, pixel_patch x pixel_patch each (1 in the release).
+      patchify: the transformer reads patchify x patchify tokens as one (space-to-depth); 2 in the released 8B
+        model, 1 elsewhere.
       quantizer: "bsq" or "lfq" (paper Table 3).
       compute_dtype: dtype of the convolutions' inputs; parameters stay float32.
     """
@@ -42,6 +44,7 @@ class TokenizerConfig:
     encoder_blocks: int = 2
     decoder_blocks: int = 3
     pixel_patch: int = 1
+    patchify: int = 1
     quantizer: str = "bsq"
     compute_dtype: str = "float32"
 
@@ -50,6 +53,7 @@ class TokenizerConfig:
             1 <= self.bits <= 64,
             f"tokenizer bits {self.bits} is out of range; use 1 to 64 (the paper: 14 to 64)",
         )
+        _check(self.patchify >= 1, f"tokenizer patchify {self.patchify} must be at least 1 (1 = off)")
         _check(self.quantizer in ("bsq", "lfq"), f"unknown quantizer {self.quantizer!r}; use 'bsq' or 'lfq'")
         _check(
             self.compute_dtype in DTYPES, f"unknown compute_dtype {self.compute_dtype!r}; use one of {DTYPES}"
@@ -63,6 +67,16 @@ class TokenizerConfig:
     def stride(self) -> int:
         """Pixels per token along one side."""
         return self.pixel_patch * 2 ** (len(self.multipliers) - 1)
+
+    @property
+    def transformer_bits(self) -> int:
+        """Bits of a token as the transformer sees it."""
+        return self.bits * self.patchify**2
+
+    @property
+    def transformer_stride(self) -> int:
+        """Pixels per token of the transformer along one side."""
+        return self.stride * self.patchify
 
 
 @dataclasses.dataclass(frozen=True)
