@@ -34,7 +34,7 @@ class Preset:
     cfg: float = 4.0
 
     def sections(self) -> dict[str, Any]:
-        """What a checkpoint's config.json says besides the configs: scales, how captions are read, how it is sampled."""
+        """What config.json says besides the two configs: scales, how captions are read, how it is sampled."""
         return {
             "scales": self.scales,
             "text": {"encoder": "t5", "max_length": self.transformer.text_length},
