@@ -27,7 +27,7 @@ def get_config(argument: str = "") -> ConfigDict:
             scan_layers=False,
         )
     )
-    config.text = ConfigDict(dict(encoder="minilm", max_length=32))
+    config.text = ConfigDict(dict(encoder="minilm", max_length=32, path=""))
     config.data = ConfigDict(dict(source="emoji_captions", scales="64px"))
     config.correction = ConfigDict(dict(p=0.15, scales=13, requantise=True))
     config.loss = ConfigDict(dict(token_weights="by_scale", label_smoothing=0.0, caption_drop=0.1))

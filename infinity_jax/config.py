@@ -114,6 +114,10 @@ class TransformerConfig:
             self.head_size % 4 == 0,
             f"head size {self.head_size} (= {w} / {h}) is not a multiple of 4, as RoPE2d needs",
         )
+        _check(
+            self.ffn_width > 0,
+            f"width {w} is too small: its feed-forward layer would be empty; use 64 or more",
+        )
         _check(0 <= self.drop_path < 1, f"drop_path {self.drop_path} must be in [0, 1)")
         _check(
             self.compute_dtype in DTYPES, f"unknown compute_dtype {self.compute_dtype!r}; use one of {DTYPES}"

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int8, Key
 
+from infinity_jax import patchify as patches
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import bsq, pyramid
@@ -61,30 +62,38 @@ def self_correction(
     schedule: ScaleSchedule,
     quantizer: str = "bsq",
     requantise: bool = True,
-) -> tuple[Float[Array, "B L_minus_1 d"], Int8[Array, "B L d"]]:
+    patchify: int = 1,
+) -> tuple[Float[Array, "B L_minus_1 D"], Int8[Array, "B L D"]]:
     """Inputs and labels of the transformer from tokenizer features (paper Algorithm 2).
 
     Args:
       features_BHWd: float32, from the tokenizer's encoder.
-      flips: K arrays bool [B,h_k,w_k,d]; all False is teacher forcing.
-      schedule: K sizes; the last is (H, W).
+      flips: K arrays bool, [B,h_k * patchify,w_k * patchify,d]; all False is teacher forcing.
+      schedule: the transformer's; its last size times `patchify` is (H, W).
+      patchify: side of the square of tokens that the transformer reads as one; D = d * patchify^2.
     Returns:
-      inputs float32 [B,L-1,d]: the running sum of flipped codes, resized to scales 2..K, row by row;
-      labels int8 [B,L,d]: the bits to predict, 1 = positive.
+      inputs float32 [B,L-1,D]: the running sum of flipped codes, resized to scales 2..K, row by row;
+      labels int8 [B,L,D]: the bits to predict, 1 = positive.
     """
-    batch, d = features_BHWd.shape[0], features_BHWd.shape[-1]
+    schedule = schedule.times(patchify)
+
+    def sequence(x_BHWd: jax.Array) -> jax.Array:
+        x_BhwD = patches.to_transformer(x_BHWd, patchify)
+        return x_BhwD.reshape(len(x_BhwD), -1, x_BhwD.shape[-1])
+
     seen_sum = explained_sum = jnp.zeros_like(features_BHWd)
     inputs, labels = [], []
     for k, size in enumerate(schedule.sizes):
         bits = bsq.to_bits(pyramid.residual_at_scale(features_BHWd, explained_sum, size, quantizer))
-        labels.append(bits.reshape(batch, -1, d))
+        labels.append(sequence(bits))
         if k + 1 == schedule.n_scales:
             break
         seen_sum = pyramid.add_codes(seen_sum, bsq.to_codes(bits ^ flips[k], quantizer))
         explained_sum = (
             seen_sum if requantise else pyramid.add_codes(explained_sum, bsq.to_codes(bits, quantizer))
         )
-        inputs.append(pyramid.next_input(seen_sum, schedule.sizes[k + 1]).reshape(batch, -1, d))
-    labels_BLd = jnp.concatenate(labels, axis=1).astype(jnp.int8)
-    inputs_BLd = jnp.concatenate(inputs, axis=1) if inputs else jnp.zeros((batch, 0, d), jnp.float32)
-    return jax.lax.stop_gradient(inputs_BLd), labels_BLd
+        inputs.append(sequence(pyramid.next_input(seen_sum, schedule.sizes[k + 1])))
+    labels_BLD = jnp.concatenate(labels, axis=1).astype(jnp.int8)
+    empty = jnp.zeros((len(features_BHWd), 0, labels_BLD.shape[-1]), jnp.float32)
+    inputs_BLD = jnp.concatenate(inputs, axis=1) if inputs else empty
+    return jax.lax.stop_gradient(inputs_BLD), labels_BLD

@@ -126,7 +126,7 @@ def _validation(pipeline: InfinityPipeline, validation: Split) -> dict[str, Any]
     model = pipeline.model
     encoded = train.encode_split(validation.source, model.tokenizer, pipeline.text_encoder)
     schedule = scales.make_schedule(model.tokenizer.scales)
-    eval_step = make_eval_step(Transformer(model.config), schedule, model.tokenizer.config.quantizer)
+    eval_step = make_eval_step(Transformer(model.config), schedule, model.tokenizer.config)
     metrics = train.evaluate_loss(eval_step, model.params, encoded, _BATCH)
     return {"validation_loss": metrics.pop("loss"), **metrics}
 
@@ -136,7 +136,7 @@ def _tokenizer_quality(
 ) -> dict[str, Any]:
     """PSNR on validation pictures; EffNet-KID of reconstructed train pictures against other real ones."""
     tokenizer = pipeline.model.tokenizer
-    schedule = scales.make_schedule(tokenizer.scales)
+    schedule = scales.make_schedule(tokenizer.scales).times(tokenizer.config.patchify)
     jitted = jax.jit(lambda params, image: reconstruct(Tokenizer(tokenizer.config), params, image, schedule))
 
     def through_bits(images: np.ndarray) -> np.ndarray:

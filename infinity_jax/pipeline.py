@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
+from PIL import Image
 
 from infinity_jax import pretrained, scales
 from infinity_jax.config import from_dict
@@ -18,7 +19,7 @@ from infinity_jax.sampling.guidance import GUIDANCE, per_scale, strengths
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.text.prompt import clean_prompts
 
-BATCH = 16
+_MOST_ROWS, _MOST_TOKENS = 16, 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +65,59 @@ class InfinityPipeline:
 
     def __init__(self, model: pretrained.TrainedModel, text_encoder: TextEncoder | None = None):
         self.model = model
-        self.text_encoder = text_encoder or load_text_encoder(model.text["encoder"], model.text["max_length"])
+        self.text_encoder = text_encoder or load_text_encoder(
+            model.text["encoder"], model.text["max_length"], model.text.get("path", "")
+        )
         self.settings = from_dict(SampleConfig, model.sample, "sample")
 
     @classmethod
     def from_pretrained(cls, path: str | Path) -> "InfinityPipeline":
-        """From an exported folder, a training workdir, or "bundled". Raises UserError as `load_model` does."""
+        """From a converted or exported folder, a training workdir, or "bundled".
+
+        Raises:
+          UserError: a part is missing, damaged, or does not belong to the others; the message names it.
+        """
         return cls(pretrained.load_model(path))
+
+    def save_pretrained(self, path: str | Path, dtype: str = "float32") -> None:
+        """Writes all that `from_pretrained` needs into one folder; weights "float32", "bfloat16" or "float16"."""
+        pretrained.save_model(Path(path), self.model, dtype)
+
+    def __call__(
+        self,
+        prompts: Sequence[str],
+        negative_prompts: Sequence[str] | None = None,
+        aspect_ratio: str = "1:1",
+        budget: str | None = None,
+        cfg: float | tuple[float, ...] | None = None,
+        tau: float | tuple[float, ...] | None = None,
+        top_p: float | None = None,
+        seeds: Sequence[int] | None = None,
+        guidance: str | None = None,
+    ) -> list[Image.Image]:
+        """Pictures of prompts.
+
+        Args:
+          prompts: N texts.
+          negative_prompts: N texts to steer away from; None uses the learned empty caption.
+          aspect_ratio: "height:width", one of the 15 of the paper's Table 10.
+          budget: pixels, "0.06M" (256x256), "0.25M", "0.60M" or "1M" (1024x1024); None is what the checkpoint was
+            trained for ("1M" for the released ones).
+          cfg, tau, top_p, guidance: see `SampleConfig`; None takes the checkpoint's own (released: 4, 1, 1, "logits").
+          seeds: N numbers, one a picture; None is 0, 1, 2, ...
+        Returns:
+          N RGB pictures.
+        Raises:
+          UserError: a bad prompt or value; the message names it.
+        """
+        settings = self.settings.changed(cfg=cfg, tau=tau, top_p=top_p, guidance=guidance)
+        if isinstance(prompts, str):
+            raise UserError(
+                f"prompts is one text, {prompts[:40]!r}; give a list of texts: [{prompts[:40]!r}]"
+            )
+        seeds = list(range(len(prompts))) if seeds is None else seeds
+        images = self.arrays(prompts, seeds, settings, negative_prompts, aspect_ratio, budget)
+        return [Image.fromarray(image) for image in images]
 
     def arrays(
         self,
@@ -79,17 +126,22 @@ class InfinityPipeline:
         settings: SampleConfig | None = None,
         negative_prompts: Sequence[str] | None = None,
         aspect_ratio: str = "1:1",
+        budget: str | None = None,
     ) -> UInt8[np.ndarray, "N H W 3"]:
-        """Pictures uint8 [N,H,W,3] of N prompts, one seed each.
+        """Pictures uint8 [N,H,W,3] of N prompts, one seed each; arguments as in `__call__`.
 
         The same prompt, seed and settings give the same picture in any batch.
         Raises UserError for a bad prompt, setting or aspect ratio.
         """
-        schedule = scales.make_schedule(self.model.tokenizer.scales, aspect_ratio)
+        schedule = self._schedule(aspect_ratio, budget)
         settings = settings or self.settings
         if not prompts or len(prompts) != len(seeds):
             raise UserError(
                 f"got {len(prompts)} prompts and {len(seeds)} seeds; give at least one prompt, and one seed for each"
+            )
+        if negative_prompts is not None and len(negative_prompts) != len(prompts):
+            raise UserError(
+                f"got {len(prompts)} prompts and {len(negative_prompts)} negative prompts; give one for each, or none"
             )
         # Before batches are filled up, so that messages count the prompts that were given.
         prompts = clean_prompts(prompts)
@@ -97,12 +149,21 @@ class InfinityPipeline:
         for seed in seeds:
             if not 0 <= seed < 2**32:
                 raise UserError(f"seed {seed} is out of range; use 0 to {2**32 - 1}")
-        images = []
-        for start in range(0, len(prompts), BATCH):
-            part = slice(start, start + BATCH)
+        images, rows = [], _rows_at_once(schedule)
+        for start in range(0, len(prompts), rows):
+            part = slice(start, start + rows)
             negative = None if negative_prompts is None else negative_prompts[part]
             images.append(self._batch(prompts[part], seeds[part], settings, negative, schedule))
         return np.concatenate(images)
+
+    def _schedule(self, aspect_ratio: str, budget: str | None) -> scales.ScaleSchedule:
+        own = self.model.tokenizer.scales
+        if budget not in (None, own) and not {budget, own} <= scales.BUDGETS.keys():
+            known = ", ".join(scales.BUDGETS) if own in scales.BUDGETS else own
+            raise UserError(
+                f"budget {budget!r} is not one that this checkpoint can draw; it can draw: {known}"
+            )
+        return scales.make_schedule(budget or own, aspect_ratio)
 
     def _batch(
         self,
@@ -114,7 +175,7 @@ class InfinityPipeline:
     ) -> np.ndarray:
         # Always the same shapes, filled up with copies: one compilation, and a picture's rounding
         # cannot depend on how many others are drawn with it.
-        missing = BATCH - len(prompts)
+        missing = _rows_at_once(schedule) - len(prompts)
         model = self.model
         config = sampler.SamplerConfig(
             model.config,
@@ -147,3 +208,11 @@ class InfinityPipeline:
             jnp.asarray(np.pad(features, ((0, 0), (0, missing), (0, 0)))),
             jnp.asarray(np.pad(mask, ((0, 0), (0, missing)))),
         )
+
+
+def _rows_at_once(schedule: scales.ScaleSchedule) -> int:
+    """Pictures in one batch: a power of two, fewer where a picture has more tokens, for the sake of memory."""
+    rows = _MOST_ROWS
+    while rows > 1 and rows * schedule.length > _MOST_TOKENS:
+        rows //= 2
+    return rows

@@ -1,29 +1,22 @@
-"""A trained system in one folder: config.json, tokenizer.safetensors, transformer.safetensors.
-
-The same reader also takes the folders that training leaves, so `--checkpoint` accepts either.
-"""
+"""A trained system in memory, from a folder to share (`checkpoint_folder`) or from one that training left."""
 
 import dataclasses
-import json
-import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
-from safetensors import SafetensorError
-from safetensors.flax import load_file, save_file
 
+from infinity_jax import checkpoint_folder as disk
 from infinity_jax import optim, paths, scales
 from infinity_jax.checkpoint import Checkpointer
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 
 BUNDLED = "bundled"
-_CONFIG, _TOKENIZER, _TRANSFORMER = "config.json", "tokenizer.safetensors", "transformer.safetensors"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +38,7 @@ class TrainedTokenizer:
     @property
     def side(self) -> int:
         """Height and width in pixels of its square pictures."""
-        return scales.make_schedule(self.scales).last[0] * self.config.stride
+        return scales.make_schedule(self.scales).last[0] * self.config.transformer_stride
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,8 +49,8 @@ class TrainedModel:
       tokenizer: its decoder makes the pictures.
       config: the transformer's.
       params: the transformer's float32 parameters.
-      text: how captions are read: {"encoder": name, "max_length": tokens}.
-      source: the data it was trained on, a name that `data.sources` knows.
+      text: how captions are read: {"encoder": name, "max_length": tokens}, and "path" where the encoder needs one.
+      source: the data it was trained on, a name that `data.sources` knows; "" if unknown.
       sample: the best known sampling settings: {"cfg", "tau", "top_p", "guidance"}.
       origin: commit, command and config of the transformer's run, for the record.
     """
@@ -82,26 +75,23 @@ def resolve(path: str | Path) -> Path:
 def load_tokenizer(path: str | Path) -> TrainedTokenizer:
     """The tokenizer of an exported folder, of a tokenizer's workdir or of a transformer's workdir."""
     folder = resolve(path)
-    if (folder / _CONFIG).is_file():
-        values = _read_config(folder)
+    if (folder / disk.CONFIG).is_file():
+        values = disk.read_config(folder)
+        _require(folder, values, "tokenizer")
         config = from_dict(TokenizerConfig, values["tokenizer"], "tokenizer")
-        params = _read_arrays(folder / _TOKENIZER)
+        params = disk.read_arrays(folder / disk.WEIGHTS["tokenizer"])
+        _check_shapes(folder, params, tokenizer_shapes(config))
         return TrainedTokenizer(config, params, values["scales"], values["origin"]["tokenizer"])
     if (folder / "tokenizer").is_dir():
         return load_tokenizer(folder / "tokenizer")
-    from infinity_jax import train_tokenizer
-    from infinity_jax.tokenizer.model import Tokenizer
-
     reader, run_config = _open_run(folder, "the tokenizer of an exported folder or of a training run")
     if "tokenizer" in run_config:
         raise UserError(
             f"{folder} holds a transformer's run but its folder tokenizer/ is missing; restore that folder"
         )
     config = from_dict(TokenizerConfig, run_config["model"], "model")
-    preset = run_config["data"]["scales"]
-    side = scales.make_schedule(preset).last[0] * config.stride
-    target = jax.eval_shape(lambda: train_tokenizer.initial_params(Tokenizer(config), side, 0))
-    return TrainedTokenizer(config, _restore(reader, target), preset, run_config)
+    params = _restore(reader, tokenizer_shapes(config))
+    return TrainedTokenizer(config, params, run_config["data"]["scales"], run_config)
 
 
 def load_model(path: str | Path) -> TrainedModel:
@@ -111,13 +101,15 @@ def load_model(path: str | Path) -> TrainedModel:
       UserError: the folder is missing or holds something else, or a file does not fit its config.
     """
     folder = resolve(path)
-    if (folder / _CONFIG).is_file():
-        values = _read_config(folder)
-        if "transformer" not in values:
-            raise UserError(f"{folder} holds a tokenizer only; to sample, give a transformer's checkpoint")
+    if (folder / disk.CONFIG).is_file():
+        values = disk.read_config(folder)
+        for part in disk.WEIGHTS:
+            _require(folder, values, part)
+        disk.check_fit(folder, values)
         config = from_dict(TransformerConfig, values["transformer"], "transformer")
-        params = _read_arrays(folder / _TRANSFORMER)
-        parts = (values["text"], values["source"], values["sample"], values["origin"]["transformer"])
+        params = disk.read_arrays(folder / disk.WEIGHTS["transformer"])
+        text = _with_folder(folder, values["text"])
+        parts = (text, values.get("source", ""), values["sample"], values["origin"]["transformer"])
     else:
         reader, run_config = _open_run(folder, "a trained model")
         if "tokenizer" not in run_config:
@@ -126,13 +118,7 @@ def load_model(path: str | Path) -> TrainedModel:
         params = _restore(reader, transformer_shapes(config))
         parts = (run_config["text"], run_config["data"]["source"], run_config["sample"], run_config)
     _check_shapes(folder, params, transformer_shapes(config))
-    model = TrainedModel(load_tokenizer(folder), config, params, *parts)
-    if model.tokenizer.config.bits != config.bits:
-        raise UserError(
-            f"{folder}: the tokenizer has {model.tokenizer.config.bits} bits a token, the transformer {config.bits}; "
-            "they must be trained together"
-        )
-    return model
+    return TrainedModel(load_tokenizer(folder), config, params, *parts)
 
 
 def load_transformer_params(path: str | Path, target: PyTree) -> PyTree:
@@ -151,27 +137,36 @@ def transformer_shapes(config: TransformerConfig) -> PyTree:
     return jax.eval_shape(lambda: init_params(config, jax.random.key(0), schedule))
 
 
+def tokenizer_shapes(config: TokenizerConfig) -> PyTree:
+    """The tokenizer's parameters as ShapeDtypeStructs."""
+    from infinity_jax import train_tokenizer
+    from infinity_jax.tokenizer.model import Tokenizer
+
+    return jax.eval_shape(lambda: train_tokenizer.initial_params(Tokenizer(config), config.stride, 0))
+
+
 def save_tokenizer(folder: Path, tokenizer: TrainedTokenizer, dtype: str = "float32") -> None:
     """Writes config.json and tokenizer.safetensors, weights in `dtype`: "float32", "bfloat16" or "float16"."""
     folder.mkdir(parents=True, exist_ok=True)
-    _write_arrays(folder / _TOKENIZER, tokenizer.params, dtype)
-    _write_config(folder, _tokenizer_section(tokenizer), {})
+    disk.write_arrays(folder / disk.WEIGHTS["tokenizer"], tokenizer.params, dtype)
+    disk.write_config(folder, _tokenizer_section(tokenizer))
 
 
 def save_model(folder: Path, model: TrainedModel, dtype: str = "float32") -> None:
-    """Writes the folder that `load_model` reads; weights in `dtype` as in `save_tokenizer`."""
+    """Writes the folder that `load_model` reads; weights in `dtype` as in `save_tokenizer`.
+
+    A text encoder that lies in a folder is copied along, so that everything is in one place.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    _write_arrays(folder / _TOKENIZER, model.tokenizer.params, dtype)
-    _write_arrays(folder / _TRANSFORMER, model.params, dtype)
-    transformer = {
-        "transformer": dataclasses.asdict(model.config),
-        "text": dict(model.text),
-        "source": model.source,
-        "sample": dict(model.sample),
-    }
-    _write_config(
-        folder, _tokenizer_section(model.tokenizer) | transformer, {"transformer": dict(model.origin)}
-    )
+    text = dict(model.text)
+    if encoder := text.pop("path", ""):
+        shutil.copytree(encoder, folder / disk.TEXT_ENCODER, dirs_exist_ok=True)
+    disk.write_arrays(folder / disk.WEIGHTS["tokenizer"], model.tokenizer.params, dtype)
+    disk.write_arrays(folder / disk.WEIGHTS["transformer"], model.params, dtype)
+    values = _tokenizer_section(model.tokenizer)
+    values["origin"]["transformer"] = dict(model.origin)
+    transformer = {"transformer": dataclasses.asdict(model.config), "text": text}
+    disk.write_config(folder, values | transformer | {"source": model.source, "sample": dict(model.sample)})
 
 
 def _tokenizer_section(tokenizer: TrainedTokenizer) -> dict[str, Any]:
@@ -179,23 +174,34 @@ def _tokenizer_section(tokenizer: TrainedTokenizer) -> dict[str, Any]:
     return {"scales": tokenizer.scales, "tokenizer": config, "origin": {"tokenizer": dict(tokenizer.origin)}}
 
 
-def _write_config(folder: Path, values: dict[str, Any], more_origin: dict[str, Any]) -> None:
-    values = values | {"origin": values["origin"] | more_origin}
-    _replace(folder / _CONFIG, lambda path: path.write_text(json.dumps(values, indent=1) + "\n"))
-
-
 def has_transformer(folder: Path) -> bool:
     """Whether a checkpoint's folder holds a whole system, not a tokenizer alone."""
-    if (folder / _CONFIG).is_file():
-        return (folder / _TRANSFORMER).is_file()
+    if (folder / disk.CONFIG).is_file():
+        return (folder / disk.WEIGHTS["transformer"]).is_file()
     return (folder / "tokenizer").is_dir()
 
 
 def _open_run(folder: Path, wanted: str) -> tuple[Checkpointer, dict[str, Any]]:
     if not (folder / "checkpoints").is_dir():
-        raise UserError(f"{folder} has neither {_CONFIG} nor checkpoints/, so it is not {wanted}")
+        raise UserError(f"{folder} has neither {disk.CONFIG} nor checkpoints/, so it is not {wanted}")
     reader = Checkpointer(folder / "checkpoints", read_only=True)
     return reader, reader.config()
+
+
+def _require(folder: Path, values: Mapping[str, Any], part: str) -> None:
+    if part not in values:
+        held = ", ".join(name for name in ("tokenizer", "transformer", "text") if name in values)
+        raise UserError(
+            f"{folder} holds no {part} (it holds: {held}); give another checkpoint, or add it: "
+            f"infinity-jax convert --from FILE --kind {part} --config NAME --out {folder}"
+        )
+
+
+def _with_folder(folder: Path, text: Mapping[str, Any]) -> dict[str, Any]:
+    """How captions are read, with the absolute path of the text encoder's folder if it has one."""
+    if text["encoder"] == "minilm":
+        return dict(text)
+    return {**text, "path": str((folder / text.get("path", disk.TEXT_ENCODER)).absolute())}
 
 
 def _restore(reader: Checkpointer, target: PyTree) -> PyTree:
@@ -203,52 +209,6 @@ def _restore(reader: Checkpointer, target: PyTree) -> PyTree:
         return reader.restore_params(target)
     finally:
         reader.close()
-
-
-def _read_config(folder: Path) -> dict[str, Any]:
-    try:
-        values = json.loads((folder / _CONFIG).read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{folder / _CONFIG} is not readable JSON ({error}); export the checkpoint again"
-        ) from error
-    if not isinstance(values, dict) or "tokenizer" not in values:
-        raise UserError(
-            f"{folder / _CONFIG} has no section 'tokenizer'; it is not a checkpoint of this project"
-        )
-    return values
-
-
-def _read_arrays(path: Path) -> PyTree:
-    try:
-        flat = load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot read the weights {path}: {error}; copy or export the checkpoint again"
-        ) from error
-    tree: dict[str, Any] = {}
-    for name, array in flat.items():
-        *parents, leaf = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = array.astype(jnp.float32)
-    return tree
-
-
-def _write_arrays(path: Path, params: PyTree, dtype: str) -> None:
-    leaves = jax.tree_util.tree_leaves_with_path(params)
-    flat = {optim.parameter_name(key): jnp.asarray(leaf).astype(dtype) for key, leaf in leaves}
-    _replace(path, lambda temporary: save_file(flat, temporary))
-
-
-def _replace(path: Path, write) -> None:
-    temporary = path.with_name(f".{path.name}.unfinished")
-    try:
-        write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _check_shapes(folder: Path, params: PyTree, wanted: PyTree) -> None:

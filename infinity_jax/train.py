@@ -43,7 +43,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     workdir = Path(workdir)
 
     tokenizer = keep_tokenizer(config.tokenizer, workdir, model_config, config.data.scales)
-    text_encoder = load_text_encoder(config.text.encoder, config.text.max_length)
+    text_encoder = load_text_encoder(config.text.encoder, config.text.max_length, config.text.path)
     _check_text(text_encoder, model_config)
     source = sources.open_source(config.data.source, "train")
     train = training_loop.train_config(config.train, len(source))
@@ -53,7 +53,6 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     optimiser = optim.make_optimiser(optim_config, train.steps, no_decay=not_a_kernel)
     params = init_params(model_config, jax.random.key(train.seed), schedule)
     state = train_state.create(params, optimiser, optim_config.ema_decay > 0)
-    quantizer = tokenizer.config.quantizer
 
     def pipeline_of(state: TrainState) -> InfinityPipeline:
         trained = pretrained.TrainedModel(
@@ -71,7 +70,9 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         workdir,
         train,
         state,
-        make_train_step(model, schedule, correction_config, loss_config, optim_config, optimiser, quantizer),
+        make_train_step(
+            model, schedule, tokenizer.config, correction_config, loss_config, optim_config, optimiser
+        ),
         lambda first_step: pipeline.batches(
             encoded, batch_size=train.batch_size, seed=train.seed, first_step=first_step
         ),
@@ -105,19 +106,21 @@ def keep_tokenizer(
     """
     copy = workdir / "tokenizer"
     tokenizer = pretrained.load_tokenizer(copy if copy.is_dir() else path)
-    if tokenizer.config.bits != model.bits:
+    bits = tokenizer.config.transformer_bits
+    if bits != model.bits:
         raise UserError(
-            f"the tokenizer {path!r} has {tokenizer.config.bits} bits a token but config.model.bits is {model.bits}; "
-            f"use --config.model.bits={tokenizer.config.bits} or another --config.tokenizer"
+            f"the tokenizer {path!r} gives {bits} bits a token but config.model.bits is {model.bits}; "
+            f"use --config.model.bits={bits} or another --config.tokenizer"
         )
-    if tokenizer.scales != preset:
+    if tokenizer.scales != preset and not {tokenizer.scales, preset} <= scales.BUDGETS.keys():
         raise UserError(
             f"the tokenizer {path!r} was trained for scales {tokenizer.scales!r} but config.data.scales is {preset!r}; "
             "use the same for both"
         )
     if not copy.is_dir():
         pretrained.save_tokenizer(copy, tokenizer)
-    return tokenizer
+    # A tokenizer for one pixel budget serves the others too.
+    return dataclasses.replace(tokenizer, scales=preset)
 
 
 def encode_split(
@@ -143,7 +146,7 @@ def _check_text(text_encoder: TextEncoder, model: TransformerConfig) -> None:
 def _validation(source_name: str, tokenizer, text_encoder, model: Transformer, schedule, batch_size: int):
     """Hook: loss and accuracies on the validation split, with the averaged parameters."""
     source = sources.open_source(source_name, "validation")
-    eval_step = make_eval_step(model, schedule, tokenizer.config.quantizer)
+    eval_step = make_eval_step(model, schedule, tokenizer.config)
     encoded = encode_split(source, tokenizer, text_encoder) if len(source) else None
 
     def evaluate(step: int, state: TrainState) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from infinity_jax import correction, losses, random, train_state
+from infinity_jax.config import TokenizerConfig
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.errors import UserError
 from infinity_jax.model.transformer import Transformer
@@ -45,21 +46,21 @@ class LossConfig:
 def make_train_step(
     model: Transformer,
     schedule: ScaleSchedule,
+    tokenizer: TokenizerConfig,
     correction_config: CorrectionConfig,
     loss_config: LossConfig,
     optim: OptimConfig,
     optimiser: optax.GradientTransformation,
-    quantizer: str = "bsq",
 ) -> Callable[[TrainState, dict[str, Array], Key[Array, ""]], tuple[TrainState, dict[str, Array]]]:
     """The step (state, batch, key) -> (state, metrics), to be jitted.
 
-    The batch holds `features` float32 [B,h,w,d], `text` float [B,T,C] and `text_mask` bool [B,T].
+    The batch holds `features` float32 [B,H,W,d] of the tokenizer, `text` float [B,T,C] and `text_mask` bool [B,T].
     Random_Flip and re-quantisation happen inside, so every step sees fresh flips.
     """
 
     def train_step(state, batch, key):
         inputs_BLd, bits_BLd = corrected_inputs(
-            key, state.step, batch["features"], schedule, correction_config, quantizer
+            key, state.step, batch["features"], schedule, correction_config, tokenizer
         )
         drop_B = jax.random.bernoulli(
             random.stream(key, "caption drop", state.step), loss_config.caption_drop, batch["text"].shape[:1]
@@ -90,19 +91,25 @@ def make_train_step(
 def corrected_inputs(
     key: Key[Array, ""],
     step: Int[Array, ""] | int,
-    features_BhwD: Float[Array, "B h w d"],
+    features_BHWd: Float[Array, "B H W d"],
     schedule: ScaleSchedule,
     config: CorrectionConfig,
-    quantizer: str,
-) -> tuple[Float[Array, "B L_minus_1 d"], Int[Array, "B L d"]]:
-    """Inputs float32 [B,L-1,d] and labels int8 [B,L,d] of a batch, with this step's random flips."""
-    batch, d = features_BhwD.shape[0], features_BhwD.shape[-1]
-    flips = correction.draw_flips(random.stream(key, "flip bits", step), schedule, batch, d, config)
-    return correction.self_correction(features_BhwD, flips, schedule, quantizer, config.requantise)
+    tokenizer: TokenizerConfig,
+) -> tuple[Float[Array, "B L_minus_1 D"], Int[Array, "B L D"]]:
+    """Inputs float32 [B,L-1,D] and labels int8 [B,L,D] of a batch, with this step's random flips.
+
+    D is the transformer's bits a token, `tokenizer.transformer_bits`.
+    """
+    batch, d = features_BHWd.shape[0], features_BHWd.shape[-1]
+    sizes = schedule.times(tokenizer.patchify)
+    flips = correction.draw_flips(random.stream(key, "flip bits", step), sizes, batch, d, config)
+    return correction.self_correction(
+        features_BHWd, flips, schedule, tokenizer.quantizer, config.requantise, tokenizer.patchify
+    )
 
 
 def make_eval_step(
-    model: Transformer, schedule: ScaleSchedule, quantizer: str = "bsq"
+    model: Transformer, schedule: ScaleSchedule, tokenizer: TokenizerConfig
 ) -> Callable[[PyTree, dict[str, Array]], dict[str, Array]]:
     """The jitted (params, batch) -> metrics of teacher forcing without flips, with uniform token weights.
 
@@ -112,7 +119,7 @@ def make_eval_step(
     def eval_step(params, batch):
         no_flips = CorrectionConfig(p=0.0)
         inputs_BLd, bits_BLd = corrected_inputs(
-            jax.random.key(0), 0, batch["features"], schedule, no_flips, quantizer
+            jax.random.key(0), 0, batch["features"], schedule, no_flips, tokenizer
         )
         text_BTC = batch["text"].astype(jnp.float32)
         logits_BLd2 = cast(Any, model.apply)(

@@ -36,7 +36,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     model = from_dict(TokenizerConfig, config.model, "model")
     loss = from_dict(TokenizerLossConfig, config.loss, "loss")
     optim_config = from_dict(optim.OptimConfig, config.optim, "optim")
-    test_schedule = scales.make_schedule(config.data.scales)
+    test_schedule = scales.make_schedule(config.data.scales).times(model.patchify)
     train_schedule = scales.dense_schedule(test_schedule.last[0])
     side = test_schedule.last[0] * model.stride
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
+from infinity_jax import patchify as patches
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.model.block import Block, Condition
@@ -27,7 +28,8 @@ class SamplerConfig:
     """What is compiled; everything else is an argument, so that a new value does not compile again.
 
     Attributes:
-      model, tokenizer, schedule: what draws.
+      model, tokenizer: what draws.
+      schedule: the transformer's.
       mixed: where the pictures with and without caption are mixed: "logits", "features", "both", or "none".
       feature_layer: the layer whose output is mixed; negative counts from the end.
     """
@@ -41,6 +43,11 @@ class SamplerConfig:
     def __post_init__(self):
         if self.mixed not in MIXED:
             raise UserError(f"unknown place of guidance {self.mixed!r}; use one of {', '.join(MIXED)}")
+        if self.tokenizer.transformer_bits != self.model.bits:
+            raise UserError(
+                f"the tokenizer gives {self.tokenizer.transformer_bits} bits a token, "
+                f"the transformer has {self.model.bits}; they must be trained together"
+            )
         if self.mixes_features and not -self.model.layers <= self.feature_layer < self.model.layers:
             raise UserError(
                 f"feature_layer {self.feature_layer} is not among the model's {self.model.layers} layers"
@@ -89,7 +96,7 @@ class SamplerState:
 
 
 class Drawn(NamedTuple):
-    """A batch in bits: K arrays bool [B,h_k,w_k,d], K of guided logits float32 [B,h_k*w_k,d,2], the sum of codes."""
+    """A batch in bits: K arrays bool [B,h_k,w_k,D], K guided logits float32 [B,h_k*w_k,D,2], codes' sum [B,H,W,d]."""
 
     bits: tuple[jax.Array, ...]
     logits: tuple[jax.Array, ...]
@@ -124,7 +131,7 @@ def draw(config: SamplerConfig, params, inputs: SamplerInputs) -> Drawn:
     for k, (h, w) in enumerate(schedule.sizes):
         features_BNd = None
         if k > 0:
-            next_input = pyramid.next_input(state.running_sum_BHWd, (h, w))
+            next_input = _next_input(config, state.running_sum_BHWd, (h, w))
             features_BNd = _both_halves(config, next_input.reshape(len(next_input), h * w, -1))
         x_NLC = model.apply({"params": params}, condition, features_BNd, k, method="embed")
         x_NLC, state = _blocks(
@@ -133,11 +140,19 @@ def draw(config: SamplerConfig, params, inputs: SamplerInputs) -> Drawn:
         logits = _guided_logits(config, params, x_NLC, condition, inputs.cfg_K[k])
         drawn = bits.draw_bits(logits, inputs.seeds_B, k, inputs.tau_K[k], inputs.top_p)
         drawn_BhwD = drawn.reshape(len(drawn), h, w, -1)
-        codes = bsq.to_codes(drawn_BhwD, config.tokenizer.quantizer)
+        bits_BHWd = patches.to_tokenizer(drawn_BhwD, config.tokenizer.patchify)
+        codes = bsq.to_codes(bits_BHWd, config.tokenizer.quantizer)
         state = state.replace(running_sum_BHWd=pyramid.add_codes(state.running_sum_BHWd, codes))  # pyright: ignore
         all_bits.append(drawn_BhwD)
         all_logits.append(logits)
     return Drawn(tuple(all_bits), tuple(all_logits), state.running_sum_BHWd)
+
+
+def _next_input(config: SamplerConfig, running_sum_BHWd: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """What the transformer reads at the scale of `size`: float32 [B,h,w,D]."""
+    side = config.tokenizer.patchify
+    resized = pyramid.next_input(running_sum_BHWd, (size[0] * side, size[1] * side))
+    return patches.to_transformer(resized, side)
 
 
 def _both_halves(config: SamplerConfig, x: jax.Array) -> jax.Array:
@@ -170,10 +185,11 @@ def _text_keys_values(config: SamplerConfig, params, condition: Condition):
 
 
 def _empty_state(config: SamplerConfig, batch: int, rows: int) -> SamplerState:
-    model, schedule = config.model, config.schedule
+    model, tokenizer, schedule = config.model, config.tokenizer, config.schedule
     cached = schedule.offsets[-2]
     cache = jnp.zeros((model.layers, rows, model.heads, cached, model.head_size), jnp.float32)
-    return SamplerState(jnp.zeros((batch, *schedule.last, model.bits), jnp.float32), cache, cache)
+    running_sum = jnp.zeros((batch, *schedule.times(tokenizer.patchify).last, tokenizer.bits), jnp.float32)
+    return SamplerState(running_sum, cache, cache)
 
 
 def _blocks(

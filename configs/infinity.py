@@ -1,0 +1,64 @@
+"""The published sizes, trained as in the paper (spec sections 4 to 6), with Flan-T5-XL and the d=32 tokenizer.
+
+    infinity-jax train --config configs/infinity.py:2b --config.tokenizer=DIR --config.text.path=DIR/text_encoder \
+        --config.data.source=folder:PATH --workdir runs/2b
+
+The argument is a size: 125m 361m 940m 2.2b 4.7b (the scaling study, Table 6), 2b, 8b (the released checkpoints).
+DIR is a folder of `infinity-jax convert` with the tokenizer and the text encoder. These are the values of the first
+stage, 256x256; the next stages are, each begun with --config.train.init_from of the one before:
+
+    512x512:   --config.data.scales=0.25M --config.train.steps=110000
+    1024x1024: --config.data.scales=1M    --config.train.steps=60000 --config.train.batch_size=2048
+               --config.optim.learning_rate=2e-5
+
+`:debug` runs two steps of a tiny model on the emoji pictures, with the parts of the bundled checkpoint.
+"""
+
+import dataclasses
+
+from ml_collections import ConfigDict
+
+from infinity_jax.config import TransformerConfig
+from infinity_jax.presets import preset
+
+
+def get_config(argument: str = "2b") -> ConfigDict:
+    """The config of the size `argument`."""
+    debug = argument == "debug"
+    small = TransformerConfig(layers=2, width=64, heads=2, text_channels=384, text_length=32)
+    model = small if debug else preset(argument).transformer
+    config = ConfigDict()
+    config.tokenizer = "bundled"
+    config.model = ConfigDict(dataclasses.asdict(dataclasses.replace(model, remat=True)))
+    config.text = ConfigDict(dict(encoder="minilm" if debug else "t5", max_length=model.text_length, path=""))
+    config.data = ConfigDict(dict(source="emoji_captions", scales="64px" if debug else "0.06M"))
+    config.correction = ConfigDict(dict(p=0.3, scales=13, requantise=True))
+    config.loss = ConfigDict(dict(token_weights="by_scale", label_smoothing=0.0, caption_drop=0.1))
+    config.optim = ConfigDict(
+        dict(
+            learning_rate=6e-5,
+            warmup_steps=100,
+            schedule="constant",
+            final_fraction=1.0,
+            b1=0.9,
+            b2=0.97,
+            weight_decay=0.02,
+            clip=5.0,
+            ema_decay=0.9999,
+        )
+    )
+    config.train = ConfigDict(
+        dict(
+            steps=2 if debug else 150_000,
+            batch_size=2 if debug else 4096,
+            seed=0,
+            log_every=1 if debug else 50,
+            checkpoint_every=2 if debug else 1000,
+            keep_checkpoints=2,
+            sample_every=0 if debug else 5000,
+            evaluate_every=0 if debug else 5000,
+            init_from="",
+        )
+    )
+    config.sample = ConfigDict(dict(cfg=4.0, tau=1.0, top_p=1.0, guidance="logits"))
+    return config

@@ -1,0 +1,145 @@
+"""A checkpoint to share, on disk: config.json, weights as safetensors, and the text encoder's folder if it needs one.
+
+    config.json                what the parts are and where they come from
+    tokenizer.safetensors      paths of parameters, joined by "/", to arrays
+    transformer.safetensors    the same; blocks are stacked over layers
+    text_encoder/              only with Flan-T5: config.json, weights.safetensors, tokenizer.json
+
+Parts may arrive one by one (`infinity-jax convert`), in any order; parts that do not belong together are refused.
+"""
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import PyTree
+from safetensors import SafetensorError
+from safetensors.flax import load_file, save_file
+
+from infinity_jax import optim
+from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
+from infinity_jax.errors import UserError
+
+CONFIG, TEXT_ENCODER = "config.json", "text_encoder"
+WEIGHTS = {"tokenizer": "tokenizer.safetensors", "transformer": "transformer.safetensors"}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """What config.json says; UserError if it is no JSON object."""
+    try:
+        values = json.loads((folder / CONFIG).read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{folder / CONFIG} is not readable JSON ({error}); export the checkpoint again"
+        ) from error
+    if not isinstance(values, dict) or not values.keys() & {*WEIGHTS, "text"}:
+        raise UserError(
+            f"{folder / CONFIG} has none of the sections {', '.join(WEIGHTS)}, text; "
+            "it is not a checkpoint of this project"
+        )
+    return values
+
+
+def write_config(folder: Path, values: Mapping[str, Any]) -> None:
+    """Writes config.json, whole or not at all."""
+    replace(folder / CONFIG, lambda path: path.write_text(json.dumps(values, indent=1) + "\n"))
+
+
+def add_part(
+    folder: Path,
+    part: str,
+    sections: Mapping[str, Any],
+    origin: Mapping[str, Any],
+    write: Callable[[Path], Any],
+) -> None:
+    """Adds a tokenizer or a transformer to a folder that may hold the other one already.
+
+    Args:
+      part: "tokenizer" or "transformer".
+      sections: goes into config.json. Beside its own section a tokenizer only fills in what is not there yet.
+      origin: where the weights come from, for the record.
+      write: writes the weights to the path that it is given.
+    Raises:
+      UserError: the part does not fit what the folder holds; nothing was written.
+    """
+    old = read_config(folder) if (folder / CONFIG).is_file() else {}
+    new = dict(sections) | old if part == "tokenizer" else old | dict(sections)
+    new[part] = sections[part]
+    new["origin"] = old.get("origin", {}) | {part: dict(origin)}
+    check_fit(folder, new)
+    folder.mkdir(parents=True, exist_ok=True)
+    replace(folder / WEIGHTS[part], write)
+    write_config(folder, new)
+
+
+def set_text_encoder(folder: Path, text: Mapping[str, Any]) -> None:
+    """Notes in config.json how captions are read: {"encoder", "max_length"}; its files lie in text_encoder/ already."""
+    old = read_config(folder) if (folder / CONFIG).is_file() else {}
+    write_config(folder, old | {"text": dict(text)})
+
+
+def check_fit(folder: Path, values: Mapping[str, Any], text_channels: int | None = None) -> None:
+    """Raises UserError, by name, where tokenizer, transformer and text encoder of a config.json do not belong together.
+
+    Args:
+      text_channels: of a text encoder that is about to be added; None reads those of the folder's text_encoder/.
+    """
+    tokenizer, transformer = values.get("tokenizer"), values.get("transformer")
+    if transformer is None:
+        return
+    model = from_dict(TransformerConfig, transformer, "transformer")
+    if tokenizer is not None:
+        bits = from_dict(TokenizerConfig, tokenizer, "tokenizer")
+        if bits.transformer_bits != model.bits:
+            raise UserError(
+                f"{folder}: the tokenizer gives {bits.transformer_bits} bits a token ({bits.bits} x patchify "
+                f"{bits.patchify} squared), the transformer has {model.bits}; "
+                f"take the tokenizer that this transformer was trained with (d={model.bits})"
+            )
+    hf_config = folder / TEXT_ENCODER / CONFIG
+    if text_channels is None and hf_config.is_file():
+        text_channels = json.loads(hf_config.read_text()).get("d_model")
+    if text_channels is not None and text_channels != model.text_channels:
+        raise UserError(
+            f"{folder}: the text encoder has {text_channels} channels, the transformer reads {model.text_channels}; "
+            "take the text encoder that this transformer was trained with (2048 channels: Flan-T5-XL)"
+        )
+
+
+def read_arrays(path: Path) -> PyTree:
+    """float32 parameters, nested dicts, of a .safetensors file; UserError if it is missing or damaged."""
+    try:
+        flat = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(
+            f"cannot read the weights {path}: {error}; copy, export or convert the checkpoint again"
+        ) from error
+    tree: dict[str, Any] = {}
+    for name in list(flat):
+        *parents, leaf = name.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = flat.pop(name).astype(jnp.float32)  # popped: never two copies of all weights
+    return tree
+
+
+def write_arrays(path: Path, params: PyTree, dtype: str) -> None:
+    """Writes parameters in `dtype`: "float32", "bfloat16" or "float16"."""
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    flat = {optim.parameter_name(key): jnp.asarray(leaf).astype(dtype) for key, leaf in leaves}
+    replace(path, lambda temporary: save_file(flat, temporary))
+
+
+def replace(path: Path, write: Callable[[Path], Any]) -> None:
+    """Calls `write` with a temporary path beside `path` and renames it when that went well."""
+    temporary = path.with_name(f".{path.name}.unfinished")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,138 @@
+"""One folder in, pictures out: what the pipeline draws, saves and refuses."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+from arbitrary_params import arbitrary_params
+
+import infinity_jax
+from infinity_jax import checkpoint_folder, pipeline, presets, pretrained, scales
+from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.errors import UserError
+from infinity_jax.tokenizer.model import Tokenizer
+from infinity_jax.train_tokenizer import initial_params
+
+TOKENIZER = TokenizerConfig(
+    bits=3, base_width=32, multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1, patchify=2
+)
+MODEL = TransformerConfig(
+    layers=1, width=64, heads=2, bits=12, text_channels=384, text_length=8, compute_dtype="float32"
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny system of random weights for pictures of 4x4 to 16x16 tokens, patchified, read by MiniLM."""
+    params = initial_params(Tokenizer(TOKENIZER), 16, seed=0)
+    tokenizer = pretrained.TrainedTokenizer(TOKENIZER, params, "32px", {})
+    model = pretrained.TrainedModel(
+        tokenizer,
+        MODEL,
+        arbitrary_params(MODEL, scales.make_schedule("32px")),
+        {"encoder": "minilm", "max_length": 8},
+        "",
+        {"cfg": 2.0, "tau": 1.0, "top_p": 1.0, "guidance": "logits"},
+        {},
+    )
+    path = tmp_path_factory.mktemp("system")
+    pretrained.save_model(path, model)
+    return path
+
+
+@pytest.fixture(scope="module")
+def system(folder):
+    return infinity_jax.InfinityPipeline.from_pretrained(folder)
+
+
+def test_prompts_become_pictures(system):
+    images = system(["a red heart", "a blue ball"], seeds=[3, 4])
+    assert [image.size for image in images] == [(16, 16), (16, 16)] and images[0].mode == "RGB"
+    arrays = system.arrays(["a red heart", "a blue ball"], [3, 4])
+    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in images]), arrays)
+    assert (arrays[0] != arrays[1]).any()
+    default = system(["a red heart"])[0]
+    np.testing.assert_array_equal(default, system(["a red heart"], seeds=[0])[0])
+    steered = system(
+        ["a red heart"], negative_prompts=["a square"], cfg=(1.0, 2.0, 3.0, 4.0), tau=0.5, top_p=0.9
+    )
+    assert (np.asarray(steered[0]) != np.asarray(default)).any()
+
+
+def test_a_saved_system_draws_the_same(system, tmp_path):
+    system.save_pretrained(tmp_path / "copy")
+    copy = infinity_jax.InfinityPipeline.from_pretrained(tmp_path / "copy")
+    np.testing.assert_array_equal(copy(["a red heart"])[0], system(["a red heart"])[0])
+    assert copy.model.config == MODEL and copy.model.tokenizer.config == TOKENIZER
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"budget": "1M"}, "it can draw: 32px"),
+        ({"aspect_ratio": "3:2"}, "square"),
+        ({"negative_prompts": ["a", "b"]}, "1 prompts and 2 negative"),
+        ({"seeds": [1, 2]}, "1 prompts and 2 seeds"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"cfg": (1.0, 2.0)}, "4 scales"),
+        ({"guidance": "loud"}, "loud"),
+    ],
+)
+def test_bad_values_are_named(system, arguments, message):
+    with pytest.raises(UserError, match=message):
+        system(["a red heart"], **arguments)
+
+
+def test_one_text_instead_of_a_list_is_refused(system):
+    with pytest.raises(UserError, match="give a list"):
+        system("a red heart")
+
+
+def test_a_folder_without_a_part_is_refused_by_name(folder, tmp_path):
+    values = json.loads((folder / "config.json").read_text())
+    for part in ("tokenizer", "transformer"):
+        checkpoint_folder.write_config(tmp_path, {k: v for k, v in values.items() if k != part})
+        with pytest.raises(UserError, match=f"holds no {part}"):
+            pretrained.load_model(tmp_path)
+
+
+def test_parts_that_do_not_belong_together_are_refused_in_any_order(tmp_path):
+    transformer = {"transformer": dataclasses.asdict(presets.preset("2b").transformer)}
+    parts = {
+        "tokenizer": {"tokenizer": dataclasses.asdict(presets.TOKENIZERS["d24"]), "scales": "1M"},
+        "transformer": transformer | presets.preset("2b").sections(),
+    }
+    for order in (list(parts), list(parts)[::-1]):
+        out = tmp_path / order[0]
+        checkpoint_folder.add_part(
+            out, order[0], parts[order[0]], {}, lambda path: path.write_bytes(b"first")
+        )
+        before = sorted(path.read_bytes() for path in out.iterdir())
+        with pytest.raises(UserError, match=r"24 bits a token.*transformer has 32.*d=32"):
+            checkpoint_folder.add_part(
+                out, order[1], parts[order[1]], {}, lambda path: path.write_bytes(b"second")
+            )
+        assert sorted(path.read_bytes() for path in out.iterdir()) == before
+
+
+def test_a_text_encoder_of_another_width_is_refused(tmp_path):
+    values = {"transformer": dataclasses.asdict(presets.preset("2b").transformer)}
+    (tmp_path / "text_encoder").mkdir()
+    (tmp_path / "text_encoder" / "config.json").write_text(json.dumps({"d_model": 1024}))
+    with pytest.raises(UserError, match="1024 channels, the transformer reads 2048"):
+        checkpoint_folder.check_fit(tmp_path, values)
+
+
+def test_a_released_model_without_its_text_encoder_says_how_to_get_it(folder, tmp_path):
+    values = json.loads((folder / "config.json").read_text())
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    checkpoint_folder.write_config(tmp_path, values | {"text": {"encoder": "t5", "max_length": 8}})
+    with pytest.raises(UserError, match="--kind t5"):
+        infinity_jax.InfinityPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(("preset", "rows"), [("64px", 16), ("0.06M", 8), ("0.25M", 2), ("1M", 1)])
+def test_large_pictures_are_drawn_in_smaller_batches(preset, rows):
+    assert pipeline._rows_at_once(scales.make_schedule(preset)) == rows
