@@ -8,6 +8,7 @@ import errno
 import sys
 from collections.abc import Sequence
 
+from infinity_jax.convert import command_line
 from infinity_jax.errors import UserError
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
@@ -86,6 +87,7 @@ def _sample(arguments: argparse.Namespace, _: list[str]) -> None:
         tau=arguments.tau,
         top_p=arguments.top_p,
         aspect_ratio=arguments.aspect_ratio,
+        budget=arguments.budget,
         negative_prompt=arguments.negative_prompt,
         guidance=arguments.guidance,
     )
@@ -165,6 +167,9 @@ def _parser() -> argparse.ArgumentParser:
         "--top-p", type=_probability, metavar="X", help="a bit value with probability <= 1 - X is never drawn"
     )
     command.add_argument("--aspect-ratio", default="1:1", metavar="H:W", help="height:width, default 1:1")
+    command.add_argument(
+        "--budget", metavar="NAME", help="pixels: 0.06M 0.25M 0.60M 1M; default: the checkpoint's own"
+    )
     command.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to steer away from")
     command.add_argument(
         "--guidance", choices=GUIDANCE, help="what guidance mixes; default: the checkpoint's own"
@@ -201,6 +206,15 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--dtype", choices=WEIGHT_DTYPES, default="float16", help="of the weights on disk, default float16"
     )
+
+    command = _add(
+        commands,
+        "convert",
+        command_line.run,
+        "published PyTorch weights to a checkpoint folder, and back",
+        command_line.EXAMPLES,
+    )
+    command_line.add_arguments(command)
     return parser
 
 

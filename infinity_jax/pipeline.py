@@ -182,7 +182,7 @@ class InfinityPipeline:
             model.tokenizer.config,
             schedule,
             mixed="logits" if settings.guidance == "pyramid" else settings.guidance,
-            feature_layer=max(-5, -model.config.layers),
+            feature_layers=(max(-5, -model.config.layers),),
         )
         text_BTC, mask_BT = self._text([*prompts, *[prompts[-1]] * missing])
         negative = (None, None)

@@ -25,6 +25,7 @@ def main(
     tau: tuple[float, ...] | None = None,
     top_p: float | None = None,
     aspect_ratio: str = "1:1",
+    budget: str | None = None,
     negative_prompt: str = "",
     guidance: str | None = None,
 ) -> None:
@@ -36,6 +37,7 @@ def main(
       checkpoint: an exported folder or a training workdir; None is the one in the package.
       cfg, tau, top_p, guidance: see `SampleConfig`; None takes the checkpoint's own.
       aspect_ratio: "height:width".
+      budget: pixels, "0.06M" to "1M"; None takes the checkpoint's own.
       negative_prompt: what to steer away from; "" uses the learned empty caption.
     """
     pipeline = InfinityPipeline.from_pretrained(checkpoint or "bundled")
@@ -46,6 +48,7 @@ def main(
         settings,
         negative_prompts=[negative_prompt] * len(prompts) if negative_prompt else None,
         aspect_ratio=aspect_ratio,
+        budget=budget,
     )
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ import pytest
 from infinity_jax import cli
 from infinity_jax.errors import UserError
 
-COMMANDS = ("prepare", "train-tokenizer", "train", "sample", "evaluate", "export")
+COMMANDS = ("prepare", "train-tokenizer", "train", "sample", "evaluate", "export", "convert")
 
 
 @pytest.fixture
@@ -89,7 +89,18 @@ def test_sampling_options(command):
     got = {}
     command("sample", lambda prompts, **options: got.update(prompts=prompts, **options))
     options = ["--seed", "3", "--cfg", "1,2.5", "--tau", "0.5", "--top-p", "0.9", "--aspect-ratio", "3:2"]
-    more = ["--negative-prompt", "dog", "--guidance", "pyramid", "--checkpoint", "c", "--out", "o"]
+    more = [
+        "--negative-prompt",
+        "dog",
+        "--guidance",
+        "pyramid",
+        "--budget",
+        "1M",
+        "--checkpoint",
+        "c",
+        "--out",
+        "o",
+    ]
     assert cli.main(["sample", "red heart", "cat", *options, *more]) == 0
     assert got == {
         "prompts": ["red heart", "cat"],
@@ -102,6 +113,7 @@ def test_sampling_options(command):
         "aspect_ratio": "3:2",
         "negative_prompt": "dog",
         "guidance": "pyramid",
+        "budget": "1M",
     }
 
 

@@ -1,4 +1,4 @@
-"""Bitwise self-correction against the release with given flips, and its random draw."""
+"""Bitwise self-correction and its random draw; test_golden.py compares it with the release for given flips."""
 
 import jax
 import jax.numpy as jnp
@@ -11,25 +11,18 @@ from infinity_jax.errors import UserError
 from infinity_jax.scales import make_schedule
 
 
-@pytest.mark.parametrize("flipped", [True, False])
-def test_inputs_and_labels_equal_the_release(release_bsq, flipped):
-    arrays, schedule, features = release_bsq
-    masks = [arrays[f"flip_mask_{k}"][:, 0].astype(bool) & flipped for k in range(schedule.n_scales)]
-    inputs, labels = correction.self_correction(features, tuple(jnp.asarray(m) for m in masks), schedule)
-    prefix = "flip" if flipped else "noflip"
-    expected = np.concatenate([arrays[f"{prefix}_gt_bits_{k}"] for k in range(schedule.n_scales)], 1)
-    np.testing.assert_array_equal(labels, expected)
-    np.testing.assert_allclose(inputs, arrays[f"{prefix}_x_BLC_wo_prefix"], rtol=2e-5, atol=2e-6)
-
-
-def test_without_requantising_labels_ignore_the_flips(release_bsq):
-    arrays, schedule, features = release_bsq
-    masks = tuple(jnp.asarray(arrays[f"flip_mask_{k}"][:, 0].astype(bool)) for k in range(schedule.n_scales))
-    inputs, labels = correction.self_correction(features, masks, schedule, requantise=False)
-    no_flips = tuple(jnp.zeros_like(mask) for mask in masks)
-    clean_inputs, clean_labels = correction.self_correction(features, no_flips, schedule)
+def test_without_requantising_labels_ignore_the_flips():
+    schedule = make_schedule("64px")
+    features = jax.random.normal(jax.random.key(0), (2, *schedule.last, 16))
+    flips = correction.draw_flips(jax.random.key(1), schedule, 2, 16, CorrectionConfig(p=0.5))
+    no_flips = tuple(jnp.zeros_like(mask) for mask in flips)
+    correct = jax.jit(lambda flips, requantise: correction.self_correction(
+        features, flips, schedule, requantise=requantise), static_argnums=1)  # fmt: skip
+    inputs, labels = correct(flips, False)
+    clean_inputs, clean_labels = correct(no_flips, True)
     np.testing.assert_array_equal(labels, clean_labels)
     assert not np.allclose(inputs, clean_inputs)
+    assert (correct(flips, True)[1] != clean_labels).any()
 
 
 def test_flip_rates_are_the_hundredths_up_to_p():

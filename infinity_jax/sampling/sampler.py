@@ -31,14 +31,14 @@ class SamplerConfig:
       model, tokenizer: what draws.
       schedule: the transformer's.
       mixed: where the pictures with and without caption are mixed: "logits", "features", "both", or "none".
-      feature_layer: the layer whose output is mixed; negative counts from the end.
+      feature_layers: the layers whose output is mixed; negative numbers count from the end.
     """
 
     model: TransformerConfig
     tokenizer: TokenizerConfig
     schedule: ScaleSchedule
     mixed: str = "logits"
-    feature_layer: int = -5
+    feature_layers: tuple[int, ...] = (-5,)
 
     def __post_init__(self):
         if self.mixed not in MIXED:
@@ -48,14 +48,14 @@ class SamplerConfig:
                 f"the tokenizer gives {self.tokenizer.transformer_bits} bits a token, "
                 f"the transformer has {self.model.bits}; they must be trained together"
             )
-        if self.mixes_features and not -self.model.layers <= self.feature_layer < self.model.layers:
-            raise UserError(
-                f"feature_layer {self.feature_layer} is not among the model's {self.model.layers} layers"
-            )
+        n = self.model.layers
+        named = self.feature_layers and all(-n <= layer < n for layer in self.feature_layers)
+        if self.mixes_features and not named:
+            raise UserError(f"feature_layers {self.feature_layers} must name some of the model's {n} layers")
 
     @property
     def mixes_features(self) -> bool:
-        """Whether a layer's output is mixed."""
+        """Whether the output of layers is mixed."""
         return self.mixed in ("features", "both")
 
 
@@ -198,7 +198,7 @@ def _blocks(
     """All layers on the tokens of scale k: the residual stream [N,h_k*w_k,C], and the state with their cache."""
     start, end = config.schedule.offsets[k : k + 2]
     block = Block(config.model, config.schedule)
-    mixed_layer = config.feature_layer % config.model.layers
+    mixed_layers = jnp.array([layer % config.model.layers for layer in config.feature_layers])
     is_last = k + 1 == config.schedule.n_scales
 
     def layer(x_NLC, per_layer):
@@ -210,7 +210,7 @@ def _blocks(
         if config.mixes_features:
             mixed = _both_halves(config, guidance.mix(*jnp.split(x_NLC, 2), cfg))
             # A scale with cfg 1 leaves the half without caption as it is, for the sake of later scales.
-            x_NLC = jnp.where((number == mixed_layer) & (cfg != 1), mixed, x_NLC)
+            x_NLC = jnp.where((number == mixed_layers).any() & (cfg != 1), mixed, x_NLC)
         if is_last:
             return x_NLC, None
         return x_NLC, (keys.at[:, :, start:end].set(new_keys), values.at[:, :, start:end].set(new_values))

@@ -1,13 +1,15 @@
 """The one interface of text encoders, and how to get one by name."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from infinity_jax.errors import UserError
-from infinity_jax.text import minilm
+from infinity_jax.text.minilm import load_minilm
+from infinity_jax.text.t5_encoder import HOW_TO_MAKE, load_t5
 
 
 @runtime_checkable
@@ -47,15 +49,23 @@ class TextEncoder(Protocol):
         ...
 
 
-_LOADERS = {"minilm": minilm.load_minilm}
-
-
-def load_text_encoder(name: str, max_length: int) -> TextEncoder:
+def load_text_encoder(name: str, max_length: int, path: str = "") -> TextEncoder:
     """The text encoder called `name`, for texts of at most `max_length` tokens.
 
-    Raises UserError for an unknown name, a `max_length` that the encoder cannot take, or weights that
-    are missing or not the expected ones.
+    Args:
+      name: "minilm", or "t5" for Flan-T5 of any size.
+      max_length: tokens, start and end tokens included.
+      path: for "t5" the folder text_encoder/ of a converted checkpoint; MiniLM's weights are a package.
+    Raises:
+      UserError: the name is unknown, the encoder cannot take `max_length`, `path` is missing or not wanted, or
+        weights are missing or not the expected ones.
     """
-    if name not in _LOADERS:
-        raise UserError(f"unknown text encoder {name!r}; known: {', '.join(sorted(_LOADERS))}")
-    return _LOADERS[name](max_length)
+    if name == "minilm":
+        if path:
+            raise UserError(f"the text encoder 'minilm' takes no path, got {path!r}; leave it out")
+        return load_minilm(max_length)
+    if name == "t5":
+        if not path:
+            raise UserError(f"the text encoder 't5' needs the path of its folder; {HOW_TO_MAKE}")
+        return load_t5(max_length, Path(path).expanduser())
+    raise UserError(f"unknown text encoder {name!r}; known: minilm, t5")

@@ -1,0 +1,59 @@
+"""Arguments of `infinity-jax convert`; heavy packages are imported when it runs."""
+
+import argparse
+
+from infinity_jax.errors import UserError
+
+KINDS = ("transformer", "tokenizer", "t5")
+EXAMPLES = """infinity-jax convert --from infinity_2b_reg.pth --kind transformer --config 2b --out 2b
+  infinity-jax convert --from infinity_vae_d32reg.pth --kind tokenizer --config 2b --out 2b
+  infinity-jax convert --from flan-t5-xl --kind t5 --config xl --out 2b
+  infinity-jax convert --to-torch mine.pth --from 2b --kind transformer"""
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of both directions."""
+    command.add_argument(
+        "--from",
+        dest="source",
+        required=True,
+        metavar="FILE_OR_DIR",
+        help="published weights: .pth, .pt, .bin, .safetensors or a folder of shards; "
+        "with --to-torch: a folder that convert or export wrote",
+    )
+    command.add_argument("--kind", choices=KINDS, required=True, help="what the weights are")
+    command.add_argument(
+        "--config",
+        metavar="NAME_OR_FILE",
+        help="a published size (2b 8b 125m 361m 940m 2.2b 4.7b; for a tokenizer also d14 to d64), a .py config "
+        'file, or a .json file like {"transformer": {"layers": 4, ...}} or {"tokenizer": {"bits": 16, ...}}; '
+        "for t5: small base large xl xxl or a config.json of Hugging Face",
+    )
+    command.add_argument("--out", metavar="DIR", help="the folder to write; parts of one model go into one")
+    command.add_argument(
+        "--to-torch", metavar="FILE", help="the way back: a .pth or .safetensors file to write"
+    )
+
+
+def run(arguments: argparse.Namespace, _: list[str]) -> None:
+    """Converts; UserError where the arguments do not go together."""
+    _check(arguments)
+    from infinity_jax.convert import main
+
+    if arguments.to_torch is not None:
+        main.to_torch(arguments.to_torch, arguments.source, arguments.kind)
+    else:
+        main.main(arguments.source, arguments.kind, arguments.config, arguments.out)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    given = {f"--{name}" for name in ("config", "out") if getattr(arguments, name) is not None}
+    if arguments.to_torch is not None:
+        if given:
+            raise UserError(f"--to-torch takes no {' and no '.join(sorted(given))}; leave it out")
+        if arguments.kind == "t5":
+            raise UserError(
+                "--to-torch writes a transformer or a tokenizer, not t5, which never changes here"
+            )
+    elif missing := sorted({"--config", "--out"} - given):
+        raise UserError(f"{' and '.join(missing)} missing; or, for the way back to PyTorch, --to-torch FILE")

@@ -1,0 +1,94 @@
+"""What `--config` names: a published model, a config file of training, or a JSON file of sections."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from infinity_jax import config_files, scales
+from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
+from infinity_jax.errors import UserError
+from infinity_jax.presets import PRESETS, TOKENIZERS, Preset
+
+_CLASSES = {"transformer": TransformerConfig, "tokenizer": TokenizerConfig}
+_MORE = {"transformer": ("scales", "text", "sample", "source"), "tokenizer": ("scales",)}
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolvedConfig:
+    """A model and what a checkpoint's config.json will say about it.
+
+    Attributes:
+      name: what the user gave.
+      model: the config of the kind that was asked for.
+      sections: of config.json: the model's own section, "scales", and for a transformer "text" and "sample".
+    """
+
+    name: str
+    model: TransformerConfig | TokenizerConfig
+    sections: Mapping[str, Any]
+
+
+def resolve_config(name_or_file: str, kind: str) -> ResolvedConfig:
+    """The config that `--config` names.
+
+    Args:
+      name_or_file: a name of `PRESETS` (for a tokenizer: the one that belongs to it, or a name of `TOKENIZERS`);
+        a Python config file with "model" and, if it has them, "data.scales", "text" and "sample", with ":argument"
+        after it or not; or a .json file with the sections of a checkpoint's config.json: {"transformer": {...}}
+        or {"tokenizer": {...}}, and "scales", "text" and "sample" if they differ from the usual ones.
+      kind: "transformer" or "tokenizer".
+    Raises:
+      UserError: no such name or file, or it is of another kind.
+    """
+    file = Path(name_or_file.split(":", 1)[0])
+    if file.suffix == ".json":
+        return _resolved(name_or_file, kind, _sections_of_json(file, kind))
+    if file.suffix == ".py":
+        return _resolved(name_or_file, kind, _sections_of_python(name_or_file, kind))
+    if kind == "transformer" and name_or_file in PRESETS:
+        preset = PRESETS[name_or_file]
+        return _resolved(
+            name_or_file, kind, preset.sections() | {kind: dataclasses.asdict(preset.transformer)}
+        )
+    if kind == "tokenizer" and name_or_file in {**PRESETS, **TOKENIZERS}:
+        preset = PRESETS.get(name_or_file)
+        model = TOKENIZERS[preset.tokenizer if preset else name_or_file]
+        sections = {kind: dataclasses.asdict(model)} | ({"scales": preset.scales} if preset else {})
+        return _resolved(name_or_file, kind, sections)
+    known = [*PRESETS, *(TOKENIZERS if kind == "tokenizer" else ())]
+    raise UserError(
+        f"unknown {kind} config {name_or_file!r}; known: {', '.join(known)}, a .py config file or a .json file"
+    )
+
+
+def _resolved(name: str, kind: str, given: Mapping[str, Any]) -> ResolvedConfig:
+    model = from_dict(_CLASSES[kind], given[kind], kind)
+    usual = Preset(model).sections() if isinstance(model, TransformerConfig) else {"scales": "1M"}
+    sections = usual | {key: given[key] for key in _MORE[kind] if key in given}
+    scales.make_schedule(sections["scales"])  # raises if there is no such budget
+    return ResolvedConfig(name, model, sections | {kind: dataclasses.asdict(model)})
+
+
+def _sections_of_json(file: Path, kind: str) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text())
+    except FileNotFoundError:
+        raise UserError(f"no config file {file}") from None
+    except (ValueError, OSError) as error:
+        raise UserError(f"{file} is not readable JSON ({error})") from error
+    section = values.get(kind) if isinstance(values, dict) else None
+    if not isinstance(section, dict):
+        held = ", ".join(values) if isinstance(values, dict) else type(values).__name__
+        raise UserError(f'{file} has no section {kind!r} (it has: {held}); write {{"{kind}": {{...}}}}')
+    return values
+
+
+def _sections_of_python(path: str, kind: str) -> dict[str, Any]:
+    values = config_files.load(path).to_dict()
+    if "model" not in values:
+        raise UserError(f"{path} has no section config.model (it has: {', '.join(values)})")
+    given = {key: values[key] for key in ("text", "sample") if key in values}
+    data = values.get("data", {})
+    return given | {key: data[key] for key in ("scales", "source") if key in data} | {kind: values["model"]}

@@ -1,0 +1,144 @@
+"""The two models of the release: how their files name things."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.convert.links import Buffer, HasShape, Link, differences
+from infinity_jax.convert.tokenizer_names import has_inner_names, tokenizer_links
+from infinity_jax.convert.transformer_names import CAPTION_TABLE, chunks_of, transformer_links
+from infinity_jax.errors import UserError
+from infinity_jax.presets import PRESETS, TOKENIZERS
+
+Shapes = Mapping[str, HasShape]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of published weights.
+
+    Attributes:
+      name: "transformer" or "tokenizer".
+      config_class: of its config.
+      models: the published ones by name.
+      nesting: keys under which the release's own files keep the state dict.
+      links: (config, **layout) -> its tensors.
+      layout_of: the layout of a state dict, from its names and shapes.
+      usual_layout: the layout in which the release would write a model of a config.
+      bits_of: bits a token, from a state dict's shapes; None if they do not tell.
+      signature: beginnings of names that only this kind has.
+    """
+
+    name: str
+    config_class: type
+    models: Mapping[str, Any]
+    nesting: tuple[str, ...]
+    links: Callable[..., list[Link | Buffer]]
+    layout_of: Callable[[Shapes], dict[str, Any]]
+    usual_layout: Callable[[Any], dict[str, Any]]
+    bits_of: Callable[[Shapes], int | None]
+    signature: tuple[str, ...]
+
+    def fitting_links(
+        self, tensors: Shapes, config: Any, config_name: str
+    ) -> tuple[list[Link | Buffer], dict[str, Any]]:
+        """The links of a config in the layout of a state dict, and that layout.
+
+        Raises:
+          UserError: the tensors are not exactly those of the config (`config_name` is for the message, which says
+            what they probably are instead).
+        """
+        layout = self.layout_of(tensors)
+        try:
+            links = self.links(config, **layout)
+            found = differences(tensors, links)
+        except UserError as error:
+            links, found = [], [str(error)]
+        if not found:
+            return links, layout
+        if any("/" in name for name in tensors):
+            found = ["these are weights of this project already"]
+        elif other := self._other_kind(tensors):
+            found = [f"this is a {other}; use --kind {other}"]
+        else:
+            found = [*self._what_it_is(tensors, config.bits), *found]
+        raise UserError(f"the weights do not fit the {self.name} config {config_name!r}: {'. '.join(found)}")
+
+    def _other_kind(self, tensors: Shapes) -> str:
+        kinds = (k for k in KINDS.values() if any(name.startswith(k.signature) for name in tensors))
+        return next((kind.name for kind in kinds if kind is not self), "")
+
+    def _what_it_is(self, tensors: Shapes, bits: int) -> list[str]:
+        sentences, found = [], self.bits_of(tensors)
+        if found not in (None, bits):
+            sentences.append(f"This is a {self.name} of d={found}, the config says d={bits}")
+        if name := self.published_model(tensors):
+            sentences.append(f"These look like the weights of {name!r}")
+        return sentences
+
+    def published_model(self, tensors: Shapes) -> str:
+        """The published model that has exactly these tensors, or ""."""
+        layout = self.layout_of(tensors)
+        for name, config in self.models.items():
+            try:
+                if not differences(tensors, self.links(config, **layout)):
+                    return name
+            except UserError:  # its blocks cannot be grouped like this
+                continue
+        return ""
+
+
+def _transformer_layout(tensors: Shapes) -> dict[str, Any]:
+    table = tensors.get(CAPTION_TABLE)
+    rows = table.shape[0] if table is not None and len(table.shape) == 2 else None
+    return {"chunks": chunks_of(tensors), "caption_rows": rows}
+
+
+def _usual_transformer_layout(config: TransformerConfig) -> dict[str, Any]:
+    def size(c: TransformerConfig) -> tuple[int, ...]:
+        return c.layers, c.width, c.heads, c.bits, c.text_channels, c.text_length
+
+    published = [p.block_chunks for p in PRESETS.values() if size(p.transformer) == size(config)]
+    return {"chunks": published[0] if published else 4 if config.layers % 4 == 0 else 0}
+
+
+def _transformer_bits(tensors: Shapes) -> int | None:
+    head = tensors.get("head.bias")
+    return head.shape[0] // 2 if head is not None and head.shape else None
+
+
+def _tokenizer_bits(tensors: Shapes) -> int | None:
+    found = [
+        tensors[n].shape for n in ("encoder.conv_out.conv.bias", "encoder.conv_out.bias") if n in tensors
+    ]
+    return found[0][0] if found and found[0] else None
+
+
+KINDS: Mapping[str, Kind] = MappingProxyType(
+    {
+        "transformer": Kind(
+            name="transformer",
+            config_class=TransformerConfig,
+            models={name: preset.transformer for name, preset in PRESETS.items()},
+            nesting=(),
+            links=transformer_links,
+            layout_of=_transformer_layout,
+            usual_layout=_usual_transformer_layout,
+            bits_of=_transformer_bits,
+            signature=("block_chunks.", "blocks.", "pos_start"),
+        ),
+        "tokenizer": Kind(
+            name="tokenizer",
+            config_class=TokenizerConfig,
+            models=TOKENIZERS,
+            nesting=("vae",),
+            links=tokenizer_links,
+            layout_of=lambda tensors: {"inner_names": has_inner_names(tensors)},
+            usual_layout=lambda _: {},
+            bits_of=_tokenizer_bits,
+            signature=("encoder.conv_in.", "decoder.conv_in."),
+        ),
+    }
+)

@@ -1,0 +1,133 @@
+"""`infinity-jax convert --kind t5`: a Flan-T5 as Hugging Face has it -> the text_encoder/ of a checkpoint."""
+
+import json
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from absl import logging
+
+from infinity_jax import checkpoint_folder
+from infinity_jax.convert.lazy_tensor import LazyTensor
+from infinity_jax.convert.links import Link, differences
+from infinity_jax.convert.t5_names import EMBEDDING, EMBEDDING_ALIAS, LEFT_OUT, t5_links
+from infinity_jax.convert.tensor_files import open_tensors
+from infinity_jax.convert.weights import size_of, write_ours
+from infinity_jax.errors import UserError
+from infinity_jax.text import t5_encoder
+from infinity_jax.text.t5 import NAMES, T5Config
+
+
+def convert_t5(source: str, config: str, out: str) -> None:
+    """Writes out/text_encoder/ (config, weights of the encoder in their dtype, tokenizer) and notes it in config.json.
+
+    One tensor is in memory at a time.
+
+    Args:
+      source: a Hugging Face folder with tokenizer.json, and model.safetensors or pytorch_model.bin or shards of
+        them with their index; or such a file or index, with tokenizer.json beside it.
+      config: "small", "base", "large", "xl" or "xxl" ("flan-t5-xl" is fine too), or the path of a config.json.
+      out: a folder that may hold a transformer and a tokenizer already.
+    Raises:
+      UserError: a file is missing, weights, tokenizer and config do not fit one another, or the transformer in
+        `out` reads features of another width; nothing was changed then.
+    """
+    started, folder = time.monotonic(), Path(out)
+    if not Path(source).exists():
+        raise UserError(f"no file or folder {source}; give the folder of a Flan-T5 model of Hugging Face")
+    model = _config(config)
+    tokenizer = _source_file(source, t5_encoder.TOKENIZER)
+    if not tokenizer.is_file():
+        raise UserError(
+            f"{tokenizer} is missing; take it from the same T5 model, for example google/flan-t5-xl"
+        )
+    _check_source_config(_source_file(source, t5_encoder.CONFIG), config, model)
+    t5_encoder.check_tokenizer(t5_encoder.read_tokenizer(tokenizer), model)
+    tensors = _encoder_tensors(open_tensors(Path(source), "t5"))
+    links = t5_links(model)
+    _check_fit(tensors, links, config)
+    has_config = (folder / checkpoint_folder.CONFIG).is_file()
+    old = checkpoint_folder.read_config(folder) if has_config else {}
+    checkpoint_folder.check_fit(folder, old, text_channels=model.width)
+    _write(folder / checkpoint_folder.TEXT_ENCODER, model, tokenizer, tensors, links)
+    text = old.get("text", {})
+    # A transformer that is there already knows how long its captions may be.
+    longest = text["max_length"] if text.get("encoder") == "t5" else t5_encoder.LONGEST
+    checkpoint_folder.set_text_encoder(folder, {"encoder": "t5", "max_length": longest})
+    logging.info(
+        "converted %d tensors, %.2f GB, into %s in %.0f s",
+        *(len(tensors), size_of(tensors) / 1e9, folder, time.monotonic() - started),
+    )
+
+
+def _config(name_or_file: str) -> T5Config:
+    if Path(name_or_file).suffix == ".json":
+        if not Path(name_or_file).is_file():
+            raise UserError(f"no config file {name_or_file}")
+        return t5_encoder.read_config(Path(name_or_file))
+    name = name_or_file.removeprefix("flan-t5-")
+    if name not in NAMES:
+        raise UserError(
+            f"unknown T5 config {name_or_file!r}; known: {', '.join(NAMES)}, or the path of a config.json"
+        )
+    return NAMES[name]
+
+
+def _source_file(source: str, name: str) -> Path:
+    path = Path(source)
+    return (path if path.is_dir() else path.parent) / name
+
+
+def _check_source_config(path: Path, name: str, model: T5Config) -> None:
+    """Shapes do not tell everything, heads for example; where the source has its own config, it must be equal."""
+    if not path.is_file():
+        return
+    theirs, ours = t5_encoder.read_config(path).to_hf(), model.to_hf()
+    different = [
+        f"{key} is {theirs[key]} there and {ours[key]} here" for key in ours if theirs[key] != ours[key]
+    ]
+    if different:
+        raise UserError(
+            f"{path} is of another model than the config {name!r}: {'; '.join(different)}; use --config {path}"
+        )
+
+
+def _encoder_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Only those of the encoder, the embedding under one name."""
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(LEFT_OUT)}
+    alias = kept.pop(EMBEDDING_ALIAS, None)
+    if alias is None:
+        return kept
+    if EMBEDDING in kept and not _equal(kept[EMBEDDING], alias):
+        raise UserError(
+            f"{EMBEDDING} and {EMBEDDING_ALIAS} differ; in T5 they are one table, so the file is damaged"
+        )
+    return {EMBEDDING: alias} | kept
+
+
+def _equal(a: LazyTensor, b: LazyTensor) -> bool:
+    return a == b or (a.shape == b.shape and a.read().tobytes() == b.read().tobytes())
+
+
+def _check_fit(tensors: Mapping[str, LazyTensor], links: Sequence[Link], config_name: str) -> None:
+    if not (found := differences(tensors, links)):
+        return
+    similar = [name for name, config in NAMES.items() if not differences(tensors, t5_links(config))]
+    words = [f"these look like the weights of {similar[0]!r}"] if similar else []
+    raise UserError(f"the weights do not fit the T5 config {config_name!r}: {'. '.join([*words, *found])}")
+
+
+def _write(
+    folder: Path, model: T5Config, tokenizer: Path, tensors: Mapping[str, LazyTensor], links: Sequence[Link]
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    hash_file, weights = folder / t5_encoder.WEIGHTS_HASH, folder / t5_encoder.WEIGHTS
+    hash_file.unlink(missing_ok=True)  # so that it can never be that of other weights
+    checkpoint_folder.replace(weights, lambda path: write_ours(path, tensors, links))
+    checkpoint_folder.replace(folder / t5_encoder.TOKENIZER, lambda path: shutil.copyfile(tokenizer, path))
+    config = json.dumps(model.to_hf(), indent=1) + "\n"
+    checkpoint_folder.replace(folder / t5_encoder.CONFIG, lambda path: path.write_text(config))
+    # In the form of the program sha256sum, which can check it.
+    line = f"{t5_encoder.hash_of_file(weights)}  {weights.name}\n"
+    checkpoint_folder.replace(hash_file, lambda path: path.write_text(line))

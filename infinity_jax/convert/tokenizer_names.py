@@ -1,0 +1,107 @@
+"""The published tokenizer's tensors and ours (spec section 9), in the published order."""
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from infinity_jax.config import TokenizerConfig
+from infinity_jax.convert.links import Buffer, Link, conv, same
+
+
+def has_inner_names(names: Iterable[str]) -> bool:
+    """Whether a published state dict says "conv_in.conv.weight"; older files say "conv_in.weight"."""
+    return "encoder.conv_in.weight" not in names
+
+
+def tokenizer_links(config: TokenizerConfig, inner_names: bool = True) -> list[Link | Buffer]:
+    """Every tensor of the published tokenizer of a config.
+
+    Args:
+      config: its size.
+      inner_names: False for older files, whose names lack the inner ".conv" and ".norm".
+    """
+    # 2^(d-1), ..., 2, 1 as int64, in which 2^63 is negative.
+    mask = (np.uint64(1) << np.arange(config.bits, dtype=np.uint64)[::-1]).view(np.int64)
+    return [
+        *_Names(config, "encoder", inner_names).encoder(),
+        *_Names(config, "decoder", inner_names).decoder(),
+        Buffer("quantizer.lfq.mask", mask),
+        Buffer("quantize.lfq.mask", mask),
+    ]
+
+
+class _Names:
+    """Links of one half of the tokenizer; ours and the published names begin with `half`."""
+
+    def __init__(self, config: TokenizerConfig, half: str, inner_names: bool) -> None:
+        self.config, self.half, self.inner = config, half, inner_names
+        self.widths = [config.base_width * multiplier for multiplier in config.multipliers]
+        self.pixel_channels = 3 * config.pixel_patch**2
+
+    def encoder(self) -> list[Link]:
+        c, width, levels = self.config, self.config.base_width, len(self.widths)
+        links = self._conv("conv_in", "conv_in", self.pixel_channels, width)
+        for level, wider in enumerate(self.widths):
+            links += self._level("down", level, c.encoder_blocks, width, wider)
+            width = wider
+            if level < levels - 1:
+                links += self._conv(f"down.{level}.downsample.conv", f"down_{level}_downsample", width, width)
+        return links + self._middle(width) + self._out(width, c.bits)
+
+    def decoder(self) -> list[Link]:
+        c, top = self.config, self.widths[-1]
+        links = self._conv("conv_in", "conv_in", c.bits, top) + self._middle(top)
+        inputs = [
+            *self.widths[1:],
+            top,
+        ]  # of each level: the width of the level above, which is run before it
+        for level, width in enumerate(self.widths):
+            links += self._level("up", level, c.decoder_blocks, inputs[level], width)
+            if level > 0:
+                links += self._conv(f"up.{level}.upsample.conv", f"up_{level}_upsample", width, width)
+        return links + self._out(self.widths[0], self.pixel_channels)
+
+    def _level(self, side: str, level: int, blocks: int, inputs: int, width: int) -> list[Link]:
+        links = []
+        for block in range(blocks):
+            names = (f"{side}.{level}.block.{block}", f"{side}_{level}_block_{block}")
+            links += self._block(*names, width if block else inputs, width)
+        return links
+
+    def _middle(self, width: int) -> list[Link]:
+        return [
+            link
+            for block in range(2)
+            for link in self._block(f"mid.block_{block + 1}", f"mid_block_{block}", width, width)
+        ]
+
+    def _out(self, inputs: int, outputs: int) -> list[Link]:
+        return self._norm("norm_out", "norm_out", inputs) + self._conv(
+            "conv_out", "conv_out", inputs, outputs
+        )
+
+    def _block(self, published: str, ours: str, inputs: int, outputs: int) -> list[Link]:
+        links = [
+            *self._norm(f"{published}.norm1", f"{ours}/norm1", inputs),
+            *self._conv(f"{published}.conv1", f"{ours}/conv1", inputs, outputs),
+            *self._norm(f"{published}.norm2", f"{ours}/norm2", outputs),
+            *self._conv(f"{published}.conv2", f"{ours}/conv2", outputs, outputs),
+        ]
+        if inputs != outputs:
+            links += self._conv(f"{published}.nin_shortcut", f"{ours}/shortcut", inputs, outputs, size=1)
+        return links
+
+    def _conv(self, published: str, ours: str, inputs: int, outputs: int, size: int = 3) -> list[Link]:
+        name = f"{self.half}.{published}" + (".conv" if self.inner else "")
+        path = f"{self.half}/{ours}"
+        return [
+            conv(f"{name}.weight", f"{path}/kernel", (size, size, inputs, outputs)),
+            same(f"{name}.bias", f"{path}/bias", (outputs,)),
+        ]
+
+    def _norm(self, published: str, ours: str, width: int) -> list[Link]:
+        name = f"{self.half}.{published}" + (".norm" if self.inner else "")
+        return [
+            same(f"{name}.weight", f"{self.half}/{ours}/scale", (width,)),
+            same(f"{name}.bias", f"{self.half}/{ours}/bias", (width,)),
+        ]

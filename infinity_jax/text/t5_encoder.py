@@ -1,0 +1,209 @@
+"""Flan-T5 as a text encoder: read from a folder that `infinity-jax convert --kind t5` made."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from absl import logging
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Bool, Float, Int, PyTree
+from safetensors import SafetensorError
+from safetensors.flax import load_file
+from tokenizers import Tokenizer
+
+from infinity_jax.config import DTYPES
+from infinity_jax.errors import UserError
+from infinity_jax.text.batching import encode_in_buckets
+from infinity_jax.text.prompt import clean_prompts, truncate_tokens
+from infinity_jax.text.t5 import T5, T5Config, param_shapes
+
+CONFIG, WEIGHTS, TOKENIZER, WEIGHTS_HASH = "config.json", "weights.safetensors", "tokenizer.json", "sha256"
+HOW_TO_MAKE = "make it with: infinity-jax convert --from FLAN_T5_FOLDER --kind t5 --config xl --out DIR"
+LONGEST = 512
+_END, _END_ID = "</s>", 1
+
+
+class T5Encoder:
+    """`T5` with weights and tokenizer: a `TextEncoder`.
+
+    Attributes:
+      config: size of the encoder.
+      params: nested dict of arrays, of the float type that they are stored in. To use several devices, replace
+        it by `jax.device_put(encoder.params, shardings)`; `t5.param_axes` names the axes.
+    """
+
+    name = "t5"
+
+    def __init__(
+        self,
+        max_length: int,
+        config: T5Config,
+        params: PyTree,
+        tokenizer: Tokenizer,
+        fingerprint: str,
+        compute_dtype: str = "float32",
+    ):
+        if not 2 <= max_length <= LONGEST:
+            raise UserError(
+                f"text length {max_length} is impossible with the text encoder {self.name!r}:"
+                f" choose 2 to {LONGEST} tokens"
+            )
+        if compute_dtype not in DTYPES:
+            raise UserError(f"unknown compute_dtype {compute_dtype!r}; use one of {DTYPES}")
+        self.config = config
+        self.max_length = max_length
+        self.channels = config.width
+        self.fingerprint = fingerprint
+        self.params = jax.device_put(params)
+        self._model = T5(config, compute_dtype)
+        check_tokenizer(tokenizer, config)
+        # Padding and truncation are ours (buckets, and a warning).
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self._jitted = jax.jit(self.apply)
+
+    def apply(
+        self, params: PyTree, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]
+    ) -> Float[Array, "B T C"]:
+        """Features float32, a pure function that can be jitted; what it gives at padding means nothing."""
+        features_BTC = self._model.apply({"params": params}, ids_BT, mask_BT)
+        assert isinstance(features_BTC, jax.Array)
+        return features_BTC
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        return [_ended(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts))]
+
+    def token_counts(self, texts: Sequence[str]) -> Int[np.ndarray, " B"]:
+        """See `TextEncoder.token_counts`."""
+        counts = [min(len(ids), self.max_length) for ids in self._tokenize(clean_prompts(texts))]
+        return np.array(counts, np.int32)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
+        """See `TextEncoder.encode`. A prompt without one known word is said in the log."""
+        texts = clean_prompts(texts)
+        token_ids = self._tokenize(texts)
+        unknown = {self._tokenizer.token_to_id(token) for token in ("<unk>", "▁")}
+        for text, ids in zip(texts, token_ids, strict=True):
+            if set(ids[:-1]) <= unknown:
+                logging.warning(
+                    "prompt %r has no character that the text encoder knows; use words", text[:40]
+                )
+        token_ids = truncate_tokens(token_ids, texts, self.max_length)
+        return encode_in_buckets(
+            token_ids, lambda ids, mask: np.asarray(self._jitted(self.params, ids, mask)), self.max_length
+        )
+
+
+def _ended(ids: list[int]) -> list[int]:
+    """The ids with one end token, whether the tokenizer's file adds one, or the text ends in "</s>", or neither."""
+    last = len(ids)
+    while last and ids[last - 1] == _END_ID:
+        last -= 1
+    return [*ids[:last], _END_ID]
+
+
+def check_tokenizer(tokenizer: Tokenizer, config: T5Config) -> None:
+    """Raises UserError unless it has T5's end token and no more tokens than the model."""
+    if tokenizer.token_to_id(_END) != _END_ID:
+        raise UserError(
+            f"{TOKENIZER} gives {_END!r} the id {tokenizer.token_to_id(_END)}, T5 has {_END_ID}; "
+            "take the tokenizer.json of the T5 model"
+        )
+    if tokenizer.get_vocab_size() > config.vocabulary:
+        raise UserError(
+            f"{TOKENIZER} has {tokenizer.get_vocab_size()} tokens but the model only {config.vocabulary}; "
+            "take the tokenizer.json of the same model"
+        )
+
+
+def load_t5(max_length: int, folder: Path, compute_dtype: str = "float32") -> T5Encoder:
+    """The encoder in a folder with config.json (keys of Hugging Face), weights.safetensors and tokenizer.json.
+
+    Args:
+      max_length: tokens of the longest text, end token included, within 2..512.
+      folder: what `infinity-jax convert --kind t5` writes as text_encoder/.
+      compute_dtype: "float32" or "bfloat16", what the operands of products are rounded to.
+    Raises:
+      UserError: a file is missing, unreadable or does not fit the others, or `max_length` is out of range.
+    """
+    missing = [name for name in (CONFIG, WEIGHTS, TOKENIZER) if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"the text encoder's folder {folder} lacks {', '.join(missing)}; {HOW_TO_MAKE} "
+            "and take its folder DIR/text_encoder"
+        )
+    config = read_config(folder / CONFIG)
+    tokenizer = read_tokenizer(folder / TOKENIZER)
+    params = _read_params(folder / WEIGHTS, config)
+    return T5Encoder(
+        max_length, config, params, tokenizer, _fingerprint(folder, config, compute_dtype), compute_dtype
+    )
+
+
+def read_config(path: Path) -> T5Config:
+    """The config in a Hugging Face config.json; UserError if it is no JSON object or not of a T5 v1.1."""
+    try:
+        values = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path} is not readable JSON ({error}); copy it again") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} holds a {type(values).__name__}, not the config of a model; copy it again")
+    return T5Config.from_hf(values)
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The tokenizer in a tokenizer.json; UserError if it cannot be read."""
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing more special
+        raise UserError(f"cannot read the tokenizer {path}: {error}; copy it again") from error
+
+
+def _read_params(path: Path, config: T5Config) -> PyTree:
+    try:
+        flat = load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot read the weights {path}: {error}; copy or convert them again") from error
+    shapes: dict[str, Any] = flatten_dict(param_shapes(config), sep="/")
+    wanted = {name: leaf.shape for name, leaf in shapes.items()}
+    for name in sorted(flat.keys() | wanted.keys()):
+        have = flat[name].shape if name in flat else "missing"
+        want = wanted.get(name, "missing")
+        if have != want:
+            raise UserError(
+                f"{path} is of another model: {name} is {have} there and {want} by config.json; convert it again"
+            )
+    return unflatten_dict(flat, sep="/")
+
+
+def _fingerprint(folder: Path, config: T5Config, compute_dtype: str) -> str:
+    parts = [
+        json.dumps(dataclasses.asdict(config)),
+        compute_dtype,
+        _weights_hash(folder),
+        hash_of_file(folder / TOKENIZER),
+    ]
+    return hashlib.sha256(f"t5 {' '.join(parts)}".encode()).hexdigest()
+
+
+def _weights_hash(folder: Path) -> str:
+    """From the small file that the converter wrote, because the weights are gigabytes; else computed."""
+    written = folder / WEIGHTS_HASH
+    if written.is_file():
+        digest = written.read_text().split(" ")[0].strip()
+        if len(digest) == 64 and set(digest) <= set("0123456789abcdef"):
+            return digest
+        raise UserError(f"{written} does not hold a sha256; delete it, or convert the text encoder again")
+    return hash_of_file(folder / WEIGHTS)
+
+
+def hash_of_file(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
