@@ -57,6 +57,7 @@ def get_config(argument: str = "") -> ConfigDict:
             init_from="",
         )
     )
+    config.mesh = ConfigDict(dict(shape="", slices=1, rules="fsdp"))
     config.sample = ConfigDict(dict(cfg=4.0, tau=0.2, top_p=1.0, guidance="logits"))
     if argument == "debug":
         config.model.update(dict(layers=2, width=64, heads=2))

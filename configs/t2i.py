@@ -1,6 +1,6 @@
 """The published sizes, trained as in the paper (spec sections 4 to 6), with Flan-T5-XL and the d=32 tokenizer.
 
-    infinity-jax train --config configs/infinity.py:2b --config.tokenizer=DIR --config.text.path=DIR/text_encoder \
+    infinity-jax train --config configs/t2i.py:2b --config.tokenizer=DIR --config.text.path=DIR/text_encoder \
         --config.data.source=folder:PATH --workdir runs/2b
 
 The argument is a size: 125m 361m 940m 2.2b 4.7b (the scaling study, Table 6), 2b, 8b (the released checkpoints).
@@ -60,5 +60,6 @@ def get_config(argument: str = "2b") -> ConfigDict:
             init_from="",
         )
     )
+    config.mesh = ConfigDict(dict(shape="", slices=1, rules="fsdp"))
     config.sample = ConfigDict(dict(cfg=4.0, tau=1.0, top_p=1.0, guidance="logits"))
     return config

@@ -1,19 +1,22 @@
 """`infinity-jax train`: picture -> tokenizer features -> bits -> self-correction -> transformer -> loss."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
+import optax
 
-from infinity_jax import optim, origin, pretrained, scales, train_state, training_loop
+from infinity_jax import optim, origin, pretrained, scales, sharding, train_state, training_loop
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.data import pipeline, sources
 from infinity_jax.data.encoded import EncodedSource, encode_source
 from infinity_jax.errors import UserError
-from infinity_jax.model.transformer import Transformer, init_params
+from infinity_jax.model.transformer import Transformer, init_variables
 from infinity_jax.pipeline import InfinityPipeline, SampleConfig
 from infinity_jax.sample import sheet_hook
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
@@ -27,7 +30,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
 
     Args:
       config: a ConfigDict as configs/emoji.py makes it, with the sections model, text, data, correction, loss,
-        optim, train, sample and the key tokenizer.
+        optim, train, mesh, sample and the key tokenizer.
       workdir: gets checkpoints, metrics, sample sheets and a copy of the tokenizer.
     Returns:
       the last state.
@@ -51,8 +54,10 @@ def main(config: Any, workdir: str | Path) -> TrainState:
 
     model = Transformer(model_config)
     optimiser = optim.make_optimiser(optim_config, train.steps, no_decay=not_a_kernel)
-    params = init_params(model_config, jax.random.key(train.seed), schedule)
-    state = train_state.create(params, optimiser, optim_config.ema_decay > 0)
+    mesh, rules = sharding.mesh_from_config(config.mesh, model_config)
+    new_state, placed = sharded_state(
+        model_config, schedule, optimiser, optim_config.ema_decay > 0, train.seed, mesh, rules
+    )
 
     def pipeline_of(state: TrainState) -> InfinityPipeline:
         trained = pretrained.TrainedModel(
@@ -69,7 +74,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     return training_loop.run(
         workdir,
         train,
-        state,
+        jax.jit(new_state, out_shardings=placed)(),
         make_train_step(
             model, schedule, tokenizer.config, correction_config, loss_config, optim_config, optimiser
         ),
@@ -88,7 +93,34 @@ def main(config: Any, workdir: str | Path) -> TrainState:
             ),
         ],
         load_params=pretrained.load_transformer_params,
+        sharding=sharding.batch_sharding(mesh, rules, train.batch_size),
     )
+
+
+def sharded_state(
+    config: TransformerConfig,
+    schedule: scales.ScaleSchedule,
+    optimiser: optax.GradientTransformation,
+    ema: bool,
+    seed: int,
+    mesh: jax.sharding.Mesh,
+    rules: sharding.ShardingRules,
+) -> tuple[Callable[[], TrainState], TrainState]:
+    """How a fresh train state is made, and where each of its arrays lies.
+
+    Returns:
+      a function to be jitted with the second value as its `out_shardings`, so that no device ever holds the whole;
+      the same tree of NamedShardings.
+    """
+
+    def variables():
+        return init_variables(config, jax.random.key(seed), schedule)["params"]
+
+    def create() -> TrainState:
+        return train_state.create(nn.meta.unbox(variables()), optimiser, ema)
+
+    params = sharding.shardings_of(jax.eval_shape(variables), mesh, rules)
+    return create, sharding.state_shardings(jax.eval_shape(create), params, optimiser, mesh)
 
 
 def not_a_kernel(name: str) -> bool:

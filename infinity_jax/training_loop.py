@@ -105,7 +105,7 @@ def run(
     Args:
       workdir: gets checkpoints/, metrics.jsonl, evaluations.jsonl and tensorboard/.
       train: lengths and intervals.
-      state: a fresh state. Its buffers are donated: do not use it afterwards.
+      state: a fresh state, which a restored one will lie like. Its buffers are donated: do not use it afterwards.
       step_fn: (state, batch, seed key) -> (state, metrics with "loss"); a pure function, jitted here. Random
         numbers come from `infinity_jax.random.stream(seed key, name, state.step)`.
       batches: told the first step (0-based), gives the batches from there on, dicts of numpy arrays.
@@ -119,6 +119,9 @@ def run(
       UserError: the loss is not finite; a full disk; a checkpoint of another model or another seed.
       SystemExit: after SIGTERM (code 0) or SIGINT (130), once a checkpoint is saved.
     """
+    # The new state lies where the old one does: nothing but the step itself decides when data moves.
+    placed = jax.tree.map(lambda array: array.sharding, state)
+    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, None))
     checkpointer = Checkpointer(Path(workdir) / "checkpoints", train.keep_checkpoints)
     state = _start(checkpointer, train, state, load_params or _load_params)
     first = int(state.step)
@@ -128,9 +131,7 @@ def run(
         return state
     # A shorter run's last line stands outside the rhythm of log_every; a run that goes on has no such line.
     writer = MetricsWriter(workdir, first if first % train.log_every == 0 else first - 1)
-    loop = _Loop(
-        train, jax.jit(step_fn, donate_argnums=0), checkpointer, writer, config, tuple(hooks), sharding
-    )
+    loop = _Loop(train, step_fn, checkpointer, writer, config, tuple(hooks), sharding)
     with contextlib.closing(checkpointer), contextlib.closing(writer):
         return loop.run(state, first, batches)
 
@@ -162,7 +163,8 @@ def _start(
         logging.info("start: restore_from %s at step %d", train.restore_from, int(state.step))
     elif train.init_from:
         # On the device: a reader may give NumPy arrays, and the loop forbids transfers inside a step.
-        params = jax.device_put(load_params(train.init_from, state.params))
+        placed = jax.tree.map(lambda array: array.sharding, state.params)
+        params = jax.device_put(load_params(train.init_from, state.params), placed)
         ema = state.ema_params if state.ema_params is None else jax.tree.map(lambda p: p.copy(), params)
         state = state.replace(params=params, ema_params=ema)  # pyright: ignore[reportAttributeAccessIssue]
         logging.info("start: init_from %s at step 0", train.init_from)
@@ -202,7 +204,7 @@ class _Loop:
 
     def run(self, state: TrainState, first: int, batches: Callable[[int], Iterator[Batch]]) -> TrainState:
         train = self.train
-        seed_key = jax.device_put(jax.random.key(train.seed))
+        seed_key = jax.device_put(jax.random.key(train.seed), state.step.sharding)
         self.progress = Progress(first, train.steps)
         self.logged_step, self.logged_time = first, time.perf_counter()
         with (

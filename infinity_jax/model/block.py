@@ -62,7 +62,7 @@ class SelfAttention(nn.Module):
         self.log_scale = parameter(
             self, "log_scale", nn.initializers.constant(math.log(4.0)), (heads,), ("heads",)
         )
-        self.out = Dense((c.width, c.width), ("heads", "embed"), output_init(c), c.compute_dtype)
+        self.out = Dense((c.width, c.width), ("merged_heads", "embed"), output_init(c), c.compute_dtype)
 
     def project(self, x_BLC: jax.Array, cos_Ln, sin_Ln) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Queries, keys, values, each float32 [B, H, L, head], turned to their positions."""
@@ -90,7 +90,7 @@ class CrossAttention(nn.Module):
         self.query = Dense(shape, axes, init, dtype)
         self.key = Dense(shape, axes, init, dtype, bias=False)
         self.value = Dense(shape, axes, init, dtype)
-        self.out = Dense((c.width, c.width), ("heads", "embed"), output_init(c), c.compute_dtype)
+        self.out = Dense((c.width, c.width), ("merged_heads", "embed"), output_init(c), c.compute_dtype)
 
     def keys_values(self, context_BTC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values of the text, each float32 [B, H, T, head]."""

@@ -2,18 +2,20 @@
 
 Logical axis names, for sharding rules:
 
-| name      | what                                              |
-|-----------|---------------------------------------------------|
-| layers    | depth of the stacked blocks                       |
-| embed     | width C of the residual stream                    |
-| heads     | attention heads                                   |
-| head_size | channels of one head                              |
-| mlp       | hidden channels of the feed-forward layer         |
-| text      | channels of the text encoder                      |
-| text_rows | rows of the learned table of the empty caption    |
-| scales    | rows of the scale embedding                       |
-| bits      | bits that come in, or logits that go out          |
-| adaln     | the 6 (block) or 2 (head) modulations             |
+| name         | what                                              |
+|--------------|---------------------------------------------------|
+| layers       | depth of the stacked blocks                       |
+| embed        | width C of the residual stream                    |
+| embed_out    | width C that comes out of a square map            |
+| heads        | attention heads                                   |
+| head_size    | channels of one head                              |
+| merged_heads | heads x head_size, as the output map reads them   |
+| mlp          | hidden channels of the feed-forward layer         |
+| text         | channels of the text encoder                      |
+| text_rows    | rows of the learned table of the empty caption    |
+| scales       | rows of the scale embedding                       |
+| bits         | bits that come in, or logits that go out          |
+| adaln        | the 6 (block) or 2 (head) modulations             |
 """
 
 import math

@@ -30,7 +30,7 @@ class AttentivePool(nn.Module):
         v = Dense(shape, axes, init, dtype, name="value")(text_BTC).swapaxes(1, 2)
         q = jnp.broadcast_to(query[None, :, None] / math.sqrt(head), (k.shape[0], heads, 1, head))
         pooled = attend(q, k, v, dtype, mask_BT[:, None, None, :])
-        return Dense((c.width, c.width), ("heads", "embed"), init, dtype, name="out")(
+        return Dense((c.width, c.width), ("merged_heads", "embed"), init, dtype, name="out")(
             pooled.reshape(-1, c.width)
         )
 
@@ -48,7 +48,7 @@ class TextCondition(nn.Module):
         self.norm_scale = parameter(self, "norm_scale", nn.initializers.ones, (c.text_channels,), ("text",))
         self.pool = AttentivePool(c)
         init, dtype = weight_init(c), c.compute_dtype
-        self.fc1 = Dense((c.text_channels, c.width), ("text", "embed"), init, dtype)
+        self.fc1 = Dense((c.text_channels, c.width), ("text", "embed_out"), init, dtype)
         self.fc2 = Dense((c.width, c.width), ("embed", "embed_out"), init, dtype)
 
     def __call__(self, text_BTC: jax.Array, mask_BT: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,114 @@
+"""Sharding rules: strict, and without effect on the numbers."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh
+
+from infinity_jax import presets, sharding
+from infinity_jax.errors import UserError
+from infinity_jax.sharding import MeshConfig, ShardingRules
+
+HERE = Path(__file__).parent
+
+
+def mesh_of(**sizes: int) -> AbstractMesh:
+    """A mesh without devices."""
+    return AbstractMesh(tuple(sizes.get(axis, 1) for axis in sharding.MESH_AXES), sharding.MESH_AXES)
+
+
+def spec(axes, shape, rules="fsdp_tp", **sizes):
+    rules = sharding.PRESETS[rules] if isinstance(rules, str) else rules
+    return tuple(sharding.partition_spec("w", axes, shape, mesh_of(**sizes), rules))
+
+
+def test_dimensions_lie_where_the_rules_say():
+    assert spec(("layers", "embed", "mlp"), (2, 64, 256), fsdp=4, tensor=2) == (None, "fsdp", "tensor")
+    both = spec(("embed", "mlp"), (2080, 8192), fsdp=32, fsdp_inner=8, tensor=2)
+    assert both == ("fsdp", ("tensor", "fsdp_inner"))
+    assert spec(("embed", "mlp"), (64, 256), "dp", data=8) == (None, None)
+    assert spec((None, None, "conv_in", "conv_out"), (3, 3, 8, 12), fsdp=4) == (None, None, None, "fsdp")
+    # What does not divide stays whole where it is small.
+    assert spec(("embed",), (6,), fsdp=4) == (None,)
+
+
+def test_mistakes_in_rules_are_named():
+    with pytest.raises(UserError, match="unknown logical axis 'wings'"):
+        spec(("wings",), (4,), fsdp=2)
+    with pytest.raises(UserError, match=r"two of its dimensions .* 'fsdp'"):
+        spec(("embed", "text"), (4, 4), fsdp=2)
+    with pytest.raises(UserError, match="would lie whole on every device"):
+        spec(("embed", "bits"), (1027, 1024), fsdp=2)
+    with pytest.raises(UserError, match="unknown mesh axis 'mars'"):
+        ShardingRules(embed=("mars",))
+    with pytest.raises(UserError, match="known: dp, fsdp, fsdp_tp"):
+        sharding.rules_named("zero")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("fsdp", "AXIS=NUMBER"),
+        ("pipe=2", "pipe"),
+        ("fsdp=2,fsdp=2", "at most once"),
+        ("data=0", "at least 1"),
+    ],
+)
+def test_a_mesh_that_cannot_be_read_is_refused(text, message):
+    with pytest.raises(UserError, match=message):
+        sharding.parse_mesh(text)
+
+
+def test_a_mesh_says_how_many_devices_it_needs():
+    assert sharding.parse_mesh("data=2, fsdp=4,tensor=2") == MeshConfig(2, 4, 2)
+    with pytest.raises(UserError, match=r"needs 4096 devices, there are"):
+        sharding.device_mesh(MeshConfig(fsdp=4096))
+    with pytest.raises(UserError, match="multiple of 3"):
+        MeshConfig(data=4, slices=3)
+    with pytest.raises(UserError, match="nearest: 8, 16"):
+        sharding.batch_sharding(mesh_of(fsdp=8), sharding.PRESETS["fsdp"], 12)
+
+
+def test_a_mesh_that_cannot_split_the_model_says_what_can():
+    model = presets.preset("2.2b").transformer
+    with pytest.raises(UserError, match=r"heads 20 cannot be split into 8 .*1, 2, 4, 5, 10"):
+        sharding._check_model(MeshConfig(tensor=8), 1, model)
+    sharding._check_model(MeshConfig(fsdp=256), 8, model)  # 2080 = 32 x 65, so 256 becomes 32 x 8
+
+
+# The first two, on one device, are what the others must be like.
+CASES = [
+    ("fsdp=1", "dp", 96),
+    ("fsdp=1", "dp", 100),
+    ("data=8", "dp", 96),
+    ("data=2,fsdp=4", "fsdp", 96),
+    ("fsdp=8", "fsdp", 100),  # 100 is divisible by 4 only: the columns are split too
+    ("data=2,fsdp=2,tensor=2", "fsdp_tp", 96),
+    ("fsdp=2,tensor=4", "fsdp_tp", 96),
+]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The numbers of every case, from one process with 8 virtual devices."""
+    folder = tmp_path_factory.mktemp("meshes")
+    command = [sys.executable, HERE / "mesh_run.py", folder, *(str(part) for case in CASES for part in case)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    numbers = {}
+    for i, case in enumerate(CASES):
+        with np.load(folder / f"{i}.npz") as file:
+            numbers[case] = {name: file[name] for name in file.files}
+    return numbers
+
+
+@pytest.mark.parametrize("case", CASES[2:], ids=lambda case: case[0])
+def test_steps_on_a_mesh_are_the_steps_on_one_device(results, case):
+    many, single = results[case], results["fsdp=1", "dp", case[2]]
+    assert many.keys() == single.keys()
+    np.testing.assert_allclose(many["metrics"], single["metrics"], rtol=1e-5)
+    for name, array in single.items():
+        np.testing.assert_allclose(many[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
