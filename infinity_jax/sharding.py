@@ -1,4 +1,4 @@
-"""Which device holds what: the mesh, one dataclass of rules from logical to mesh axes, and strict checks.
+"""Which device holds what: one dataclass of rules from logical to mesh axes, and strict checks.
 
 Every parameter names its dimensions ("embed", "mlp", ...: see `model/layers.py`). `ShardingRules` says over which
 mesh axes each name is split; nothing else in the package knows about devices.
@@ -13,136 +13,19 @@ import flax.linen as nn
 import jax
 import numpy as np
 import optax
-from jax.experimental import mesh_utils
-from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from infinity_jax.config import Section, TransformerConfig
+from infinity_jax.config import Section, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.mesh import MESH_AXES, device_mesh, parse_mesh
 from infinity_jax.optim import parameter_name
 from infinity_jax.train_state import TrainState
 
-# The axes a user names. "fsdp" becomes two mesh axes, see `device_mesh`.
-USER_AXES = ("data", "fsdp", "tensor", "sequence")
-MESH_AXES = ("data", "fsdp", "fsdp_inner", "tensor", "sequence")
 LARGE = 2**20  # Elements: a larger parameter must not be left whole on every device.
 
 Axes = tuple[str, ...]
 AnyMesh = Mesh | AbstractMesh  # of devices, or only of their number
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """How many devices each kind of parallelism gets.
-
-    Attributes:
-      data: copies of the model; each sees its own part of the batch.
-      fsdp: like data, but parameters, gradients and optimiser state are split over them.
-      tensor: devices that share each product of a layer.
-      sequence: devices that share the tokens of a picture.
-      slices: groups of devices with fast links inside and slow ones between; `data` runs over them first.
-    """
-
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
-    sequence: int = 1
-    slices: int = 1
-
-    def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise UserError(
-                    f"mesh axis {field.name} is {getattr(self, field.name)}; it must be at least 1"
-                )
-        if self.data % self.slices:
-            raise UserError(
-                f"{self.slices} slices need a mesh whose data axis is a multiple of {self.slices}; data is {self.data}"
-            )
-
-    @property
-    def devices(self) -> int:
-        """How many devices the mesh needs."""
-        return self.data * self.fsdp * self.tensor * self.sequence
-
-
-def parse_mesh(text: str, slices: int = 1) -> MeshConfig:
-    """ "fsdp=8,tensor=2" -> MeshConfig; axes that are not named are 1. Raises UserError for anything else."""
-    sizes: dict[str, int] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, size = part.partition("=")
-        if name not in USER_AXES or not size.isdecimal() or name in sizes:
-            raise UserError(
-                f"mesh {text!r}: {part!r} is not AXIS=NUMBER with an axis of {', '.join(USER_AXES)}, each at most once"
-            )
-        sizes[name] = int(size)
-    return MeshConfig(**sizes, slices=slices)
-
-
-def mesh_from_config(section: Section, model: TransformerConfig) -> tuple[Mesh, "ShardingRules"]:
-    """The mesh and the rules of a config file's `mesh` section: {"shape", "slices", "rules"}.
-
-    An empty shape is fsdp over all devices. Raises UserError as `device_mesh` and `rules_named` do.
-    """
-    shape = section["shape"] or f"fsdp={jax.device_count()}"
-    return device_mesh(parse_mesh(shape, section["slices"]), model), rules_named(section["rules"])
-
-
-def device_mesh(
-    config: MeshConfig, model: TransformerConfig | None = None, devices: Sequence[Any] | None = None
-) -> Mesh:
-    """The mesh of the axes `MESH_AXES`.
-
-    Where the width of the model is not divisible by fsdp, fsdp is split: the part that divides it splits the kernels'
-    rows, and the rest, "fsdp_inner", their columns. So fsdp=256 works for a width of 2080 = 32 x 65, as 32 x 8.
-
-    Args:
-      model: what will be trained; None does not split fsdp.
-      devices: default all that jax sees.
-    Raises:
-      UserError: the number of devices is another one, or the mesh cannot split the model.
-    """
-    devices = list(jax.devices() if devices is None else devices)
-    if len(devices) != config.devices:
-        raise UserError(
-            f"the mesh {_describe(config)} needs {config.devices} devices, there are {len(devices)} "
-            f"({devices[0].platform}); change the mesh, or see that all devices are found"
-        )
-    outer = config.fsdp if model is None else math.gcd(config.fsdp, model.width, model.text_channels)
-    inner = config.fsdp // outer
-    if model is not None:
-        _check_model(config, inner, model)
-    shape = (config.data, outer, inner, config.tensor, config.sequence)
-    if config.slices > 1:
-        within = (config.data // config.slices, *shape[1:])
-        between = (config.slices, *[1] * (len(shape) - 1))
-        arranged = mesh_utils.create_hybrid_device_mesh(
-            within, between, devices, allow_split_physical_axes=True
-        )
-    else:
-        arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
-    return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
-
-
-def _describe(config: MeshConfig) -> str:
-    return ", ".join(f"{axis}={getattr(config, axis)}" for axis in USER_AXES)
-
-
-def _check_model(config: MeshConfig, inner: int, model: TransformerConfig) -> None:
-    """Raises UserError where the mesh does not divide the model; the message says what would."""
-    needs = {
-        "heads": (model.heads, config.tensor, "tensor"),
-        "head size": (model.head_size, inner, "fsdp"),
-        "width / tensor": (model.width // math.gcd(model.width, config.tensor), inner, "fsdp"),
-        "feed-forward width": (model.ffn_width, config.tensor * inner, "tensor x fsdp"),
-    }
-    for name, (size, parts, axis) in needs.items():
-        if size % parts:
-            good = ", ".join(str(n) for n in range(1, size + 1) if size % n == 0 and n <= 2 * parts)
-            raise UserError(
-                f"mesh {_describe(config)}: the model's {name} {size} cannot be split into {parts} (mesh axis {axis}); "
-                f"it can be split into {good}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,6 +92,28 @@ def rules_named(name: str) -> ShardingRules:
     if name not in PRESETS:
         raise UserError(f"unknown sharding rules {name!r}; known: {', '.join(PRESETS)}")
     return PRESETS[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSection:
+    """The section `mesh` of a config file.
+
+    Attributes:
+      shape: like "fsdp=8,tensor=2"; "" is fsdp over all devices.
+      slices: see `MeshConfig`.
+      rules: name of a preset of `ShardingRules`.
+    """
+
+    shape: str = ""
+    slices: int = 1
+    rules: str = "fsdp"
+
+
+def mesh_from_config(section: Section, model: TransformerConfig) -> tuple[Mesh, ShardingRules]:
+    """The mesh and the rules of a config file's section; UserError as `device_mesh` and `rules_named` raise it."""
+    chosen = from_dict(MeshSection, section, "mesh")
+    shape = chosen.shape or f"fsdp={jax.device_count()}"
+    return device_mesh(parse_mesh(shape, chosen.slices), model), rules_named(chosen.rules)
 
 
 def partition_spec(

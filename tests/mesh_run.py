@@ -18,6 +18,7 @@ import numpy as np
 from infinity_jax import optim, sharding, train
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.correction import CorrectionConfig
+from infinity_jax.mesh import device_mesh, parse_mesh
 from infinity_jax.model.transformer import Transformer
 from infinity_jax.scales import make_schedule
 from infinity_jax.train_step import LossConfig, make_train_step
@@ -53,8 +54,8 @@ def batch(step: int) -> dict[str, np.ndarray]:
 
 def run(shape: str, rules_name: str, width: int) -> dict[str, np.ndarray]:
     model = model_of(width)
-    config, rules = sharding.parse_mesh(shape), sharding.rules_named(rules_name)
-    mesh = sharding.device_mesh(config, model, jax.devices()[: config.devices])
+    config, rules = parse_mesh(shape), sharding.rules_named(rules_name)
+    mesh = device_mesh(config, model, jax.devices()[: config.devices])
     optimiser = optim.make_optimiser(OPTIM, STEPS, no_decay=train.not_a_kernel)
     new_state, placed = train.sharded_state(model, SCHEDULE, optimiser, True, 0, mesh, rules)
     state = jax.jit(new_state, out_shardings=placed)()

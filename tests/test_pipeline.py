@@ -4,11 +4,13 @@ import dataclasses
 import json
 
 import numpy as np
+import published_files
 import pytest
+import t5_files
 from arbitrary_params import arbitrary_params
 
 import infinity_jax
-from infinity_jax import checkpoint_folder, pipeline, presets, pretrained, scales
+from infinity_jax import checkpoint_folder, cli, pipeline, presets, pretrained, scales
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.tokenizer.model import Tokenizer
@@ -131,6 +133,39 @@ def test_a_released_model_without_its_text_encoder_says_how_to_get_it(folder, tm
     checkpoint_folder.write_config(tmp_path, values | {"text": {"encoder": "t5", "max_length": 8}})
     with pytest.raises(UserError, match="--kind t5"):
         infinity_jax.InfinityPipeline.from_pretrained(tmp_path)
+
+
+def test_published_parts_become_one_system(tmp_path):
+    """As a user does it: three files are converted into one folder, which then draws."""
+    transformer = dataclasses.replace(published_files.SMALL, text_channels=48)
+    published_files.write_pth(tmp_path / "gpt.pth", published_files.transformer_state(config=transformer))
+    published_files.write_pth(tmp_path / "vae.pth", published_files.tokenizer_state(), ("vae",))
+    t5_files.write_published(tmp_path / "t5")
+    config = tmp_path / "config.json"
+    section = published_files.SMALL_SECTION | {"text_channels": 48}
+    config.write_text(
+        json.dumps({"transformer": section, "tokenizer": published_files.TOKENIZER_SECTION, "scales": "32px"})
+    )
+    sources = {"transformer": ("gpt.pth", config), "tokenizer": ("vae.pth", config), "t5": ("t5", "")}
+    for kind, (source, its_config) in sources.items():
+        its_config = its_config or tmp_path / "t5" / "config.json"
+        arguments = [
+            "--from",
+            tmp_path / source,
+            "--kind",
+            kind,
+            "--config",
+            its_config,
+            "--out",
+            tmp_path / "all",
+        ]
+        assert cli.main(["convert", *map(str, arguments)]) == 0
+    system = infinity_jax.InfinityPipeline.from_pretrained(tmp_path / "all")
+    (image,) = system(["a red heart"])
+    assert image.size == (8, 8)
+    system.save_pretrained(tmp_path / "saved")
+    copy = infinity_jax.InfinityPipeline.from_pretrained(tmp_path / "saved")
+    np.testing.assert_array_equal(copy(["a red heart"])[0], image)
 
 
 @pytest.mark.parametrize(("preset", "rows"), [("64px", 16), ("0.06M", 8), ("0.25M", 2), ("1M", 1)])

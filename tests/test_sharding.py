@@ -8,16 +8,17 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh
 
-from infinity_jax import presets, sharding
+from infinity_jax import mesh, presets, sharding
 from infinity_jax.errors import UserError
-from infinity_jax.sharding import MeshConfig, ShardingRules
+from infinity_jax.mesh import MeshConfig
+from infinity_jax.sharding import ShardingRules
 
 HERE = Path(__file__).parent
 
 
 def mesh_of(**sizes: int) -> AbstractMesh:
     """A mesh without devices."""
-    return AbstractMesh(tuple(sizes.get(axis, 1) for axis in sharding.MESH_AXES), sharding.MESH_AXES)
+    return AbstractMesh(tuple(sizes.get(axis, 1) for axis in mesh.MESH_AXES), mesh.MESH_AXES)
 
 
 def spec(axes, shape, rules="fsdp_tp", **sizes):
@@ -59,13 +60,13 @@ def test_mistakes_in_rules_are_named():
 )
 def test_a_mesh_that_cannot_be_read_is_refused(text, message):
     with pytest.raises(UserError, match=message):
-        sharding.parse_mesh(text)
+        mesh.parse_mesh(text)
 
 
 def test_a_mesh_says_how_many_devices_it_needs():
-    assert sharding.parse_mesh("data=2, fsdp=4,tensor=2") == MeshConfig(2, 4, 2)
+    assert mesh.parse_mesh("data=2, fsdp=4,tensor=2") == MeshConfig(2, 4, 2)
     with pytest.raises(UserError, match=r"needs 4096 devices, there are"):
-        sharding.device_mesh(MeshConfig(fsdp=4096))
+        mesh.device_mesh(MeshConfig(fsdp=4096))
     with pytest.raises(UserError, match="multiple of 3"):
         MeshConfig(data=4, slices=3)
     with pytest.raises(UserError, match="nearest: 8, 16"):
@@ -75,8 +76,8 @@ def test_a_mesh_says_how_many_devices_it_needs():
 def test_a_mesh_that_cannot_split_the_model_says_what_can():
     model = presets.preset("2.2b").transformer
     with pytest.raises(UserError, match=r"heads 20 cannot be split into 8 .*1, 2, 4, 5, 10"):
-        sharding._check_model(MeshConfig(tensor=8), 1, model)
-    sharding._check_model(MeshConfig(fsdp=256), 8, model)  # 2080 = 32 x 65, so 256 becomes 32 x 8
+        mesh._check_model(MeshConfig(tensor=8), 1, model)
+    mesh._check_model(MeshConfig(fsdp=256), 8, model)  # 2080 = 32 x 65, so 256 becomes 32 x 8
 
 
 # The first two, on one device, are what the others must be like.
