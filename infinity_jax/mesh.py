@@ -65,16 +65,31 @@ def parse_mesh(text: str, slices: int = 1) -> MeshConfig:
     return MeshConfig(**sizes, slices=slices)
 
 
-def device_mesh(
-    config: MeshConfig, model: TransformerConfig | None = None, devices: Sequence[Any] | None = None
-) -> Mesh:
-    """The mesh of the axes `MESH_AXES`.
+def axis_sizes(config: MeshConfig, model: TransformerConfig | None = None) -> tuple[int, ...]:
+    """The size of each of `MESH_AXES`.
 
     Where the width of the model is not divisible by fsdp, fsdp is split: the part that divides it splits the kernels'
     rows, and the rest, "fsdp_inner", their columns. So fsdp=256 works for a width of 2080 = 32 x 65, as 32 x 8.
 
     Args:
       model: what will be trained; None does not split fsdp.
+    Raises:
+      UserError: the mesh cannot split the model.
+    """
+    outer = config.fsdp if model is None else math.gcd(config.fsdp, model.width, model.text_channels)
+    inner = config.fsdp // outer
+    if model is not None:
+        _check_model(config, inner, model)
+    return config.data, outer, inner, config.tensor, config.sequence
+
+
+def device_mesh(
+    config: MeshConfig, model: TransformerConfig | None = None, devices: Sequence[Any] | None = None
+) -> Mesh:
+    """The mesh of the axes `MESH_AXES`, arranged so that neighbours talk over fast links.
+
+    Args:
+      model: what will be trained; see `axis_sizes`.
       devices: default all that jax sees.
     Raises:
       UserError: the number of devices is another one, or the mesh cannot split the model.
@@ -85,11 +100,7 @@ def device_mesh(
             f"the mesh {_describe(config)} needs {config.devices} devices, there are {len(devices)} "
             f"({devices[0].platform}); change the mesh, or see that all devices are found"
         )
-    outer = config.fsdp if model is None else math.gcd(config.fsdp, model.width, model.text_channels)
-    inner = config.fsdp // outer
-    if model is not None:
-        _check_model(config, inner, model)
-    shape = (config.data, outer, inner, config.tensor, config.sequence)
+    shape = axis_sizes(config, model)
     if config.slices > 1:
         within = (config.data // config.slices, *shape[1:])
         between = (config.slices, *[1] * (len(shape) - 1))

@@ -1,10 +1,11 @@
 """Three train steps of a tiny model on virtual devices: `python tests/mesh_run.py DIR MESH RULES WIDTH [MESH ...]`.
 
 Writes to DIR/0.npz, DIR/1.npz, ... the losses and the gradients' norms, and of the last state the parameters, their
-average and AdamW's moments (which are means of the gradients).
+average and AdamW's moments (which are means of the gradients); and the same after a move of the checkpoint, see `run`.
 """
 
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -16,11 +17,13 @@ import jax
 import numpy as np
 
 from infinity_jax import optim, sharding, train
+from infinity_jax.checkpoint import Checkpointer
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.mesh import device_mesh, parse_mesh
 from infinity_jax.model.transformer import Transformer
 from infinity_jax.scales import make_schedule
+from infinity_jax.train_state import TrainState
 from infinity_jax.train_step import LossConfig, make_train_step
 
 
@@ -52,7 +55,19 @@ def batch(step: int) -> dict[str, np.ndarray]:
     }
 
 
-def run(shape: str, rules_name: str, width: int) -> dict[str, np.ndarray]:
+def numbers_of(state: TrainState) -> dict[str, np.ndarray]:
+    leaves = jax.tree_util.tree_leaves_with_path(
+        {"params": state.params, "ema": state.ema_params, "optimiser": state.opt_state}
+    )
+    return {optim.parameter_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def run(shape: str, rules_name: str, width: int, checkpoints: Path) -> dict[str, np.ndarray]:
+    """The numbers of one case.
+
+    Before its last step the state is saved. If another case of this width was saved before, the last step is done
+    once more from that one's state: its numbers are those named moved/.
+    """
     model = model_of(width)
     config, rules = parse_mesh(shape), sharding.rules_named(rules_name)
     mesh = device_mesh(config, model, jax.devices()[: config.devices])
@@ -64,20 +79,29 @@ def run(shape: str, rules_name: str, width: int) -> dict[str, np.ndarray]:
         Transformer(model), SCHEDULE, tokenizer, CorrectionConfig(), LossConfig(), OPTIM, optimiser
     )
     step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, None))
-    results = []
+    results, moved = [], {}
     for step in range(STEPS):
         data = jax.device_put(batch(step), sharding.batch_sharding(mesh, rules, BATCH))
+        if step == STEPS - 1:
+            if checkpoints.exists():
+                reader = Checkpointer(checkpoints, read_only=True)
+                other, _ = reader.restore(state)
+                reader.close()
+                assert jax.tree.map(lambda x: x.sharding, other) == placed
+                other, metrics = step_fn(other, data, jax.random.key(0))
+                moved = {f"moved/{name}": value for name, value in numbers_of(other).items()}
+                shutil.rmtree(checkpoints)
+            writer = Checkpointer(checkpoints)
+            writer.save(step, state, {}, {})
+            writer.close()
         state, metrics = step_fn(state, data, jax.random.key(0))
         results.append([metrics["loss"], metrics["gradient_norm"]])
     assert jax.tree.map(lambda x: x.sharding, state) == placed
-    leaves = jax.tree_util.tree_leaves_with_path(
-        {"params": state.params, "ema": state.ema_params, "optimiser": state.opt_state}
-    )
-    arrays = {optim.parameter_name(path): np.asarray(leaf) for path, leaf in leaves}
-    return arrays | {"metrics": np.asarray(results, np.float32)}
+    return numbers_of(state) | moved | {"metrics": np.asarray(results, np.float32)}
 
 
 if __name__ == "__main__":
     folder, *cases = sys.argv[1:]
     for number, case in enumerate(zip(cases[::3], cases[1::3], map(int, cases[2::3]), strict=True)):
-        np.savez(Path(folder) / f"{number}.npz", **run(*case))  # pyright: ignore[reportArgumentType]
+        numbers = run(*case, Path(folder) / f"checkpoints-{case[2]}")
+        np.savez(Path(folder) / f"{number}.npz", **numbers)  # pyright: ignore[reportArgumentType]

@@ -1,11 +1,14 @@
 """Sharding rules: strict, and without effect on the numbers."""
 
+import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sharding_specs
 from jax.sharding import AbstractMesh
 
 from infinity_jax import mesh, presets, sharding
@@ -80,6 +83,19 @@ def test_a_mesh_that_cannot_split_the_model_says_what_can():
     mesh._check_model(MeshConfig(fsdp=256), 8, model)  # 2080 = 32 x 65, so 256 becomes 32 x 8
 
 
+@pytest.mark.parametrize("size", presets.PRESETS)
+def test_published_sizes_lie_on_meshes_as_they_did(size):
+    stored = json.loads((sharding_specs.FOLDER / f"{size}.json").read_text())
+    assert sharding_specs.specs(presets.PRESETS[size].transformer) == stored
+
+
+def test_fsdp_leaves_no_large_parameter_whole():
+    for preset in presets.PRESETS.values():
+        for name, entry in sharding_specs.specs(preset.transformer).items():
+            large = np.prod(ast.literal_eval(entry["shape"])) > sharding.LARGE
+            assert "fsdp" in entry["fsdp=256 (fsdp)"] or not large, name
+
+
 # The first two, on one device, are what the others must be like.
 CASES = [
     ("fsdp=1", "dp", 96),
@@ -109,7 +125,17 @@ def results(tmp_path_factory):
 @pytest.mark.parametrize("case", CASES[2:], ids=lambda case: case[0])
 def test_steps_on_a_mesh_are_the_steps_on_one_device(results, case):
     many, single = results[case], results["fsdp=1", "dp", case[2]]
-    assert many.keys() == single.keys()
+    assert many.keys() >= single.keys()
     np.testing.assert_allclose(many["metrics"], single["metrics"], rtol=1e-5)
     for name, array in single.items():
         np.testing.assert_allclose(many[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("case", CASES[2:], ids=lambda case: case[0])
+def test_a_checkpoint_goes_on_on_another_mesh(results, case):
+    """The case before of the same width saved after two steps; the third is done on this mesh."""
+    many, single = results[case], results["fsdp=1", "dp", case[2]]
+    moved = {name.removeprefix("moved/"): many[name] for name in many if name.startswith("moved/")}
+    assert moved.keys() == single.keys() - {"metrics"}
+    for name, array in moved.items():
+        np.testing.assert_allclose(array, single[name], rtol=1e-5, atol=1e-5, err_msg=name)
