@@ -21,8 +21,9 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
 from infinity_jax import optim
-from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
+from infinity_jax.config import WEIGHT_DTYPES, TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.text.minilm import MiniLM
 
 CONFIG, TEXT_ENCODER = "config.json", "text_encoder"
 WEIGHTS = {"tokenizer": "tokenizer.safetensors", "transformer": "transformer.safetensors"}
@@ -69,6 +70,8 @@ def add_part(
     old = read_config(folder) if (folder / CONFIG).is_file() else {}
     new = dict(sections) | old if part == "tokenizer" else old | dict(sections)
     new[part] = sections[part]
+    if part == "transformer" and "source" not in sections:
+        new.pop("source", None)  # of the transformer that was here before
     new["origin"] = old.get("origin", {}) | {part: dict(origin)}
     check_fit(folder, new)
     folder.mkdir(parents=True, exist_ok=True)
@@ -100,14 +103,38 @@ def check_fit(folder: Path, values: Mapping[str, Any], text_channels: int | None
                 f"{bits.patchify} squared), the transformer has {model.bits}; "
                 f"take the tokenizer that this transformer was trained with (d={model.bits})"
             )
-    hf_config = folder / TEXT_ENCODER / CONFIG
-    if text_channels is None and hf_config.is_file():
-        text_channels = json.loads(hf_config.read_text()).get("d_model")
+    text = values.get("text", {})
+    if text_channels is None:
+        text_channels = _text_channels(folder, text.get("encoder"))
+    if text.get("max_length", 0) > model.text_length:
+        raise UserError(
+            f"{folder}: captions of {text['max_length']} tokens, but the transformer's text_length is "
+            f"{model.text_length}; set text.max_length to at most that"
+        )
     if text_channels is not None and text_channels != model.text_channels:
         raise UserError(
             f"{folder}: the text encoder has {text_channels} channels, the transformer reads {model.text_channels}; "
             "take the text encoder that this transformer was trained with (2048 channels: Flan-T5-XL)"
         )
+
+
+def _text_channels(folder: Path, encoder: str | None) -> int | None:
+    """Channels of a checkpoint's text encoder; None where its files are not there (yet)."""
+    if encoder == "minilm":
+        return MiniLM.width
+    path = folder / TEXT_ENCODER / CONFIG
+    if encoder != "t5" or not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())["d_model"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged ({error!r}); convert the text encoder again") from error
+
+
+def check_dtype(dtype: str) -> None:
+    """Raises UserError unless weights can be stored as `dtype`."""
+    if dtype not in WEIGHT_DTYPES:
+        raise UserError(f"unknown dtype of weights {dtype!r}; use one of {', '.join(WEIGHT_DTYPES)}")
 
 
 def read_arrays(path: Path) -> PyTree:

@@ -15,6 +15,7 @@ from infinity_jax.errors import UserError
 T = TypeVar("T")
 Section = Mapping[str, Any] | ConfigDict
 DTYPES = ("float32", "bfloat16")
+WEIGHT_DTYPES = ("float32", "bfloat16", "float16")  # of weights on disk
 
 
 def _check(condition: bool, message: str):

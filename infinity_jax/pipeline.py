@@ -103,7 +103,8 @@ class InfinityPipeline:
           aspect_ratio: "height:width", one of the 15 of the paper's Table 10.
           budget: pixels, "0.06M" (256x256), "0.25M", "0.60M" or "1M" (1024x1024); None is what the checkpoint was
             trained for ("1M" for the released ones).
-          cfg, tau, top_p, guidance: see `SampleConfig`; None takes the checkpoint's own (released: 4, 1, 1, "logits").
+          cfg, tau, top_p, guidance: see `SampleConfig`; None takes the checkpoint's own
+            (for the released 2B: 4, 1, 1, "logits").
           seeds: N numbers, one a picture; None is 0, 1, 2, ...
         Returns:
           N RGB pictures.
@@ -115,7 +116,10 @@ class InfinityPipeline:
             raise UserError(
                 f"prompts is one text, {prompts[:40]!r}; give a list of texts: [{prompts[:40]!r}]"
             )
-        seeds = list(range(len(prompts))) if seeds is None else seeds
+        prompts = list(prompts)
+        if isinstance(seeds, int):
+            raise UserError(f"seeds is one number, {seeds}; give a list, one for each prompt: [{seeds}, ...]")
+        seeds = range(len(prompts)) if seeds is None else seeds
         images = self.arrays(prompts, seeds, settings, negative_prompts, aspect_ratio, budget)
         return [Image.fromarray(image) for image in images]
 
@@ -147,8 +151,8 @@ class InfinityPipeline:
         prompts = clean_prompts(prompts)
         negative_prompts = None if negative_prompts is None else clean_prompts(negative_prompts)
         for seed in seeds:
-            if not 0 <= seed < 2**32:
-                raise UserError(f"seed {seed} is out of range; use 0 to {2**32 - 1}")
+            if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+                raise UserError(f"seed {seed!r} is not a whole number from 0 to {2**32 - 1}")
         images, rows = [], _rows_at_once(schedule)
         for start in range(0, len(prompts), rows):
             part = slice(start, start + rows)

@@ -81,7 +81,7 @@ def load_tokenizer(path: str | Path) -> TrainedTokenizer:
         config = from_dict(TokenizerConfig, values["tokenizer"], "tokenizer")
         params = disk.read_arrays(folder / disk.WEIGHTS["tokenizer"])
         _check_shapes(folder, params, tokenizer_shapes(config))
-        return TrainedTokenizer(config, params, values["scales"], values["origin"]["tokenizer"])
+        return TrainedTokenizer(config, params, values["scales"], _origin(values, "tokenizer"))
     if (folder / "tokenizer").is_dir():
         return load_tokenizer(folder / "tokenizer")
     reader, run_config = _open_run(folder, "the tokenizer of an exported folder or of a training run")
@@ -103,13 +103,13 @@ def load_model(path: str | Path) -> TrainedModel:
     folder = resolve(path)
     if (folder / disk.CONFIG).is_file():
         values = disk.read_config(folder)
-        for part in disk.WEIGHTS:
+        for part in (*disk.WEIGHTS, "text", "sample", "scales"):
             _require(folder, values, part)
         disk.check_fit(folder, values)
         config = from_dict(TransformerConfig, values["transformer"], "transformer")
         params = disk.read_arrays(folder / disk.WEIGHTS["transformer"])
         text = _with_folder(folder, values["text"])
-        parts = (text, values.get("source", ""), values["sample"], values["origin"]["transformer"])
+        parts = (text, values.get("source", ""), values["sample"], _origin(values, "transformer"))
     else:
         reader, run_config = _open_run(folder, "a trained model")
         if "tokenizer" not in run_config:
@@ -147,6 +147,7 @@ def tokenizer_shapes(config: TokenizerConfig) -> PyTree:
 
 def save_tokenizer(folder: Path, tokenizer: TrainedTokenizer, dtype: str = "float32") -> None:
     """Writes config.json and tokenizer.safetensors, weights in `dtype`: "float32", "bfloat16" or "float16"."""
+    disk.check_dtype(dtype)
     folder.mkdir(parents=True, exist_ok=True)
     disk.write_arrays(folder / disk.WEIGHTS["tokenizer"], tokenizer.params, dtype)
     disk.write_config(folder, _tokenizer_section(tokenizer))
@@ -157,16 +158,30 @@ def save_model(folder: Path, model: TrainedModel, dtype: str = "float32") -> Non
 
     A text encoder that lies in a folder is copied along, so that everything is in one place.
     """
+    disk.check_dtype(dtype)
     folder.mkdir(parents=True, exist_ok=True)
     text = dict(model.text)
-    if encoder := text.pop("path", ""):
-        shutil.copytree(encoder, folder / disk.TEXT_ENCODER, dirs_exist_ok=True)
+    _copy_text_encoder(text.pop("path", ""), folder / disk.TEXT_ENCODER)
     disk.write_arrays(folder / disk.WEIGHTS["tokenizer"], model.tokenizer.params, dtype)
     disk.write_arrays(folder / disk.WEIGHTS["transformer"], model.params, dtype)
     values = _tokenizer_section(model.tokenizer)
     values["origin"]["transformer"] = dict(model.origin)
     transformer = {"transformer": dataclasses.asdict(model.config), "text": text}
     disk.write_config(folder, values | transformer | {"source": model.source, "sample": dict(model.sample)})
+
+
+def _copy_text_encoder(source: str, target: Path) -> None:
+    """Copies a text encoder's folder, whole or not at all, in the place of what another system left there."""
+    if source and target.exists() and Path(source).samefile(target):
+        return
+    temporary = target.with_name(f".{target.name}.unfinished")
+    shutil.rmtree(temporary, ignore_errors=True)
+    if source:
+        shutil.copytree(source, temporary)
+    if target.exists():
+        shutil.rmtree(target)
+    if source:
+        temporary.rename(target)
 
 
 def _tokenizer_section(tokenizer: TrainedTokenizer) -> dict[str, Any]:
@@ -188,20 +203,25 @@ def _open_run(folder: Path, wanted: str) -> tuple[Checkpointer, dict[str, Any]]:
     return reader, reader.config()
 
 
+def _origin(values: Mapping[str, Any], part: str) -> Mapping[str, Any]:
+    return values.get("origin", {}).get(part, {})
+
+
 def _require(folder: Path, values: Mapping[str, Any], part: str) -> None:
-    if part not in values:
-        held = ", ".join(name for name in ("tokenizer", "transformer", "text") if name in values)
-        raise UserError(
-            f"{folder} holds no {part} (it holds: {held}); give another checkpoint, or add it: "
-            f"infinity-jax convert --from FILE --kind {part} --config NAME --out {folder}"
-        )
+    if part in values:
+        return
+    held = ", ".join(values)
+    remedy = "export or convert it again"
+    if part in disk.WEIGHTS:
+        remedy = f"add it: infinity-jax convert --from FILE --kind {part} --config NAME --out {folder}"
+    raise UserError(f"{folder} holds no {part} (it holds: {held}); give another checkpoint, or {remedy}")
 
 
 def _with_folder(folder: Path, text: Mapping[str, Any]) -> dict[str, Any]:
     """How captions are read, with the absolute path of the text encoder's folder if it has one."""
     if text["encoder"] == "minilm":
         return dict(text)
-    return {**text, "path": str((folder / text.get("path", disk.TEXT_ENCODER)).absolute())}
+    return {**text, "path": str((folder / (text.get("path") or disk.TEXT_ENCODER)).absolute())}
 
 
 def _restore(reader: Checkpointer, target: PyTree) -> PyTree:

@@ -45,7 +45,9 @@ class GoldenFile:
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays, which are those that the JSON file lists."""
         listed = self.info.get("tensors", {})
-        arrays = load_file(self.path.with_suffix(".safetensors")) if listed else {}
+        beside = self.path.with_suffix(".safetensors")
+        assert not listed or beside.is_file(), f"{beside} is missing: {self.path.name} describes its arrays"
+        arrays = load_file(beside) if listed else {}
         assert arrays.keys() == listed.keys(), f"{self.name}: not the listed arrays: {sorted(arrays)}"
         return arrays
 

@@ -239,6 +239,14 @@ class System(NamedTuple):
     tokenizer: TokenizerConfig
     tokenizer_params: Any
 
+    @property
+    def weights(self) -> Any:
+        """The transformer's parameters."""
+        assert self.params is not None, (
+            "the folder has no weights of this transformer (*_transformer*.pth or _fp16)"
+        )
+        return self.params
+
 
 class GoldenModels:
     """The systems of a golden folder, converted when they are first asked for."""

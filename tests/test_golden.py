@@ -198,7 +198,7 @@ def test_transformer(intermediate, models):
         ours = np.stack(rope_table(file.schedule, system.transformer.head_size))
     elif match := re.fullmatch(r"logits(?:_drop(\d+))?", name):
         dropped = np.arange(len(file.info["lens"])) == int(match[1] or -1)
-        ours, tolerance = compiled_logits(system.transformer, file)(system.params, dropped), WHOLE_MODEL
+        ours, tolerance = compiled_logits(system.transformer, file)(system.weights, dropped), WHOLE_MODEL
     else:
         ours = forward_values(models, file)[name]
         if re.fullmatch("head_nm_out|after_block.*|block[1-9].*", name):
@@ -243,7 +243,7 @@ def test_sampling(sampling, models, monkeypatch):
         with logit_ties_taken_from(given_BLd, config.schedule.offsets):
             return sampler.draw(config, params, inputs)
 
-    drawn = draw(system.params, inputs, arrays["bits"].astype(bool))
+    drawn = draw(system.weights, inputs, arrays["bits"].astype(bool))
     np.testing.assert_array_equal(join(drawn.bits), arrays["bits"])
     if "logits" in arrays:
         logits = [x / tau for x, tau in zip(drawn.logits, inputs.tau_K, strict=True)]

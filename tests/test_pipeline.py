@@ -66,6 +66,13 @@ def test_a_saved_system_draws_the_same(system, tmp_path):
     system.save_pretrained(tmp_path / "copy")
     copy = infinity_jax.InfinityPipeline.from_pretrained(tmp_path / "copy")
     np.testing.assert_array_equal(copy(["a red heart"])[0], system(["a red heart"])[0])
+    # In the place of a system with a text encoder of its own, nothing of which may stay.
+    (tmp_path / "copy" / "text_encoder").mkdir()
+    system.save_pretrained(tmp_path / "copy")
+    assert not (tmp_path / "copy" / "text_encoder").exists()
+    with pytest.raises(UserError, match="unknown dtype of weights 'int32'"):
+        system.save_pretrained(tmp_path / "copy", "int32")
+    copy = infinity_jax.InfinityPipeline.from_pretrained(tmp_path / "copy")
     assert copy.model.config == MODEL and copy.model.tokenizer.config == TOKENIZER
 
 
@@ -76,6 +83,7 @@ def test_a_saved_system_draws_the_same(system, tmp_path):
         ({"aspect_ratio": "3:2"}, "square"),
         ({"negative_prompts": ["a", "b"]}, "1 prompts and 2 negative"),
         ({"seeds": [1, 2]}, "1 prompts and 2 seeds"),
+        ({"cfg": (1.0, 2.0), "guidance": "pyramid"}, "takes one cfg"),
         ({"top_p": 0.0}, "top_p"),
         ({"cfg": (1.0, 2.0)}, "4 scales"),
         ({"guidance": "loud"}, "loud"),
@@ -119,11 +127,17 @@ def test_parts_that_do_not_belong_together_are_refused_in_any_order(tmp_path):
 
 
 def test_a_text_encoder_of_another_width_is_refused(tmp_path):
-    values = {"transformer": dataclasses.asdict(presets.preset("2b").transformer)}
+    transformer = {"transformer": dataclasses.asdict(presets.preset("2b").transformer)}
+    values = transformer | presets.preset("2b").sections()
     (tmp_path / "text_encoder").mkdir()
     (tmp_path / "text_encoder" / "config.json").write_text(json.dumps({"d_model": 1024}))
     with pytest.raises(UserError, match="1024 channels, the transformer reads 2048"):
         checkpoint_folder.check_fit(tmp_path, values)
+    minilm = {"text": {"encoder": "minilm", "max_length": 32}}
+    with pytest.raises(UserError, match="384 channels, the transformer reads 2048"):
+        checkpoint_folder.check_fit(tmp_path, values | minilm)
+    with pytest.raises(UserError, match=r"600 tokens.*text_length is 512"):
+        checkpoint_folder.check_fit(tmp_path, transformer | {"text": {"encoder": "t5", "max_length": 600}})
 
 
 def test_a_released_model_without_its_text_encoder_says_how_to_get_it(folder, tmp_path):
@@ -164,8 +178,10 @@ def test_published_parts_become_one_system(tmp_path):
     (image,) = system(["a red heart"])
     assert image.size == (8, 8)
     system.save_pretrained(tmp_path / "saved")
-    copy = infinity_jax.InfinityPipeline.from_pretrained(tmp_path / "saved")
-    np.testing.assert_array_equal(copy(["a red heart"])[0], image)
+    system.save_pretrained(tmp_path / "all")  # into its own folder
+    for name in ("saved", "all"):
+        copy = infinity_jax.InfinityPipeline.from_pretrained(tmp_path / name)
+        np.testing.assert_array_equal(copy(["a red heart"])[0], image)
 
 
 @pytest.mark.parametrize(("preset", "rows"), [("64px", 16), ("0.06M", 8), ("0.25M", 2), ("1M", 1)])

@@ -9,6 +9,7 @@ from typing import Any
 from infinity_jax import config_files, scales
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.pipeline import SampleConfig
 from infinity_jax.presets import PRESETS, TOKENIZERS, Preset
 
 _CLASSES = {"transformer": TransformerConfig, "tokenizer": TokenizerConfig}
@@ -35,9 +36,10 @@ def resolve_config(name_or_file: str, kind: str) -> ResolvedConfig:
 
     Args:
       name_or_file: a name of `PRESETS` (for a tokenizer: the one that belongs to it, or a name of `TOKENIZERS`);
-        a Python config file with "model" and, if it has them, "data.scales", "text" and "sample", with ":argument"
-        after it or not; or a .json file with the sections of a checkpoint's config.json: {"transformer": {...}}
-        or {"tokenizer": {...}}, and "scales", "text" and "sample" if they differ from the usual ones.
+        a Python config file, of which "model", "data.scales", "text" and "sample" are read, with ":argument" after it
+        or not; or a .json file with the sections of a checkpoint's config.json: {"transformer": {...}} or
+        {"tokenizer": {...}}, and "scales", "text"
+        and "sample" if they differ from the usual ones.
       kind: "transformer" or "tokenizer".
     Raises:
       UserError: no such name or file, or it is of another kind.
@@ -65,9 +67,15 @@ def resolve_config(name_or_file: str, kind: str) -> ResolvedConfig:
 
 def _resolved(name: str, kind: str, given: Mapping[str, Any]) -> ResolvedConfig:
     model = from_dict(_CLASSES[kind], given[kind], kind)
-    usual = Preset(model).sections() if isinstance(model, TransformerConfig) else {"scales": "1M"}
+    usual: dict[str, Any] = {"scales": "1M"}
+    if isinstance(model, TransformerConfig):
+        usual = Preset(model).sections()
     sections = usual | {key: given[key] for key in _MORE[kind] if key in given}
     scales.make_schedule(sections["scales"])  # raises if there is no such budget
+    if kind == "transformer":
+        from_dict(SampleConfig, sections["sample"], "sample")
+        if missing := {"encoder", "max_length"} - sections["text"].keys():
+            raise UserError(f"{name}: the section text lacks {', '.join(sorted(missing))}")
     return ResolvedConfig(name, model, sections | {kind: dataclasses.asdict(model)})
 
 
@@ -90,5 +98,8 @@ def _sections_of_python(path: str, kind: str) -> dict[str, Any]:
     if "model" not in values:
         raise UserError(f"{path} has no section config.model (it has: {', '.join(values)})")
     given = {key: values[key] for key in ("text", "sample") if key in values}
+    if "text" in given:  # The folder that is written keeps its text encoder inside.
+        given["text"] = {key: value for key, value in given["text"].items() if key != "path"}
+    # Not data.source: what a run of training would read is not what these weights were made from.
     data = values.get("data", {})
-    return given | {key: data[key] for key in ("scales", "source") if key in data} | {kind: values["model"]}
+    return given | {key: data[key] for key in ("scales",) if key in data} | {kind: values["model"]}

@@ -137,6 +137,14 @@ def to_torch(file: str, folder: str, kind: str) -> None:
     )
     links = its.links(config, **note.layout)
     weights = where / checkpoint_folder.WEIGHTS[kind]
+    if not weights.is_file():
+        raise UserError(
+            f"{where} lacks {weights.name}, which its config.json promises; convert or export it again"
+        )
+    if path.is_dir() or (path.exists() and path.samefile(weights)):
+        raise UserError(
+            f"--to-torch {file} is {'a folder' if path.is_dir() else 'what is read'}; name another file"
+        )
     ours = open_tensors(weights, kind)
     check_ours(weights, ours, links)
     if note.order:

@@ -37,6 +37,8 @@ def strengths(guidance: str, cfg: float | Sequence[float], n_scales: int) -> Flo
     if guidance == "none":
         return np.ones(n_scales, np.float32)
     if guidance == "pyramid":
-        (end,) = per_scale(cfg, 1, "the cfg of pyramid guidance")
+        if np.size(cfg) != 1:
+            raise UserError(f"pyramid guidance takes one cfg, where it ends; got {np.size(cfg)} values")
+        (end,) = per_scale(cfg, 1, "cfg")
         return np.linspace(1.0, end, n_scales, dtype=np.float32)
     return per_scale(cfg, n_scales, "cfg")
