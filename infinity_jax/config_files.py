@@ -40,9 +40,24 @@ def _parse(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
     config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True, sys_argv=argv)
     try:
         values(argv)
+    except (SyntaxError, AttributeError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; it must define get_config(), see configs/emoji.py"
+        ) from error
     except (flags.Error, TypeError) as error:
+        if own := _user_error_within(error):
+            raise own from error
         raise UserError(f"{error}; give a value of the same type as in {path}") from error
     return values.config
+
+
+def _user_error_within(error: BaseException | None) -> UserError | None:
+    """What get_config itself raised: the flags library wraps it, a second time with its traceback as text."""
+    innermost = None
+    while error is not None:
+        innermost = error if isinstance(error, UserError) else innermost
+        error = error.__cause__ or error.__context__
+    return innermost
 
 
 def _check_key(override: str, config: ml_collections.ConfigDict) -> None:

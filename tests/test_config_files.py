@@ -66,3 +66,21 @@ def test_mistakes_are_named(path, override, words):
 def test_missing_file_names_those_that_exist(path):
     with pytest.raises(UserError, match=r"no config file .*smal\.py; there are: .*small\.py"):
         config_files.load(path.replace("small", "smal"))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("import os\nos.no_such_name", "no_such_name"),
+        ("def (", "cannot be read: invalid syntax"),
+        (
+            "from infinity_jax.presets import preset\ndef get_config(name): preset(name)",
+            "^unknown preset '3b'; known: ",
+        ),
+    ],
+)
+def test_a_file_that_gives_no_config_says_why(text, message, tmp_path):
+    file = tmp_path / "config.py"
+    file.write_text(text)
+    with pytest.raises(UserError, match=message):
+        config_files.load(f"{file}:3b")
