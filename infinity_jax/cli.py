@@ -5,14 +5,15 @@ Heavy packages are imported when a command starts, so that --help and mistakes a
 
 import argparse
 import errno
+import signal
 import sys
 from collections.abc import Sequence
 
+from infinity_jax.config import WEIGHT_DTYPES
 from infinity_jax.convert import command_line
 from infinity_jax.errors import UserError
 
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
-WEIGHT_DTYPES = ("float32", "bfloat16", "float16")
 GUIDANCE = ("logits", "features", "pyramid", "none")
 
 
@@ -47,6 +48,8 @@ def _fail(message: str, code: int) -> int:
 def _prepare_process() -> None:
     from infinity_jax import allocator, log
 
+    # Like Ctrl-C, so that what is half written gets removed; training sets a handler of its own.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     allocator.keep_freed_memory()
     log.start()
 
@@ -201,7 +204,9 @@ def _parser() -> argparse.ArgumentParser:
         "write a training's averaged weights as one small folder to share",
         "infinity-jax export --checkpoint runs/emoji --out emoji",
     )
-    command.add_argument("--checkpoint", required=True, metavar="DIR", help="a training's --workdir")
+    command.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="a training's --workdir or a folder"
+    )
     command.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
     command.add_argument(
         "--dtype", choices=WEIGHT_DTYPES, default="float16", help="of the weights on disk, default float16"
@@ -256,7 +261,9 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
 
 def _add_sampling_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
-        "--checkpoint", metavar="DIR", help="a training's --workdir; default: the checkpoint in the package"
+        "--checkpoint",
+        metavar="DIR",
+        help="a training's --workdir, or a folder of convert or export; default: the one in the package",
     )
     command.add_argument("--seed", type=_whole_number, default=0, metavar="N", help="default 0")
     command.add_argument(
