@@ -1,0 +1,107 @@
+"""Parameters and FLOP of the models by formula: what the model needs, whatever a compiler makes of it.
+
+A multiplication and an addition are 2 FLOP. Only products of matrices are counted, and in the attention only pairs
+that see each other; norms, softmax and the optimiser are small beside them.
+"""
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.model.transformer import init_variables
+from infinity_jax.scales import ScaleSchedule, make_schedule
+from infinity_jax.tokenizer.autoencoder import Decoder
+
+
+@dataclasses.dataclass(frozen=True)
+class ForwardFlops:
+    """FLOP of one picture's forward pass through all layers.
+
+    Attributes:
+      block_products: the linear maps of the blocks that run on picture tokens.
+      self_attention: both products of the attention among picture tokens, visible pairs only.
+      cross_attention: both products of the attention to the text.
+      text: maps of the text: pool, cross-attention's keys and values, condition vector and AdaLN.
+      embedding: bits to width.
+      head: width to bit logits.
+    """
+
+    block_products: int
+    self_attention: int
+    cross_attention: int
+    text: int
+    embedding: int
+    head: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(dataclasses.astuple(self))
+
+
+def parameter_count(config: TransformerConfig) -> int:
+    """Parameters of the transformer, from the shapes of its arrays; none is made."""
+
+    def variables():
+        # Parameters do not depend on the schedule.
+        return nn.meta.unbox(init_variables(config, jax.random.key(0), make_schedule("32px"))["params"])
+
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(variables)))
+
+
+def visible_pairs(schedule: ScaleSchedule) -> int:
+    """(query, key) pairs of one picture where the query sees the key: a token sees its own and earlier scales."""
+    return sum(n * end for n, end in zip(schedule.tokens, schedule.offsets[1:], strict=True))
+
+
+def forward_flops(config: TransformerConfig, schedule: ScaleSchedule, text_tokens: int) -> ForwardFlops:
+    """FLOP of one picture, teacher-forced or sampled with a cache (the numbers are the same).
+
+    Args:
+      text_tokens: tokens of the caption, padding included: a compiled program computes it all the same.
+    """
+    width, layers, length = config.width, config.layers, schedule.length
+    square = width * width
+    # Query, key, value and output map of the self-attention, query and output map of the cross-attention.
+    per_token = 6 * square + 2 * width * config.ffn_width
+    pool = 2 * text_tokens * config.text_channels * width + 2 * text_tokens * width + square
+    context = text_tokens * (config.text_channels * width + square)
+    keys_values = layers * 2 * text_tokens * square
+    adaln = (6 + 2) * square  # the blocks' shared map and the head's
+    return ForwardFlops(
+        block_products=2 * layers * length * per_token,
+        self_attention=2 * layers * 2 * width * visible_pairs(schedule),
+        cross_attention=2 * layers * 2 * width * length * text_tokens,
+        text=2 * (pool + context + keys_values + adaln),
+        embedding=2 * (length - 1) * config.bits * width,
+        head=2 * length * width * 2 * config.bits,
+    )
+
+
+def train_flops(config: TransformerConfig, schedule: ScaleSchedule, text_tokens: int) -> int:
+    """FLOP of one picture's part in a train step: the backward pass has two products for each of the forward pass."""
+    return 3 * forward_flops(config, schedule, text_tokens).total
+
+
+def decoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
+    """FLOP of the tokenizer's decoder for one picture: every kernel at each place of its level, edges included.
+
+    Args:
+      size: (height, width) in tokens of the tokenizer.
+    """
+
+    def variables():
+        return nn.meta.unbox(Decoder(config).init(jax.random.key(0), jnp.zeros((1, *size, config.bits))))
+
+    total, coarsest = 0, len(config.multipliers) - 1
+    for name, arrays in jax.eval_shape(variables)["params"].items():
+        # "up_2_upsample" runs at the size of level 1; what is named after no level, at the coarsest or the finest.
+        level = int(name.split("_")[1]) if name.startswith("up_") else 0 if "out" in name else coarsest
+        doublings = coarsest - level + name.endswith("upsample")
+        kernels = [leaf for leaf in jax.tree.leaves(arrays) if leaf.ndim == 4]
+        total += sum(2 * math.prod(kernel.shape) for kernel in kernels) * math.prod(size) * 4**doublings
+    return total
