@@ -7,7 +7,7 @@ TRAIN_PROMPTS := "beating heart" "pizza" "cat face" "rocket" "sunflower" "soccer
 HELD_OUT_PROMPTS := "woman astronaut, medium-light skin tone" "man farmer" "man zombie" "woman getting haircut" \
 	"man technologist" "man fairy, dark skin tone" "waving hand, medium-light skin tone" "woman farmer, medium-dark skin tone"
 
-.PHONY: quickstart test lint clean
+.PHONY: quickstart test test-slow lint clean
 
 quickstart: .venv/installed
 	@rm -rf quickstart/train
@@ -21,6 +21,10 @@ quickstart: .venv/installed
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+# One after the other: each may take some GiB of memory.
+test-slow: .venv/installed-test
+	$(BIN)/python -m pytest -q -m slow
 
 lint: .venv/installed-test
 	$(BIN)/ruff check
@@ -36,7 +40,7 @@ lint: .venv/installed-test
 	@touch $@
 
 .venv/installed-test: .venv/installed
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --editable '.[test,tpu]'
 	@touch $@
 
 clean:

@@ -23,7 +23,7 @@ def get_config(argument: str = "") -> ConfigDict:
             text_length=32,
             drop_path=0.0,
             compute_dtype="bfloat16",
-            remat=False,
+            remat="none",
             scan_layers=False,
         )
     )
@@ -52,12 +52,15 @@ def get_config(argument: str = "") -> ConfigDict:
             log_every=50,
             checkpoint_every=1000,
             keep_checkpoints=2,
+            keep_every=0,
+            keep_best="",
+            microbatches=1,
             sample_every=1000,
             evaluate_every=1000,
             init_from="",
         )
     )
-    config.mesh = ConfigDict(dict(shape="", slices=1, rules="fsdp"))
+    config.mesh = ConfigDict(dict(shape="", slices=1, rules=""))
     config.sample = ConfigDict(dict(cfg=4.0, tau=0.2, top_p=1.0, guidance="logits"))
     if argument == "debug":
         config.model.update(dict(layers=2, width=64, heads=2))

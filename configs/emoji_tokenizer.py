@@ -48,10 +48,13 @@ def get_config(argument: str = "") -> ConfigDict:
             log_every=50,
             checkpoint_every=500,
             keep_checkpoints=2,
+            keep_every=0,
+            keep_best="",
             sample_every=500,
             evaluate_every=500,
         )
     )
+    config.mesh = ConfigDict(dict(shape="", slices=1, rules=""))
     if argument == "debug":
         config.model.base_width = 32
         config.train.update(

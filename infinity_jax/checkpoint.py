@@ -1,15 +1,20 @@
 """Checkpoints: one composite of state, place in the data, and config, written whole or not at all."""
 
+import contextlib
+import math
 import os
 import re
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from absl import logging
 from jaxtyping import PyTree
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from infinity_jax.errors import UserError
 from infinity_jax.optim import parameter_name
@@ -21,23 +26,45 @@ _Shapes = Mapping[str, tuple[int, ...]]
 class Checkpointer:
     """The checkpoints of one run, in `directory`/<step>.
 
-    An interrupted save leaves a folder that is never taken for a checkpoint and is removed at the next start.
+    They are written in the background. An interrupted save leaves a folder that is never taken for a checkpoint; it is
+    named in the log and removed at the next start. Of several processes all must do the same calls, and see the same
+    `directory` on a disk that they share.
     """
 
-    def __init__(self, directory: str | os.PathLike[str], keep: int | None = None, read_only: bool = False):
-        """Opens `directory`; unless `read_only` it is made when missing and only the newest `keep` are kept."""
+    def __init__(
+        self,
+        directory: str | os.PathLike[str],
+        keep: int | None = None,
+        keep_every: int = 0,
+        keep_best: str = "",
+        read_only: bool = False,
+    ):
+        """Opens `directory`; unless `read_only` it is made when missing, and what need not be kept is removed.
+
+        Args:
+          keep: the newest so many are kept; None keeps all.
+          keep_every: those of steps divisible by this are kept for ever; 0 for none.
+          keep_best: the best by this one of their `metrics` is kept: the smallest if its name has "loss" in it, else
+            the largest. "" for none.
+        """
         self.directory = Path(directory).absolute()
         if read_only and not self.directory.is_dir():
             raise UserError(f"no checkpoints: the folder {self.directory} does not exist")
+        if not read_only:
+            self._name_incomplete()
+        self._barrier = _Barrier()
+        self._saving: int | None = None
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                max_to_keep=keep,
+                preservation_policy=None if read_only else _policy(keep, keep_every, keep_best),
+                best_fn=_score(keep_best)
+                if keep_best
+                else None,  # without it orbax does not write the metrics
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
-                # Synchronous, so that a full disk is reported at the step where it happens.
-                enable_async_checkpointing=False,
+                async_options=ocp.AsyncOptions(barrier_sync_fn=self._barrier),
             ),
             item_handlers={
                 "state": ocp.StandardCheckpointHandler(),
@@ -46,24 +73,43 @@ class Checkpointer:
             },
         )
 
+    def _name_incomplete(self) -> None:
+        if jax.process_index() != 0 or not self.directory.is_dir():
+            return
+        for folder in sorted(self.directory.iterdir()):
+            if folder.name[0].isdecimal() and not ocp.utils.is_checkpoint_finalized(folder):
+                logging.warning(
+                    "incomplete checkpoint %s: its save was cut short; it is skipped and removed", folder
+                )
+
     def latest_step(self) -> int | None:
-        """The step of the newest complete checkpoint, or None."""
+        """The step of the newest checkpoint, complete or being written, or None."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state: TrainState, data: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-        """Writes a checkpoint; when it returns, the checkpoint is complete.
+    def save(
+        self,
+        step: int,
+        state: TrainState,
+        data: Mapping[str, Any],
+        config: Mapping[str, Any],
+        metrics: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Starts to write a checkpoint; when it returns, `state` is copied and may be donated.
 
         Args:
           step: its name; a step that is already saved is left alone.
           state: written with dtypes and shapes as they are.
           data: the place in the data: seed, next_step, examples.
           config: the run's whole config, as plain dicts.
+          metrics: plain numbers to judge it by, see `keep_best`.
         Raises:
-          UserError: the disk is full or cannot be written. Earlier checkpoints are intact.
+          UserError: as `check`.
         """
         if step in self._manager.all_steps():
             return
-        try:
+        self.wait()
+        self._saving = step
+        with self._explained():
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
@@ -71,14 +117,34 @@ class Checkpointer:
                     data=ocp.args.JsonSave(dict(data)),  # pyright: ignore[reportCallIssue]
                     config=ocp.args.JsonSave(dict(config)),  # pyright: ignore[reportCallIssue]
                 ),
+                metrics=metrics,
                 force=True,
             )
+
+    def check(self) -> None:
+        """Raises UserError if the save that was last started could not write. Does not wait for it."""
+        if self._barrier.after_failure:
+            self.wait()
+
+    def wait(self) -> None:
+        """Returns when the save that was last started is complete. Raises as `check`."""
+        with self._explained():
+            self._manager.wait_until_finished()
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Turns a system's refusal to write into UserError."""
+        try:
+            yield
         except Exception as error:
             reason = _operating_system_reason(error)
             if reason is None:
                 raise
-            for unfinished in self.directory.glob(f"{step}.*tmp*"):
-                shutil.rmtree(unfinished, ignore_errors=True)
+            step, self._barrier.after_failure = self._saving, False
+            if jax.process_index() == 0:
+                for unfinished in self.directory.glob(f"{step}.*tmp*"):
+                    shutil.rmtree(unfinished, ignore_errors=True)
+            self._manager.reload()
             earlier = self.latest_step()
             intact = (
                 "no earlier one exists"
@@ -141,8 +207,9 @@ class Checkpointer:
         return self._manager.restore(self._existing_step(step), args=args)["config"]
 
     def close(self) -> None:
-        """Releases the threads that orbax holds."""
-        self._manager.close()
+        """Waits as `wait` does, and releases the threads that orbax holds."""
+        with self._explained():
+            self._manager.close()
 
     def _existing_step(self, step: int | None) -> int:
         steps = sorted(self._manager.all_steps())
@@ -166,6 +233,45 @@ class Checkpointer:
                     f"the checkpoint {self.directory / str(step)} is of another model: {name} is {there} there "
                     f"and {here} in this config; use the config it was made with, or another folder"
                 )
+
+
+class _Barrier:
+    """orbax's barrier between processes, which also notes that a background save has failed.
+
+    orbax tells of a failure only to who waits for the save. But its thread calls this once more while it handles the
+    exception; there it must not wait for the others, which know nothing and write on.
+    """
+
+    def __init__(self):
+        self.after_failure = False
+
+    def __call__(self, *, key: str, timeout_ms: int) -> None:
+        if sys.exc_info()[0] is not None:
+            self.after_failure = True
+            return
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
+
+
+def _policy(keep: int | None, keep_every: int, keep_best: str) -> preservation.PreservationPolicy:
+    policies: list[preservation.PreservationPolicy] = [preservation.LatestN(keep)]
+    if keep_every:
+        policies.append(preservation.EveryNSteps(keep_every))
+    if keep_best:
+        policies.append(
+            preservation.BestN(get_metric_fn=_score(keep_best), n=1, keep_checkpoints_without_metrics=False)
+        )
+    return preservation.AnyPreservationPolicy(policies)
+
+
+def _score(name: str) -> Callable[[Mapping[str, Any]], float]:
+    """The metric `name` as a number of which the largest is the best; minus infinity where there is none."""
+    sign = -1.0 if "loss" in name else 1.0
+
+    def score(metrics: Mapping[str, Any]) -> float:
+        value = sign * metrics.get(name, math.nan)
+        return -math.inf if math.isnan(value) else value
+
+    return score
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

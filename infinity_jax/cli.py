@@ -4,45 +4,31 @@ Heavy packages are imported when a command starts, so that --help and mistakes a
 """
 
 import argparse
-import errno
 import signal
 import sys
 from collections.abc import Sequence
 
+from infinity_jax import argument_types, compile_command, exit_codes, processes
 from infinity_jax.config import WEIGHT_DTYPES
 from infinity_jax.convert import command_line
-from infinity_jax.errors import UserError
 
-_FULL_DISK = (errno.ENOSPC, errno.EDQUOT)
 GUIDANCE = ("logits", "features", "pyramid", "none")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns the exit code: 0, 2 for a mistake of the user, 1 for a full disk."""
+    """Runs one command; returns its exit code: 2 is a mistake of the user, 1 a full disk, others the command's own."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
     if rest and not (arguments.command in ("train", "train-tokenizer") and rest[0].startswith("--config.")):
         parser.error(f"unknown argument {rest[0]!r}; see infinity-jax {arguments.command} --help")
-    try:
-        _prepare_process()
-        arguments.run(arguments, rest)
-    except UserError as error:
-        return _fail(str(error), 2)
-    except OSError as error:
-        if error.errno not in _FULL_DISK:
-            if error.filename is None:
-                raise
-            return _fail(f"{error.strerror}: {error.filename}; check the path and its permissions", 1)
-        where = f" while writing {error.filename}" if error.filename else ""
-        return _fail(f"the disk is full{where}; make room and run the same command again, it goes on", 1)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    return 0
+    return exit_codes.of(
+        lambda: _run(arguments, rest), several=getattr(arguments, "coordinator", None) is not None
+    )
 
 
-def _fail(message: str, code: int) -> int:
-    print(f"infinity-jax: error: {message}", file=sys.stderr)
-    return code
+def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
+    _prepare_process()
+    return arguments.run(arguments, rest) or 0
 
 
 def _prepare_process() -> None:
@@ -64,8 +50,9 @@ def _train_tokenizer(arguments: argparse.Namespace, overrides: list[str]) -> Non
     from infinity_jax import config_files
 
     config = config_files.load(arguments.config, overrides)
-    from infinity_jax import train_tokenizer
+    from infinity_jax import distributed, train_tokenizer
 
+    distributed.start(processes.of(arguments))
     train_tokenizer.main(config, arguments.workdir)
 
 
@@ -73,8 +60,9 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from infinity_jax import config_files
 
     config = config_files.load(arguments.config, overrides)
-    from infinity_jax import train
+    from infinity_jax import distributed, train
 
+    distributed.start(processes.of(arguments))
     train.main(config, arguments.workdir)
 
 
@@ -93,6 +81,8 @@ def _sample(arguments: argparse.Namespace, _: list[str]) -> None:
         budget=arguments.budget,
         negative_prompt=arguments.negative_prompt,
         guidance=arguments.guidance,
+        mesh=arguments.mesh,
+        rules=arguments.rules,
     )
 
 
@@ -167,7 +157,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--out", required=True, metavar="DIR", help="gets one PNG per prompt and sheet.png")
     _add_sampling_arguments(command)
     command.add_argument(
-        "--top-p", type=_probability, metavar="X", help="a bit value with probability <= 1 - X is never drawn"
+        "--top-p",
+        type=argument_types.probability,
+        metavar="X",
+        help="a bit value with probability <= 1 - X is never drawn",
     )
     command.add_argument("--aspect-ratio", default="1:1", metavar="H:W", help="height:width, default 1:1")
     command.add_argument(
@@ -176,6 +169,17 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--negative-prompt", default="", metavar="TEXT", help="what to steer away from")
     command.add_argument(
         "--guidance", choices=GUIDANCE, help="what guidance mixes; default: the checkpoint's own"
+    )
+    command.add_argument(
+        "--mesh",
+        metavar="AXIS=N[,...]",
+        help="draw on all devices, like data=8 or data=2,tensor=4; default: on one",
+    )
+    command.add_argument(
+        "--rules",
+        default="",
+        metavar="NAME",
+        help="dp fsdp fsdp_tp fsdp_tp_sp; default: the least for the mesh",
     )
 
     command = _add(
@@ -190,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_sampling_arguments(command)
     command.add_argument(
         "--prompts",
-        type=_whole_number,
+        type=argument_types.whole_number,
         default=256,
         metavar="N",
         help="train prompts for retrieval, default 256",
@@ -220,6 +224,9 @@ def _parser() -> argparse.ArgumentParser:
         command_line.EXAMPLES,
     )
     command_line.add_arguments(command)
+
+    summary, examples = compile_command.SUMMARY, compile_command.EXAMPLES
+    compile_command.add_arguments(_add(commands, "compile", compile_command.run, summary, examples))
     return parser
 
 
@@ -249,6 +256,7 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="gets checkpoints, metrics.jsonl, sheets; resumed if it has any",
     )
+    processes.add_arguments(command)
     # Shown in the help only: argparse hands these on as unknown arguments, and config_files reads them.
     group = command.add_argument_group("changes to the config")
     group.add_argument(
@@ -265,38 +273,19 @@ def _add_sampling_arguments(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a training's --workdir, or a folder of convert or export; default: the one in the package",
     )
-    command.add_argument("--seed", type=_whole_number, default=0, metavar="N", help="default 0")
+    command.add_argument("--seed", type=argument_types.whole_number, default=0, metavar="N", help="default 0")
     command.add_argument(
-        "--cfg", type=_numbers, metavar="X[,X...]", help="strength of guidance, one number or one per scale"
+        "--cfg",
+        type=argument_types.numbers,
+        metavar="X[,X...]",
+        help="strength of guidance, one number or one per scale",
     )
     command.add_argument(
         "--tau",
-        type=_numbers,
+        type=argument_types.numbers,
         metavar="X[,X...]",
         help="temperature of the bits, one number or one per scale",
     )
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not a number, nor numbers with commas between"
-        ) from None
-
-
-def _whole_number(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
-    return int(text)
-
-
-def _probability(text: str) -> float:
-    (value,) = _numbers(text)[:1]
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
-    return value
 
 
 if __name__ == "__main__":

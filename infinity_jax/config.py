@@ -15,6 +15,7 @@ from infinity_jax.errors import UserError
 T = TypeVar("T")
 Section = Mapping[str, Any] | ConfigDict
 DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "block", "dots", "offload")
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16")  # of weights on disk
 
 
@@ -91,7 +92,9 @@ class TransformerConfig:
       text_length: rows of the learned table that replaces the caption for guidance = the longest caption.
       drop_path: rate of stochastic depth in the last layer; it grows linearly from 0 in the first.
       compute_dtype: dtype of the matmuls' inputs; parameters, sums and the residual stream stay float32.
-      remat: recompute blocks in the backward pass to save memory.
+      remat: what the backward pass computes again to save memory, a name of `REMAT`: "none"; "block", all but what
+        goes into a block; "dots", all but the results of linear maps; "offload", as "block" with what goes into a
+        block kept in the host's memory.
       scan_layers: one compiled block, scanned (True), or one per layer; the same numbers and parameters.
     """
 
@@ -103,7 +106,7 @@ class TransformerConfig:
     text_length: int = 512
     drop_path: float = 0.1
     compute_dtype: str = "bfloat16"
-    remat: bool = False
+    remat: str = "none"
     scan_layers: bool = True
 
     def __post_init__(self):
@@ -123,6 +126,7 @@ class TransformerConfig:
         _check(
             self.compute_dtype in DTYPES, f"unknown compute_dtype {self.compute_dtype!r}; use one of {DTYPES}"
         )
+        _check(self.remat in REMAT, f"unknown remat {self.remat!r}; use one of {', '.join(REMAT)}")
 
     @property
     def head_size(self) -> int:

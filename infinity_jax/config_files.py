@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,3 +82,26 @@ def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
         else:
             keys.append(f"{prefix}{key}")
     return keys
+
+
+def load_for_pod(base: Path, argument: str, meshes: Mapping[str, Mapping[str, tuple[str, int, str]]]) -> Any:
+    """The config of a size and a stage with a pod's mesh.
+
+    Args:
+      base: a config file whose argument is "SIZE,STAGE".
+      argument: like "2.2b,0.06M".
+      meshes: stage -> size -> (mesh, microbatches, remat).
+    Raises:
+      UserError: the table has no such stage or size.
+    """
+    size, _, stage = argument.partition(",")
+    if size not in meshes.get(stage, {}):
+        known = ", ".join(f"{size},{stage}" for stage, sizes in meshes.items() for size in sizes)
+        raise UserError(f"no mesh for {argument!r} on this pod; there are: {known}")
+    mesh, microbatches, remat = meshes[stage][size]
+    config = load(f"{base}:{argument}").copy_and_resolve_references()
+    with config.unlocked():
+        config.mesh.shape = mesh
+        config.train.microbatches = microbatches
+        config.model.remat = remat
+    return config

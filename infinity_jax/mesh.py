@@ -119,7 +119,7 @@ def _describe(config: MeshConfig) -> str:
 def _check_model(config: MeshConfig, inner: int, model: TransformerConfig) -> None:
     """Raises UserError where the mesh does not divide the model; the message says what would."""
     needs = {
-        "heads": (model.heads, config.tensor, "tensor"),
+        "heads": (model.heads, config.tensor * config.sequence, "tensor x sequence"),
         "head size": (model.head_size, inner, "fsdp"),
         "width / tensor": (model.width // math.gcd(model.width, config.tensor), inner, "fsdp"),
         "feed-forward width": (model.ffn_width, config.tensor * inner, "tensor x fsdp"),

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
 from infinity_jax.tensorboard import TensorBoardFile
@@ -41,12 +42,16 @@ def _plain(value: Any) -> Any:
 class MetricsWriter:
     """Appends to `metrics.jsonl` (training) and `evaluations.jsonl` in a run's folder.
 
-    Each line is one object with "step" first. Values are numbers or lists of numbers.
+    Each line is one object with "step" first. Values are numbers or lists of numbers. Of several processes only the
+    first writes; what the others are given must be the same.
     """
 
     def __init__(self, workdir: str | os.PathLike[str], start_step: int):
         """Opens the files and cuts away lines of steps after `start_step`, which will be taken again."""
         self.workdir = Path(workdir)
+        self._board = None
+        if jax.process_index() != 0:
+            return
         self.workdir.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             _cut(self.workdir / name, start_step)
@@ -54,6 +59,8 @@ class MetricsWriter:
 
     def write(self, step: int, values: Mapping[str, Any], file: str = "metrics.jsonl") -> None:
         """Appends one line and mirrors it to TensorBoard. Raises OSError when the disk is full."""
+        if self._board is None:
+            return
         record = {"step": step} | {key: _plain(value) for key, value in values.items()}
         with (self.workdir / file).open("a") as lines:
             lines.write(json.dumps(record, allow_nan=False) + "\n")
@@ -61,7 +68,8 @@ class MetricsWriter:
 
     def close(self) -> None:
         """Closes TensorBoard's file."""
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def _scalars(values: Mapping[str, Any]) -> dict[str, float]:

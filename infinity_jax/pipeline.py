@@ -1,6 +1,7 @@
 """Prompts in, pictures out: text encoder, transformer, sampler and tokenizer behind one call."""
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,10 @@ from PIL import Image
 from infinity_jax import pretrained, scales
 from infinity_jax.config import from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.mesh import parse_mesh
 from infinity_jax.sampling import sampler
 from infinity_jax.sampling.guidance import GUIDANCE, per_scale, strengths
+from infinity_jax.sharding import Layout, layout_of
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.text.prompt import clean_prompts
 
@@ -61,23 +64,42 @@ class InfinityPipeline:
       model: configs and weights.
       text_encoder: reads prompts.
       settings: the sampling settings that the checkpoint recommends.
+      layout: the mesh that the weights lie on; None is the default device.
     """
 
-    def __init__(self, model: pretrained.TrainedModel, text_encoder: TextEncoder | None = None):
-        self.model = model
+    def __init__(
+        self,
+        model: pretrained.TrainedModel,
+        text_encoder: TextEncoder | None = None,
+        layout: Layout | None = None,
+    ):
+        self.model = model if layout is None else pretrained.placed(model, layout)
+        self.layout = layout
         self.text_encoder = text_encoder or load_text_encoder(
             model.text["encoder"], model.text["max_length"], model.text.get("path", "")
         )
         self.settings = from_dict(SampleConfig, model.sample, "sample")
 
     @classmethod
-    def from_pretrained(cls, path: str | Path) -> "InfinityPipeline":
+    def from_pretrained(
+        cls, path: str | Path, mesh: str | None = None, rules: str = ""
+    ) -> "InfinityPipeline":
         """From a converted or exported folder, a training workdir, or "bundled".
 
+        Args:
+          mesh: how to use all devices, like "data=8" or "data=2,tensor=4"; None draws on one.
+          rules: what is split over them, a preset of `sharding.ShardingRules`; "" is the least that uses the mesh.
         Raises:
-          UserError: a part is missing, damaged, or does not belong to the others; the message names it.
+          UserError: a part is missing, damaged, or does not belong to the others; the message names it. The mesh does
+            not fit the devices or the model.
         """
-        return cls(pretrained.load_model(path))
+        model = pretrained.load_model(path)
+        if mesh is None:
+            return cls(model)
+        layout = layout_of(parse_mesh(mesh), rules, model.config)
+        pipeline = cls(model, layout=layout)
+        pipeline.text_encoder.place(layout)
+        return pipeline
 
     def save_pretrained(self, path: str | Path, dtype: str = "float32") -> None:
         """Writes all that `from_pretrained` needs into one folder; weights "float32", "bfloat16" or "float16"."""
@@ -153,7 +175,7 @@ class InfinityPipeline:
         for seed in seeds:
             if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
                 raise UserError(f"seed {seed!r} is not a whole number from 0 to {2**32 - 1}")
-        images, rows = [], _rows_at_once(schedule)
+        images, rows = [], self._rows_at_once(schedule)
         for start in range(0, len(prompts), rows):
             part = slice(start, start + rows)
             negative = None if negative_prompts is None else negative_prompts[part]
@@ -179,7 +201,7 @@ class InfinityPipeline:
     ) -> np.ndarray:
         # Always the same shapes, filled up with copies: one compilation, and a picture's rounding
         # cannot depend on how many others are drawn with it.
-        missing = _rows_at_once(schedule) - len(prompts)
+        missing = self._rows_at_once(schedule) - len(prompts)
         model = self.model
         config = sampler.SamplerConfig(
             model.config,
@@ -201,8 +223,20 @@ class InfinityPipeline:
             jnp.float32(settings.top_p),
             *negative,
         )
-        images = sampler.make_sampler(config)(model.params, model.tokenizer.params, inputs)
+        if self.layout is not None:
+            inputs = sampler.placed(inputs, self.layout)
+        images = sampler.make_sampler(config, self.layout)(model.params, model.tokenizer.params, inputs)
         return np.asarray(images)[: len(prompts)]
+
+    def _rows_at_once(self, schedule: scales.ScaleSchedule) -> int:
+        """Pictures in one batch: a power of two, fewer where a picture has more tokens, for the sake of memory.
+
+        On a mesh at least as many as devices share a batch, and a multiple of that.
+        """
+        rows = _MOST_ROWS
+        while rows > 1 and rows * schedule.length > _MOST_TOKENS:
+            rows //= 2
+        return rows if self.layout is None else math.lcm(rows, self.layout.batch_parts)
 
     def _text(self, prompts: Sequence[str]) -> tuple[jax.Array, jax.Array]:
         """Features [B,T,C] and mask [B,T], T always the longest possible."""
@@ -212,11 +246,3 @@ class InfinityPipeline:
             jnp.asarray(np.pad(features, ((0, 0), (0, missing), (0, 0)))),
             jnp.asarray(np.pad(mask, ((0, 0), (0, missing)))),
         )
-
-
-def _rows_at_once(schedule: scales.ScaleSchedule) -> int:
-    """Pictures in one batch: a power of two, fewer where a picture has more tokens, for the sake of memory."""
-    rows = _MOST_ROWS
-    while rows > 1 and rows * schedule.length > _MOST_TOKENS:
-        rows //= 2
-    return rows

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jaxtyping import PyTree
@@ -15,6 +16,7 @@ from infinity_jax import optim, paths, scales
 from infinity_jax.checkpoint import Checkpointer
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.sharding import Layout, place
 
 BUNDLED = "bundled"
 
@@ -128,21 +130,45 @@ def load_transformer_params(path: str | Path, target: PyTree) -> PyTree:
     return params
 
 
-def transformer_shapes(config: TransformerConfig) -> PyTree:
-    """The transformer's parameters as ShapeDtypeStructs."""
-    from infinity_jax.model.transformer import init_params
+def placed(model: TrainedModel, layout: Layout) -> TrainedModel:
+    """The same system with its weights laid out over a mesh; what lies so already is not moved."""
+    wanted = (
+        layout.of(transformer_variables(model.config)),
+        layout.of(tokenizer_variables(model.tokenizer.config)),
+    )
+    params, tokenizer_params = (
+        jax.tree.map(place, tree, shardings)
+        for tree, shardings in zip((model.params, model.tokenizer.params), wanted, strict=True)
+    )
+    tokenizer = dataclasses.replace(model.tokenizer, params=tokenizer_params)
+    return dataclasses.replace(model, params=params, tokenizer=tokenizer)
+
+
+def transformer_variables(config: TransformerConfig) -> PyTree:
+    """The transformer's parameters as ShapeDtypeStructs, boxed with their logical axis names."""
+    from infinity_jax.model.transformer import init_variables
 
     # Parameters do not depend on the schedule; the shortest is the cheapest to trace.
     schedule = scales.ScaleSchedule(((1, 1), (2, 2)), (2, 2))
-    return jax.eval_shape(lambda: init_params(config, jax.random.key(0), schedule))
+    return jax.eval_shape(lambda: init_variables(config, jax.random.key(0), schedule)["params"])
+
+
+def tokenizer_variables(config: TokenizerConfig) -> PyTree:
+    """The tokenizer's parameters as ShapeDtypeStructs, boxed with their logical axis names."""
+    from infinity_jax import train_tokenizer
+    from infinity_jax.tokenizer.model import Tokenizer
+
+    return jax.eval_shape(lambda: train_tokenizer.initial_variables(Tokenizer(config), config.stride, 0))
+
+
+def transformer_shapes(config: TransformerConfig) -> PyTree:
+    """The transformer's parameters as ShapeDtypeStructs."""
+    return nn.meta.unbox(transformer_variables(config))
 
 
 def tokenizer_shapes(config: TokenizerConfig) -> PyTree:
     """The tokenizer's parameters as ShapeDtypeStructs."""
-    from infinity_jax import train_tokenizer
-    from infinity_jax.tokenizer.model import Tokenizer
-
-    return jax.eval_shape(lambda: train_tokenizer.initial_params(Tokenizer(config), config.stride, 0))
+    return nn.meta.unbox(tokenizer_variables(config))
 
 
 def save_tokenizer(folder: Path, tokenizer: TrainedTokenizer, dtype: str = "float32") -> None:

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import numpy as np
 from absl import logging
 from PIL import Image
@@ -28,6 +29,8 @@ def main(
     budget: str | None = None,
     negative_prompt: str = "",
     guidance: str | None = None,
+    mesh: str | None = None,
+    rules: str = "",
 ) -> None:
     """Writes one PNG per prompt, and sheet.png with the prompts under the pictures.
 
@@ -39,8 +42,9 @@ def main(
       aspect_ratio: "height:width".
       budget: pixels, "0.06M" to "1M"; None takes the checkpoint's own.
       negative_prompt: what to steer away from; "" uses the learned empty caption.
+      mesh, rules: see `InfinityPipeline.from_pretrained`.
     """
-    pipeline = InfinityPipeline.from_pretrained(checkpoint or "bundled")
+    pipeline = InfinityPipeline.from_pretrained(checkpoint or "bundled", mesh, rules)
     settings = pipeline.settings.changed(cfg=cfg, tau=tau, top_p=top_p, guidance=guidance)
     images = pipeline.arrays(
         prompts,
@@ -76,7 +80,9 @@ def sheet_hook(
     captions = [source[int(i)]["caption"] for i in chosen]
 
     def draw(step: int, state: TrainState) -> None:
+        # All processes draw, since the parameters lie over all of them; the first one writes.
         images = pipeline_of(state).arrays(captions, list(range(seed, seed + len(captions))))
-        sheets.picture_sheet(images, captions, folder / f"samples-{step:07d}.png", title=f"step {step}")
+        if jax.process_index() == 0:
+            sheets.picture_sheet(images, captions, folder / f"samples-{step:07d}.png", title=f"step {step}")
 
     return draw

@@ -4,22 +4,23 @@ Every parameter names its dimensions ("embed", "mlp", ...: see `model/layers.py`
 mesh axes each name is split; nothing else in the package knows about devices.
 """
 
+import contextvars
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
-import optax
+import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from infinity_jax.config import Section, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.mesh import MESH_AXES, device_mesh, parse_mesh
+from infinity_jax.mesh import MESH_AXES, MeshConfig, device_mesh, parse_mesh
 from infinity_jax.optim import parameter_name
-from infinity_jax.train_state import TrainState
 
 LARGE = 2**20  # Elements: a larger parameter must not be left whole on every device.
 
@@ -31,12 +32,14 @@ AnyMesh = Mesh | AbstractMesh  # of devices, or only of their number
 class ShardingRules:
     """The mesh axes over which each logical axis is split; () = whole on every device.
 
-    Logical axes of parameters are described in `model/layers.py`; of activations, `batch` counts pictures and
-    `tokens` the visual tokens of one picture.
+    Logical axes of parameters are described in `model/layers.py`. Activations have these too, and their own: `batch`
+    counts pictures, `tokens` the visual tokens of one picture, `attention_heads` the heads while tokens look at each
+    other, for which each device needs all tokens of its heads.
     """
 
     batch: Axes = ("data", "fsdp", "fsdp_inner")
     tokens: Axes = ()
+    attention_heads: Axes = ()
     layers: Axes = ()
     embed: Axes = ()
     embed_out: Axes = ()
@@ -75,6 +78,7 @@ _FSDP = ShardingRules(
 _TENSOR = dataclasses.replace(
     _FSDP,
     heads=("tensor",),
+    attention_heads=("tensor",),
     embed_out=("tensor", "fsdp_inner"),
     merged_heads=("tensor", "fsdp_inner"),
     mlp=("tensor", "fsdp_inner"),
@@ -83,6 +87,7 @@ PRESETS: Mapping[str, ShardingRules] = {
     "dp": ShardingRules(),
     "fsdp": _FSDP,
     "fsdp_tp": _TENSOR,
+    "fsdp_tp_sp": dataclasses.replace(_TENSOR, tokens=("sequence",), attention_heads=("tensor", "sequence")),
 }
 
 
@@ -100,19 +105,154 @@ class MeshSection:
     Attributes:
       shape: like "fsdp=8,tensor=2"; "" is fsdp over all devices.
       slices: see `MeshConfig`.
-      rules: name of a preset of `ShardingRules`.
+      rules: name of a preset of `ShardingRules`; "" is the least that uses all axes of the mesh.
     """
 
     shape: str = ""
     slices: int = 1
-    rules: str = "fsdp"
+    rules: str = ""
 
 
-def mesh_from_config(section: Section, model: TransformerConfig) -> tuple[Mesh, ShardingRules]:
-    """The mesh and the rules of a config file's section; UserError as `device_mesh` and `rules_named` raise it."""
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """A mesh, and the rules of what lies where on it.
+
+    Attributes:
+      mesh: of devices, or (to look at specs) only of their number.
+      rules: from logical to mesh axes.
+    """
+
+    mesh: AnyMesh
+    rules: ShardingRules
+
+    @property
+    def whole(self) -> NamedSharding:
+        """The whole array on every device."""
+        return NamedSharding(self.mesh, PartitionSpec())
+
+    @property
+    def batch_parts(self) -> int:
+        """Into how many parts a batch is split."""
+        return math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
+
+    def batch(self, batch_size: int) -> NamedSharding:
+        """The first axis of a batch's arrays over the devices that share it; UserError if it does not divide."""
+        parts = self.batch_parts
+        if batch_size % parts:
+            raise UserError(
+                f"batch_size {batch_size} is not divisible by the {parts} devices of the mesh's data and fsdp axes; "
+                f"nearest: {max(1, batch_size // parts) * parts}, {(batch_size // parts + 1) * parts}"
+            )
+        return NamedSharding(self.mesh, PartitionSpec(self.rules.batch))
+
+    def of(self, variables: PyTree) -> PyTree:
+        """A NamedSharding for every array of a tree whose parameters are boxed with logical axis names.
+
+        Works on shapes (`jax.eval_shape`) as well as on arrays. Arrays without names lie whole on every device.
+        """
+
+        def sharding(path, leaf):
+            if not isinstance(leaf, nn.Partitioned):
+                return self.whole
+            shape = leaf.value.shape
+            return NamedSharding(
+                self.mesh, partition_spec(parameter_name(path), leaf.names, shape, self.mesh, self.rules)
+            )
+
+        return jax.tree_util.tree_map_with_path(
+            sharding, variables, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
+        )
+
+    def traced(self, function: Callable) -> Callable:
+        """`function`, to be jitted, with the activations that it names (`constrain`) held on this mesh."""
+
+        @functools.wraps(function)
+        def on_mesh(*args, **kwargs):
+            token = _layout.set(self)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                _layout.reset(token)
+
+        return on_mesh
+
+
+_layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
+
+
+def on_mesh() -> bool:
+    """Whether what is traced now will run on several devices (`Layout.traced`)."""
+    layout = _layout.get()
+    return layout is not None and layout.mesh.size > 1
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """x, told where it lies: without it the compiler may follow the parameters and copy whole batches.
+
+    Does nothing outside `Layout.traced`. A mesh axis that an earlier dimension uses is not used again; a dimension
+    that does not divide stays as the compiler likes, only `tokens` may be split unevenly.
+
+    Args:
+      axes: the logical axis of each dimension; None stays whole.
+    """
+    layout = _layout.get()
+    if layout is None or not on_mesh():
+        return x
+    spec, used = [], set()
+    for axis, size in zip(axes, x.shape, strict=True):
+        if axis is None:
+            spec.append(None)
+            continue
+        mesh_axes = [a for a in getattr(layout.rules, axis) if layout.mesh.shape[a] > 1 and a not in used]
+        if axis != "tokens" and size % math.prod(layout.mesh.shape[a] for a in mesh_axes):
+            spec.append(PartitionSpec.UNCONSTRAINED)
+            continue
+        used |= set(mesh_axes)
+        spec.append(tuple(mesh_axes) or None)
+    return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, PartitionSpec(*spec)))
+
+
+def place(array: Any, where: NamedSharding) -> jax.Array:
+    """An array that every process has whole (or that lies so already), laid out over the devices."""
+    if isinstance(array, jax.Array) and array.sharding == where:
+        return array
+    whole = np.asarray(array)
+    return jax.make_array_from_callback(whole.shape, where, lambda index: whole[index])
+
+
+def least_rules(mesh: MeshConfig) -> str:
+    """The least preset of rules that makes use of all axes of a mesh."""
+    if mesh.sequence > 1:
+        return "fsdp_tp_sp"
+    if mesh.tensor > 1:
+        return "fsdp_tp"
+    return "fsdp" if mesh.fsdp > 1 else "dp"
+
+
+def layout_of(
+    config: MeshConfig,
+    rules: str = "",
+    model: TransformerConfig | None = None,
+    devices: Sequence[Any] | None = None,
+) -> Layout:
+    """The layout of a mesh and a preset of rules ("": the least); arguments and errors as `device_mesh` has them.
+
+    Raises:
+      UserError: the rules do not exist, or leave an axis of the mesh unused, so that its devices would do the same.
+    """
+    chosen, least = rules_named(rules or least_rules(config)), least_rules(config)
+    if list(PRESETS).index(rules or least) < list(PRESETS).index(least) and least != "fsdp":
+        raise UserError(
+            f"the sharding rules {rules!r} do not use all axes of the mesh; take {least!r}, or leave the rules empty"
+        )
+    return Layout(device_mesh(config, model, devices), chosen)
+
+
+def layout_from_config(section: Section, model: TransformerConfig | None = None) -> Layout:
+    """The layout of a config file's section `mesh`, for all devices; UserError as `layout_of` raises it."""
     chosen = from_dict(MeshSection, section, "mesh")
     shape = chosen.shape or f"fsdp={jax.device_count()}"
-    return device_mesh(parse_mesh(shape, chosen.slices), model), rules_named(chosen.rules)
+    return layout_of(parse_mesh(shape, chosen.slices), chosen.rules, model)
 
 
 def partition_spec(
@@ -151,56 +291,3 @@ def partition_spec(
             f"dimensions is divisible by its mesh axes {dict(mesh.shape)}; choose another mesh"
         )
     return PartitionSpec(*(entry[0] if entry and len(entry) == 1 else entry for entry in spec))
-
-
-def shardings_of(variables: PyTree, mesh: AnyMesh, rules: ShardingRules) -> PyTree:
-    """A NamedSharding for every array of a tree whose parameters are boxed with logical axis names.
-
-    Works on shapes (`jax.eval_shape`) as well as on arrays. Arrays without names lie whole on every device.
-    """
-
-    def boxed(leaf: Any) -> bool:
-        return isinstance(leaf, nn.Partitioned)
-
-    def sharding(path, leaf):
-        if not boxed(leaf):
-            return NamedSharding(mesh, PartitionSpec())
-        value = leaf.value
-        return NamedSharding(mesh, partition_spec(parameter_name(path), leaf.names, value.shape, mesh, rules))
-
-    return jax.tree_util.tree_map_with_path(sharding, variables, is_leaf=boxed)
-
-
-def state_shardings(
-    state: TrainState, params: PyTree, optimiser: optax.GradientTransformation, mesh: AnyMesh
-) -> TrainState:
-    """A NamedSharding for every array of a train state: its average and the optimiser's moments follow the parameters.
-
-    Args:
-      state: its shapes.
-      params: the parameters' shardings.
-    """
-    whole = NamedSharding(mesh, PartitionSpec())
-    opt_state = optax.tree_map_params(
-        optimiser,
-        lambda _, sharding: sharding,
-        state.opt_state,
-        params,
-        transform_non_params=lambda _: whole,
-    )
-    return TrainState(whole, params, opt_state, None if state.ema_params is None else params)
-
-
-def batch_sharding(mesh: AnyMesh, rules: ShardingRules, batch_size: int) -> NamedSharding:
-    """Where the first axis of a batch's arrays lies; the others are whole.
-
-    Raises:
-      UserError: the batch cannot be shared evenly.
-    """
-    parts = math.prod(mesh.shape[axis] for axis in rules.batch)
-    if batch_size % parts:
-        raise UserError(
-            f"batch_size {batch_size} is not divisible by the {parts} devices of the mesh's data and fsdp axes; "
-            f"nearest: {max(1, batch_size // parts) * parts}, {(batch_size // parts + 1) * parts}"
-        )
-    return NamedSharding(mesh, PartitionSpec(rules.batch))

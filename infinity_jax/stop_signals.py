@@ -1,18 +1,34 @@
 """SIGINT and SIGTERM as a wish to stop soon, so that work can be brought to a good end."""
 
 import contextlib
+import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
+
+import jax
+from jax.experimental import multihost_utils
 
 
 @contextlib.contextmanager
-def received() -> Iterator[list[int]]:
-    """A list that gets the first SIGINT or SIGTERM; a second one acts as it always does."""
+def received() -> Iterator[Callable[[int], int | None]]:
+    """A function of the step, to be asked after every one: None, or the signal for which to stop after this step.
+
+    A second signal acts as it always does. Of several processes any may get the signal, and all are told to stop after
+    the same step, a second or so later: they agree on it through jax, which holds SIGTERM's handler there.
+    """
     numbers: list[int] = []
+    several = jax.process_count() > 1
+
+    def asked(step: int) -> int | None:
+        first = numbers[0] if numbers else None
+        if several:
+            return (first or signal.SIGTERM) if multihost_utils.reached_preemption_sync_point(step) else None
+        return first
+
     if threading.current_thread() is not threading.main_thread():
-        yield numbers  # only the main thread may set handlers
+        yield asked  # only the main thread may set handlers
         return
 
     def restore() -> None:
@@ -22,9 +38,12 @@ def received() -> Iterator[list[int]]:
     def remember(number: int, frame: Any) -> None:
         numbers.append(number)
         restore()
+        if several:
+            os.kill(os.getpid(), signal.SIGTERM)  # tells jax
 
-    before = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, remember) for number in handled}
     try:
-        yield numbers
+        yield asked
     finally:
         restore()

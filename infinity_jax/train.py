@@ -1,19 +1,26 @@
 """`infinity-jax train`: picture -> tokenizer features -> bits -> self-correction -> transformer -> loss."""
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import numpy as np
-import optax
 
-from infinity_jax import optim, origin, pretrained, scales, sharding, train_state, training_loop
+from infinity_jax import (
+    distributed,
+    optim,
+    origin,
+    pretrained,
+    scales,
+    sharding,
+    train_config,
+    train_state,
+    training_loop,
+)
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.correction import CorrectionConfig
-from infinity_jax.data import pipeline, sources
+from infinity_jax.data import global_batch, pipeline, sources
 from infinity_jax.data.encoded import EncodedSource, encode_source
 from infinity_jax.errors import UserError
 from infinity_jax.model.transformer import Transformer, init_variables
@@ -45,18 +52,23 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     schedule = scales.make_schedule(config.data.scales)
     workdir = Path(workdir)
 
-    tokenizer = keep_tokenizer(config.tokenizer, workdir, model_config, config.data.scales)
+    tokenizer = distributed.lead_first(
+        lambda: keep_tokenizer(config.tokenizer, workdir, model_config, config.data.scales)
+    )
     text_encoder = load_text_encoder(config.text.encoder, config.text.max_length, config.text.path)
     _check_text(text_encoder, model_config)
     source = sources.open_source(config.data.source, "train")
-    train = training_loop.train_config(config.train, len(source))
+    train = train_config.from_section(config.train, len(source))
     encoded = encode_split(source, tokenizer, text_encoder)
 
     model = Transformer(model_config)
     optimiser = optim.make_optimiser(optim_config, train.steps, no_decay=not_a_kernel)
-    mesh, rules = sharding.mesh_from_config(config.mesh, model_config)
-    new_state, placed = sharded_state(
-        model_config, schedule, optimiser, optim_config.ema_decay > 0, train.seed, mesh, rules
+    layout = sharding.layout_from_config(config.mesh, model_config)
+    new_state, placed = train_state.new_state(
+        lambda: init_variables(model_config, jax.random.key(train.seed), schedule)["params"],
+        optimiser,
+        optim_config.ema_decay > 0,
+        layout,
     )
 
     def pipeline_of(state: TrainState) -> InfinityPipeline:
@@ -69,23 +81,34 @@ def main(config: Any, workdir: str | Path) -> TrainState:
             dataclasses.asdict(sample_config),
             {},
         )
-        return InfinityPipeline(trained, text_encoder)
+        return InfinityPipeline(trained, text_encoder, layout)
 
     return training_loop.run(
         workdir,
         train,
-        jax.jit(new_state, out_shardings=placed)(),
+        new_state,
+        placed,
+        layout,
         make_train_step(
-            model, schedule, tokenizer.config, correction_config, loss_config, optim_config, optimiser
+            model,
+            schedule,
+            tokenizer.config,
+            correction_config,
+            loss_config,
+            optim_config,
+            optimiser,
+            train.microbatches,
         ),
-        lambda first_step: pipeline.batches(
-            encoded, batch_size=train.batch_size, seed=train.seed, first_step=first_step
+        lambda first_step, rows: pipeline.batches(
+            encoded, batch_size=train.batch_size, seed=train.seed, first_step=first_step, rows=rows
         ),
         config=config.to_dict() | {"origin": origin.describe()},
         hooks=[
             training_loop.Hook(
                 train.evaluate_every,
-                _validation(config.data.source, tokenizer, text_encoder, model, schedule, train.batch_size),
+                _validation(
+                    config.data.source, tokenizer, text_encoder, model, schedule, train.batch_size, layout
+                ),
             ),
             training_loop.Hook(
                 train.sample_every,
@@ -93,34 +116,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
             ),
         ],
         load_params=pretrained.load_transformer_params,
-        sharding=sharding.batch_sharding(mesh, rules, train.batch_size),
     )
-
-
-def sharded_state(
-    config: TransformerConfig,
-    schedule: scales.ScaleSchedule,
-    optimiser: optax.GradientTransformation,
-    ema: bool,
-    seed: int,
-    mesh: jax.sharding.Mesh,
-    rules: sharding.ShardingRules,
-) -> tuple[Callable[[], TrainState], TrainState]:
-    """How a fresh train state is made, and where each of its arrays lies.
-
-    Returns:
-      a function to be jitted with the second value as its `out_shardings`, so that no device ever holds the whole;
-      the same tree of NamedShardings.
-    """
-
-    def variables():
-        return init_variables(config, jax.random.key(seed), schedule)["params"]
-
-    def create() -> TrainState:
-        return train_state.create(nn.meta.unbox(variables()), optimiser, ema)
-
-    params = sharding.shardings_of(jax.eval_shape(variables), mesh, rules)
-    return create, sharding.state_shardings(jax.eval_shape(create), params, optimiser, mesh)
 
 
 def not_a_kernel(name: str) -> bool:
@@ -159,7 +155,10 @@ def encode_split(
     source: sources.Source, tokenizer: pretrained.TrainedTokenizer, text_encoder: TextEncoder
 ) -> EncodedSource:
     """A split as the transformer reads it, from the cache where possible."""
-    return encode_source(source, Tokenizer(tokenizer.config), tokenizer.params, text_encoder, tokenizer.side)
+    model = Tokenizer(tokenizer.config)
+    return distributed.lead_first(
+        lambda: encode_source(source, model, tokenizer.params, text_encoder, tokenizer.side)
+    )
 
 
 def _check_text(text_encoder: TextEncoder, model: TransformerConfig) -> None:
@@ -175,26 +174,42 @@ def _check_text(text_encoder: TextEncoder, model: TransformerConfig) -> None:
         )
 
 
-def _validation(source_name: str, tokenizer, text_encoder, model: Transformer, schedule, batch_size: int):
+def _validation(
+    source_name: str,
+    tokenizer: pretrained.TrainedTokenizer,
+    text_encoder: TextEncoder,
+    model: Transformer,
+    schedule: scales.ScaleSchedule,
+    batch_size: int,
+    layout: sharding.Layout,
+):
     """Hook: loss and accuracies on the validation split, with the averaged parameters."""
     source = sources.open_source(source_name, "validation")
-    eval_step = make_eval_step(model, schedule, tokenizer.config)
+    eval_step = layout.traced(make_eval_step(model, schedule, tokenizer.config))
+    eval_step = jax.jit(eval_step, out_shardings=layout.whole)
     encoded = encode_split(source, tokenizer, text_encoder) if len(source) else None
 
     def evaluate(step: int, state: TrainState) -> dict[str, Any]:
         if encoded is None:
             return {}
-        metrics = evaluate_loss(eval_step, averaged(state), encoded, batch_size)
+        metrics = evaluate_loss(eval_step, averaged(state), encoded, batch_size, layout.batch(batch_size))
         return {f"validation_{name}": value for name, value in metrics.items()}
 
     return evaluate
 
 
-def evaluate_loss(eval_step, params, encoded: EncodedSource, batch_size: int) -> dict[str, Any]:
-    """Mean over a split of what `make_eval_step` reports: floats and lists of floats."""
+def evaluate_loss(
+    eval_step, params, encoded: EncodedSource, batch_size: int, placed: jax.sharding.Sharding | None = None
+) -> dict[str, Any]:
+    """Mean over a split of what `make_eval_step` reports: floats and lists of floats.
+
+    Every process reads all of it; `placed` says how a batch then lies over the devices, None is the default device.
+    """
     totals, count = None, 0
     for batch in pipeline.eval_batches(encoded, batch_size):
         valid = int(batch["valid"].sum())
+        if placed is not None:
+            batch = global_batch.place(batch, np.arange(batch_size), batch_size, placed)
         metrics = jax.tree.map(lambda x, n=valid: np.asarray(x, np.float64) * n, eval_step(params, batch))
         totals = metrics if totals is None else jax.tree.map(np.add, totals, metrics)
         count += valid

@@ -1,12 +1,16 @@
 """What a training run carries from step to step, and how one gradient changes it."""
 
+from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
+
+from infinity_jax.sharding import Layout
 
 
 @flax.struct.dataclass
@@ -32,6 +36,33 @@ def create(params: PyTree, optimiser: optax.GradientTransformation, ema: bool) -
     # A real copy: the step donates its state, and one buffer cannot be donated twice.
     ema_params = jax.tree.map(lambda p: jnp.array(p, copy=True), params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimiser.init(params), ema_params)
+
+
+def new_state(
+    variables: Callable[[], PyTree], optimiser: optax.GradientTransformation, ema: bool, layout: Layout
+) -> tuple[Callable[[], TrainState], TrainState]:
+    """How a fresh state is made, and where each of its arrays lies: average and moments follow their parameters.
+
+    Args:
+      variables: makes fresh parameters, boxed with their logical axis names.
+    Returns:
+      a function to be jitted with the second value as its `out_shardings`, so that no device ever holds the whole;
+      the state's tree with a NamedSharding for each array.
+    """
+
+    def make() -> TrainState:
+        return create(nn.meta.unbox(variables()), optimiser, ema)
+
+    params = layout.of(jax.eval_shape(variables))
+    shapes = jax.eval_shape(make)
+    opt_state = optax.tree_map_params(
+        optimiser,
+        lambda _, sharding: sharding,
+        shapes.opt_state,
+        params,
+        transform_non_params=lambda _: layout.whole,
+    )
+    return make, TrainState(layout.whole, params, opt_state, params if ema else None)
 
 
 def apply_gradients(

@@ -13,9 +13,10 @@ from infinity_jax import correction, losses, random, train_state
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.errors import UserError
-from infinity_jax.model.transformer import Transformer
+from infinity_jax.model.transformer import Transformer, draw_path_factors
 from infinity_jax.optim import OptimConfig
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import constrain
 from infinity_jax.train_state import TrainState
 
 
@@ -51,41 +52,70 @@ def make_train_step(
     loss_config: LossConfig,
     optim: OptimConfig,
     optimiser: optax.GradientTransformation,
+    microbatches: int = 1,
 ) -> Callable[[TrainState, dict[str, Array], Key[Array, ""]], tuple[TrainState, dict[str, Array]]]:
     """The step (state, batch, key) -> (state, metrics), to be jitted.
 
     The batch holds `features` float32 [B,H,W,d] of the tokenizer, `text` float [B,T,C] and `text_mask` bool [B,T].
-    Random_Flip and re-quantisation happen inside, so every step sees fresh flips.
+    Random_Flip and re-quantisation happen inside, so every step sees fresh flips. With `microbatches` above 1 the
+    transformer sees that many parts of the batch one after the other; the gradients are those of the whole batch.
     """
+
+    def loss_fn(params, part):
+        logits_BLd2 = cast(Any, model.apply)(
+            {"params": params},
+            part["inputs"],
+            part["text"].astype(jnp.float32),
+            part["text_mask"],
+            schedule,
+            part["drop"],
+            part["path_factors"].transpose(1, 2, 0),
+        )
+        return losses.bit_loss(
+            logits_BLd2, part["bits"], schedule, loss_config.token_weights, loss_config.label_smoothing
+        )
 
     def train_step(state, batch, key):
         inputs_BLd, bits_BLd = corrected_inputs(
             key, state.step, batch["features"], schedule, correction_config, tokenizer
         )
-        drop_B = jax.random.bernoulli(
-            random.stream(key, "caption drop", state.step), loss_config.caption_drop, batch["text"].shape[:1]
-        )
-
-        def loss_fn(params):
-            logits_BLd2 = cast(Any, model.apply)(
-                {"params": params},
-                inputs_BLd,
-                batch["text"].astype(jnp.float32),
-                batch["text_mask"],
-                schedule,
-                drop_B,
-                deterministic=False,
-                rngs={"drop_path": random.stream(key, "drop path", state.step)},
-            )
-            return losses.bit_loss(
-                logits_BLd2, bits_BLd, schedule, loss_config.token_weights, loss_config.label_smoothing
-            )
-
-        (loss, metrics), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
+        size = len(bits_BLd)
+        drop_key = random.stream(key, "caption drop", state.step)
+        path_key = random.stream(key, "drop path", state.step)
+        whole = {
+            "inputs": inputs_BLd,
+            "bits": bits_BLd,
+            "text": batch["text"],
+            "text_mask": batch["text_mask"],
+            "drop": jax.random.bernoulli(drop_key, loss_config.caption_drop, (size,)),
+            "path_factors": draw_path_factors(model.config, path_key, size).transpose(2, 0, 1),
+        }
+        gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+        (loss, metrics), grads = _mean_over_parts(gradient_fn, state.params, whole, microbatches)
         metrics = {"loss": loss, **metrics, "gradient_norm": optax.global_norm(grads)}
         return train_state.apply_gradients(state, grads, optimiser, optim.ema_decay), metrics
 
     return train_step
+
+
+def _mean_over_parts(function: Callable, params: PyTree, batch: dict[str, Array], parts: int) -> Any:
+    """Mean of function(params, part) over equal parts of a batch, one after the other."""
+    if parts == 1:
+        return function(params, batch)
+
+    def split(x: Array) -> Array:
+        # Part i takes every `parts`-th picture, so that each device gives of its own: nothing moves.
+        return x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+
+    def add(total, part):
+        part = jax.tree.map(lambda x: constrain(x, "batch", *[None] * (x.ndim - 1)), part)
+        return jax.tree.map(jnp.add, total, function(params, part)), None
+
+    split_batch = jax.tree.map(split, batch)
+    shapes = jax.eval_shape(function, params, jax.tree.map(lambda x: x[0], split_batch))
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, split_batch)
+    return jax.tree.map(lambda x: x / parts, total)
 
 
 def corrected_inputs(

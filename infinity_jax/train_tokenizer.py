@@ -1,5 +1,6 @@
 """`infinity-jax train-tokenizer`: picture -> features -> multi-scale bits -> picture."""
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax import optim, origin, scales, train_state, training_loop
+from infinity_jax import optim, origin, scales, sharding, train_config, train_state, training_loop
 from infinity_jax.config import TokenizerConfig, from_dict
-from infinity_jax.data import pictures, pipeline, sources
+from infinity_jax.data import global_batch, pictures, pipeline, sources
+from infinity_jax.errors import UserError
 from infinity_jax.evaluation import sheets
 from infinity_jax.evaluation.efficientnet import load_efficientnet
 from infinity_jax.evaluation.reconstruction import mean_psnr
@@ -26,7 +28,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     """Trains a tokenizer into `workdir`, or goes on with the run that is there.
 
     Args:
-      config: a ConfigDict as configs/emoji_tokenizer.py makes it: model, loss, optim, data, train.
+      config: a ConfigDict as configs/emoji_tokenizer.py makes it: model, loss, optim, data, train, mesh.
       workdir: gets checkpoints, metrics and picture sheets.
     Returns:
       the last state.
@@ -41,11 +43,16 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     side = test_schedule.last[0] * model.stride
 
     source = sources.open_source(config.data.source, "train")
-    train = training_loop.train_config(config.train, len(source))
+    train = train_config.from_section(config.train, len(source))
+    if train.microbatches != 1:
+        raise UserError(
+            f"train.microbatches is {train.microbatches}; a tokenizer is trained on whole batches, with 1"
+        )
     tokenizer = Tokenizer(model)
     optimiser = optim.make_optimiser(optim_config, train.steps)
-    state = train_state.create(
-        initial_params(tokenizer, side, train.seed), optimiser, optim_config.ema_decay > 0
+    layout = sharding.layout_from_config(config.mesh)
+    new_state, placed = train_state.new_state(
+        lambda: initial_variables(tokenizer, side, train.seed), optimiser, optim_config.ema_decay > 0, layout
     )
 
     def decode(record):
@@ -54,22 +61,33 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     return training_loop.run(
         workdir,
         train,
-        state,
+        new_state,
+        placed,
+        layout,
         make_train_step(tokenizer, loss, optim_config, optimiser, train_schedule, load_efficientnet()),
-        lambda first_step: pipeline.batches(
-            source, batch_size=train.batch_size, seed=train.seed, first_step=first_step, transform=decode
+        lambda first_step, rows: pipeline.batches(
+            source,
+            batch_size=train.batch_size,
+            seed=train.seed,
+            first_step=first_step,
+            transform=decode,
+            rows=rows,
         ),
         config=config.to_dict() | {"origin": origin.describe()},
-        hooks=_hooks(tokenizer, test_schedule, config, train, decode, Path(workdir)),
+        hooks=_hooks(tokenizer, test_schedule, config, train, layout, decode, Path(workdir)),
     )
 
 
 def initial_params(tokenizer: Tokenizer, side: int, seed: int):
     """Fresh float32 parameters of a tokenizer for pictures of `side` x `side` pixels."""
+    return nn.meta.unbox(jax.jit(lambda: initial_variables(tokenizer, side, seed))())
+
+
+def initial_variables(tokenizer: Tokenizer, side: int, seed: int):
+    """The same, boxed with their logical axis names."""
     last = side // tokenizer.config.stride
-    init = jax.jit(tokenizer.init, static_argnums=2)
-    image = jnp.zeros((1, side, side, 3), jnp.float32)
-    return nn.unbox(init(jax.random.key(seed), image, scales.ScaleSchedule(((last, last),), (last, last))))[
+    schedule = scales.ScaleSchedule(((last, last),), (last, last))
+    return tokenizer.init(jax.random.key(seed), jnp.zeros((1, side, side, 3), jnp.float32), schedule)[
         "params"
     ]
 
@@ -78,7 +96,8 @@ def _hooks(
     tokenizer: Tokenizer,
     schedule: scales.ScaleSchedule,
     config: Any,
-    train: training_loop.TrainConfig,
+    train: train_config.TrainConfig,
+    layout: sharding.Layout,
     decode: Callable,
     workdir: Path,
 ) -> list[training_loop.Hook]:
@@ -86,28 +105,38 @@ def _hooks(
     validation = sources.open_source(config.data.source, "validation")
     if len(validation) == 0:
         return []
-    jitted = jax.jit(lambda params, image: reconstruct(tokenizer, params, image, schedule))
+    size, share = train.batch_size, layout.batch(train.batch_size)
+    jitted = jax.jit(
+        layout.traced(lambda params, image: reconstruct(tokenizer, params, image, schedule)),
+        out_shardings=layout.whole,
+    )
 
     def reconstruct_batch(state: TrainState, image: np.ndarray) -> np.ndarray:
-        return pictures.to_uint8(np.asarray(jitted(averaged(state), pictures.to_float(image))))
+        batch = {"image": pictures.to_float(image)}
+        placed = global_batch.place(batch, np.arange(size), size, share)["image"]
+        return pictures.to_uint8(np.asarray(jitted(averaged(state), placed)))
 
     def evaluate(step: int, state: TrainState) -> dict[str, float]:
         pairs = []
-        for batch in pipeline.eval_batches(validation, train.batch_size, decode):
+        for batch in pipeline.eval_batches(validation, size, decode):
             image, valid = batch["image"], batch["valid"]
             pairs.append((image[valid], reconstruct_batch(state, image)[valid]))
         original, reconstruction = (np.concatenate(part) for part in zip(*pairs, strict=True))
         return {"validation_psnr": mean_psnr(original, reconstruction)}
 
     def draw(step: int, state: TrainState) -> None:
-        image = np.stack(
-            [decode(validation[i])["image"] for i in range(min(SHEET_PICTURES, len(validation)))]
-        )
-        sheets.comparison_sheet(
-            [image, reconstruct_batch(state, image)],
-            ["original", "reconstruction"],
-            workdir / "samples" / f"reconstruction-{step:07d}.png",
-            title=f"step {step}",
-        )
+        images, reconstructions = [], []
+        for batch in itertools.islice(
+            pipeline.eval_batches(validation, size, decode), -(-SHEET_PICTURES // size)
+        ):
+            images.append(batch["image"][batch["valid"]])
+            reconstructions.append(reconstruct_batch(state, batch["image"])[batch["valid"]])
+        if jax.process_index() == 0:
+            sheets.comparison_sheet(
+                [np.concatenate(images)[:SHEET_PICTURES], np.concatenate(reconstructions)[:SHEET_PICTURES]],
+                ["original", "reconstruction"],
+                workdir / "samples" / f"reconstruction-{step:07d}.png",
+                title=f"step {step}",
+            )
 
     return [training_loop.Hook(train.evaluate_every, evaluate), training_loop.Hook(train.sample_every, draw)]

@@ -62,9 +62,7 @@ def forward_values(models: "GoldenModels", file: GoldenFile) -> dict[str, Any]:
     @jax.jit
     def block(layer_params, x_BLC, condition):
         with recorded_calls() as calls:
-            x_BLC, _ = Block(config, schedule).apply(
-                {"params": layer_params}, x_BLC, jnp.zeros(()), condition
-            )
+            x_BLC, _ = Block(config, schedule).apply({"params": layer_params}, x_BLC, None, condition)
         parts = {"sa": "self_attention.merge", "ca": "cross_attention.__call__", "ffn": "ffn.__call__"}
         return x_BLC, {name: calls[call][1] for name, call in parts.items()}
 

@@ -1,4 +1,4 @@
-"""Three train steps of a tiny model on virtual devices: `python tests/mesh_run.py DIR MESH RULES WIDTH [MESH ...]`.
+"""Three train steps of a tiny model on virtual devices: `mesh_run.py DIR MESH RULES WIDTH MICROBATCHES ...`.
 
 Writes to DIR/0.npz, DIR/1.npz, ... the losses and the gradients' norms, and of the last state the parameters, their
 average and AdamW's moments (which are means of the gradients); and the same after a move of the checkpoint, see `run`.
@@ -11,17 +11,19 @@ from pathlib import Path
 
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
+    # Threads: with no more than one a device, devices that wait for each other can keep the others from starting.
+    os.environ["NPROC"] = "32"
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
 
 import jax
 import numpy as np
 
-from infinity_jax import optim, sharding, train
+from infinity_jax import optim, sharding, train, train_state
 from infinity_jax.checkpoint import Checkpointer
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.correction import CorrectionConfig
-from infinity_jax.mesh import device_mesh, parse_mesh
-from infinity_jax.model.transformer import Transformer
+from infinity_jax.mesh import parse_mesh
+from infinity_jax.model.transformer import Transformer, init_variables
 from infinity_jax.scales import make_schedule
 from infinity_jax.train_state import TrainState
 from infinity_jax.train_step import LossConfig, make_train_step
@@ -62,26 +64,36 @@ def numbers_of(state: TrainState) -> dict[str, np.ndarray]:
     return {optim.parameter_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-def run(shape: str, rules_name: str, width: int, checkpoints: Path) -> dict[str, np.ndarray]:
+def run(
+    shape: str, rules_name: str, width: int, microbatches: int, checkpoints: Path
+) -> dict[str, np.ndarray]:
     """The numbers of one case.
 
     Before its last step the state is saved. If another case of this width was saved before, the last step is done
     once more from that one's state: its numbers are those named moved/.
     """
     model = model_of(width)
-    config, rules = parse_mesh(shape), sharding.rules_named(rules_name)
-    mesh = device_mesh(config, model, jax.devices()[: config.devices])
+    config = parse_mesh(shape)
+    layout = sharding.layout_of(config, rules_name, model, jax.devices()[: config.devices])
     optimiser = optim.make_optimiser(OPTIM, STEPS, no_decay=train.not_a_kernel)
-    new_state, placed = train.sharded_state(model, SCHEDULE, optimiser, True, 0, mesh, rules)
-    state = jax.jit(new_state, out_shardings=placed)()
-    tokenizer = TokenizerConfig(bits=8, base_width=32)
-    step_fn = make_train_step(
-        Transformer(model), SCHEDULE, tokenizer, CorrectionConfig(), LossConfig(), OPTIM, optimiser
+    new_state, placed = train_state.new_state(
+        lambda: init_variables(model, jax.random.key(0), SCHEDULE)["params"], optimiser, True, layout
     )
-    step_fn = jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, None))
+    state = jax.block_until_ready(jax.jit(new_state, out_shardings=placed)())
+    tokenizer = TokenizerConfig(bits=8, base_width=32)
+    correction, loss = CorrectionConfig(), LossConfig()
+    train_step = make_train_step(
+        Transformer(model), SCHEDULE, tokenizer, correction, loss, OPTIM, optimiser, microbatches
+    )
+    jitted = jax.jit(layout.traced(train_step), donate_argnums=0, out_shardings=(placed, None))
+
+    def step_fn(*arguments):
+        # One program at a time: virtual devices share threads, and two programs can keep each other from ending.
+        return jax.block_until_ready(jitted(*arguments))
+
     results, moved = [], {}
     for step in range(STEPS):
-        data = jax.device_put(batch(step), sharding.batch_sharding(mesh, rules, BATCH))
+        data = jax.device_put(batch(step), layout.batch(BATCH))
         if step == STEPS - 1:
             if checkpoints.exists():
                 reader = Checkpointer(checkpoints, read_only=True)
@@ -102,6 +114,7 @@ def run(shape: str, rules_name: str, width: int, checkpoints: Path) -> dict[str,
 
 if __name__ == "__main__":
     folder, *cases = sys.argv[1:]
-    for number, case in enumerate(zip(cases[::3], cases[1::3], map(int, cases[2::3]), strict=True)):
-        numbers = run(*case, Path(folder) / f"checkpoints-{case[2]}")
+    for number in range(len(cases) // 4):
+        shape, rules, width, microbatches = cases[4 * number : 4 * number + 4]
+        numbers = run(shape, rules, int(width), int(microbatches), Path(folder) / f"checkpoints-{width}")
         np.savez(Path(folder) / f"{number}.npz", **numbers)  # pyright: ignore[reportArgumentType]

@@ -1,5 +1,6 @@
 import resource
 import signal
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,7 @@ def assert_equal(a, b):
 def saved(tmp_path):
     checkpointer = Checkpointer(tmp_path, keep=2)
     checkpointer.save(5, make_state(), DATA, CONFIG)
+    checkpointer.wait()
     yield checkpointer
     checkpointer.close()
 
@@ -51,6 +53,7 @@ def test_shapes_alone_are_enough_to_restore(saved):
 def test_only_the_newest_are_kept(saved):
     for step in (6, 7):
         saved.save(step, make_state(), DATA, CONFIG)
+    saved.wait()
     assert saved.latest_step() == 7
     saved.restore(make_state(), 6)
     with pytest.raises(UserError, match=r"no checkpoint of step 5 .*\[6, 7\]"):
@@ -61,6 +64,7 @@ def test_model_alone_is_the_average_where_there_is_one(saved, tmp_path):
     assert_equal(saved.restore_params(make_state().params), make_state().ema_params)
     plain = Checkpointer(tmp_path / "plain")
     plain.save(1, make_state(ema=False), DATA, CONFIG)
+    plain.wait()
     assert_equal(plain.restore_params(make_state().params), make_state().params)
 
 
@@ -75,12 +79,55 @@ def test_another_models_checkpoint_names_the_first_parameter_that_differs(saved)
         saved.restore_params(make_state(5).params)
 
 
-def test_unfinished_checkpoint_is_never_taken(saved, tmp_path):
+def test_unfinished_checkpoint_is_never_taken_but_named(saved, tmp_path, caplog):
     saved.close()
-    (tmp_path / "9.orbax-checkpoint-tmp" / "state").mkdir(parents=True)
-    again = Checkpointer(tmp_path, keep=2)
+    unfinished = tmp_path / "9.orbax-checkpoint-tmp"
+    (unfinished / "state").mkdir(parents=True)
+    with caplog.at_level("WARNING"):
+        again = Checkpointer(tmp_path, keep=2)
+    assert f"incomplete checkpoint {unfinished}" in caplog.text
     assert again.latest_step() == 5
     assert_equal(again.restore(make_state())[0], make_state())
+    again.close()
+
+
+def test_a_checkpoint_holds_what_was_saved_though_its_buffers_are_used_again(tmp_path):
+    """The state is donated to the next step while its checkpoint is still being written."""
+    change = jax.jit(lambda state: jax.tree.map(lambda x: 1 - 3 * x, state), donate_argnums=0)
+    params = {"w": jax.random.normal(jax.random.key(0), (500, 500))}
+    state = train_state.create(params, OPTIMISER, True)
+    expected = {0: jax.tree.map(np.array, state)}
+    checkpointer = Checkpointer(tmp_path)
+    for step in range(1, 10):
+        checkpointer.save(step - 1, state, DATA, CONFIG)
+        state = change(state)
+        expected[step] = jax.tree.map(np.array, state)
+    for step in range(9):
+        assert_equal(checkpointer.restore(jax.eval_shape(lambda: expected[0]), step)[0], expected[step])
+    checkpointer.close()
+
+
+@pytest.mark.parametrize(
+    ("metric", "values", "kept"),
+    [
+        ("validation_loss", [3.0, 1.0, 2.0, None, 2.5, 1.5, float("nan"), 4.0], [2, 4, 7, 8]),
+        ("validation_psnr", [3.0, 1.0, 2.0, None, 2.5, 1.5, float("nan"), 2.0], [1, 4, 7, 8]),
+    ],
+)
+def test_the_newest_every_fourth_and_the_best_are_kept(tmp_path, metric, values, kept):
+    def opened():
+        return Checkpointer(tmp_path, keep=2, keep_every=4, keep_best=metric)
+
+    def save(steps):
+        checkpointer = opened()
+        for step in steps:
+            value = values[step - 1]
+            checkpointer.save(step, make_state(), DATA, CONFIG, None if value is None else {metric: value})
+        checkpointer.close()
+
+    save(range(1, 4))
+    save(range(4, 9))  # another start knows the numbers of the one before
+    assert sorted(int(folder.name) for folder in tmp_path.iterdir() if folder.name.isdecimal()) == kept
 
 
 def test_missing_and_empty_folders_are_explained(tmp_path):
@@ -99,14 +146,18 @@ def test_refused_write_is_explained_and_earlier_checkpoints_stay(saved, tmp_path
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
+        saved.save(6, big, DATA, CONFIG)
         with pytest.raises(
             UserError, match=r"(?s)could not save.*File too large.*up to step 5 are intact.*Make room"
         ):
-            saved.save(6, big, DATA, CONFIG)
+            while any(thread.name == "save_finalize" for thread in threading.enumerate()):
+                saved.check()
+            saved.check()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
         signal.signal(signal.SIGXFSZ, handler)
     assert not list(tmp_path.glob("6*"))
     assert_equal(saved.restore(make_state())[0], make_state())
     saved.save(6, make_state(), DATA, CONFIG)
+    saved.wait()
     assert saved.latest_step() == 6

@@ -8,7 +8,7 @@ import pytest
 from infinity_jax import cli
 from infinity_jax.errors import UserError
 
-COMMANDS = ("prepare", "train-tokenizer", "train", "sample", "evaluate", "export", "convert")
+COMMANDS = ("prepare", "train-tokenizer", "train", "sample", "evaluate", "export", "convert", "compile")
 
 
 @pytest.fixture
@@ -98,12 +98,18 @@ def test_sampling_options(command):
         "1M",
         "--checkpoint",
         "c",
+        "--mesh",
+        "data=8",
+        "--rules",
+        "dp",
         "--out",
         "o",
     ]
     assert cli.main(["sample", "red heart", "cat", *options, *more]) == 0
     assert got == {
         "prompts": ["red heart", "cat"],
+        "mesh": "data=8",
+        "rules": "dp",
         "out": "o",
         "checkpoint": "c",
         "seed": 3,

@@ -183,17 +183,21 @@ def test_order_depends_on_seed_and_epoch():
     assert indices(plain) == [0, 1, 2, 3, 4, 0, 1]
 
 
-@pytest.mark.parametrize("process_count", [2, 3])
-def test_processes_share_the_global_batch(process_count):
+@pytest.mark.parametrize("shares", [[range(6), range(6, 12)], [[0, 1, 6, 7], [2, 3, 8, 9], [4, 5, 10, 11]]])
+def test_processes_share_the_global_batch(shares):
     whole = batches(Numbers(50), batch_size=12, seed=3, first_step=2)
-    shares = [
-        batches(
-            Numbers(50), batch_size=12, seed=3, first_step=2, process_index=i, process_count=process_count
-        )
-        for i in range(process_count)
-    ]
+    parts = [batches(Numbers(50), batch_size=12, seed=3, first_step=2, rows=rows) for rows in shares]
     for batch in take(whole, 6):
-        assert indices(batch) == [i for share in shares for i in indices(next(share))]
+        expected = np.array(indices(batch))
+        for rows, part in zip(shares, parts, strict=True):
+            assert indices(next(part)) == expected[list(rows)].tolist()
+
+
+def test_a_process_reads_only_its_rows():
+    source = Numbers(1000)
+    share = batches(source, batch_size=100, seed=0, rows=[7, 8], prefetch=1, threads=1)
+    next(share)
+    assert len(source.read) <= 2 * 3  # one batch, and those that are kept ready
 
 
 def test_a_set_smaller_than_a_batch_repeats():
@@ -213,8 +217,8 @@ def test_transform_and_dtypes():
 def test_impossible_batches_are_explained():
     with pytest.raises(UserError, match="empty"):
         batches(Numbers(0), batch_size=4, seed=0)
-    with pytest.raises(UserError, match="batch size 5"):
-        batches(Numbers(9), batch_size=5, seed=0, process_count=2)
+    with pytest.raises(UserError, match="batch size 0"):
+        batches(Numbers(9), batch_size=0, seed=0)
 
 
 @pytest.mark.parametrize("count", [0, 1, 8, 11])

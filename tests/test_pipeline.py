@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import published_files
@@ -10,7 +13,7 @@ import t5_files
 from arbitrary_params import arbitrary_params
 
 import infinity_jax
-from infinity_jax import checkpoint_folder, cli, pipeline, presets, pretrained, scales
+from infinity_jax import checkpoint_folder, cli, presets, pretrained, scales
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.tokenizer.model import Tokenizer
@@ -60,6 +63,16 @@ def test_prompts_become_pictures(system):
         ["a red heart"], negative_prompts=["a square"], cfg=(1.0, 2.0, 3.0, 4.0), tau=0.5, top_p=0.9
     )
     assert (np.asarray(steered[0]) != np.asarray(default)).any()
+
+
+def test_a_mesh_draws_the_same(folder, tmp_path):
+    cases = ["data=8", "dp", "fsdp=4,tensor=2", "fsdp_tp", "data=2,fsdp=2,sequence=2", "fsdp_tp_sp"]
+    command = [sys.executable, Path(__file__).parent / "mesh_sample.py", folder, tmp_path / "out.npz", *cases]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with np.load(tmp_path / "out.npz") as pictures:
+        for mesh in cases[::2]:
+            np.testing.assert_array_equal(pictures[mesh], pictures["one"], err_msg=mesh)
 
 
 def test_a_saved_system_draws_the_same(system, tmp_path):
@@ -185,5 +198,5 @@ def test_published_parts_become_one_system(tmp_path):
 
 
 @pytest.mark.parametrize(("preset", "rows"), [("64px", 16), ("0.06M", 8), ("0.25M", 2), ("1M", 1)])
-def test_large_pictures_are_drawn_in_smaller_batches(preset, rows):
-    assert pipeline._rows_at_once(scales.make_schedule(preset)) == rows
+def test_large_pictures_are_drawn_in_smaller_batches(system, preset, rows):
+    assert system._rows_at_once(scales.make_schedule(preset)) == rows

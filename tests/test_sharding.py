@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh
 from infinity_jax import mesh, presets, sharding
 from infinity_jax.errors import UserError
 from infinity_jax.mesh import MeshConfig
-from infinity_jax.sharding import ShardingRules
+from infinity_jax.sharding import Layout, ShardingRules
 
 HERE = Path(__file__).parent
 
@@ -48,7 +48,7 @@ def test_mistakes_in_rules_are_named():
         spec(("embed", "bits"), (1027, 1024), fsdp=2)
     with pytest.raises(UserError, match="unknown mesh axis 'mars'"):
         ShardingRules(embed=("mars",))
-    with pytest.raises(UserError, match="known: dp, fsdp, fsdp_tp"):
+    with pytest.raises(UserError, match="known: dp, fsdp, fsdp_tp, fsdp_tp_sp"):
         sharding.rules_named("zero")
 
 
@@ -73,7 +73,7 @@ def test_a_mesh_says_how_many_devices_it_needs():
     with pytest.raises(UserError, match="multiple of 3"):
         MeshConfig(data=4, slices=3)
     with pytest.raises(UserError, match="nearest: 8, 16"):
-        sharding.batch_sharding(mesh_of(fsdp=8), sharding.PRESETS["fsdp"], 12)
+        Layout(mesh_of(fsdp=8), sharding.PRESETS["fsdp"]).batch(12)
 
 
 def test_a_mesh_that_cannot_split_the_model_says_what_can():
@@ -96,16 +96,22 @@ def test_fsdp_leaves_no_large_parameter_whole():
             assert "fsdp" in entry["fsdp=256 (fsdp)"] or not large, name
 
 
-# The first two, on one device, are what the others must be like.
+# Mesh, rules, width, microbatches. The first two, on one device, are what the others must be like.
 CASES = [
-    ("fsdp=1", "dp", 96),
-    ("fsdp=1", "dp", 100),
-    ("data=8", "dp", 96),
-    ("data=2,fsdp=4", "fsdp", 96),
-    ("fsdp=8", "fsdp", 100),  # 100 is divisible by 4 only: the columns are split too
-    ("data=2,fsdp=2,tensor=2", "fsdp_tp", 96),
-    ("fsdp=2,tensor=4", "fsdp_tp", 96),
+    ("fsdp=1", "dp", 96, 1),
+    ("fsdp=1", "dp", 100, 1),
+    ("data=8", "dp", 96, 1),
+    ("data=2,fsdp=4", "fsdp", 96, 1),
+    ("fsdp=8", "fsdp", 100, 1),  # 100 is divisible by 4 only: the columns are split too
+    ("fsdp=4", "fsdp", 96, 2),
+    ("data=2,fsdp=2,tensor=2", "fsdp_tp", 96, 1),
+    ("fsdp=2,tensor=2,sequence=2", "fsdp_tp_sp", 96, 1),
+    ("data=2,sequence=4", "fsdp_tp_sp", 96, 2),  # 30 tokens: not all devices have as many
 ]
+
+
+def name_of(case) -> str:
+    return " ".join(str(part) for part in case)
 
 
 @pytest.fixture(scope="module")
@@ -122,20 +128,32 @@ def results(tmp_path_factory):
     return numbers
 
 
-@pytest.mark.parametrize("case", CASES[2:], ids=lambda case: case[0])
+@pytest.mark.parametrize("case", CASES[2:], ids=name_of)
 def test_steps_on_a_mesh_are_the_steps_on_one_device(results, case):
-    many, single = results[case], results["fsdp=1", "dp", case[2]]
+    many, single = results[case], results["fsdp=1", "dp", case[2], 1]
     assert many.keys() >= single.keys()
     np.testing.assert_allclose(many["metrics"], single["metrics"], rtol=1e-5)
     for name, array in single.items():
         np.testing.assert_allclose(many[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("case", CASES[2:], ids=lambda case: case[0])
+@pytest.mark.parametrize("case", CASES[2:], ids=name_of)
 def test_a_checkpoint_goes_on_on_another_mesh(results, case):
     """The case before of the same width saved after two steps; the third is done on this mesh."""
-    many, single = results[case], results["fsdp=1", "dp", case[2]]
+    many, single = results[case], results["fsdp=1", "dp", case[2], 1]
     moved = {name.removeprefix("moved/"): many[name] for name in many if name.startswith("moved/")}
     assert moved.keys() == single.keys() - {"metrics"}
     for name, array in moved.items():
         np.testing.assert_allclose(array, single[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+def test_the_tokenizer_s_steps_on_a_mesh_are_those_on_one_device(tmp_path):
+    meshes = ["fsdp=1", "data=2,fsdp=4"]
+    command = [sys.executable, HERE / "mesh_tokenizer.py", tmp_path / "out.npz", *meshes]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with np.load(tmp_path / "out.npz") as file:
+        single = {name: file[name] for name in file.files if name.startswith("fsdp=1/")}
+        for name, array in single.items():
+            many = file[name.replace(*meshes)]
+            np.testing.assert_allclose(many, array, rtol=1e-5, atol=1e-5, err_msg=name)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from t5_files import CONFIG, GOLDEN
 from infinity_jax.convert.links import params_from
 from infinity_jax.convert.t5_names import EMBEDDING_ALIAS, t5_links
 from infinity_jax.errors import UserError
-from infinity_jax.text.t5 import NAMES, T5, T5Config, param_axes, param_shapes, position_bucket
+from infinity_jax.text.t5 import NAMES, T5, T5Config, param_shapes, param_variables, position_bucket
 
 LENGTHS = (200, 40, 5, 1)
 
@@ -133,11 +134,13 @@ def test_published_sizes():
 SHARDED = """
 import json, sys
 from pathlib import Path
-import flax.linen as nn, jax, numpy as np
+import jax, numpy as np
 from safetensors.numpy import load_file
 from infinity_jax.convert.links import params_from
 from infinity_jax.convert.t5_names import t5_links
-from infinity_jax.text.t5 import T5, T5Config, param_axes
+from infinity_jax.mesh import parse_mesh
+from infinity_jax.sharding import layout_of, place
+from infinity_jax.text.t5 import T5, T5Config, param_variables
 
 folder = Path(sys.argv[1])
 values = json.loads((folder / "config.json").read_text()) | {"num_heads": 4}
@@ -150,17 +153,14 @@ ids, mask = outputs["ids"][:2, :40], outputs["mask"][:2, :40]
 apply = jax.jit(T5(config).apply)
 expected = np.asarray(apply({"params": params}, ids, mask))
 
-auto = jax.sharding.AxisType.Auto
-mesh = jax.make_mesh((2, 4), ("data", "model"), axis_types=(auto, auto))
-rules = [("heads", "model"), ("merged_heads", "model"), ("mlp", "model"), ("vocabulary", "model")]
-shardings = nn.logical_to_mesh_sharding(param_axes(config), mesh, rules)
-params = jax.device_put(params, shardings)
+layout = layout_of(parse_mesh("data=2,tensor=4"), "fsdp_tp")
+params = jax.tree.map(place, params, layout.of(param_variables(config)))
 kernel = params["blocks"]["attention"]["query"]["kernel"]
 assert kernel.addressable_shards[0].data.shape[2] == 1, "one head a device"
 assert params["blocks"]["ffn"]["down"]["kernel"].addressable_shards[0].data.shape[1] == 16
-rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+rows = layout.batch(2)
 ours = apply({"params": params}, jax.device_put(ids, rows), jax.device_put(mask, rows))
-assert ours.sharding.spec[0] == "data", ours.sharding
+assert not ours.is_fully_replicated
 print(np.abs(np.asarray(ours) - expected).max() / np.abs(expected).max())
 """
 
@@ -180,9 +180,8 @@ def test_sharded_over_devices():
 
 
 def test_every_parameter_has_axis_names():
-    named = jax.tree.map(lambda shape, axes: len(shape.shape) == len(axes) and None not in axes,
-                         param_shapes(CONFIG), param_axes(CONFIG))  # fmt: skip
-    assert all(jax.tree.leaves(named))
+    boxes = jax.tree.leaves(param_variables(CONFIG), is_leaf=lambda x: isinstance(x, nn.Partitioned))
+    assert all(isinstance(box, nn.Partitioned) and None not in box.names for box in boxes)
 
 
 @pytest.mark.parametrize(

@@ -162,6 +162,7 @@ class CountingEncoder:
     def __init__(self, encoder):
         self.name, self.channels, self.max_length = encoder.name, encoder.channels, encoder.max_length
         self.fingerprint, self.token_counts = encoder.fingerprint, encoder.token_counts
+        self.place = encoder.place
         self._encoder = encoder
         self.encoded = 0
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import toy_run
 
-from infinity_jax import durations, metrics, training_loop
+from infinity_jax import first_state, metrics, train_config, training_loop
 from infinity_jax.checkpoint import Checkpointer
 from infinity_jax.errors import UserError
 
@@ -81,8 +81,14 @@ class SilentCheckpointer(Checkpointer):
     def latest_step(self) -> int | None:
         return None
 
-    def save(self, step, state, data, config) -> None:
+    def save(self, step, state, data, config, metrics=None) -> None:
         self.events.append(("save", step))
+
+    def check(self) -> None:
+        pass
+
+    def wait(self) -> None:
+        pass
 
 
 class SilentWriter(metrics.MetricsWriter):
@@ -96,7 +102,9 @@ class SilentWriter(metrics.MetricsWriter):
 
 
 def loop_with(train, step_fn, events: list) -> training_loop._Loop:
-    return training_loop._Loop(train, step_fn, SilentCheckpointer(events), SilentWriter(events), {}, (), None)
+    return training_loop._Loop(
+        train, step_fn, SilentCheckpointer(events), SilentWriter(events), {}, (), toy_run.layout()
+    )
 
 
 def test_order_within_the_loop():
@@ -108,12 +116,12 @@ def test_order_within_the_loop():
         events.append(("step", taken))
         return state.replace(step=np.int32(taken)), {"loss": np.float32(1)}
 
-    def batches(first):
+    def batches(first, rows):
         for step in range(first, 10):
             events.append(("batch", step + 1))
             yield {"x": np.zeros(1)}
 
-    train = training_loop.TrainConfig(steps=4, batch_size=1, log_every=1, checkpoint_every=3)
+    train = train_config.TrainConfig(steps=4, batch_size=1, log_every=1, checkpoint_every=3)
     loop_with(train, step_fn, events).run(toy_run.fresh_state(), 0, batches)
     assert events == [
         *[("batch", 1), ("step", 1)],
@@ -130,7 +138,7 @@ def test_numbers_that_slip_into_the_step_from_the_host_are_refused():
     def slipping(state, batch, seed_key):
         return state.replace(step=add(state.step, 1)), {"loss": jnp.float32(0)}
 
-    train = training_loop.TrainConfig(steps=1, batch_size=1)
+    train = train_config.TrainConfig(steps=1, batch_size=1)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
         loop_with(train, slipping, []).run(toy_run.fresh_state(), 0, toy_run.batches)
 
@@ -144,8 +152,7 @@ def test_hooks_run_on_their_steps_and_their_numbers_are_kept(tmp_path):
 
     hook = training_loop.Hook(4, evaluate)
     never = training_loop.Hook(0, lambda step, state: pytest.fail("a hook that is off"))
-    arguments = (toy_run.fresh_state(), toy_run.step_fn, toy_run.batches, toy_run.CONFIG)
-    training_loop.run(tmp_path, toy_run.config(10), *arguments, hooks=(hook, never))
+    toy_run.run(tmp_path, 10, hooks=(hook, never))
     assert seen == [(4, 4), (8, 8), (10, 10)]
     written = metrics.read_lines(tmp_path / "evaluations.jsonl")
     assert [(line["step"], line["validation_loss"]) for line in written] == [(4, 4.0), (8, 8.0), (10, 10.0)]
@@ -153,8 +160,8 @@ def test_hooks_run_on_their_steps_and_their_numbers_are_kept(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_run_goes_on_unchanged(undisturbed, tmp_path, number, code):
-    def batches(first):
-        for step, batch in enumerate(toy_run.batches(first), first):
+    def batches(first, rows):
+        for step, batch in enumerate(toy_run.batches(first, rows), first):
             if step == 7:
                 os.kill(os.getpid(), number)
             yield batch
@@ -170,8 +177,8 @@ def test_a_signal_saves_and_the_run_goes_on_unchanged(undisturbed, tmp_path, num
 
 @pytest.mark.parametrize("bad_step", [6, 9])
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, bad_step):
-    def batches(first):
-        for step, batch in enumerate(toy_run.batches(first), first + 1):
+    def batches(first, rows):
+        for step, batch in enumerate(toy_run.batches(first, rows), first + 1):
             yield {**batch, "y": batch["y"] * (np.nan if step >= bad_step else 1)}
 
     with pytest.raises(
@@ -187,40 +194,71 @@ def test_gradients_that_are_not_finite_stop_the_run_too(tmp_path):
         return state, {**values, "gradient_norm": jnp.where(state.step >= 5, jnp.inf, 1.0)}
 
     with pytest.raises(UserError, match="gradient_norm is inf at step 5; no checkpoint was saved before"):
-        training_loop.run(
-            tmp_path, toy_run.config(), toy_run.fresh_state(), step_fn, toy_run.batches, toy_run.CONFIG
-        )
+        toy_run.run(tmp_path, step_fn=step_fn)
+
+
+def started(folder: Path, train: train_config.TrainConfig):
+    """The state that a run begins with."""
+    checkpointer = Checkpointer(folder)
+    arguments = (toy_run.fresh_state, toy_run.placed(), first_state.load_params)
+    state = first_state.first_state(checkpointer, train, *arguments)
+    checkpointer.close()
+    return state
 
 
 def test_start_order(undisturbed, tmp_path):
     source = str(undisturbed[0])
     # init_from: the averaged parameters, a fresh optimiser, step 0.
-    started = training_loop._start(
-        Checkpointer(tmp_path / "init"),
-        toy_run.config(init_from=source),
-        toy_run.fresh_state(),
-        training_loop._load_params,
-    )
-    assert int(started.step) == 0
-    assert_equal(started.params, undisturbed[1].ema_params)
+    state = started(tmp_path / "init", toy_run.config(init_from=source))
+    assert int(state.step) == 0
+    assert_equal(state.params, undisturbed[1].ema_params)
     # restore_from comes before init_from and takes everything.
     both = toy_run.config(30, init_from=source, restore_from=source)
-    restored = training_loop._start(
-        Checkpointer(tmp_path / "restore"), both, toy_run.fresh_state(), training_loop._load_params
-    )
-    assert_equal(restored, undisturbed[1])
+    assert_equal(started(tmp_path / "restore", both), undisturbed[1])
     # A checkpoint of its own comes before both.
     toy_run.run(tmp_path / "own", 2)
-    own = training_loop._start(
-        Checkpointer(tmp_path / "own/checkpoints"), both, toy_run.fresh_state(), training_loop._load_params
-    )
-    assert int(own.step) == 2
+    assert int(started(tmp_path / "own/checkpoints", both).step) == 2
 
 
 def test_training_goes_on_from_other_parameters(undisturbed, tmp_path):
     state = toy_run.run(tmp_path, 5, init_from=str(undisturbed[0]), log_every=1)
     assert int(state.step) == 5
     assert lines(tmp_path)[0]["loss"] < 1 < lines(undisturbed[0])[0]["loss"]
+
+
+class FailedCheckpointer(SilentCheckpointer):
+    """Its second save fails in the background."""
+
+    def check(self) -> None:
+        if self.events == [("save", 2), ("save", 4)]:
+            raise UserError("could not save the checkpoint of step 4")
+
+
+def test_a_failed_background_save_ends_the_run_at_the_next_step():
+    events, taken = [], []
+
+    def step_fn(state, batch, seed_key):
+        taken.append(len(taken) + 1)
+        return state, {"loss": np.float32(1)}
+
+    train = train_config.TrainConfig(steps=20, batch_size=8, checkpoint_every=2, log_every=100)
+    loop = loop_with(train, step_fn, events)
+    loop.checkpointer = FailedCheckpointer(events)
+    with pytest.raises(UserError, match="step 4"):
+        loop.run(toy_run.fresh_state(), 0, toy_run.batches)
+    assert taken[-1] == 5
+
+
+def test_the_best_is_kept_by_a_number_of_the_evaluation(tmp_path):
+    def evaluate(step, state):
+        return {"validation_loss": abs(step - 4.0)}
+
+    every = {"evaluate_every": 2, "checkpoint_every": 2, "keep_checkpoints": 1}
+    hook = training_loop.Hook(2, evaluate)
+    toy_run.run(tmp_path, 10, hooks=(hook,), keep_best="validation_loss", **every)
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} == {"4", "10"}
+    with pytest.raises(UserError, match="keep_best 'psnr' is not evaluated; use one of validation_loss"):
+        toy_run.run(tmp_path / "other", 10, hooks=(hook,), keep_best="psnr", **every)
 
 
 def test_another_seed_is_refused(undisturbed):
@@ -234,33 +272,3 @@ def test_metrics_that_are_not_numbers_of_json_become_null(tmp_path):
     writer.close()
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text) == {"step": 1, "loss": 0.5, "per_scale": [1.0, None], "n": 3}
-
-
-@pytest.mark.parametrize(
-    ("text", "steps"),
-    [
-        *[(7, 7), ("7", 7), ("7 steps", 7), ("1 step", 1), ("10%", 50), ("2 epochs", 200)],
-        *[("0.5 epochs", 50), ("96 examples", 12), ("0", 0), ("0.001%", 1)],
-    ],
-)
-def test_durations(text, steps):
-    assert durations.in_steps(text, steps=500, batch_size=8, examples=800) == steps
-
-
-@pytest.mark.parametrize("text", ["soon", "-3", "5 minutes", ""])
-def test_durations_that_mean_nothing_are_refused(text):
-    with pytest.raises(UserError, match="is not understood"):
-        durations.in_steps(text, steps=500, batch_size=8, examples=800)
-
-
-def test_a_runs_length_cannot_be_a_part_of_itself():
-    with pytest.raises(UserError, match="'10%' is not understood"):
-        training_loop.train_config({"steps": "10%", "batch_size": 8}, 800)
-
-
-def test_train_section_becomes_steps():
-    section = {"steps": "2 epochs", "batch_size": 8, "checkpoint_every": "25%", "log_every": 10}
-    train = training_loop.train_config(section, 800)
-    assert (train.steps, train.checkpoint_every, train.log_every) == (200, 50, 10)
-    with pytest.raises(UserError, match=r"train\.log_evry; did you mean train\.log_every"):
-        training_loop.train_config({**section, "log_evry": 1}, 800)

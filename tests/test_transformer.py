@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from arbitrary_params import arbitrary_params
 
-from infinity_jax.config import TransformerConfig
+from infinity_jax.config import REMAT, TransformerConfig
 from infinity_jax.convert.links import Buffer, params_from
 from infinity_jax.convert.transformer_names import transformer_links
 from infinity_jax.errors import UserError
@@ -20,7 +20,7 @@ from infinity_jax.losses import bit_loss
 from infinity_jax.model.attention import attend, block_causal_attention, block_causal_mask
 from infinity_jax.model.matmul import matmul
 from infinity_jax.model.rope2d import rope_table
-from infinity_jax.model.transformer import Transformer, init_params, init_variables
+from infinity_jax.model.transformer import Transformer, draw_path_factors, init_params, init_variables
 from infinity_jax.scales import ScaleSchedule, make_schedule
 
 SCHEDULE = ScaleSchedule(((1, 1), (2, 1), (3, 2), (4, 3)), (4, 3))
@@ -52,7 +52,7 @@ def batch():
     }
 
 
-@functools.partial(jax.jit, static_argnames=("config", "deterministic"))
+@functools.partial(jax.jit, static_argnames=("config",))
 def logits(params, batch, config=CONFIG, **kwargs):
     arguments = batch["inputs"], batch["text"], batch["mask"], SCHEDULE
     return Transformer(config).apply({"params": params}, *arguments, **kwargs)
@@ -65,8 +65,8 @@ def test_rotary_positions_are_those_of_the_whole_preset():
 
 def gradients_of(params, batch, config):
     def loss_fn(params):
-        rngs = {"drop_path": jax.random.key(2)}
-        out = logits(params, batch, config, deterministic=False, rngs=rngs)
+        factors = draw_path_factors(config, jax.random.key(2), len(batch["bits"]))
+        out = logits(params, batch, config, path_factors_N2B=factors)
         return bit_loss(out, batch["bits"], SCHEDULE)[0]
 
     return jax.jit(jax.value_and_grad(loss_fn))(params)
@@ -79,7 +79,8 @@ def float32_gradients(params, batch):
 
 def test_scan_equals_loop_and_remat_equals_none(params, batch, float32_gradients):
     reference = float32_gradients
-    for change in ({"scan_layers": False}, {"remat": True}):
+    changes = ({"scan_layers": False}, *({"remat": policy} for policy in REMAT if policy != "none"))
+    for change in changes:
         other = gradients_of(params, batch, dataclasses.replace(CONFIG, **change))
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), reference, other)
 
@@ -120,9 +121,9 @@ def test_drop_path_rates_grow_with_depth():
     params = arbitrary_params(config, SCHEDULE)
     inputs = jnp.zeros((64, SCHEDULE.length - 1, config.bits))
     arguments = inputs, jnp.ones((64, 1, 128)), jnp.ones((64, 1), bool), SCHEDULE
-    rngs = {"drop_path": jax.random.key(0)}
+    factors = draw_path_factors(config, jax.random.key(0), 64)
     forward = jax.jit(
-        lambda: Transformer(config).apply({"params": params}, *arguments, deterministic=False, rngs=rngs)
+        lambda: Transformer(config).apply({"params": params}, *arguments, path_factors_N2B=factors)
     )
     distinct = np.unique(np.round(np.asarray(forward()).reshape(64, -1)[:, 5], 4))
     assert len(distinct) == 4  # second layer: attention kept or not, feed-forward kept or not

@@ -9,17 +9,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax import optim, train_state, training_loop
+from infinity_jax import optim, sharding, train_state, training_loop
+from infinity_jax.mesh import MeshConfig
 from infinity_jax.random import stream
+from infinity_jax.train_config import TrainConfig
 
 OPTIM = optim.OptimConfig(learning_rate=0.05, warmup_steps=2)
 CONFIG = {"train": {"steps": 20}, "sizes": [1, 2]}
 
 
-def config(steps: int = 20, **changes) -> training_loop.TrainConfig:
-    return training_loop.TrainConfig(
-        **{"steps": steps, "batch_size": 8, "log_every": 3, "checkpoint_every": 5, **changes}
-    )
+def config(steps: int = 20, **changes) -> TrainConfig:
+    return TrainConfig(**{"steps": steps, "batch_size": 8, "log_every": 3, "checkpoint_every": 5, **changes})
 
 
 def fresh_state(width: int = 3) -> train_state.TrainState:
@@ -39,20 +39,29 @@ def step_fn(state, batch, seed_key):
     return new, {"loss": loss, "loss_per_scale": per_output}
 
 
-def batches(first: int) -> Iterator[dict[str, np.ndarray]]:
+def layout() -> sharding.Layout:
+    return sharding.layout_of(MeshConfig(), "dp", devices=jax.devices()[:1])
+
+
+def placed(width: int = 3) -> train_state.TrainState:
+    """Everything on the one device."""
+    return jax.tree.map(lambda _: layout().whole, jax.eval_shape(lambda: fresh_state(width)))
+
+
+def batches(first: int, rows: np.ndarray) -> Iterator[dict[str, np.ndarray]]:
     step = first
     while True:
         numbers = np.random.default_rng((7, step))
         x = numbers.normal(size=(8, 4)).astype(np.float32)
-        yield {"x": x, "y": x[:, :3] * 2}
+        yield {"x": x[rows], "y": x[rows, :3] * 2}
         step += 1
 
 
 def killed_at(step: int):
     """Batches that kill the process, without warning, when that of `step` is asked for."""
 
-    def stream_of(first: int):
-        for number, batch in enumerate(batches(first), first):
+    def stream_of(first: int, rows):
+        for number, batch in enumerate(batches(first, rows), first):
             if number == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield batch
@@ -60,8 +69,12 @@ def killed_at(step: int):
     return stream_of
 
 
-def run(workdir, steps: int = 20, *, batches=batches, **changes) -> train_state.TrainState:
-    return training_loop.run(workdir, config(steps, **changes), fresh_state(), step_fn, batches, CONFIG)
+def run(
+    workdir, steps: int = 20, *, batches=batches, step_fn=step_fn, hooks=(), **changes
+) -> train_state.TrainState:
+    return training_loop.run(
+        workdir, config(steps, **changes), fresh_state, placed(), layout(), step_fn, batches, CONFIG, hooks
+    )
 
 
 if __name__ == "__main__":

@@ -30,8 +30,7 @@ def batches(
     first_step: int = 0,
     transform: Callable[[Any], Mapping[str, Any]] | None = None,
     shuffle: bool = True,
-    process_index: int = 0,
-    process_count: int = 1,
+    rows: Sequence[int] | np.ndarray | None = None,
     threads: int = 2,
     prefetch: int = 4,
 ) -> Iterator[Batch]:
@@ -39,17 +38,18 @@ def batches(
 
     The records stand in one endless row, epoch after epoch, each epoch in its own order that (seed, epoch)
     decides; batch `step` takes places step * batch_size and on, so an epoch may end inside a batch and
-    nothing is dropped. Starting at `first_step` reads nothing before it. `batch_size` is the size over all
-    processes; each process gets (and reads) its contiguous slice of batch_size / process_count. `transform`
-    maps a record to arrays in one of `threads` threads; `prefetch` batches are kept ready. Arrays [b, ...]
-    keep their dtype; str and bytes become object arrays [b]. Raises UserError for an empty source or sizes
-    that do not divide.
+    nothing is dropped. Starting at `first_step` reads nothing before it. Of each batch only its places `rows`
+    are read and given, by default all: so the batches are the same however many processes read their share.
+    `transform` maps a record to arrays in one of `threads` threads; `prefetch` batches are kept ready. Arrays
+    [b, ...] keep their dtype; str and bytes become object arrays [b]. Raises UserError for an empty source or
+    batch.
     """
     if len(source) == 0:
         raise UserError("the training split is empty; give a data source with at least one picture")
-    if batch_size < 1 or batch_size % process_count:
+    rows = range(batch_size) if rows is None else rows
+    if batch_size < 1 or len(rows) == 0:
         raise UserError(
-            f"batch size {batch_size} cannot be shared by {process_count} processes; use a positive multiple"
+            f"batch size {batch_size}, of which {len(rows)} are read here; both must be at least 1"
         )
     records = _records(source)
     if shuffle:
@@ -59,9 +59,22 @@ def batches(
     records = records.repeat(_ENDLESS // len(source) + 1)
     if transform is not None:
         records = records.map(transform)
-    shares = records.batch(batch_size // process_count, batch_fn=stack)
-    mine = shares.slice(slice(first_step * process_count + process_index, None, process_count))
-    return iter(mine.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
+    shares = _records(_Shares(records, batch_size, [int(row) for row in rows])).slice(slice(first_step, None))
+    return iter(shares.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
+
+
+class _Shares:
+    """Some rows of each batch of an endless row of records."""
+
+    def __init__(self, records: grain.MapDataset, batch_size: int, rows: Sequence[int]):
+        self._records, self._batch_size, self._rows = records, batch_size, rows
+
+    def __len__(self) -> int:
+        return len(self._records) // self._batch_size
+
+    def __getitem__(self, step: int) -> Batch:
+        first = step * self._batch_size
+        return stack([cast(Any, self._records[first + row]) for row in self._rows])
 
 
 def eval_batches(

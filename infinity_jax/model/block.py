@@ -6,6 +6,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.model.attention import attend, block_causal_attention
@@ -20,8 +21,10 @@ from infinity_jax.model.layers import (
 )
 from infinity_jax.model.rope2d import rope_table, rotate
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import constrain
 
 MAX_LOG_SCALE = math.log(100.0)
+INPUT = "block input"  # the name by which a remat policy knows what goes into a block
 
 
 @flax.struct.dataclass
@@ -69,7 +72,9 @@ class SelfAttention(nn.Module):
         q, k, v = (layer(x_BLC).swapaxes(1, 2) for layer in (self.query, self.key, self.value))
         scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
         q, k = _normalise(q) * scale[:, None, None], _normalise(k)
-        return rotate(q, cos_Ln, sin_Ln), rotate(k, cos_Ln, sin_Ln), v
+        q, k = rotate(q, cos_Ln, sin_Ln), rotate(k, cos_Ln, sin_Ln)
+        q, k, v = (constrain(x, "batch", "attention_heads", None, None) for x in (q, k, v))
+        return q, k, v
 
     def merge(self, out_BHLd: jax.Array) -> jax.Array:
         """Output projection of all heads, float32 [B, L, C]."""
@@ -94,7 +99,8 @@ class CrossAttention(nn.Module):
 
     def keys_values(self, context_BTC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Keys and values of the text, each float32 [B, H, T, head]."""
-        return self.key(context_BTC).swapaxes(1, 2), self.value(context_BTC).swapaxes(1, 2)
+        keys, values = self.key(context_BTC).swapaxes(1, 2), self.value(context_BTC).swapaxes(1, 2)
+        return constrain(keys, "batch", "heads", None, None), constrain(values, "batch", "heads", None, None)
 
     def __call__(
         self, x_BLC: jax.Array, text_kv: tuple[jax.Array, jax.Array], mask_BT: jax.Array
@@ -102,6 +108,7 @@ class CrossAttention(nn.Module):
         """float32 [B, L, C]."""
         B, L, C = x_BLC.shape
         q = self.query(x_BLC).transpose(0, 2, 1, 3) / math.sqrt(self.config.head_size)
+        q = constrain(q, "batch", "heads", "tokens", None)
         out = attend(q, *text_kv, self.config.compute_dtype, mask_BT[:, None, None, :])
         return self.out(out.transpose(0, 2, 1, 3).reshape(B, L, C))
 
@@ -117,7 +124,7 @@ class FeedForward(nn.Module):
         hidden = Dense((c.width, c.ffn_width), ("embed", "mlp"), weight_init(c), c.compute_dtype, name="fc1")(
             x_BLC
         )
-        hidden = nn.gelu(hidden, approximate=True)
+        hidden = nn.gelu(constrain(hidden, "batch", "tokens", "mlp"), approximate=True)
         return Dense((c.ffn_width, c.width), ("mlp", "embed"), output_init(c), c.compute_dtype, name="fc2")(
             hidden
         )
@@ -128,12 +135,10 @@ class Block(nn.Module):
 
     Attributes:
       config, schedule: what is computed.
-      deterministic: no stochastic depth. Otherwise `__call__` needs the random stream "drop_path".
     """
 
     config: TransformerConfig
     schedule: ScaleSchedule
-    deterministic: bool = True
 
     def setup(self):
         c = self.config
@@ -149,24 +154,27 @@ class Block(nn.Module):
         self.ffn = FeedForward(c)
 
     def __call__(
-        self, x_BLC: jax.Array, drop_rate: jax.Array, condition: Condition
+        self, x_BLC: jax.Array, path_factors_2B: jax.Array | None, condition: Condition
     ) -> tuple[jax.Array, None]:
         """The residual stream float32 [B, L, C] after this block (and None, as a scan over layers wants).
 
         Args:
-          drop_rate: float32 scalar, how often a picture skips the self-attention, and the feed-forward layer.
+          path_factors_2B: float32, stochastic depth: what the self-attention's and the feed-forward layer's update of
+            each picture is multiplied by; None is 1.
         """
+        x_BLC = checkpoint_name(constrain(x_BLC, "batch", "tokens", None), INPUT)
         cos_Ln, sin_Ln = rope_table(self.schedule, self.config.head_size)
         gamma1, gamma2, *modulation = self._modulation(condition)
         q, k, v = self.self_attention.project(modulate(x_BLC, modulation[0], modulation[2]), cos_Ln, sin_Ln)
         attended = block_causal_attention(q, k, v, self.schedule, self.config.compute_dtype)
         update = self.self_attention.merge(attended) * gamma1[:, None]
-        x_BLC += self._drop_path(update, drop_rate)
+        x_BLC += update if path_factors_2B is None else update * path_factors_2B[0][:, None, None]
         x_BLC += self._cross(
             x_BLC, self.cross_attention.keys_values(condition.context_BTC), condition.mask_BT
         )
         update = self.ffn(modulate(x_BLC, modulation[1], modulation[3])) * gamma2[:, None]
-        return x_BLC + self._drop_path(update, drop_rate), None
+        x_BLC += update if path_factors_2B is None else update * path_factors_2B[1][:, None, None]
+        return constrain(x_BLC, "batch", "tokens", None), None
 
     def step(
         self, x_BNC: jax.Array, past: tuple[jax.Array, jax.Array], text_kv, condition: Condition, scale: int
@@ -180,6 +188,7 @@ class Block(nn.Module):
         Returns:
           the residual stream float32 [B, N, C], and this scale's keys and values, each [B, H, N, head].
         """
+        x_BNC = constrain(x_BNC, "batch", None, None)
         gamma1, gamma2, *modulation = self._modulation(condition)
         q, k, v = self.self_attention.project(
             modulate(x_BNC, modulation[0], modulation[2]), *self._positions(scale)
@@ -207,9 +216,3 @@ class Block(nn.Module):
     def _cross(self, x_BLC: jax.Array, text_kv, mask_BT: jax.Array) -> jax.Array:
         normed = layer_norm(x_BLC) * self.cross_norm_scale + self.cross_norm_bias
         return self.cross_attention(normed, text_kv, mask_BT)
-
-    def _drop_path(self, update_BLC: jax.Array, rate: jax.Array) -> jax.Array:
-        if self.deterministic:
-            return update_BLC
-        kept_B = jax.random.bernoulli(self.make_rng("drop_path"), 1 - rate, update_BLC.shape[:1])
-        return update_BLC * (kept_B / (1 - rate))[:, None, None]

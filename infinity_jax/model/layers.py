@@ -24,11 +24,13 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.model.matmul import matmul
 
 NORM_EPS = 1e-6
+LINEAR = "linear map"  # the name by which a remat policy knows its result
 ADALN_INIT, GAMMA_INIT = 1e-3, 5e-6
 
 
@@ -80,7 +82,8 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """float32 [..., in] -> float32 [..., *out]."""
-        y = matmul(x, parameter(self, "kernel", self.kernel_init, self.shape, self.axes), self.dtype)
+        kernel = parameter(self, "kernel", self.kernel_init, self.shape, self.axes)
+        y = checkpoint_name(matmul(x, kernel, self.dtype), LINEAR)
         if self.bias:
             y += parameter(self, "bias", nn.initializers.zeros, self.shape[1:], self.axes[1:])
         return y

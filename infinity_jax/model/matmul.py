@@ -5,25 +5,18 @@ it is the fastest form as well, because element-wise bfloat16 is slower there th
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from infinity_jax.sharding import on_mesh
+
 
 def precision(dtype: str) -> lax.Precision:
     """Of a product whose operands were cast to `dtype`: exact where that is float32 (a TPU would round to bfloat16)."""
     return lax.Precision.HIGHEST if dtype == "float32" else lax.Precision.DEFAULT
-
-
-def _dot(a, b, contract: tuple[int, int], dtype: str) -> jax.Array:
-    return lax.dot_general(
-        a.astype(dtype),
-        b.astype(dtype),
-        (((contract[0],), (contract[1],)), ((), ())),
-        precision=precision(dtype),
-        preferred_element_type=jnp.float32,
-    )
 
 
 def _as_new_array(x: jax.Array) -> jax.Array:
@@ -35,28 +28,77 @@ def transposed_in_memory(x: jax.Array) -> jax.Array:
     """The last two axes exchanged; on a CPU as a new array.
 
     XLA:CPU has a fast product only where the left operand's contracted axis is its last. It would fold a
-    transposition into the product before or after it; the barriers and the reshape keep it out.
+    transposition into the product before or after it; the barriers and the reshape keep it out. Not on a mesh: there
+    the compiler moves data within, and the two forms would stay two branches of the program.
     """
+    if on_mesh():
+        return x.swapaxes(-1, -2)
     return lax.platform_dependent(x, cpu=_as_new_array, default=lambda x: x.swapaxes(-1, -2))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _matmul(x_MK, w_KN, dtype):
-    return _dot(x_MK, w_KN, (1, 0), dtype)
+def _dot(a, b, axes_a, axes_b, dtype: str) -> jax.Array:
+    """Sum of products over the axes of a and b, which have the type `dtype`, in float32."""
+    contracted = ((tuple(axes_a), tuple(axes_b)), ((), ()))
+    kind = {"precision": precision(dtype), "preferred_element_type": jnp.float32}
+    return lax.dot_general(a, b, contracted, **kind)
 
 
-def _matmul_forward(x_MK, w_KN, dtype):
-    x_MK, w_KN = x_MK.astype(dtype), w_KN.astype(dtype)
-    return _dot(x_MK, w_KN, (1, 0), dtype), (x_MK, w_KN)
+def _product(x, w, dtype: str) -> jax.Array:
+    return _dot(x, w, [x.ndim - 1], [0], dtype)
 
 
-def _matmul_backward(dtype, saved, dy_MN):
-    x_MK, w_KN = saved
-    dy_MN = dy_MN.astype(dtype)
-    dx_MK = _dot(dy_MN, w_KN, (1, 1), dtype)
-    x_KM = transposed_in_memory(x_MK)
-    dw_KN = lax.optimization_barrier(_dot(x_KM, dy_MN, (1, 0), dtype))
-    return dx_MK, dw_KN
+def _input_gradient(dy, w, dtype: str) -> jax.Array:
+    outputs = w.ndim - 1
+    return _dot(dy, w, range(dy.ndim - outputs, dy.ndim), range(1, w.ndim), dtype)
+
+
+def _weight_gradient(x, dy, dtype: str) -> jax.Array:
+    return _dot(x, dy, range(x.ndim - 1), range(x.ndim - 1), dtype)
+
+
+# The same with two axes each: other forms are slow on a CPU. On a mesh axes stay apart, because two that are split
+# cannot be joined without moving data.
+def _flat_product(x, w, dtype: str) -> jax.Array:
+    flat = _product(_rows(x), _columns(w), dtype)
+    return flat.reshape(*x.shape[:-1], *w.shape[1:])
+
+
+def _flat_input_gradient(dy, w, dtype: str) -> jax.Array:
+    leading = dy.shape[: dy.ndim - w.ndim + 1]
+    return _input_gradient(dy.reshape(math.prod(leading), -1), _columns(w), dtype).reshape(*leading, -1)
+
+
+def _flat_weight_gradient(x, dy, dtype: str) -> jax.Array:
+    x_MK = _rows(x)
+    dy_MN = dy.reshape(len(x_MK), -1)
+    dw_KN = lax.optimization_barrier(_product(transposed_in_memory(x_MK), dy_MN, dtype))
+    return dw_KN.reshape(x.shape[-1], *dy.shape[x.ndim - 1 :])
+
+
+def _rows(x) -> jax.Array:
+    return x.reshape(-1, x.shape[-1])
+
+
+def _columns(w) -> jax.Array:
+    return w.reshape(w.shape[0], -1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _matmul(x, w, dtype, flat):
+    return _matmul_forward(x, w, dtype, flat)[0]
+
+
+def _matmul_forward(x, w, dtype, flat):
+    x, w = x.astype(dtype), w.astype(dtype)
+    return (_flat_product if flat else _product)(x, w, dtype), (x, w)
+
+
+def _matmul_backward(dtype, flat, saved, dy):
+    x, w = saved
+    dy = dy.astype(dtype)
+    if flat:
+        return _flat_input_gradient(dy, w, dtype), _flat_weight_gradient(x, dy, dtype)
+    return _input_gradient(dy, w, dtype), _weight_gradient(x, dy, dtype)
 
 
 _matmul.defvjp(_matmul_forward, _matmul_backward)
@@ -70,6 +112,4 @@ def matmul(x: jax.Array, w: jax.Array, dtype: str) -> jax.Array:
       w: float32 [K, ...]; its trailing axes become the last axes of the result.
       dtype: "float32" or "bfloat16", what the operands of this product and of its gradients are cast to.
     """
-    w_KN = w.reshape(w.shape[0], -1)
-    y = _matmul(x.reshape(-1, x.shape[-1]), w_KN, dtype)
-    return y.reshape(*x.shape[:-1], *w.shape[1:])  # pyright: ignore[reportAttributeAccessIssue]
+    return jnp.asarray(_matmul(x, w, dtype, not on_mesh()))

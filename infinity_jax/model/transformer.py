@@ -10,10 +10,11 @@ from jaxtyping import Array, Bool, Float, Key
 from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.model.bit_head import BitHead
-from infinity_jax.model.block import Block, Condition
-from infinity_jax.model.layers import Dense, adaln_init, parameter, weight_init
+from infinity_jax.model.block import INPUT, Block, Condition
+from infinity_jax.model.layers import LINEAR, Dense, adaln_init, parameter, weight_init
 from infinity_jax.model.text_condition import TextCondition
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import constrain
 
 SCALE_ROWS = 15
 
@@ -47,7 +48,7 @@ class Transformer(nn.Module):
         text_mask_BT: Bool[Array, "B T"],
         schedule: ScaleSchedule,
         drop_caption_B: Bool[Array, "B"] | None = None,
-        deterministic: bool = True,
+        path_factors_N2B: Float[Array, "N 2 B"] | None = None,
     ) -> Float[Array, "B L d 2"]:
         """Bit logits of all scales at once.
 
@@ -57,7 +58,7 @@ class Transformer(nn.Module):
           text_mask_BT: True on tokens that exist.
           schedule: static.
           drop_caption_B: pictures whose caption is replaced by the learned empty one (for guidance).
-          deterministic: no stochastic depth; otherwise the random stream "drop_path" is needed.
+          path_factors_N2B: stochastic depth of each layer, from `draw_path_factors`; None is none.
         Returns:
           float32 logits; class 1 of the last axis means the bit is set.
         Raises:
@@ -80,24 +81,28 @@ class Transformer(nn.Module):
         condition = self.text_condition(text_BTC, text_mask_BT)
         scale_of_token = jnp.asarray(schedule.scale_of_token)
         x_BLC = jnp.concatenate([self.start(condition), self.embed_bits(inputs_BLd)], 1)
-        x_BLC += self.scale_embedding[scale_of_token]
+        x_BLC = constrain(x_BLC + self.scale_embedding[scale_of_token], "batch", "tokens", None)
         blocks = nn.scan(
-            nn.remat(Block, prevent_cse=False) if c.remat else Block,
+            _rematerialised(c.remat),
             variable_axes={"params": 0},
-            split_rngs={"params": True, "drop_path": True},
+            split_rngs={"params": True},
             in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=c.layers,
             unroll=1 if c.scan_layers else c.layers,
             metadata_params={nn.PARTITION_NAME: "layers"},
-        )(c, schedule, deterministic, name="blocks")
-        drop_rates = jnp.linspace(0.0, c.drop_path, c.layers)
-        x_BLC, _ = blocks(x_BLC, drop_rates, condition)
+        )(c, schedule, name="blocks")
+        x_BLC, _ = blocks(x_BLC, path_factors_N2B, condition)
         return self.head(x_BLC, condition)
 
     def text_condition(self, text_BTC: jax.Array, text_mask_BT: jax.Array) -> Condition:
         """What the blocks and the head read of the text."""
         vector_BC, context_BTC = self.text(text_BTC, text_mask_BT)
-        return Condition(vector_BC, self.shared_adaln(nn.silu(vector_BC)), context_BTC, text_mask_BT)
+        vector_BC, context_BTC = (
+            constrain(vector_BC, "batch", None),
+            constrain(context_BTC, "batch", None, None),
+        )
+        adaln_B6C = constrain(self.shared_adaln(nn.silu(vector_BC)), "batch", None, None)
+        return Condition(vector_BC, adaln_B6C, context_BTC, text_mask_BT)
 
     def empty_caption(self, length: int) -> jax.Array:
         """Learned features of an absent caption, float32 [length, text_channels]."""
@@ -119,6 +124,33 @@ class Transformer(nn.Module):
     def head(self, x_BNC: jax.Array, condition: Condition) -> jax.Array:
         """Bit logits float32 [B, N, d, 2] from the last block's output."""
         return self.bit_head(x_BNC, condition.vector_BC)
+
+
+def _rematerialised(policy: str) -> Any:
+    """`Block` with what its backward pass computes again; names as in `TransformerConfig.remat`."""
+    policies = jax.checkpoint_policies
+    if policy == "none":
+        return Block
+    saved = {
+        "block": None,
+        "dots": policies.save_only_these_names(LINEAR),
+        "offload": policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=[],
+            names_which_can_be_offloaded=[INPUT],
+            offload_src="device",
+            offload_dst="pinned_host",
+        ),
+    }
+    return nn.remat(Block, prevent_cse=False, policy=saved[policy])
+
+
+def draw_path_factors(config: TransformerConfig, key: Key[Array, ""], batch: int) -> Float[Array, "N 2 B"]:
+    """Stochastic depth of a batch: 0 where a picture skips a layer's update, else 1 / (1 - rate).
+
+    Axis 1: self-attention, feed-forward layer. The rate grows linearly from 0 to `drop_path` (spec section 4).
+    """
+    kept_N = 1 - jnp.linspace(0.0, config.drop_path, config.layers)[:, None, None]
+    return jax.random.bernoulli(key, kept_N, (config.layers, 2, batch)) / kept_N
 
 
 def init_params(config: TransformerConfig, key: Key[Array, ""], schedule: ScaleSchedule) -> Any:

@@ -17,6 +17,7 @@ from infinity_jax.model.block import Block, Condition
 from infinity_jax.model.transformer import Transformer
 from infinity_jax.sampling import bits, guidance
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.sharding import Layout, constrain, place
 from infinity_jax.tokenizer import bsq, pyramid
 from infinity_jax.tokenizer.model import Tokenizer
 
@@ -80,6 +81,16 @@ class SamplerInputs(NamedTuple):
     negative_mask_BT: jax.Array | None = None
 
 
+def placed(inputs: SamplerInputs, layout: Layout) -> SamplerInputs:
+    """The inputs laid out over a mesh: what belongs to one picture with its share of the batch, the rest everywhere."""
+    share = layout.batch(len(inputs.seeds_B))
+    of_all = ("cfg_K", "tau_K", "top_p")
+    given = {name: x for name, x in inputs._asdict().items() if x is not None}
+    return inputs._replace(
+        **{name: place(x, layout.whole if name in of_all else share) for name, x in given.items()}
+    )
+
+
 @flax.struct.dataclass
 class SamplerState:
     """What one scale hands to the next.
@@ -104,17 +115,24 @@ class Drawn(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)
-def make_sampler(config: SamplerConfig) -> Callable[[Any, Any, SamplerInputs], UInt8[Array, "B H W 3"]]:
-    """The jitted (transformer parameters, tokenizer parameters, inputs) -> pictures uint8 [B,H,W,3]."""
+def make_sampler(
+    config: SamplerConfig, layout: Layout | None = None
+) -> Callable[[Any, Any, SamplerInputs], UInt8[Array, "B H W 3"]]:
+    """The jitted (transformer parameters, tokenizer parameters, inputs) -> pictures uint8 [B,H,W,3].
+
+    On a mesh (`layout`) each device draws its share of the batch; the pictures then lie whole on every device.
+    """
 
     def sample(params, tokenizer_params, inputs: SamplerInputs):
-        codes_BHWd = draw(config, params, inputs).running_sum_BHWd
+        codes_BHWd = constrain(draw(config, params, inputs).running_sum_BHWd, "batch", None, None, None)
         image = Tokenizer(config.tokenizer).apply({"params": tokenizer_params}, codes_BHWd, method="decode")
         return jnp.clip((jnp.asarray(image) + 1) / 2 * 255, 0, 255).astype(
             jnp.uint8
         )  # truncated, as the release does
 
-    return jax.jit(sample)
+    if layout is None:
+        return jax.jit(sample)
+    return jax.jit(layout.traced(sample), out_shardings=layout.whole)
 
 
 def draw(config: SamplerConfig, params, inputs: SamplerInputs) -> Drawn:
@@ -188,8 +206,9 @@ def _empty_state(config: SamplerConfig, batch: int, rows: int) -> SamplerState:
     model, tokenizer, schedule = config.model, config.tokenizer, config.schedule
     cached = schedule.offsets[-2]
     cache = jnp.zeros((model.layers, rows, model.heads, cached, model.head_size), jnp.float32)
+    cache = constrain(cache, "layers", "batch", "attention_heads", None, None)
     running_sum = jnp.zeros((batch, *schedule.times(tokenizer.patchify).last, tokenizer.bits), jnp.float32)
-    return SamplerState(running_sum, cache, cache)
+    return SamplerState(constrain(running_sum, "batch", None, None, None), cache, cache)
 
 
 def _blocks(

@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from infinity_jax.errors import UserError
+from infinity_jax.sharding import Layout
 from infinity_jax.text.minilm import load_minilm
 from infinity_jax.text.t5_encoder import HOW_TO_MAKE, load_t5
 
@@ -46,6 +47,10 @@ class TextEncoder(Protocol):
         T is 8, 16, 32, ... by the longest text, at most `max_length`. Raises UserError for an empty
         prompt, one that is not a string, and an empty list.
         """
+        ...
+
+    def place(self, layout: Layout) -> None:
+        """Lays the weights over a mesh; from then on all its processes must call `encode`, with the same texts."""
         ...
 
 

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
 
 from infinity_jax.errors import UserError
+from infinity_jax.sharding import Layout, place
 from infinity_jax.text.batching import encode_texts
 from infinity_jax.text.minilm_weights import read_weights
 from infinity_jax.text.prompt import clean_prompts
@@ -91,6 +92,11 @@ class MiniLMEncoder:
         self._tokenizer = tokenizer
         self._params = jax.device_put(params)
         self._apply = jax.jit(self._features)
+
+    def place(self, layout: Layout) -> None:
+        """See `TextEncoder.place`. This small one lies whole on every device."""
+        self._params = jax.tree.map(lambda x: place(x, layout.whole), self._params)
+        self._apply = jax.jit(self._features, out_shardings=layout.whole)
 
     def _features(
         self, params: dict, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]

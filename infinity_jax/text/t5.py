@@ -264,15 +264,14 @@ def init_variables(config: T5Config, key: jax.Array) -> PyTree:
     return T5(config).init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 
 
-def param_shapes(config: T5Config) -> PyTree:
-    """The encoder's parameters as ShapeDtypeStructs, nested dicts."""
-    return nn.meta.unbox(jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))["params"])
+def param_variables(config: T5Config) -> PyTree:
+    """The encoder's parameters as ShapeDtypeStructs, boxed with their logical axis names.
 
-
-def param_axes(config: T5Config) -> PyTree:
-    """The same tree with a PartitionSpec of logical axis names for each parameter.
-
-    `flax.linen.logical_to_mesh_sharding` makes shardings of it. The names are those of `model.layers`, and
-    "vocabulary" and "position_buckets" for the rows of the two tables.
+    The names are those of `model.layers`, and "vocabulary" and "position_buckets" for the rows of the two tables.
     """
-    return nn.get_partition_spec(jax.eval_shape(lambda: init_variables(config, jax.random.key(0))))["params"]
+    return jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))["params"]
+
+
+def param_shapes(config: T5Config) -> PyTree:
+    """The same as nested dicts of ShapeDtypeStructs alone."""
+    return nn.meta.unbox(param_variables(config))

@@ -17,9 +17,10 @@ from tokenizers import Tokenizer
 
 from infinity_jax.config import DTYPES
 from infinity_jax.errors import UserError
+from infinity_jax.sharding import Layout, place
 from infinity_jax.text.batching import encode_texts
 from infinity_jax.text.prompt import clean_prompts
-from infinity_jax.text.t5 import T5, T5Config, param_shapes
+from infinity_jax.text.t5 import T5, T5Config, param_shapes, param_variables
 
 CONFIG, WEIGHTS, TOKENIZER, WEIGHTS_HASH = "config.json", "weights.safetensors", "tokenizer.json", "sha256"
 HOW_TO_MAKE = "make it with: infinity-jax convert --from FLAN_T5_FOLDER --kind t5 --config xl --out DIR"
@@ -32,8 +33,7 @@ class T5Encoder:
 
     Attributes:
       config: size of the encoder.
-      params: nested dict of arrays, of the float type that they are stored in. To use several devices, replace
-        it by `jax.device_put(encoder.params, shardings)`; `t5.param_axes` names the axes.
+      params: nested dict of arrays, of the float type that they are stored in.
     """
 
     name = "t5"
@@ -66,6 +66,12 @@ class T5Encoder:
         tokenizer.no_truncation()
         self._tokenizer = tokenizer
         self._jitted = jax.jit(self.apply)
+
+    def place(self, layout: Layout) -> None:
+        """See `TextEncoder.place`."""
+        shardings = layout.of(param_variables(self.config))
+        self.params = jax.tree.map(place, self.params, shardings)
+        self._jitted = jax.jit(layout.traced(self.apply), out_shardings=layout.whole)
 
     def apply(
         self, params: PyTree, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]

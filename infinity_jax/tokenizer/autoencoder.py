@@ -9,9 +9,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from infinity_jax.config import TokenizerConfig
+from infinity_jax.sharding import constrain
 
 GROUPS = 32
 _CONV_AXES = (None, None, "conv_in", "conv_out")
+_ACTIVATION = ("batch", None, None, None)
 
 
 def _conv(
@@ -51,11 +53,12 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W features"]:
+        x_BHWC = constrain(x_BHWC, *_ACTIVATION)
         h = _conv(self.config, self.features, name="conv1")(_norm_swish(x_BHWC, "norm1"))
         h = _conv(self.config, self.features, name="conv2")(_norm_swish(h, "norm2"))
         if x_BHWC.shape[-1] != self.features:
             x_BHWC = _conv(self.config, self.features, kernel=1, name="shortcut")(x_BHWC)
-        return x_BHWC + h
+        return constrain(x_BHWC + h, *_ACTIVATION)
 
 
 class Encoder(nn.Module):

@@ -1,0 +1,289 @@
+"""`infinity-jax compile`: the real train step or sampler, compiled ahead of time for devices that need not be here.
+
+Nothing runs: memory is what the compiler plans, FLOP and collectives are counted in the compiled program
+(`hlo_costs.py`), and times are estimates from peak rates (`chips.py`).
+"""
+
+import dataclasses
+import json
+import os
+import re
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+from jax.experimental import topologies
+
+from infinity_jax import config_files, flops, hlo_costs, scales, sharding
+from infinity_jax.chips import CHIPS, GIB, Chip
+from infinity_jax.config import TransformerConfig, from_dict
+from infinity_jax.errors import UserError
+from infinity_jax.lowering import Program, lower_sampler, lower_train_step
+from infinity_jax.mesh import parse_mesh
+
+INSTALL = "pip install 'infinity-jax[tpu]' (or 'jax[tpu]' of the same version as jax)"
+# What is reported of a compiled program: the largest over all shapes of pictures, or their mean.
+_LARGEST = ("peak_bytes_per_device", "argument_bytes_per_device", "temporary_bytes_per_device")
+_MEANS = (
+    "compiled_flops",
+    "model_flops",
+    "memory_traffic_bytes_per_device",
+    "collective_bytes",
+    "collective_bytes_by_kind",
+    "estimated_step_seconds",
+    "estimated_bounds_seconds",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Target:
+    """What is compiled for.
+
+    Attributes:
+      devices: of jax; of a topology they exist only as a description.
+      memory: bytes of one device.
+      chip: its rates; None for virtual devices of a CPU, where a time would say nothing.
+    """
+
+    devices: Sequence[Any]
+    memory: int
+    chip: Chip | None
+
+
+def main(
+    config: str,
+    size: str,
+    budget: str,
+    aspects: Mapping[str, float],
+    topology: str,
+    slices: int,
+    mesh: str | None,
+    rules: str | None,
+    batch: int | None,
+    microbatches: int | None,
+    remat: str | None,
+    sampler: bool,
+    quick: bool,
+    json_file: str,
+) -> bool:
+    """Compiles, prints a report and writes it to `json_file`; whether it fits into the devices' memory.
+
+    Args:
+      config: a config file as configs/t2i.py; its argument is "SIZE,BUDGET".
+      budget: a preset of `scales.make_schedule`; aspects: aspect ratio -> its share of the batches.
+      topology: "cpu:8", or a chip of `CHIPS` and a shape, like "v5e:16x16"; slices: how many of them.
+      mesh: as `parse_mesh` reads it, None is the config's; rules: a preset of sharding rules, None is the least that
+        uses the whole mesh.
+      batch: pictures over all devices; None is the config's, or for the sampler one a device of data and fsdp.
+      microbatches: parts of a batch one after the other; None is the config's.
+      remat: as `TransformerConfig.remat`; None is the config's.
+      sampler: the sampler instead of the train step.
+      quick: with less optimisation.
+    Raises:
+      UserError: something of it is unknown or does not go together, or libtpu is missing.
+    """
+    values = config_files.load(f"{config}:{size},{budget}")
+    mesh = mesh or str(values.mesh.shape)
+    model = from_dict(TransformerConfig, values.model, "model")
+    model = dataclasses.replace(model, remat=model.remat if remat is None else remat)
+    target = find_target(topology, slices)
+    mesh_config = parse_mesh(mesh, slices)
+    rules = rules or sharding.least_rules(mesh_config)
+    layout = sharding.layout_of(mesh_config, rules, model, target.devices)
+    default = mesh_config.data * mesh_config.fsdp if sampler else values.train.batch_size
+    pictures: int = batch or default
+    parts: int = microbatches or values.train.microbatches
+    shapes = []
+    for aspect, share in aspects.items():
+        schedule = scales.make_schedule(budget, aspect)
+        if sampler:
+            program = lower_sampler(values, size, model, schedule, pictures, layout)
+        else:
+            program = lower_train_step(values, size, model, schedule, pictures, parts, layout)
+        shapes.append({"aspect": aspect, "share": share, **compile_and_count(program, target, quick)})
+    report = {
+        "program": "sampler" if sampler else "train step",
+        "size": size,
+        "budget": budget,
+        "topology": topology,
+        "slices": slices,
+        "mesh": mesh,
+        "rules": rules,
+        "batch": pictures,
+        "microbatches": parts,
+        "remat": model.remat,
+        "quick": quick,
+        "parameters": flops.parameter_count(model),
+        "devices": len(target.devices),
+        "device_memory_bytes": target.memory,
+        **combine(shapes, target),
+        "shapes": shapes,
+    }
+    Path(json_file).write_text(json.dumps(report, indent=1) + "\n")
+    print(describe(report))
+    return report["fits"]
+
+
+def find_target(topology: str, slices: int = 1) -> Target:
+    """The devices that a name describes; UserError if there are none, or libtpu is not installed."""
+    name, _, shape = topology.partition(":")
+    if name == "cpu":
+        count = int(shape) if shape.isdecimal() else 0
+        devices = jax.devices("cpu")
+        if slices > 1:
+            raise UserError(
+                f"{slices} slices of {topology!r}: only a TPU topology can have several; use --slices 1"
+            )
+        if not 1 <= count <= len(devices):
+            raise UserError(
+                f"topology {topology!r}: this process has {len(devices)} virtual CPU devices; write cpu:NUMBER, and "
+                "outside the command line set XLA_FLAGS=--xla_force_host_platform_device_count=NUMBER before jax starts"
+            )
+        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        return Target(devices[:count], host // count, None)
+    chip = CHIPS.get(name)
+    if chip is None or chip.topology_options is None:
+        known = ", ".join(name for name, chip in CHIPS.items() if chip.topology_options is not None)
+        raise UserError(f"unknown topology {topology!r}; use cpu:8 or CHIP:SHAPE with a chip of {known}")
+    options: dict[str, Any] = dict(chip.topology_options) | ({"num_slices": slices} if slices > 1 else {})
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
+    except jax.errors.JaxRuntimeError as error:
+        hint = "then try again" if "lockfile" in str(error) else "use a shape like v5e:4x4 or v5p:2x2x1"
+        raise UserError(f"topology {topology!r}: {error}; {hint}") from error
+    except (RuntimeError, ImportError, ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"topology {topology!r} needs libtpu, which is not found ({error}); {INSTALL}"
+        ) from error
+    return Target(described.devices, chip.memory, chip)
+
+
+def compile_and_count(program: Program, target: Target, quick: bool) -> dict[str, Any]:
+    """Memory, FLOP, collectives and estimates of one program; all but memory are None where it does not fit at all."""
+    start = time.monotonic()
+    try:
+        options: Any = {"exec_time_optimization_effort": -1.0} if quick else None
+        compiled = program.lowered.compile(options)
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return _did_not_fit(str(error), program.model_flops, time.monotonic() - start)
+    seconds = time.monotonic() - start
+    memory: Any = compiled.memory_analysis()
+    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    # Temporaries as if all lived at once: the compiler's own peak leaves some out, and a CPU's leaves out all.
+    peak = (
+        memory.argument_size_in_bytes
+        + outputs
+        + memory.temp_size_in_bytes
+        + memory.generated_code_size_in_bytes
+    )
+    counted = hlo_costs.costs(compiled.as_text() or "")
+    return {
+        "fits": peak <= target.memory,
+        "peak_bytes_per_device": peak,
+        "argument_bytes_per_device": memory.argument_size_in_bytes,
+        "temporary_bytes_per_device": memory.temp_size_in_bytes,
+        "compiled_flops": counted.flops * len(target.devices),
+        "model_flops": program.model_flops,
+        "memory_traffic_bytes_per_device": counted.memory_bytes,
+        "collective_bytes": sum(counted.collectives.values()),
+        "collective_bytes_by_kind": counted.collectives,
+        **estimate(counted, target.chip),
+        "compile_seconds": seconds,
+    }
+
+
+def _did_not_fit(message: str, model_flops: int, seconds: float) -> dict[str, Any]:
+    """What `compile_and_count` gives where the compiler refuses; it names what it would have used, if it knows."""
+    used = re.search(r"[Uu]sed ([\d.]+)([KMGT])", message)
+    logging.warning("%s", message.split("\n\n")[0])
+    return {
+        "fits": False,
+        **dict.fromkeys((*_LARGEST, *_MEANS)),
+        "peak_bytes_per_device": round(float(used[1]) * 1024 ** ("KMGT".index(used[2]) + 1))
+        if used
+        else None,
+        "model_flops": model_flops,
+        "compile_seconds": seconds,
+    }
+
+
+def estimate(counted: hlo_costs.Costs, chip: Chip | None) -> dict[str, Any]:
+    """A lower bound of a step's time, from the chip's peak rates; None for a CPU.
+
+    Products, memory and links are taken to work at the same time, each at its peak; what is slowest decides. Traffic
+    with the host's memory (remat "offload") is not counted.
+    """
+    if chip is None:
+        return {"estimated_step_seconds": None, "estimated_bounds_seconds": None}
+    between = counted.collectives.get(hlo_costs.BETWEEN_SLICES, 0)
+    bounds = {
+        "compute": counted.flops / chip.peak_flops,
+        "memory": counted.memory_bytes / chip.memory_bandwidth,
+        "collectives": (sum(counted.collectives.values()) - between) / chip.link_bandwidth,
+    }
+    if between and chip.network_bandwidth:
+        bounds["between slices"] = between / chip.network_bandwidth
+    return {"estimated_step_seconds": max(bounds.values()), "estimated_bounds_seconds": bounds}
+
+
+def combine(shapes: Sequence[Mapping[str, Any]], target: Target) -> dict[str, Any]:
+    """The numbers of a mix of picture shapes: memory is that of the largest, all else the mean by their shares."""
+    shares = [shape["share"] / sum(shape["share"] for shape in shapes) for shape in shapes]
+
+    def mean(values: Sequence[Any]) -> Any:
+        if any(value is None for value in values):
+            return None
+        if isinstance(values[0], Mapping):
+            keys = sorted({key for value in values for key in value})
+            return {key: mean([value.get(key, 0) for value in values]) for key in keys}
+        return sum(share * value for share, value in zip(shares, values, strict=True))
+
+    largest = {}
+    for key in _LARGEST:
+        values = [shape[key] for shape in shapes]
+        largest[key] = None if None in values else max(values)
+    means = {key: mean([shape[key] for shape in shapes]) for key in _MEANS}
+    compiled, model, seconds = (means[k] for k in ("compiled_flops", "model_flops", "estimated_step_seconds"))
+    peak_rate = len(target.devices) * target.chip.peak_flops if target.chip else 0.0
+    return {
+        "fits": all(shape["fits"] for shape in shapes),
+        **largest,
+        **means,
+        "compiled_over_model_flops": None if compiled is None else compiled / model,
+        "estimated_mfu": None if seconds is None else model / (peak_rate * seconds),
+        "compile_seconds": sum(shape["compile_seconds"] for shape in shapes),
+    }
+
+
+def describe(report: Mapping[str, Any]) -> str:
+    """The report for people."""
+    peak, memory = report["peak_bytes_per_device"], report["device_memory_bytes"]
+    used = "more than that" if peak is None else f"{peak / GIB:.3g} GiB"
+    lines = [
+        f"{report['program']} of {report['size']} ({report['parameters']:,} parameters) at {report['budget']}, "
+        f"batch {report['batch']} in {report['microbatches']} parts, remat {report['remat']}, on {report['devices']} "
+        f"devices ({report['slices']} x {report['topology']}) as {report['mesh']} with rules {report['rules']}",
+        f"memory per device: {used} of {memory / GIB:.4g} GiB: {'fits' if report['fits'] else 'DOES NOT FIT'}",
+    ]
+    if report["compiled_flops"] is not None:
+        sent = report["collective_bytes_by_kind"]
+        lines += [
+            f"  arguments {report['argument_bytes_per_device'] / GIB:.3g} GiB, "
+            f"temporaries {report['temporary_bytes_per_device'] / GIB:.3g} GiB",
+            f"FLOP: {report['compiled_flops']:.3e} compiled, {report['model_flops']:.3e} of the model by formula, "
+            f"ratio {report['compiled_over_model_flops']:.2f}",
+            f"sent per device: {report['collective_bytes'] / 1e9:.3g} GB: "
+            + ", ".join(f"{kind} {size / 1e9:.3g}" for kind, size in sent.items()),
+        ]
+    if report["estimated_step_seconds"] is not None:
+        bounds = ", ".join(f"{name} {s:.3g}" for name, s in report["estimated_bounds_seconds"].items())
+        lines.append(
+            f"estimate from peak rates, not a measurement: at least {report['estimated_step_seconds']:.3g} s a step "
+            f"({bounds}), at most {report['estimated_mfu']:.0%} MFU"
+        )
+    return "\n".join([*lines, f"compiled in {report['compile_seconds']:.1f} s"])

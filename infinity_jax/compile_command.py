@@ -1,0 +1,140 @@
+"""Arguments of `infinity-jax compile`; jax is imported when it runs, after its environment is set."""
+
+import argparse
+import os
+import re
+
+from infinity_jax.config import REMAT
+
+SUMMARY = (
+    "compile a train step or sampler for a TPU topology ahead of time: does it fit, how fast could it be"
+)
+EXAMPLES = """infinity-jax compile --config configs/t2i.py --size 2.2b --budget 0.06M --topology v5e:16x16 \\
+      --mesh fsdp=256 --batch 4096 --json 2.2b.json
+  infinity-jax compile --config configs/t2i.py --size 2.2b --budget 1M --aspects 1:1,3:2=0.5,2:3=0.5 \\
+      --topology v5p:4x4x8 --mesh fsdp=128 --batch 2048 --microbatches 8 --json 2.2b.json
+  infinity-jax compile --config configs/t2i.py --size 125m --budget 0.06M --topology cpu:8 --mesh fsdp=8 \\
+      --batch 8 --json 125m.json
+exit code: 0, or 3 where it does not fit into the devices' memory (the numbers are written all the same)"""
+DOES_NOT_FIT = 3
+# Lets libtpu describe devices on a machine without any, and two processes do so at once.
+LIBTPU = {
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    add = command.add_argument
+    add("--config", required=True, metavar="FILE", help="a config file, like configs/t2i.py")
+    add("--size", required=True, metavar="NAME", help="its argument: 125m 361m 940m 2.2b 4.7b 2b 8b")
+    add("--budget", required=True, metavar="NAME", help="pixels: 0.06M 0.25M 0.60M 1M")
+    add(
+        "--aspects",
+        type=_shares,
+        default={"1:1": 1.0},
+        metavar="H:W[=SHARE],...",
+        help="a mix of aspect ratios and their shares of the batches (default 1 each): memory is that of the largest, "
+        "all else the mean; default 1:1",
+    )
+    add(
+        "--topology",
+        required=True,
+        metavar="CHIP:SHAPE",
+        help="v4 v5p tpu7x with three axes (v5p:4x4x8), v5e v6e with two (v5e:16x16), or cpu:8",
+    )
+    add(
+        "--slices",
+        type=_count,
+        default=1,
+        metavar="N",
+        help="so many of the topology, with slower links between them over which `data` of the mesh runs; default 1",
+    )
+    add("--mesh", metavar="AXIS=N[,...]", help="like data=2,fsdp=64,tensor=2; default: the config's")
+    add(
+        "--rules",
+        metavar="NAME",
+        help="preset of sharding rules; default: fsdp_tp_sp if the mesh has sequence, fsdp_tp if it has tensor, else "
+        "fsdp (so not the config's)",
+    )
+    add(
+        "--batch",
+        type=_count,
+        metavar="N",
+        help="pictures over all devices; default: the config's, for the sampler one for each device of data and fsdp",
+    )
+    add(
+        "--microbatches",
+        type=_count,
+        metavar="N",
+        help="parts of a batch, one after the other; default: the config's",
+    )
+    add(
+        "--remat",
+        choices=REMAT,
+        help="what is computed again in the backward pass; default: the config's",
+    )
+    add(
+        "--sampler",
+        action="store_true",
+        help="the sampler (with the config's guidance) instead of the train step",
+    )
+    add(
+        "--quick",
+        action="store_true",
+        help="compile with less optimisation: several times faster, and memory comes out a few per cent different",
+    )
+    add("--json", required=True, metavar="FILE", help="where the numbers are written")
+
+
+def run(arguments: argparse.Namespace, _: list[str]) -> int:
+    """Compiles; returns the exit code, 3 where it does not fit into the devices' memory."""
+    os.environ.update(LIBTPU)
+    if cpu := re.fullmatch(r"cpu:(\d+)", arguments.topology):
+        flags = os.environ.get("XLA_FLAGS", "")
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={cpu[1]}".strip()
+    from infinity_jax import compile as compile_module
+
+    fits = compile_module.main(
+        arguments.config,
+        size=arguments.size,
+        budget=arguments.budget,
+        aspects=arguments.aspects,
+        topology=arguments.topology,
+        slices=arguments.slices,
+        mesh=arguments.mesh,
+        rules=arguments.rules,
+        batch=arguments.batch,
+        microbatches=arguments.microbatches,
+        remat=arguments.remat,
+        sampler=arguments.sampler,
+        quick=arguments.quick,
+        json_file=arguments.json,
+    )
+    return 0 if fits else DOES_NOT_FIT
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _shares(text: str) -> dict[str, float]:
+    shares = {}
+    for part in text.split(","):
+        aspect, _, share = part.partition("=")
+        try:
+            shares[aspect] = float(share or 1)
+        except ValueError:
+            shares[aspect] = 0.0
+        if not 0 < shares[aspect] < float("inf"):
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is not HEIGHT:WIDTH or HEIGHT:WIDTH=SHARE with a SHARE above 0"
+            )
+    return shares

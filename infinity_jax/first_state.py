@@ -1,0 +1,104 @@
+"""The state that a run starts with: its own newest checkpoint, another run's, given parameters, or a fresh one."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+from jax.experimental import multihost_utils
+
+from infinity_jax.checkpoint import Checkpointer
+from infinity_jax.errors import UserError
+from infinity_jax.sharding import place
+from infinity_jax.train_config import TrainConfig
+from infinity_jax.train_state import TrainState
+
+
+def load_params(path: str, target_params: Any) -> Any:
+    """The parameters of our newest checkpoint in a workdir or its folder of checkpoints; UserError if they differ."""
+    folder = Path(path)
+    nested = folder / "checkpoints"
+    reader = Checkpointer(nested if nested.is_dir() else folder, read_only=True)
+    try:
+        return reader.restore_params(target_params)
+    finally:
+        reader.close()
+
+
+def first_state(
+    checkpointer: Checkpointer,
+    train: TrainConfig,
+    new_state: Callable[[], TrainState],
+    placed: TrainState,
+    load_params: Callable,
+) -> TrainState:
+    """The first state: resume -> restore_from -> init_from -> scratch, whichever comes first.
+
+    Args:
+      checkpointer: of the run.
+      train: names the other sources.
+      new_state: makes a fresh state.
+      placed: where each array lies, whatever it comes from.
+      load_params: (path, params like those wanted) -> params, for `train.init_from`.
+    Raises:
+      UserError: a checkpoint of another model or another seed.
+    """
+    wanted = jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        jax.eval_shape(new_state),
+        placed,
+    )
+    _check_shared(checkpointer)
+    if checkpointer.latest_step() is not None:
+        state, data = checkpointer.restore(wanted)
+        _check_data(data, train)
+        logging.info("start: resume at step %d from %s", int(state.step), checkpointer.directory)
+        return state
+    if train.restore_from:
+        source = Path(train.restore_from) / "checkpoints"
+        other = Checkpointer(source if source.is_dir() else train.restore_from, read_only=True)
+        state, data = other.restore(wanted)
+        other.close()
+        _check_data(data, train)
+        logging.info("start: restore_from %s at step %d", train.restore_from, int(state.step))
+        return state
+    state = jax.jit(new_state, out_shardings=placed)()
+    if train.init_from:
+        params = jax.tree.map(place, load_params(train.init_from, wanted.params), placed.params)
+        copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=placed.params)
+        ema = None if state.ema_params is None else copied(params)
+        state = state.replace(params=params, ema_params=ema)  # pyright: ignore[reportAttributeAccessIssue]
+        logging.info("start: init_from %s at step 0", train.init_from)
+    else:
+        logging.info("start: scratch")
+    return state
+
+
+def _check_shared(checkpointer: Checkpointer) -> None:
+    """Raises UserError unless all processes see the same folder of checkpoints."""
+    if jax.process_count() == 1:
+        return
+    newest = checkpointer.latest_step()
+    number = 0 if not checkpointer.directory.is_dir() else 1 if newest is None else 2 + newest
+    seen = multihost_utils.process_allgather(np.int32(number)).tolist()
+    if len(set(seen)) > 1 or 0 in seen:
+        words = ("nothing", "no checkpoint")
+        raise UserError(
+            f"the processes do not see the same {checkpointer.directory}: "
+            + ", ".join(f"process {i} {words[n] if n < 2 else f'step {n - 2}'}" for i, n in enumerate(seen))
+            + "; give a --workdir on a disk that all machines share"
+        )
+
+
+def _check_data(data: Mapping[str, Any], train: TrainConfig) -> None:
+    """A resumed run must see the data that the uninterrupted one would have seen."""
+    if data["seed"] != train.seed:
+        raise UserError(
+            f"the checkpoint's run has train.seed {data['seed']}, this config {train.seed}; "
+            f"set --config.train.seed={data['seed']} to resume, or use another --workdir"
+        )
+    if data["examples"] != data["next_step"] * train.batch_size:
+        logging.warning("train.batch_size is now %d; the checkpoint's run had another one", train.batch_size)

@@ -1,0 +1,87 @@
+"""The section `train` of a config file."""
+
+import dataclasses
+
+from infinity_jax import durations
+from infinity_jax.config import Section, from_dict
+from infinity_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """How long and how a run goes; all `*_every` are in steps, 0 means never.
+
+    Attributes:
+      steps: length of the run.
+      batch_size: examples a step.
+      seed: of the data's order and of all random streams.
+      log_every: steps between lines of metrics.jsonl.
+      checkpoint_every: steps between checkpoints; the last step always has one.
+      keep_checkpoints: how many of the newest are kept.
+      keep_every: steps between checkpoints that are kept for ever; a multiple of `checkpoint_every`.
+      keep_best: a number of the evaluation, like "validation_loss", whose best checkpoint is kept: the smallest if
+        "loss" is in its name, else the largest; only steps with an evaluation and a checkpoint compete. "" is none.
+      microbatches: equal parts of a batch whose gradients are taken one after the other and added up, to save memory.
+      sample_every: steps between sample sheets.
+      evaluate_every: steps between evaluations.
+      restore_from: another run's checkpoints to go on from with its optimiser and step, in a new workdir.
+      init_from: checkpoints of which only the parameters are taken; the run starts at step 0.
+    """
+
+    steps: int
+    batch_size: int
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 500
+    keep_checkpoints: int = 2
+    keep_every: int = 0
+    keep_best: str = ""
+    microbatches: int = 1
+    sample_every: int = 0
+    evaluate_every: int = 0
+    restore_from: str = ""
+    init_from: str = ""
+
+    def __post_init__(self):
+        positive = (
+            "steps",
+            "batch_size",
+            "log_every",
+            "checkpoint_every",
+            "keep_checkpoints",
+            "microbatches",
+        )
+        for name in positive:
+            if getattr(self, name) < 1:
+                raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.batch_size % self.microbatches:
+            raise UserError(
+                f"train.batch_size {self.batch_size} cannot be split into {self.microbatches} equal parts "
+                "(train.microbatches); make one a multiple of the other"
+            )
+        if self.keep_every % self.checkpoint_every:
+            near = max(1, round(self.keep_every / self.checkpoint_every)) * self.checkpoint_every
+            raise UserError(
+                f"train.keep_every is {self.keep_every} steps; it must be a multiple of train.checkpoint_every, "
+                f"{self.checkpoint_every}; nearest: {near}"
+            )
+        if self.keep_best and not self.evaluate_every:
+            raise UserError(
+                f"train.keep_best {self.keep_best!r} needs evaluations; set train.evaluate_every, best to the same as "
+                "train.checkpoint_every"
+            )
+
+
+def from_section(section: Section, examples: int) -> TrainConfig:
+    """A config file's `train` section with its durations ("2 epochs", "10%") in steps; `examples` make an epoch."""
+    values = dict(section)
+    size = values.get("batch_size", 0)
+    if size < 1:
+        raise UserError(f"train.batch_size is {size}; it must be at least 1")
+    values["steps"] = durations.in_steps(values["steps"], steps=None, batch_size=size, examples=examples)
+    for name in ("log_every", "checkpoint_every", "keep_every", "sample_every", "evaluate_every"):
+        if name in values:
+            values[name] = durations.in_steps(
+                values[name], steps=values["steps"], batch_size=size, examples=examples
+            )
+    return from_dict(TrainConfig, values, "train")

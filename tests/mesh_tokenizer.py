@@ -1,0 +1,60 @@
+"""Three train steps of a small tokenizer on virtual devices: `mesh_tokenizer.py OUT.npz MESH ...`.
+
+Stores the losses, the kernels and AdamW's moments of all parameters as MESH/NAME. (A bias before a normalisation has a
+gradient of nothing but rounding, which AdamW makes a step of.)
+"""
+
+import os
+import sys
+
+if __name__ == "__main__":
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    os.environ["NPROC"] = "32"  # see mesh_run.py
+    os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
+
+import jax
+import numpy as np
+
+from infinity_jax import optim, sharding, train_state
+from infinity_jax.config import TokenizerConfig
+from infinity_jax.evaluation.efficientnet import load_efficientnet
+from infinity_jax.mesh import parse_mesh
+from infinity_jax.scales import make_schedule
+from infinity_jax.tokenizer.model import Tokenizer
+from infinity_jax.tokenizer.train_step import TokenizerLossConfig, make_train_step
+from infinity_jax.train_tokenizer import initial_variables
+
+TOKENIZER = Tokenizer(
+    TokenizerConfig(bits=8, base_width=32, multipliers=(1, 2), encoder_blocks=1, decoder_blocks=1)
+)
+# AdamW makes steps of equal size of large and of tiny gradients, whose rounding differs: the moments say more.
+OPTIM = optim.OptimConfig(learning_rate=2e-5, warmup_steps=1)
+SCHEDULE = make_schedule("32px")
+
+
+def run(shape: str, feature_net) -> dict[str, np.ndarray]:
+    config = parse_mesh(shape)
+    layout = sharding.layout_of(config, devices=jax.devices()[: config.devices])
+    optimiser = optim.make_optimiser(OPTIM, 3)
+    new_state, placed = train_state.new_state(
+        lambda: initial_variables(TOKENIZER, 8, 0), optimiser, True, layout
+    )
+    state = jax.block_until_ready(jax.jit(new_state, out_shardings=placed)())
+    step = make_train_step(TOKENIZER, TokenizerLossConfig(), OPTIM, optimiser, SCHEDULE, feature_net)
+    step = jax.jit(layout.traced(step), donate_argnums=0, out_shardings=(placed, layout.whole))
+    losses, side = [], SCHEDULE.last[0] * TOKENIZER.config.stride
+    for seed in range(3):
+        image = np.random.default_rng(seed).integers(0, 256, (8, side, side, 3), np.uint8)
+        batch = {"image": jax.device_put(image, layout.batch(8))}
+        state, metrics = jax.block_until_ready(step(state, batch, jax.random.key(0)))
+        losses.append([metrics["loss"], metrics["gradient_norm"]])
+    leaves = jax.tree_util.tree_leaves_with_path({"params": state.params, "moments": state.opt_state})
+    numbers = {optim.parameter_name(path): np.asarray(leaf) for path, leaf in leaves}
+    numbers = {name: x for name, x in numbers.items() if "moments" in name or "kernel" in name}
+    return numbers | {"losses": np.asarray(losses)}
+
+
+if __name__ == "__main__":
+    net = load_efficientnet()
+    results = {f"{shape}/{name}": array for shape in sys.argv[2:] for name, array in run(shape, net).items()}
+    np.savez(sys.argv[1], **results)  # pyright: ignore[reportArgumentType]
