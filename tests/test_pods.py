@@ -1,0 +1,55 @@
+"""The meshes of configs/pods/: every entry divides its model and batch, and fits by the memory formula."""
+
+import dataclasses
+import runpy
+from pathlib import Path
+
+import pytest
+
+from infinity_jax import config_files, memory, scales
+from infinity_jax.chips import CHIPS
+from infinity_jax.config import TransformerConfig, from_dict
+from infinity_jax.errors import UserError
+from infinity_jax.mesh import MeshConfig, axis_sizes, parse_mesh
+from infinity_jax.presets import preset
+
+PODS = sorted((Path(__file__).parents[1] / "configs" / "pods").glob("*.py"))
+
+
+@pytest.mark.parametrize("pod", PODS, ids=lambda path: path.stem)
+def test_every_entry_divides_and_fits(pod):
+    table = runpy.run_path(str(pod))
+    chip = CHIPS[table.get("CHIP") or table["TOPOLOGY"].split(":")[0]]
+    for stage, sizes in table["MESHES"].items():
+        assert list(sizes) == ["125m", "361m", "940m", "2.2b", "4.7b"]
+        for size in sizes:
+            config = config_files.load(f"{pod}:{size},{stage}")
+            model, mesh = from_dict(TransformerConfig, config.model, "model"), parse_mesh(config.mesh.shape)
+            assert model.layers == preset(size).transformer.layers
+            assert config.train.batch_size == {"0.06M": 4096, "0.25M": 4096, "1M": 2048}[stage]
+            axis_sizes(mesh, model)
+            assert config.train.batch_size % (config.train.microbatches * mesh.data * mesh.fsdp) == 0
+            if model.remat == "block":
+                schedule, parts = scales.make_schedule(stage), config.train.microbatches
+                used = memory.train_memory(model, schedule, 512, config.train.batch_size, parts, mesh)
+                assert used.total < 0.85 * chip.memory, (size, stage)
+
+
+def test_an_entry_that_is_not_there_is_named():
+    with pytest.raises(UserError, match=r"no mesh for '2.2b,2M' on this pod; there are: 125m,0.06M"):
+        config_files.load(f"{PODS[0]}:2.2b,2M")
+
+
+def test_memory_follows_what_is_split():
+    model = dataclasses.replace(preset("125m").transformer, remat="block")
+    schedule = scales.make_schedule("0.06M")
+
+    def used(batch=64, microbatches=1, **mesh):
+        return memory.train_memory(model, schedule, 512, batch, microbatches, MeshConfig(**mesh))
+
+    assert used(fsdp=8).state * 8 == used(data=8).state == 16 * 125_185_696
+    assert used(fsdp=8).saved == used(data=8).saved == used(fsdp=8, batch=128, microbatches=2).saved
+    assert used(fsdp=8).saved == used(fsdp=4, sequence=2).saved
+    assert used(fsdp=8, microbatches=2).gradients == 2 * used(fsdp=8).gradients
+    with pytest.raises(UserError, match="no formula for remat 'none'"):
+        memory.train_memory(preset("125m").transformer, schedule, 512, 64, 1, MeshConfig())
