@@ -66,8 +66,8 @@ def row(cells: list) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("pod")
-    parser.add_argument("sizes", nargs="*")
+    parser.add_argument("pod", choices=sorted(file.stem for file in PODS.glob("*.py")))
+    parser.add_argument("sizes", nargs="*", metavar="SIZE", help="default: all")
     parser.add_argument("--out", type=Path, default=Path("pods"))
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)

@@ -57,6 +57,7 @@ def get_config(argument: str = "") -> ConfigDict:
             microbatches=1,
             sample_every=1000,
             evaluate_every=1000,
+            restore_from="",
             init_from="",
         )
     )

@@ -70,6 +70,7 @@ def get_config(argument: str = "2b") -> ConfigDict:
             microbatches=1,
             sample_every=0 if debug else 5000,
             evaluate_every=0 if debug else 5000,
+            restore_from="",
             init_from="",
         )
     )

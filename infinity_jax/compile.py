@@ -86,16 +86,20 @@ def main(
       UserError: something of it is unknown or does not go together, or libtpu is missing.
     """
     values = config_files.load(f"{config}:{size},{budget}")
-    mesh = mesh or str(values.mesh.shape)
+    if not Path(json_file).absolute().parent.is_dir():
+        raise UserError(f"--json {json_file}: its folder does not exist; make it first")
+    if sampler and microbatches:
+        raise UserError("--microbatches is of the train step; leave it out with --sampler")
     model = from_dict(TransformerConfig, values.model, "model")
     model = dataclasses.replace(model, remat=model.remat if remat is None else remat)
     target = find_target(topology, slices)
+    mesh = mesh or str(values.mesh.shape) or f"fsdp={len(target.devices)}"
     mesh_config = parse_mesh(mesh, slices)
     rules = rules or sharding.least_rules(mesh_config)
     layout = sharding.layout_of(mesh_config, rules, model, target.devices)
     default = mesh_config.data * mesh_config.fsdp if sampler else values.train.batch_size
     pictures: int = batch or default
-    parts: int = microbatches or values.train.microbatches
+    parts: int = 1 if sampler else microbatches or values.train.microbatches
     shapes = []
     for aspect, share in aspects.items():
         schedule = scales.make_schedule(budget, aspect)
@@ -122,8 +126,8 @@ def main(
         **combine(shapes, target),
         "shapes": shapes,
     }
-    Path(json_file).write_text(json.dumps(report, indent=1) + "\n")
     print(describe(report))
+    Path(json_file).write_text(json.dumps(report, indent=1) + "\n")
     return report["fits"]
 
 

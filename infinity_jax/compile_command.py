@@ -33,7 +33,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--config", required=True, metavar="FILE", help="a config file, like configs/t2i.py")
     add("--size", required=True, metavar="NAME", help="its argument: 125m 361m 940m 2.2b 4.7b 2b 8b")
-    add("--budget", required=True, metavar="NAME", help="pixels: 0.06M 0.25M 0.60M 1M")
+    add("--budget", required=True, metavar="NAME", help="the stage of the config: 0.06M 0.25M 1M")
     add(
         "--aspects",
         type=_shares,
@@ -55,12 +55,15 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="so many of the topology, with slower links between them over which `data` of the mesh runs; default 1",
     )
-    add("--mesh", metavar="AXIS=N[,...]", help="like data=2,fsdp=64,tensor=2; default: the config's")
+    add(
+        "--mesh",
+        metavar="AXIS=N[,...]",
+        help="like data=2,fsdp=64,tensor=2; default: the config's, or fsdp over all devices",
+    )
     add(
         "--rules",
         metavar="NAME",
-        help="preset of sharding rules; default: fsdp_tp_sp if the mesh has sequence, fsdp_tp if it has tensor, else "
-        "fsdp (so not the config's)",
+        help="preset of sharding rules; default: the least that uses the whole mesh, of dp fsdp fsdp_tp fsdp_tp_sp",
     )
     add(
         "--batch",

@@ -102,6 +102,7 @@ def load_for_pod(base: Path, argument: str, meshes: Mapping[str, Mapping[str, tu
     config = load(f"{base}:{argument}").copy_and_resolve_references()
     with config.unlocked():
         config.mesh.shape = mesh
+        config.train.sample_every = 0  # the meshes are chosen for the train step; the sampler may not fit
         config.train.microbatches = microbatches
         config.model.remat = remat
     return config

@@ -1,5 +1,6 @@
 """The state that a run starts with: its own newest checkpoint, another run's, given parameters, or a fresh one."""
 
+import contextlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -60,8 +61,8 @@ def first_state(
     if train.restore_from:
         source = Path(train.restore_from) / "checkpoints"
         other = Checkpointer(source if source.is_dir() else train.restore_from, read_only=True)
-        state, data = other.restore(wanted)
-        other.close()
+        with contextlib.closing(other):
+            state, data = other.restore(wanted)
         _check_data(data, train)
         logging.info("start: restore_from %s at step %d", train.restore_from, int(state.step))
         return state

@@ -60,7 +60,7 @@ def lower_train_step(
         optimiser,
         microbatches,
     )
-    split, text = layout.batch(batch), config.text.max_length
+    split, text = layout.batch(batch, microbatches), config.text.max_length
     features = (batch, *schedule.times(tokenizer.patchify).last, tokenizer.bits)
     arrays = {
         "features": _shape(features, "float32", split),
@@ -69,7 +69,7 @@ def lower_train_step(
     }
     state = _shapes(jax.eval_shape(new_state), placed)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    jitted = jax.jit(layout.traced(step), donate_argnums=0, out_shardings=(placed, None))
+    jitted = jax.jit(layout.traced(step), donate_argnums=0, out_shardings=(placed, layout.whole))
     return Program(jitted.lower(state, arrays, key), batch * flops.train_flops(model, schedule, text))
 
 

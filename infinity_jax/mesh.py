@@ -104,9 +104,16 @@ def device_mesh(
     if config.slices > 1:
         within = (config.data // config.slices, *shape[1:])
         between = (config.slices, *[1] * (len(shape) - 1))
-        arranged = mesh_utils.create_hybrid_device_mesh(
-            within, between, devices, allow_split_physical_axes=True
-        )
+        try:
+            arranged = mesh_utils.create_hybrid_device_mesh(
+                within, between, devices, allow_split_physical_axes=True
+            )
+        except ValueError as error:
+            found = len({getattr(device, "slice_index", None) for device in devices} - {None})
+            raise UserError(
+                f"the mesh wants {config.slices} slices, the devices are of {found or 'none'} ({error}); set "
+                "config.mesh.slices to what there is: 1 where all links are alike"
+            ) from error
     else:
         arranged = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
     return Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))

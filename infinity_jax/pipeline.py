@@ -93,9 +93,13 @@ class InfinityPipeline:
           UserError: a part is missing, damaged, or does not belong to the others; the message names it. The mesh does
             not fit the devices or the model.
         """
-        model = pretrained.load_model(path)
         if mesh is None:
-            return cls(model)
+            if rules:
+                raise UserError(
+                    f"sharding rules {rules!r} need a mesh; give one, like data={jax.device_count()}"
+                )
+            return cls(pretrained.load_model(path))
+        model = pretrained.load_on_host(path)
         layout = layout_of(parse_mesh(mesh), rules, model.config)
         pipeline = cls(model, layout=layout)
         pipeline.text_encoder.place(layout)

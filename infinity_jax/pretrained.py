@@ -124,10 +124,30 @@ def load_model(path: str | Path) -> TrainedModel:
 
 
 def load_transformer_params(path: str | Path, target: PyTree) -> PyTree:
-    """Only the transformer's parameters, for a start from them; UserError if they are not like `target`."""
-    params = load_model(path).params
-    _check_shapes(resolve(path), params, target)
+    """Only the transformer's parameters, for a start from them.
+
+    From a training run they lie like `target` at once, from a folder in the host's memory: no device gets the whole.
+
+    Raises:
+      UserError: they are not like `target`.
+    """
+    folder = resolve(path)
+    if not (folder / disk.CONFIG).is_file():
+        reader, run_config = _open_run(folder, "a trained model")
+        if "tokenizer" not in run_config:
+            raise UserError(
+                f"{folder} holds a tokenizer's run; to start from it, give a transformer's checkpoint"
+            )
+        return _restore(reader, target)
+    params = load_on_host(folder).params
+    _check_shapes(folder, params, target)
     return params
+
+
+def load_on_host(path: str | Path) -> TrainedModel:
+    """`load_model`, with the weights in the host's memory, to be laid out over devices from there."""
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return load_model(path)
 
 
 def placed(model: TrainedModel, layout: Layout) -> TrainedModel:

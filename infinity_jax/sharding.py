@@ -135,13 +135,14 @@ class Layout:
         """Into how many parts a batch is split."""
         return math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
 
-    def batch(self, batch_size: int) -> NamedSharding:
-        """The first axis of a batch's arrays over the devices that share it; UserError if it does not divide."""
-        parts = self.batch_parts
-        if batch_size % parts:
+    def batch(self, batch_size: int, microbatches: int = 1) -> NamedSharding:
+        """The first axis of a batch's arrays over the devices that share it; UserError if a microbatch cannot be."""
+        least = self.batch_parts * microbatches
+        if batch_size % least:
+            near = sorted({max(1, batch_size // least) * least, (batch_size // least + 1) * least})
             raise UserError(
-                f"batch_size {batch_size} is not divisible by the {parts} devices of the mesh's data and fsdp axes; "
-                f"nearest: {max(1, batch_size // parts) * parts}, {(batch_size // parts + 1) * parts}"
+                f"batch_size {batch_size} is not divisible by {least}: {self.batch_parts} devices of the mesh's data "
+                f"and fsdp axes, times {microbatches} microbatches; nearest: {', '.join(map(str, near))}"
             )
         return NamedSharding(self.mesh, PartitionSpec(self.rules.batch))
 

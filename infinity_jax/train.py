@@ -51,19 +51,21 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     sample_config = from_dict(SampleConfig, config.sample, "sample")
     schedule = scales.make_schedule(config.data.scales)
     workdir = Path(workdir)
+    # What the mesh cannot share is told before anything is encoded, which may take hours.
+    layout = sharding.layout_from_config(config.mesh, model_config)
+    source = sources.open_source(config.data.source, "train")
+    train = train_config.from_section(config.train, len(source))
+    layout.batch(train.batch_size, train.microbatches)
 
     tokenizer = distributed.lead_first(
         lambda: keep_tokenizer(config.tokenizer, workdir, model_config, config.data.scales)
     )
     text_encoder = load_text_encoder(config.text.encoder, config.text.max_length, config.text.path)
     _check_text(text_encoder, model_config)
-    source = sources.open_source(config.data.source, "train")
-    train = train_config.from_section(config.train, len(source))
     encoded = encode_split(source, tokenizer, text_encoder)
 
     model = Transformer(model_config)
     optimiser = optim.make_optimiser(optim_config, train.steps, no_decay=not_a_kernel)
-    layout = sharding.layout_from_config(config.mesh, model_config)
     new_state, placed = train_state.new_state(
         lambda: init_variables(model_config, jax.random.key(train.seed), schedule)["params"],
         optimiser,
@@ -83,6 +85,17 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         )
         return InfinityPipeline(trained, text_encoder, layout)
 
+    # One microbatch at a time: more may not fit.
+    part = train.batch_size // train.microbatches
+    validation = _validation(config.data.source, tokenizer, text_encoder, model, schedule, part, layout)
+    hooks = [
+        training_loop.Hook(train.evaluate_every, validation),
+        training_loop.Hook(
+            train.sample_every, sheet_hook(pipeline_of, source, train.seed, workdir / "samples")
+        ),
+    ]
+    # All captions are encoded by now; from here on the encoder takes its share of every device instead of one's all.
+    text_encoder.place(layout)
     return training_loop.run(
         workdir,
         train,
@@ -103,18 +116,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
             encoded, batch_size=train.batch_size, seed=train.seed, first_step=first_step, rows=rows
         ),
         config=config.to_dict() | {"origin": origin.describe()},
-        hooks=[
-            training_loop.Hook(
-                train.evaluate_every,
-                _validation(
-                    config.data.source, tokenizer, text_encoder, model, schedule, train.batch_size, layout
-                ),
-            ),
-            training_loop.Hook(
-                train.sample_every,
-                sheet_hook(pipeline_of, source, train.seed, workdir / "samples"),
-            ),
-        ],
+        hooks=hooks,
         load_params=pretrained.load_transformer_params,
     )
 

@@ -80,8 +80,6 @@ def run(
     """
     # The new state lies where the old one does, and numbers to look at lie whole on every device.
     step_fn = jax.jit(layout.traced(step_fn), donate_argnums=0, out_shardings=(placed, layout.whole))
-    # A size that the mesh cannot share is told before anything is read or written.
-    layout.batch(train.batch_size // train.microbatches)
     checkpointer = Checkpointer(
         Path(workdir) / "checkpoints", train.keep_checkpoints, train.keep_every, train.keep_best
     )

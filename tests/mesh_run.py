@@ -4,6 +4,7 @@ Writes to DIR/0.npz, DIR/1.npz, ... the losses and the gradients' norms, and of 
 average and AdamW's moments (which are means of the gradients); and the same after a move of the checkpoint, see `run`.
 """
 
+import dataclasses
 import os
 import shutil
 import sys
@@ -72,7 +73,8 @@ def run(
     Before its last step the state is saved. If another case of this width was saved before, the last step is done
     once more from that one's state: its numbers are those named moved/.
     """
-    model = model_of(width)
+    # Where memory is saved by parts it is saved by remat too; neither may change a number.
+    model = dataclasses.replace(model_of(width), remat="block" if microbatches > 1 else "none")
     config = parse_mesh(shape)
     layout = sharding.layout_of(config, rules_name, model, jax.devices()[: config.devices])
     optimiser = optim.make_optimiser(OPTIM, STEPS, no_decay=train.not_a_kernel)
@@ -85,7 +87,7 @@ def run(
     train_step = make_train_step(
         Transformer(model), SCHEDULE, tokenizer, correction, loss, OPTIM, optimiser, microbatches
     )
-    jitted = jax.jit(layout.traced(train_step), donate_argnums=0, out_shardings=(placed, None))
+    jitted = jax.jit(layout.traced(train_step), donate_argnums=0, out_shardings=(placed, layout.whole))
 
     def step_fn(*arguments):
         # One program at a time: virtual devices share threads, and two programs can keep each other from ending.

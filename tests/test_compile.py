@@ -135,7 +135,8 @@ def test_published_sizes_on_pods(tmp_path, size, where):
         *arguments, "--mesh", mesh, "--batch", batch, "--remat", remat, folder=tmp_path
     )
     assert code == 0 and numbers is not None and numbers["fits"], text
-    assert numbers["compiled_over_model_flops"] <= (1.1 if remat == "none" else 1.4)
+    # A rematerialised block runs forward once more: 4 passes instead of 3.
+    assert numbers["compiled_over_model_flops"] <= 1.1 * (1 if remat == "none" else 4 / 3)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ def test_every_entry_divides_and_fits(pod):
             assert config.train.batch_size == {"0.06M": 4096, "0.25M": 4096, "1M": 2048}[stage]
             axis_sizes(mesh, model)
             assert config.train.batch_size % (config.train.microbatches * mesh.data * mesh.fsdp) == 0
+            assert config.train.sample_every == 0
             if model.remat == "block":
                 schedule, parts = scales.make_schedule(stage), config.train.microbatches
                 used = memory.train_memory(model, schedule, 512, config.train.batch_size, parts, mesh)

@@ -74,6 +74,8 @@ def test_a_mesh_says_how_many_devices_it_needs():
         MeshConfig(data=4, slices=3)
     with pytest.raises(UserError, match="nearest: 8, 16"):
         Layout(mesh_of(fsdp=8), sharding.PRESETS["fsdp"]).batch(12)
+    with pytest.raises(UserError, match=r"divisible by 32: 8 devices .* times 4 microbatches; nearest: 32$"):
+        Layout(mesh_of(fsdp=8), sharding.PRESETS["fsdp"]).batch(8, 4)
 
 
 def test_a_mesh_that_cannot_split_the_model_says_what_can():
