@@ -27,8 +27,9 @@ from infinity_jax.train_tokenizer import initial_variables
 TOKENIZER = Tokenizer(
     TokenizerConfig(bits=8, base_width=32, multipliers=(1, 2), encoder_blocks=1, decoder_blocks=1)
 )
-# AdamW makes steps of equal size of large and of tiny gradients, whose rounding differs: the moments say more.
-OPTIM = optim.OptimConfig(learning_rate=2e-5, warmup_steps=1)
+# AdamW makes steps of equal size of large gradients and of those that are all rounding, which differs: so small steps.
+# The norm and the moments are what compares the gradients.
+OPTIM = optim.OptimConfig(learning_rate=1e-6, warmup_steps=1)
 SCHEDULE = make_schedule("32px")
 
 
