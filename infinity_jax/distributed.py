@@ -43,6 +43,10 @@ def start(options: Processes, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> Non
     with _ended_after(options, stage):
         if options.coordinator is not None:
             _connect(options, heartbeat_seconds, stage)
+        elif jax.process_count() > 1:  # a TPU pod knows its hosts without being told
+            raise UserError(
+                f"this is one of {jax.process_count()} processes; start each with --coordinator auto"
+            )
         if options.coordinator is not None or options.platform is not None:
             stage[0] = "waiting for the devices"
             _check(options)

@@ -19,7 +19,7 @@ from jaxtyping import PyTree
 
 from infinity_jax.config import Section, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.mesh import MESH_AXES, MeshConfig, device_mesh, parse_mesh
+from infinity_jax.mesh import MESH_AXES, USER_AXES, MeshConfig, device_mesh, parse_mesh
 from infinity_jax.optim import parameter_name
 
 LARGE = 2**20  # Elements: a larger parameter must not be left whole on every device.
@@ -241,10 +241,12 @@ def layout_of(
     Raises:
       UserError: the rules do not exist, or leave an axis of the mesh unused, so that its devices would do the same.
     """
-    chosen, least = rules_named(rules or least_rules(config)), least_rules(config)
-    if list(PRESETS).index(rules or least) < list(PRESETS).index(least) and least != "fsdp":
+    least = least_rules(config)
+    chosen = rules_named(rules or least)
+    used = {axis for field in dataclasses.fields(chosen) for axis in getattr(chosen, field.name)}
+    if idle := [axis for axis in USER_AXES if getattr(config, axis) > 1 and axis not in used]:
         raise UserError(
-            f"the sharding rules {rules!r} do not use all axes of the mesh; take {least!r}, or leave the rules empty"
+            f'the sharding rules {rules!r} do not use the mesh\'s axis {idle[0]!r}; take {least!r} or ""'
         )
     return Layout(device_mesh(config, model, devices), chosen)
 

@@ -48,6 +48,8 @@ def test_mistakes_in_rules_are_named():
         spec(("embed", "bits"), (1027, 1024), fsdp=2)
     with pytest.raises(UserError, match="unknown mesh axis 'mars'"):
         ShardingRules(embed=("mars",))
+    with pytest.raises(UserError, match=r"'fsdp' do not use the mesh's axis 'tensor'; take 'fsdp_tp'"):
+        sharding.layout_of(MeshConfig(tensor=2), "fsdp")
     with pytest.raises(UserError, match="known: dp, fsdp, fsdp_tp, fsdp_tp_sp"):
         sharding.rules_named("zero")
 
