@@ -8,6 +8,7 @@ in the same run, measured before and after each call.
 """
 
 import argparse
+import dataclasses
 import functools
 import json
 import statistics
@@ -33,7 +34,8 @@ def main() -> None:
     preset = presets.preset(arguments.size)
     schedule = scales.make_schedule(arguments.budget, arguments.aspect_ratio)
     mixed = "none" if arguments.cfg == 1 else "logits"
-    config = SamplerConfig(preset.transformer, presets.TOKENIZERS[preset.tokenizer], schedule, mixed)
+    model = dataclasses.replace(preset.transformer, scan_layers=arguments.scan_layers)
+    config = SamplerConfig(model, presets.TOKENIZERS[preset.tokenizer], schedule, mixed)
     params = jax.jit(
         lambda: sampler.rounded(config.model, init_params(config.model, jax.random.key(0), schedule))
     )()
@@ -45,6 +47,7 @@ def main() -> None:
         "batch": arguments.batch,
         "cfg": arguments.cfg,
         "text_tokens": arguments.text_tokens,
+        "scan_layers": config.model.scan_layers,
         "dtype": config.model.compute_dtype,
         "device": jax.devices()[0].device_kind,
     }
@@ -65,6 +68,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help="pictures at once")
     parser.add_argument("--cfg", type=float, default=4.0, help="guidance; 1 is none, and half the work")
     parser.add_argument("--text-tokens", type=int, default=128, help="width of the text, padding included")
+    parser.add_argument(
+        "--scan-layers",
+        action=argparse.BooleanOptionalAction,
+        default=jax.default_backend() != "cpu",
+        help="one compiled block (small program) or one per layer; a CPU copies a scanned block's weights each time, "
+        "so there the default is one per layer",
+    )
     parser.add_argument("--repeats", type=int, default=5, help="timed calls; the median counts")
     parser.add_argument("--transformer-only", action="store_true", help="without the decoder")
     parser.add_argument("--json", metavar="FILE", help="where the numbers go as well")
