@@ -71,7 +71,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     if is_adversarial:
         discriminator = from_dict(DiscriminatorConfig, config.get("discriminator", {}), "discriminator")
         adversary = _adversary(discriminator, optim_config, train.steps)
-        new_state, placed = _with_adversary(new_state, placed, adversary, min(mix.sides), train.seed, layout)
+        new_state, placed = with_adversary(new_state, placed, adversary, min(mix.sides), train.seed, layout)
 
     def decode(record, side: int):
         return {"image": pictures.decode(record["image"], side, side)}
@@ -131,7 +131,7 @@ def _adversary(config: DiscriminatorConfig, tokenizer_optim: optim.OptimConfig, 
     return Adversary(config, optim.make_optimiser(own, max(1, steps - config.start_step)))
 
 
-def _with_adversary(
+def with_adversary(
     new_state: Callable[[], TrainState],
     placed: TrainState,
     adversary: Adversary,

@@ -41,7 +41,7 @@ class ResolutionMix:
         return (uniform * len(self.sides)).astype(np.int64)
 
     @functools.cached_property
-    def starts(self) -> Int[np.ndarray, " steps+1"]:
+    def starts(self) -> Int[np.ndarray, " n"]:
         """How many pictures the steps before each step have read, int64."""
         return np.concatenate([[0], np.cumsum(np.array(self.batch_sizes)[self.draws])])
 
