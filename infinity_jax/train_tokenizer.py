@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from infinity_jax import (
     optim,
@@ -31,6 +32,7 @@ from infinity_jax.evaluation import sheets
 from infinity_jax.evaluation.efficientnet import load_efficientnet
 from infinity_jax.evaluation.reconstruction import mean_psnr
 from infinity_jax.tokenizer.discriminator import Discriminator, DiscriminatorConfig
+from infinity_jax.tokenizer.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 from infinity_jax.tokenizer.perceptual import efficientnet_feature_loss
 from infinity_jax.tokenizer.train_step import Adversary, FeatureLoss, TokenizerLossConfig, make_train_step
@@ -120,8 +122,18 @@ def _resolutions(
 
 
 def feature_loss(loss: TokenizerLossConfig) -> FeatureLoss:
-    """The distance in the features of the network that the config names."""
-    return functools.partial(efficientnet_feature_loss, load_efficientnet())
+    """The distance in the features of the network that the config names. UserError if LPIPS lacks its files."""
+    if loss.feature_network == "efficientnet":
+        logging.info("loss.features compares pictures in the bundled EfficientNet-Lite0, not in LPIPS")
+        return functools.partial(efficientnet_feature_loss, load_efficientnet())
+    if not (loss.vgg_weights and loss.lpips_weights):
+        raise UserError(
+            f"loss.feature_network 'lpips' needs two files: loss.vgg_weights ({VGG_COMES_FROM}) and "
+            f"loss.lpips_weights ({HEADS_COME_FROM}). Or use the bundled network: "
+            "--config.loss.feature_network=efficientnet"
+        )
+    params = load_lpips(loss.vgg_weights, loss.lpips_weights)
+    return lambda image, made: lpips_distance(params, image, made).mean()
 
 
 def _adversary(config: DiscriminatorConfig, tokenizer_optim: optim.OptimConfig, steps: int) -> Adversary:

@@ -235,3 +235,8 @@ def test_the_rate_drops_once():
     )
     rate = optim.learning_rate(config, 100)
     np.testing.assert_allclose([rate(step) for step in (0, 1, 89, 90, 99)], [0.5, 1, 1, 0.1, 0.1], rtol=1e-6)
+
+
+def test_lpips_without_its_weights_is_refused_and_the_bundled_network_offered():
+    with pytest.raises(UserError, match=r"vgg16-397923af\.pth.*loss\.feature_network=efficientnet"):
+        train_tokenizer.feature_loss(TokenizerLossConfig(feature_network="lpips"))
