@@ -71,7 +71,7 @@ def get_config(argument: str = "") -> ConfigDict:
             ema_decay=0.995,
         )
     )
-    config.data = ConfigDict(dict(source="emoji_captions", scales="64px", mix=ConfigDict()))
+    config.data = ConfigDict(dict(source="emoji_captions", scales="64px", mix=""))
     config.train = ConfigDict(
         dict(
             steps=6000,

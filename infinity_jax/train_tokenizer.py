@@ -111,7 +111,7 @@ def _resolutions(
     data: Any, model: TokenizerConfig, loss: TokenizerLossConfig, train: train_config.TrainConfig
 ) -> tuple[ResolutionMix, dict[int, TrainingScales]]:
     """Which resolution each step has, and the scales to train on by the pictures' height in pixels."""
-    batch_sizes = dict(data.get("mix", {})) or {data.scales: train.batch_size}
+    batch_sizes = resolution_mix(data.get("mix", ""), data.scales, train.batch_size)
     schedules = [scales.make_schedule(preset).times(model.patchify) for preset in batch_sizes]
     sides = tuple(schedule.last[0] * model.stride for schedule in schedules)
     by_side = {
@@ -119,6 +119,21 @@ def _resolutions(
         for side, schedule in zip(sides, schedules, strict=True)
     }
     return ResolutionMix(sides, tuple(batch_sizes.values()), train.seed, train.steps), by_side
+
+
+def resolution_mix(text: str, scales: str, batch_size: int) -> dict[str, int]:
+    """The batch size of each resolution to train on, from config.data.mix; "" is one of `scales` with `batch_size`.
+
+    Raises UserError if it is not of the form "64px=16,96px=8".
+    """
+    if not text:
+        return {scales: batch_size}
+    pairs = [part.strip().split("=") for part in text.split(",")]
+    if not all(len(pair) == 2 and pair[1].isdigit() and int(pair[1]) > 0 for pair in pairs):
+        raise UserError(
+            f"data.mix {text!r} is not understood; write resolutions and their batch sizes, like 64px=16,96px=8"
+        )
+    return {name: int(size) for name, size in pairs}
 
 
 def feature_loss(loss: TokenizerLossConfig) -> FeatureLoss:
