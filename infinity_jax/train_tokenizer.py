@@ -14,6 +14,7 @@ import numpy as np
 from absl import logging
 
 from infinity_jax import (
+    durations,
     optim,
     origin,
     pretrained,
@@ -71,8 +72,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     )
     adversary = None
     if is_adversarial:
-        discriminator = from_dict(DiscriminatorConfig, config.get("discriminator", {}), "discriminator")
-        adversary = _adversary(discriminator, optim_config, train.steps)
+        adversary = _adversary(config.get("discriminator", {}), optim_config, train, len(source))
         new_state, placed = with_adversary(new_state, placed, adversary, min(mix.sides), train.seed, layout)
 
     def decode(record, side: int):
@@ -151,11 +151,19 @@ def feature_loss(loss: TokenizerLossConfig) -> FeatureLoss:
     return lambda image, made: lpips_distance(params, image, made).mean()
 
 
-def _adversary(config: DiscriminatorConfig, tokenizer_optim: optim.OptimConfig, steps: int) -> Adversary:
+def _adversary(
+    section: Any, tokenizer_optim: optim.OptimConfig, train: train_config.TrainConfig, examples: int
+) -> Adversary:
     """The discriminator trains as the tokenizer does, from its start on, with its own rate and no average."""
+    values = dict(section)
+    for name in values.keys() & {"start_step", "ramp_steps"}:
+        values[name] = durations.in_steps(
+            values[name], steps=train.steps, batch_size=train.batch_size, examples=examples
+        )
+    config = from_dict(DiscriminatorConfig, values, "discriminator")
     rate = tokenizer_optim.learning_rate * config.learning_rate_factor
     own = dataclasses.replace(tokenizer_optim, learning_rate=rate, ema_decay=0.0)
-    return Adversary(config, optim.make_optimiser(own, max(1, steps - config.start_step)))
+    return Adversary(config, optim.make_optimiser(own, max(1, train.steps - config.start_step)))
 
 
 def with_adversary(
