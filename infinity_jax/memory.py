@@ -10,6 +10,7 @@ from infinity_jax import flops
 from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.mesh import MeshConfig
+from infinity_jax.model.attention import MANY_SCORES
 from infinity_jax.scales import ScaleSchedule
 
 FLOAT32 = 4
@@ -65,6 +66,8 @@ def train_memory(
     pictures = batch / microbatches / (mesh.data * mesh.fsdp)
     stream = pictures * schedule.length * config.width * FLOAT32 / mesh.sequence
     most_pairs = max(n * end for n, end in zip(schedule.tokens, schedule.offsets[1:], strict=True))
+    if schedule.length**2 >= MANY_SCORES["tpu"]:
+        most_pairs = 0  # a kernel computes attention and keeps no scores
     scores = pictures * most_pairs * config.heads * FLOAT32 / mesh.sequence
     text = pictures * text_tokens * (config.text_channels + 4 * config.width) * FLOAT32
     layer = parameters / config.layers * FLOAT32
