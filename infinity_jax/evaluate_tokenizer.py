@@ -15,6 +15,8 @@ from infinity_jax.data import pictures, sources
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import bootstrap, gallery, sheets
 from infinity_jax.evaluation.bit_usage import BitUsage
+from infinity_jax.evaluation.fid import fid
+from infinity_jax.evaluation.inception import inception_features, load_inception
 from infinity_jax.evaluation.kid import effnet_kid
 from infinity_jax.evaluation.reconstruction import psnr_per_picture
 from infinity_jax.evaluation.ssim import ssim_per_picture
@@ -52,6 +54,7 @@ def main(
     data: str | None = None,
     sheet: str | Path | None = None,
     lpips_weights: tuple[str, str] | None = None,
+    inception_weights: str | None = None,
     n_pictures: int = PICTURES,
 ) -> dict[str, Any]:
     """Measures a tokenizer and writes the numbers.
@@ -62,6 +65,7 @@ def main(
       data: a name that `data.sources` knows; None is what the tokenizer was trained on, else the bundled pictures.
       sheet: a PNG to draw, or None.
       lpips_weights: the files of VGG16 and of LPIPS's heads; without them "lpips" is None.
+      inception_weights: the file of FID's Inception-v3; without it "fid" is None.
       n_pictures: at most so many pictures are reconstructed of each split.
     Returns:
       what was written: psnr, ssim, kid, bits, ... as the README lists them.
@@ -73,6 +77,7 @@ def main(
     if not json_file.absolute().parent.is_dir():
         raise UserError(f"--json {json_file}: its folder does not exist; make it first")
     lpips_params = load_lpips(*lpips_weights) if lpips_weights else None
+    inception = load_inception(inception_weights) if inception_weights else None
     tokenizer = pretrained.load_tokenizer(checkpoint)
     data = data or tokenizer.origin.get("data", {}).get("source", DEFAULT_SOURCE)
     chosen = _choose(data, tokenizer.side, n_pictures)
@@ -85,7 +90,7 @@ def main(
         **_likeness(chosen.quality, made),
         "lpips": None if lpips_params is None else _mean_lpips(lpips_params, chosen.quality, made),
         **_kid(chosen, kid_made),
-        "fid": None,
+        "fid": None if inception is None else _fid(inception, chosen, kid_made, made),
         **usage.numbers(),
         "split": chosen.split,
         "pictures": len(chosen.quality),
@@ -171,6 +176,18 @@ def _kid(chosen: Chosen, made: np.ndarray) -> dict[str, Any]:
         "kid_pictures": len(made),
         "kid_others": len(others),
     }
+
+
+def _fid(inception: Any, chosen: Chosen, kid_made: np.ndarray, made: np.ndarray) -> float:
+    """FID between all pictures that were reconstructed and their reconstructions, as published for tokenizers."""
+    pairs = [(chosen.kid, kid_made)]
+    if chosen.split == "validation":
+        pairs.append((chosen.quality, made))
+    real, reconstructed = (
+        np.concatenate([inception_features(inception, images) for images in side])
+        for side in zip(*pairs, strict=True)
+    )
+    return fid(real, reconstructed)
 
 
 def _draw(path: Path, through_bits: ThroughBits, chosen: Chosen, footer: str) -> None:

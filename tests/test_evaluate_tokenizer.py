@@ -13,6 +13,7 @@ from small_system import TOKENIZER
 from infinity_jax import cli, pretrained
 from infinity_jax.convert.torch_writer import write_torch_file
 from infinity_jax.data import pictures
+from infinity_jax.evaluation import inception
 from infinity_jax.evaluation.bit_usage import BitUsage, binary_entropy
 from infinity_jax.evaluation.bootstrap import kid_interval, mean_interval
 from infinity_jax.evaluation.kid import effnet_kid
@@ -77,13 +78,20 @@ def test_the_promised_numbers_are_there_and_agree_with_each_other(run):
     assert (root / "sheet.png").is_file()
 
 
-def test_lpips_is_measured_where_its_weights_are_named(run):
+def test_lpips_and_fid_are_measured_where_their_weights_are_named(run, monkeypatch):
+    monkeypatch.setattr(inception, "_BATCH", 5)  # all that there are
     evaluate, root = run
-    for name, shapes in (("vgg16.pth", lpips.vgg_shapes()), ("heads.pth", lpips.head_shapes())):
+    files = {
+        "vgg16.pth": lpips.vgg_shapes(),
+        "heads.pth": lpips.head_shapes(),
+        "inception.pth": inception.torch_shapes(),
+    }
+    for name, shapes in files.items():
         state = random_state(shapes)
         write_torch_file(root / name, {k: (v.dtype, v.shape) for k, v in state.items()}, state.values())
-    code, numbers = evaluate(24, "--lpips-weights", f"{root / 'vgg16.pth'},{root / 'heads.pth'}")
-    assert code == 0 and numbers["lpips"] > 0
+    vgg, heads, of_fid = (root / name for name in files)
+    code, numbers = evaluate(10, "--lpips-weights", f"{vgg},{heads}", "--inception-weights", of_fid)
+    assert code == 0 and numbers["lpips"] > 0 and numbers["fid"] > 0
 
 
 def test_few_pictures_fall_back_on_training_pictures_and_fewer_are_refused(run, capsys):
@@ -100,6 +108,7 @@ def test_mistakes_are_named_with_a_remedy(run, capsys):
     evaluate, root = run
     for arguments, remedy in (
         (("--lpips-weights", f"{root / 'no.pth'},{root / 'no.pth'}"), "vgg16-397923af.pth"),
+        (("--inception-weights", root / "no.pth"), "pt_inception-2015-12-05-6726825d.pth"),
         (("--json", root / "nowhere" / "n.json"), "its folder does not exist"),
         (("--checkpoint", root / "nowhere"), "no checkpoint folder"),
         (("--data", "emojis"), "unknown data source"),
