@@ -79,8 +79,8 @@ def main(
     lpips_params = load_lpips(*lpips_weights) if lpips_weights else None
     inception = load_inception(inception_weights) if inception_weights else None
     tokenizer = pretrained.load_tokenizer(checkpoint)
-    data = data or tokenizer.origin.get("data", {}).get("source", DEFAULT_SOURCE)
-    chosen = _choose(data, tokenizer.side, n_pictures)
+    source: str = data or tokenizer.origin.get("data", {}).get("source", DEFAULT_SOURCE)
+    chosen = _choose(source, tokenizer.side, n_pictures)
 
     through_bits = ThroughBits(tokenizer)
     usage = BitUsage(tokenizer.config.bits, through_bits.schedule.n_scales)
@@ -94,14 +94,14 @@ def main(
         **usage.numbers(),
         "split": chosen.split,
         "pictures": len(chosen.quality),
-        "data": data,
+        "data": source,
         "checkpoint": str(checkpoint),
         "seconds": round(time.monotonic() - started, 1),
     }
     checkpoint_folder.replace(json_file, lambda path: path.write_text(json.dumps(numbers, indent=1) + "\n"))
     logging.info("wrote %s", json_file)
     if sheet:
-        _draw(Path(sheet), through_bits, chosen, attribution(data))
+        _draw(Path(sheet), through_bits, chosen, attribution(source))
     return numbers
 
 

@@ -34,7 +34,7 @@ def state():
 
 @pytest.fixture(scope="module")
 def variables(state, tmp_path_factory):
-    more = {"fc.weight": np.zeros((8, 2048), np.float32)}
+    more: dict[str, np.ndarray] = {"fc.weight": np.zeros((8, 2048), np.float32)}
     more["Mixed_5b.branch1x1.bn.num_batches_tracked"] = np.zeros((), np.int64)
     return load_inception(write(tmp_path_factory.mktemp("inception") / "inception.pth", state | more))
 

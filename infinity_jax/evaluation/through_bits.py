@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +33,8 @@ class ThroughBits:
         self.schedule = scales.make_schedule(tokenizer.scales).times(tokenizer.config.patchify)
         self._params = tokenizer.params
         self._batch = max(1, min(_MOST_PICTURES, _MOST_PIXELS // self.side**2))
-        module, quantizer, schedule = Tokenizer(tokenizer.config), tokenizer.config.quantizer, self.schedule
+        quantizer, schedule = tokenizer.config.quantizer, self.schedule
+        module: Any = Tokenizer(tokenizer.config)
 
         def there_and_back(params, image_BHW3):
             image, quantised = module.apply({"params": params}, image_BHW3, schedule)
