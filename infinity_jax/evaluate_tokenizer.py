@@ -28,7 +28,6 @@ PICTURES = 1024
 FEWEST_PICTURES = 4  # on each side of EffNet-KID
 OTHERS = 4  # real pictures on the other side of EffNet-KID, for each reconstructed one
 DEFAULT_SOURCE = "emoji_captions"
-_LPIPS_BATCH = 16
 
 
 class Chosen(NamedTuple):
@@ -88,9 +87,9 @@ def main(
     made = kid_made if chosen.split == "train" else _reconstructed(through_bits, usage, chosen.quality)
     numbers = {
         **_likeness(chosen.quality, made),
-        "lpips": None if lpips_params is None else _mean_lpips(lpips_params, chosen.quality, made),
+        "lpips": lpips_params and _mean_lpips(lpips_params, chosen.quality, made, through_bits.batch_size),
         **_kid(chosen, kid_made),
-        "fid": None if inception is None else _fid(inception, chosen, kid_made, made),
+        "fid": inception and _fid(inception, chosen, kid_made, made),
         **usage.numbers(),
         "split": chosen.split,
         "pictures": len(chosen.quality),
@@ -146,14 +145,14 @@ def _likeness(original: np.ndarray, made: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _mean_lpips(params: Any, original: np.ndarray, made: np.ndarray) -> float:
+def _mean_lpips(params: Any, original: np.ndarray, made: np.ndarray, batch_size: int) -> float:
     @jax.jit
     def distance(params, image, other):
         with jax.default_matmul_precision("highest"):  # as the reference, on accelerators too
             return lpips_distance(params, *(x.astype(jnp.float32) / 127.5 - 1 for x in (image, other)))
 
     total = 0.0
-    batches = (filled_batches(images, _LPIPS_BATCH) for images in (original, made))
+    batches = (filled_batches(images, batch_size) for images in (original, made))
     for (image, n), (other, _) in zip(*batches, strict=True):
         total += float(np.asarray(distance(params, image, other))[:n].sum())
     return total / len(original)
