@@ -15,6 +15,8 @@ from infinity_jax.data import pictures, sources
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import bootstrap, gallery, sheets
 from infinity_jax.evaluation.bit_usage import BitUsage
+from infinity_jax.evaluation.fid import fid
+from infinity_jax.evaluation.inception import inception_features, load_inception
 from infinity_jax.evaluation.kid import effnet_kid
 from infinity_jax.evaluation.reconstruction import psnr_per_picture
 from infinity_jax.evaluation.ssim import ssim_per_picture
@@ -26,7 +28,6 @@ PICTURES = 1024
 FEWEST_PICTURES = 4  # on each side of EffNet-KID
 OTHERS = 4  # real pictures on the other side of EffNet-KID, for each reconstructed one
 DEFAULT_SOURCE = "emoji_captions"
-_LPIPS_BATCH = 16
 
 
 class Chosen(NamedTuple):
@@ -52,6 +53,7 @@ def main(
     data: str | None = None,
     sheet: str | Path | None = None,
     lpips_weights: tuple[str, str] | None = None,
+    inception_weights: str | None = None,
     n_pictures: int = PICTURES,
 ) -> dict[str, Any]:
     """Measures a tokenizer and writes the numbers.
@@ -62,6 +64,7 @@ def main(
       data: a name that `data.sources` knows; None is what the tokenizer was trained on, else the bundled pictures.
       sheet: a PNG to draw, or None.
       lpips_weights: the files of VGG16 and of LPIPS's heads; without them "lpips" is None.
+      inception_weights: the file of FID's Inception-v3; without it "fid" is None.
       n_pictures: at most so many pictures are reconstructed of each split.
     Returns:
       what was written: psnr, ssim, kid, bits, ... as the README lists them.
@@ -73,9 +76,10 @@ def main(
     if not json_file.absolute().parent.is_dir():
         raise UserError(f"--json {json_file}: its folder does not exist; make it first")
     lpips_params = load_lpips(*lpips_weights) if lpips_weights else None
+    inception = load_inception(inception_weights) if inception_weights else None
     tokenizer = pretrained.load_tokenizer(checkpoint)
-    data = data or tokenizer.origin.get("data", {}).get("source", DEFAULT_SOURCE)
-    chosen = _choose(data, tokenizer.side, n_pictures)
+    source: str = data or tokenizer.origin.get("data", {}).get("source", DEFAULT_SOURCE)
+    chosen = _choose(source, tokenizer.side, n_pictures)
 
     through_bits = ThroughBits(tokenizer)
     usage = BitUsage(tokenizer.config.bits, through_bits.schedule.n_scales)
@@ -83,20 +87,20 @@ def main(
     made = kid_made if chosen.split == "train" else _reconstructed(through_bits, usage, chosen.quality)
     numbers = {
         **_likeness(chosen.quality, made),
-        "lpips": None if lpips_params is None else _mean_lpips(lpips_params, chosen.quality, made),
+        "lpips": lpips_params and _mean_lpips(lpips_params, chosen.quality, made, through_bits.batch_size),
         **_kid(chosen, kid_made),
-        "fid": None,
+        "fid": inception and _fid(inception, chosen, kid_made, made),
         **usage.numbers(),
         "split": chosen.split,
         "pictures": len(chosen.quality),
-        "data": data,
+        "data": source,
         "checkpoint": str(checkpoint),
         "seconds": round(time.monotonic() - started, 1),
     }
     checkpoint_folder.replace(json_file, lambda path: path.write_text(json.dumps(numbers, indent=1) + "\n"))
     logging.info("wrote %s", json_file)
     if sheet:
-        _draw(Path(sheet), through_bits, chosen, attribution(data))
+        _draw(Path(sheet), through_bits, chosen, attribution(source))
     return numbers
 
 
@@ -141,14 +145,14 @@ def _likeness(original: np.ndarray, made: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _mean_lpips(params: Any, original: np.ndarray, made: np.ndarray) -> float:
+def _mean_lpips(params: Any, original: np.ndarray, made: np.ndarray, batch_size: int) -> float:
     @jax.jit
     def distance(params, image, other):
         with jax.default_matmul_precision("highest"):  # as the reference, on accelerators too
             return lpips_distance(params, *(x.astype(jnp.float32) / 127.5 - 1 for x in (image, other)))
 
     total = 0.0
-    batches = (filled_batches(images, _LPIPS_BATCH) for images in (original, made))
+    batches = (filled_batches(images, batch_size) for images in (original, made))
     for (image, n), (other, _) in zip(*batches, strict=True):
         total += float(np.asarray(distance(params, image, other))[:n].sum())
     return total / len(original)
@@ -171,6 +175,18 @@ def _kid(chosen: Chosen, made: np.ndarray) -> dict[str, Any]:
         "kid_pictures": len(made),
         "kid_others": len(others),
     }
+
+
+def _fid(inception: Any, chosen: Chosen, kid_made: np.ndarray, made: np.ndarray) -> float:
+    """FID between all pictures that were reconstructed and their reconstructions, as published for tokenizers."""
+    pairs = [(chosen.kid, kid_made)]
+    if chosen.split == "validation":
+        pairs.append((chosen.quality, made))
+    real, reconstructed = (
+        np.concatenate([inception_features(inception, images) for images in side])
+        for side in zip(*pairs, strict=True)
+    )
+    return fid(real, reconstructed)
 
 
 def _draw(path: Path, through_bits: ThroughBits, chosen: Chosen, footer: str) -> None:

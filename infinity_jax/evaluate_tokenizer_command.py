@@ -38,6 +38,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="VGG16,HEADS",
         help="for LPIPS: torchvision's vgg16 weights, and vgg.pth of the package lpips; without them there is none",
     )
+    add(
+        "--inception-weights",
+        metavar="FILE",
+        help="for reconstruction FID: pt_inception-2015-12-05-6726825d.pth of pytorch-fid; without it there is none",
+    )
 
 
 def run(arguments: argparse.Namespace, _: list[str]) -> None:
@@ -50,6 +55,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
         data=arguments.data,
         sheet=arguments.sheet,
         lpips_weights=arguments.lpips_weights,
+        inception_weights=arguments.inception_weights,
         n_pictures=arguments.pictures,
     )
 

@@ -30,3 +30,10 @@ def random_pictures(count: int, height: int, width: int, seed: int = 0) -> np.nd
     phase = random.uniform(0, 6, (count, 3, 4, 1, 1))
     sums = np.cos(wave[:, :, :, 0] * y + wave[:, :, :, 1] * x + phase).sum(axis=2)
     return np.clip(127.5 + 45 * sums, 0, 255).round().astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def random_features(count: int, size: int, seed: int) -> np.ndarray:
+    """Correlated features float64 [count, size], of another law for each seed."""
+    random = np.random.default_rng(seed)
+    mixed = random.standard_normal((count, size)) @ random.standard_normal((size, size)) / size**0.5
+    return mixed + 0.3 * seed

@@ -47,3 +47,15 @@ def read_network(
 def convolution_kernel(weight_OIHW: np.ndarray) -> np.ndarray:
     """torch's kernel [out, in, height, width] in the order of flax, [height, width, in, out]."""
     return np.ascontiguousarray(weight_OIHW.transpose(2, 3, 1, 0))
+
+
+def fold_batch_norm(
+    state: Mapping[str, np.ndarray], conv: str, norm: str, epsilon: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """torch's kernel [out, in, height, width] and a bias [out]: a convolution without bias and the batch norm after it.
+
+    Takes a state dict and the names of the two in it.
+    """
+    scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"] + epsilon)
+    bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
+    return state[f"{conv}.weight"] * scale[:, None, None, None], bias

@@ -27,7 +27,8 @@ def kid_interval(
     random = np.random.default_rng(seed)
     counts_RM, counts_RN = _drawn(len(a), random), _drawn(len(b), random)
     across = ((counts_RM @ kernel(a, b)) * counts_RN).sum(axis=1) / (len(a) * len(b))
-    return _percentiles(_within(a, counts_RM) + _within(b, counts_RN) - 2 * across)
+    estimates_R = _within(a, counts_RM) + _within(b, counts_RN) - 2 * across
+    return _percentiles(estimates_R[np.isfinite(estimates_R)])
 
 
 def _drawn(n: int, random: np.random.Generator) -> np.ndarray:
@@ -36,11 +37,11 @@ def _drawn(n: int, random: np.random.Generator) -> np.ndarray:
 
 
 def _within(features_ND: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:
-    """Mean of the kernel over the pairs of different pictures of each resample, [RESAMPLES]."""
+    """Mean of the kernel over the pairs of different pictures of each resample, [RESAMPLES]; NaN if it has no pair."""
     kernel_NN = kernel(features_ND, features_ND)
     np.fill_diagonal(kernel_NN, 0.0)
     pairs_R = counts_RN.sum(axis=1) ** 2 - (counts_RN**2).sum(axis=1)
-    return ((counts_RN @ kernel_NN) * counts_RN).sum(axis=1) / pairs_R
+    return ((counts_RN @ kernel_NN) * counts_RN).sum(axis=1) / np.where(pairs_R > 0, pairs_R, np.nan)
 
 
 def _percentiles(estimates_R: np.ndarray) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,15 +25,18 @@ class ThroughBits:
     """A tokenizer on square pictures of its own side, with the scales that it is used with.
 
     Attributes:
+      side: height and width of the pictures in pixels.
       schedule: these scales, in tokens of the tokenizer.
+      batch_size: pictures at once, fewer of large ones for their memory.
     """
 
     def __init__(self, tokenizer: TrainedTokenizer):
         self.side = tokenizer.side
         self.schedule = scales.make_schedule(tokenizer.scales).times(tokenizer.config.patchify)
         self._params = tokenizer.params
-        self._batch = max(1, min(_MOST_PICTURES, _MOST_PIXELS // self.side**2))
-        module, quantizer, schedule = Tokenizer(tokenizer.config), tokenizer.config.quantizer, self.schedule
+        self.batch_size = max(1, min(_MOST_PICTURES, _MOST_PIXELS // self.side**2))
+        quantizer, schedule = tokenizer.config.quantizer, self.schedule
+        module: Any = Tokenizer(tokenizer.config)
 
         def there_and_back(params, image_BHW3):
             image, quantised = module.apply({"params": params}, image_BHW3, schedule)
@@ -53,7 +57,7 @@ class ThroughBits:
         self, image_NHW3: UInt8[np.ndarray, "N H W 3"]
     ) -> Iterator[tuple[UInt8[np.ndarray, "B H W 3"], Bits]]:
         """Reconstructions uint8 and the bits behind them, batch after batch."""
-        for batch, n in filled_batches(image_NHW3, self._batch):
+        for batch, n in filled_batches(image_NHW3, self.batch_size):
             image, bits = self._there_and_back(self._params, pictures.to_float(batch))
             yield pictures.to_uint8(np.asarray(image)[:n]), tuple(np.asarray(b)[:n] for b in bits)
 
@@ -69,7 +73,7 @@ class ThroughBits:
             pictures.to_uint8(
                 np.asarray(self._after_each_scale(self._params, pictures.to_float(batch)))[:, :n]
             )
-            for batch, n in filled_batches(image_NHW3, self._batch)
+            for batch, n in filled_batches(image_NHW3, self.batch_size)
         ]
         return list(np.concatenate(parts, axis=1))
 
