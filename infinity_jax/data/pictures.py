@@ -1,6 +1,8 @@
 """From encoded pictures to arrays and back."""
 
 import io
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -16,6 +18,12 @@ def decode(image_bytes: bytes, height: int, width: int) -> UInt8[np.ndarray, "he
     (spec.md section 1). Raises UserError if the bytes are not a whole picture.
     """
     return np.array(cover(decode_rgb(image_bytes), height, width), dtype=np.uint8)
+
+
+def decode_squares(records: Sequence[Mapping[str, Any]], side: int) -> UInt8[np.ndarray, "N side side 3"]:
+    """The pictures of records of a data set, each as `decode` gives it; none gives an array of length 0."""
+    images = [decode(record["image"], side, side) for record in records]
+    return np.stack(images) if images else np.zeros((0, side, side, 3), np.uint8)
 
 
 def decode_rgb(image_bytes: bytes) -> Image.Image:
