@@ -119,7 +119,6 @@ CASES = [
     ("data=2,fsdp=2,tensor=2", "fsdp_tp", 96, 1),
     ("fsdp=2,tensor=2,sequence=2", "fsdp_tp_sp", 96, 1),
     ("data=2,sequence=4", "fsdp_tp_sp", 96, 2),  # 30 tokens: not all devices have as many
-    ("data=2,fsdp=2,tensor=2", "fsdp_tp", 80, 1),
     ("fsdp=2,tensor=2,sequence=2", "fsdp_tp_sp", 80, 2),
 ]
 
