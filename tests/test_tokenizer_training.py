@@ -113,7 +113,7 @@ def test_a_run_of_several_resolutions_goes_on_where_it_stopped(tmp_path, monkeyp
         config = config_files.load("configs/emoji_tokenizer.py:debug", [f"--config.train.steps={steps}"])
         with config.unlocked():
             config.model.update(dict(multipliers=(1,), pixel_patch=8, decoder_blocks=1))
-            config.data.mix = ConfigDict({"32px": 4, "64px": 2})
+            config.data.mix = "32px=4,64px=2"
         return train_tokenizer.main(config, workdir)
 
     whole = run(tmp_path / "whole", 4)
@@ -235,3 +235,19 @@ def test_the_rate_drops_once():
     )
     rate = optim.learning_rate(config, 100)
     np.testing.assert_allclose([rate(step) for step in (0, 1, 89, 90, 99)], [0.5, 1, 1, 0.1, 0.1], rtol=1e-6)
+
+
+def test_lpips_without_its_weights_is_refused_and_the_bundled_network_offered():
+    with pytest.raises(UserError, match=r"vgg16-397923af\.pth.*loss\.feature_network=efficientnet"):
+        train_tokenizer.feature_loss(TokenizerLossConfig(feature_network="lpips"))
+
+
+@pytest.mark.parametrize("mix", ["64px", "64px=0", "64px=x"])
+def test_a_wrong_mix_of_resolutions_is_refused(mix):
+    with pytest.raises(UserError, match="64px=16,96px=8"):
+        train_tokenizer.resolution_mix(mix, "64px", 4)
+
+
+def test_a_mix_of_resolutions_is_read():
+    assert train_tokenizer.resolution_mix("0.06M=256, 1M=64", "0.06M", 9) == {"0.06M": 256, "1M": 64}
+    assert train_tokenizer.resolution_mix("", "64px", 16) == {"64px": 16}

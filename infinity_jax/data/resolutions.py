@@ -10,7 +10,6 @@ from jaxtyping import Int
 
 from infinity_jax import random
 from infinity_jax.data import pipeline
-from infinity_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,11 +27,6 @@ class ResolutionMix:
     batch_sizes: tuple[int, ...]
     seed: int
     steps: int
-
-    def __post_init__(self):
-        for side, size in zip(self.sides, self.batch_sizes, strict=True):
-            if size < 1:
-                raise UserError(f"the batch size of {side}-pixel pictures is {size}; it must be at least 1")
 
     @functools.cached_property
     def draws(self) -> Int[np.ndarray, " steps"]:
