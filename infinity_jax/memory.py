@@ -56,11 +56,12 @@ def train_memory(
       text_tokens: tokens of a caption, padding included.
       batch: pictures over all devices.
     Raises:
-      UserError: another remat policy, or a mesh with `tensor`: the formula was not fitted to them.
+      UserError: another remat policy or head, or a mesh with `tensor`: the formula was not fitted to them.
     """
-    if config.remat != "block" or mesh.tensor > 1:
+    if config.remat != "block" or mesh.tensor > 1 or config.head != "bits":
         raise UserError(
-            f"no formula for remat {config.remat!r} and tensor={mesh.tensor}; use remat block and tensor=1"
+            f"no formula for remat {config.remat!r}, tensor={mesh.tensor} and head {config.head!r}; use remat block, "
+            "tensor=1 and head bits"
         )
     parameters = flops.parameter_count(config)
     pictures = batch / microbatches / (mesh.data * mesh.fsdp)

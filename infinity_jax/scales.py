@@ -26,6 +26,7 @@ BUDGETS = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}
 SMALL_PRESETS = {
     "32px": (1, 2, 3, 4),
     "64px": (1, 2, 3, 4, 6, 8),
+    "64px_single": (8,),  # a tokenizer of one scale; train it with loss.scales "short"
     "96px": (1, 2, 3, 4, 6, 8, 12),
     "128px": (1, 2, 3, 4, 6, 8, 12, 16),
 }
