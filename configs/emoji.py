@@ -13,9 +13,13 @@ with `--config.model.bits=16` of the bitwise one. Both need a tokenizer of 16 bi
 
 from ml_collections import ConfigDict
 
+from infinity_jax.errors import UserError
+
 
 def get_config(argument: str = "") -> ConfigDict:
     """The config; `argument` "index" makes it the conventional classifier, "debug" makes it tiny."""
+    if argument not in ("", "index", "debug"):
+        raise UserError(f"configs/emoji.py has no {argument!r}; known: index, debug, or nothing")
     config = ConfigDict()
     # A folder with a tokenizer: "bundled", a folder of `infinity-jax export`, or a workdir of train-tokenizer.
     config.tokenizer = "bundled"

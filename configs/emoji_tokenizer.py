@@ -13,9 +13,13 @@ With an adversary from the middle of the run on, or from the first step on after
 
 from ml_collections import ConfigDict
 
+from infinity_jax.errors import UserError
+
 
 def get_config(argument: str = "") -> ConfigDict:
     """The config; `argument` "debug" makes it tiny."""
+    if argument not in ("", "debug"):
+        raise UserError(f"configs/emoji_tokenizer.py has no {argument!r}; known: debug, or nothing")
     config = ConfigDict()
     config.model = ConfigDict(
         dict(
@@ -83,6 +87,7 @@ def get_config(argument: str = "") -> ConfigDict:
             keep_checkpoints=2,
             keep_every=0,
             keep_best="",
+            restore_from="",
             init_from="",
             adversarial=False,
             sample_every=500,

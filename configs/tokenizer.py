@@ -5,9 +5,9 @@
     infinity-jax train-tokenizer --config configs/tokenizer.py:stage2 --config.data.source=folder:PATH \\
         --config.train.init_from=runs/stage1 ... --workdir runs/stage2
 
-Stage 1 is 256x256 pixels; in stage 2 each step is one of 256, 512 and 1024. Batch sizes are for 32 devices. With
---config.loss.scales=short it is the variant that generates best ("reg" in the release). `:debug` runs two steps of
-small pictures and a small model, in the bundled features instead of LPIPS.
+Stage 1 is 256x256 pixels; in stage 2 each step is one of 256, 512 and 1024, and the discriminator begins anew. Batch
+sizes are for 32 devices. With --config.loss.scales=short it is the variant that generates best ("reg" in the release).
+`:debug` runs two steps of small pictures and a small model, in the bundled features instead of LPIPS.
 """
 
 from ml_collections import ConfigDict
@@ -15,8 +15,10 @@ from ml_collections import ConfigDict
 from infinity_jax.errors import UserError
 
 STAGES = {
-    "stage1": dict(steps=500_000, drop_at=0.9, start_step=50_000, mix=""),
-    "stage2": dict(steps=200_000, drop_at=0.75, start_step=0, mix="0.06M=256,0.25M=128,1M=64"),
+    "stage1": dict(steps=500_000, drop_at=0.9, start_step="10%", ramp_steps="0", mix=""),
+    "stage2": dict(
+        steps=200_000, drop_at=0.75, start_step="0", ramp_steps="1%", mix="0.06M=256,0.25M=128,1M=64"
+    ),
 }
 
 
@@ -62,7 +64,7 @@ def get_config(argument: str = "stage1") -> ConfigDict:
             weight=0.3,
             adaptive_weight=False,
             start_step=stage["start_step"],
-            ramp_steps=0,
+            ramp_steps=stage["ramp_steps"],
             lecam=0.05,
             learning_rate_factor=2.0,
         )
@@ -94,6 +96,7 @@ def get_config(argument: str = "stage1") -> ConfigDict:
             keep_best="",
             sample_every=5000,
             evaluate_every=5000,
+            restore_from="",
             init_from="",
             adversarial=True,
         )

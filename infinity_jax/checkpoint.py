@@ -231,8 +231,9 @@ class Checkpointer:
                 there, here = (
                     str(shapes[name]) if name in shapes else "nothing" for shapes in (stored, wanted)
                 )
+                kind = "run, with or without train.adversarial" if part == "adversary" else "model"
                 raise UserError(
-                    f"the checkpoint {self.directory / str(step)} is of another model: {name} is {there} there "
+                    f"the checkpoint {self.directory / str(step)} is of another {kind}: {name} is {there} there "
                     f"and {here} in this config; use the config it was made with, or another folder"
                 )
 

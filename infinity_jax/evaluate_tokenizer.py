@@ -1,5 +1,6 @@
 """`infinity-jax evaluate-tokenizer`: a tokenizer in numbers, as JSON, and as a sheet of what each scale adds."""
 
+import dataclasses
 import json
 import time
 from pathlib import Path
@@ -51,6 +52,7 @@ def main(
     json_file: str | Path,
     checkpoint: str | None = None,
     data: str | None = None,
+    budget: str | None = None,
     sheet: str | Path | None = None,
     lpips_weights: tuple[str, str] | None = None,
     inception_weights: str | None = None,
@@ -62,6 +64,7 @@ def main(
       json_file: where they go.
       checkpoint: an exported or converted folder or a training workdir; None is the one in the package.
       data: a name that `data.sources` knows; None is what the tokenizer was trained on, else the bundled pictures.
+      budget: the scales to measure at, like "0.25M" for 512x512 pixels; None is the tokenizer's own.
       sheet: a PNG to draw, or None.
       lpips_weights: the files of VGG16 and of LPIPS's heads; without them "lpips" is None.
       inception_weights: the file of FID's Inception-v3; without it "fid" is None.
@@ -75,9 +78,12 @@ def main(
     json_file, checkpoint = Path(json_file), checkpoint or pretrained.BUNDLED
     if not json_file.absolute().parent.is_dir():
         raise UserError(f"--json {json_file}: its folder does not exist; make it first")
+    if json_file.is_dir():
+        raise UserError(f"--json {json_file} is a folder; name a file in it")
     lpips_params = load_lpips(*lpips_weights) if lpips_weights else None
     inception = load_inception(inception_weights) if inception_weights else None
     tokenizer = pretrained.load_tokenizer(checkpoint)
+    tokenizer = dataclasses.replace(tokenizer, scales=budget or tokenizer.scales)
     source: str = data or tokenizer.origin.get("data", {}).get("source", DEFAULT_SOURCE)
     chosen = _choose(source, tokenizer.side, n_pictures)
 

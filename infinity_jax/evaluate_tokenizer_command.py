@@ -25,6 +25,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="emoji_captions or folder:PATH; default: what the tokenizer was trained on",
     )
     add(
+        "--budget",
+        metavar="NAME",
+        help="measure at these scales: 0.06M 0.25M 0.60M 1M 64px ...; default: the tokenizer's own",
+    )
+    add(
         "--pictures",
         type=argument_types.count,
         default=1024,
@@ -53,6 +58,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
         arguments.json,
         checkpoint=arguments.checkpoint,
         data=arguments.data,
+        budget=arguments.budget,
         sheet=arguments.sheet,
         lpips_weights=arguments.lpips_weights,
         inception_weights=arguments.inception_weights,

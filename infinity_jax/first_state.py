@@ -35,6 +35,7 @@ def first_state(
     new_state: Callable[[], TrainState],
     placed: TrainState,
     load_params: Callable,
+    batch_size_at: Callable[[int], int],
 ) -> TrainState:
     """The first state: resume -> restore_from -> init_from -> scratch, whichever comes first.
 
@@ -44,6 +45,7 @@ def first_state(
       new_state: makes a fresh state.
       placed: where each array lies, whatever it comes from.
       load_params: (path, params like those wanted) -> params, for `train.init_from`.
+      batch_size_at: step (0-based) -> pictures of the whole batch.
     Raises:
       UserError: a checkpoint of another model or another seed.
     """
@@ -55,7 +57,7 @@ def first_state(
     _check_shared(checkpointer)
     if checkpointer.latest_step() is not None:
         state, data = checkpointer.restore(wanted)
-        _check_data(data, train)
+        _check_data(data, train, batch_size_at)
         logging.info("start: resume at step %d from %s", int(state.step), checkpointer.directory)
         return state
     if train.restore_from:
@@ -63,7 +65,7 @@ def first_state(
         other = Checkpointer(source if source.is_dir() else train.restore_from, read_only=True)
         with contextlib.closing(other):
             state, data = other.restore(wanted)
-        _check_data(data, train)
+        _check_data(data, train, batch_size_at)
         logging.info("start: restore_from %s at step %d", train.restore_from, int(state.step))
         return state
     state = jax.jit(new_state, out_shardings=placed)()
@@ -94,12 +96,19 @@ def _check_shared(checkpointer: Checkpointer) -> None:
         )
 
 
-def _check_data(data: Mapping[str, Any], train: TrainConfig) -> None:
+def _check_data(data: Mapping[str, Any], train: TrainConfig, batch_size_at: Callable[[int], int]) -> None:
     """A resumed run must see the data that the uninterrupted one would have seen."""
     if data["seed"] != train.seed:
         raise UserError(
             f"the checkpoint's run has train.seed {data['seed']}, this config {train.seed}; "
             f"set --config.train.seed={data['seed']} to resume, or use another --workdir"
         )
-    if data["examples"] != data["next_step"] * train.batch_size:
-        logging.warning("train.batch_size is now %d; the checkpoint's run had another one", train.batch_size)
+    read = sum(map(batch_size_at, range(data["next_step"])))
+    if data["examples"] != read:
+        logging.warning(
+            "the checkpoint's run read %d pictures up to step %d, this config reads %d up to there; go on with the "
+            "same train.batch_size (and data.mix) to see every picture equally often",
+            data["examples"],
+            data["next_step"],
+            read,
+        )

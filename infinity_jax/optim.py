@@ -72,6 +72,12 @@ def learning_rate(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
     return optax.join_schedules([warmup, after], [config.warmup_steps])
 
 
+def joining_rate(config: OptimConfig, steps: int, start: int) -> Callable[[Any], Any]:
+    """Own step -> learning rate of an optimiser that joins a run at step `start`: the run's, after its own warm-up."""
+    of_run = learning_rate(config, steps)
+    return lambda own: of_run(own + start) * jnp.minimum(1.0, (own + 1) / max(1, config.warmup_steps))
+
+
 def parameter_name(path: jax.tree_util.KeyPath) -> str:
     """A parameter's path as text, "block/attention/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
@@ -108,6 +114,7 @@ def make_optimiser(
     steps: int,
     no_decay: Callable[[str], bool] = lambda name: False,
     stacked: Callable[[str], bool] = lambda name: False,
+    start: int = 0,
 ) -> optax.GradientTransformation:
     """AdamW after clipping the gradients by their global norm.
 
@@ -117,11 +124,12 @@ def make_optimiser(
       no_decay: told a parameter's name ("a/b/kernel"), says whether it is exempt from decay.
         1-D parameters always are.
       stacked: told a name, says whether its first axis counts scanned layers (and so not as a dimension).
+      start: the run's step at which these parameters begin to be trained.
     """
     return optax.chain(
         _clip_by_global_norm(config.clip),
         optax.adamw(
-            learning_rate(config, steps),
+            joining_rate(config, steps, start) if start else learning_rate(config, steps),
             config.b1,
             config.b2,
             weight_decay=config.weight_decay,

@@ -123,6 +123,9 @@ def load_model(path: str | Path) -> TrainedModel:
     return TrainedModel(load_tokenizer(folder), config, params, *parts)
 
 
+_OF_THIS_RUN = "this run's config; start from another checkpoint, or make config.model the same"
+
+
 def load_transformer_params(path: str | Path, target: PyTree) -> PyTree:
     """Only the transformer's parameters, for a start from them.
 
@@ -140,14 +143,14 @@ def load_transformer_params(path: str | Path, target: PyTree) -> PyTree:
             )
         return _restore(reader, target)
     params = load_on_host(folder).params
-    _check_shapes(folder, params, target)
+    _check_shapes(folder, params, target, _OF_THIS_RUN)
     return params
 
 
 def load_tokenizer_params(path: str | Path, target: PyTree) -> PyTree:
     """Only the tokenizer's parameters, for a start from them. Raises UserError if they are not like `target`."""
     params = load_tokenizer(path).params
-    _check_shapes(resolve(path), params, target)
+    _check_shapes(resolve(path), params, target, _OF_THIS_RUN)
     return params
 
 
@@ -284,7 +287,9 @@ def _restore(reader: Checkpointer, target: PyTree) -> PyTree:
         reader.close()
 
 
-def _check_shapes(folder: Path, params: PyTree, wanted: PyTree) -> None:
+def _check_shapes(
+    folder: Path, params: PyTree, wanted: PyTree, whose: str = "its config; export it again"
+) -> None:
     have, want = (
         {optim.parameter_name(key): np.shape(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (params, wanted)
@@ -293,5 +298,5 @@ def _check_shapes(folder: Path, params: PyTree, wanted: PyTree) -> None:
         if have.get(name) != want.get(name):
             raise UserError(
                 f"{folder} is of another model: {name} is {have.get(name, 'missing')} in the weights "
-                f"and {want.get(name, 'missing')} by its config; export it again"
+                f"and {want.get(name, 'missing')} by {whose}"
             )

@@ -25,7 +25,8 @@ class TrainConfig:
       sample_every: steps between sample sheets.
       evaluate_every: steps between evaluations.
       restore_from: another run's checkpoints to go on from with its optimiser and step, in a new workdir.
-      init_from: checkpoints of which only the parameters are taken; the run starts at step 0.
+      init_from: a workdir, an exported folder or "bundled", of which only the parameters are taken; the run starts at
+        step 0.
     """
 
     steps: int

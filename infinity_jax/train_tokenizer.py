@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -36,7 +36,13 @@ from infinity_jax.tokenizer.discriminator import Discriminator, DiscriminatorCon
 from infinity_jax.tokenizer.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 from infinity_jax.tokenizer.perceptual import efficientnet_feature_loss
-from infinity_jax.tokenizer.train_step import Adversary, FeatureLoss, TokenizerLossConfig, make_train_step
+from infinity_jax.tokenizer.train_step import (
+    ADVERSARIAL,
+    Adversary,
+    FeatureLoss,
+    TokenizerLossConfig,
+    make_train_step,
+)
 from infinity_jax.tokenizer.training_scales import TrainingScales
 from infinity_jax.tokenizer.training_scales import training_scales as make_training_scales
 from infinity_jax.train_state import TrainState, averaged
@@ -75,8 +81,8 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         adversary = _adversary(config.get("discriminator", {}), optim_config, train, len(source))
         new_state, placed = with_adversary(new_state, placed, adversary, min(mix.sides), train.seed, layout)
 
-    def decode(record, side: int):
-        return {"image": pictures.decode(record["image"], side, side)}
+    for size in mix.batch_sizes:
+        layout.batch(size)  # refuses one that the mesh cannot split
 
     return training_loop.run(
         workdir,
@@ -87,12 +93,31 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         make_train_step(
             tokenizer, loss, optim_config, optimiser, training_scales, feature_loss(loss), adversary
         ),
-        lambda first_step, rows_of: resolutions.batches(source, mix, first_step, decode, rows_of),
+        functools.partial(_batches, source, mix, adversary),
         config=config.to_dict() | {"origin": origin.describe()},
         hooks=_hooks(tokenizer, test_schedule, config, train, layout, Path(workdir)),
         load_params=pretrained.load_tokenizer_params,
         batch_size_at=mix.batch_size_at,
     )
+
+
+def _batches(
+    source: sources.Source,
+    mix: ResolutionMix,
+    adversary: Adversary | None,
+    first_step: int,
+    rows_of: training_loop.RowsOf,
+) -> Iterator[pipeline.Batch]:
+    """Batches {image}, with the adversary's key from its start on."""
+
+    def decode(record, side: int):
+        return {"image": pictures.decode(record["image"], side, side)}
+
+    stream = resolutions.batches(source, mix, first_step, decode, rows_of)
+    for step, batch in enumerate(stream, first_step):
+        if adversary is not None and step >= adversary.config.start_step:
+            batch[ADVERSARIAL] = np.ones(len(batch["image"]), bool)
+        yield batch
 
 
 def _train_section(section: Any, examples: int) -> tuple[train_config.TrainConfig, bool]:
@@ -114,6 +139,10 @@ def _resolutions(
     batch_sizes = resolution_mix(data.get("mix", ""), data.scales, train.batch_size)
     schedules = [scales.make_schedule(preset).times(model.patchify) for preset in batch_sizes]
     sides = tuple(schedule.last[0] * model.stride for schedule in schedules)
+    if len(set(sides)) < len(sides):
+        raise UserError(
+            f"data.mix {data.mix!r} has two schedules for pictures of the same size; leave one out"
+        )
     by_side = {
         side: make_training_scales(loss.scales, schedule, loss.scale_drop, loss.short_scales)
         for side, schedule in zip(sides, schedules, strict=True)
@@ -133,6 +162,8 @@ def resolution_mix(text: str, scales: str, batch_size: int) -> dict[str, int]:
         raise UserError(
             f"data.mix {text!r} is not understood; write resolutions and their batch sizes, like 64px=16,96px=8"
         )
+    if len(dict(pairs)) < len(pairs):
+        raise UserError(f"data.mix {text!r} names a resolution twice; name each once")
     return {name: int(size) for name, size in pairs}
 
 
@@ -154,7 +185,7 @@ def feature_loss(loss: TokenizerLossConfig) -> FeatureLoss:
 def _adversary(
     section: Any, tokenizer_optim: optim.OptimConfig, train: train_config.TrainConfig, examples: int
 ) -> Adversary:
-    """The discriminator trains as the tokenizer does, from its start on, with its own rate and no average."""
+    """The discriminator trains as the tokenizer does, with its share of the run's rate at every step and no average."""
     values = dict(section)
     for name in values.keys() & {"start_step", "ramp_steps"}:
         values[name] = durations.in_steps(
@@ -163,7 +194,7 @@ def _adversary(
     config = from_dict(DiscriminatorConfig, values, "discriminator")
     rate = tokenizer_optim.learning_rate * config.learning_rate_factor
     own = dataclasses.replace(tokenizer_optim, learning_rate=rate, ema_decay=0.0)
-    return Adversary(config, optim.make_optimiser(own, max(1, train.steps - config.start_step)))
+    return Adversary(config, optim.make_optimiser(own, train.steps, start=config.start_step))
 
 
 def with_adversary(

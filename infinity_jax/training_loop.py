@@ -90,8 +90,9 @@ def run(
     checkpointer = Checkpointer(
         Path(workdir) / "checkpoints", train.keep_checkpoints, train.keep_every, train.keep_best
     )
+    sizes = batch_size_at or (lambda step: train.batch_size)
     state = first_state.first_state(
-        checkpointer, train, new_state, placed, load_params or first_state.load_params
+        checkpointer, train, new_state, placed, load_params or first_state.load_params, sizes
     )
     first = int(state.step)
     if first >= train.steps:
@@ -100,7 +101,6 @@ def run(
         return state
     # A shorter run's last line stands outside the rhythm of log_every; a run that goes on has no such line.
     writer = MetricsWriter(workdir, first if first % train.log_every == 0 else first - 1)
-    sizes = batch_size_at or (lambda step: train.batch_size)
     loop = _Loop(train, step_fn, checkpointer, writer, config, tuple(hooks), layout, sizes)
     with contextlib.closing(checkpointer), contextlib.closing(writer):
         return loop.run(state, first, batches)
@@ -176,7 +176,8 @@ class _Loop:
                 self.writer.write(step, values, "evaluations.jsonl")
                 evaluated |= values
         if save:
-            data = {"seed": self.train.seed, "next_step": step, "examples": step * self.train.batch_size}
+            examples = sum(map(self.batch_size_at, range(step)))
+            data = {"seed": self.train.seed, "next_step": step, "examples": examples}
             self.checkpointer.save(step, state, data, self.config, self.judged_by(evaluated))
         if due or save:
             # Time spent here is not training time.
@@ -210,7 +211,7 @@ class _Loop:
 
 def _check_finite(step: int, metrics: Mapping[str, Any], saved: int | None) -> None:
     """Raises UserError if the loss or the gradients' norm is not finite."""
-    for name in ("loss", "gradient_norm"):
+    for name in ("loss", "gradient_norm", "discriminator", "adversarial_weight"):
         if name in metrics and not np.isfinite(jax.device_get(metrics[name])):
             kept = (
                 "no checkpoint was saved before"

@@ -21,7 +21,7 @@ from infinity_jax.mesh import parse_mesh
 from infinity_jax.scales import make_schedule
 from infinity_jax.tokenizer.discriminator import DiscriminatorConfig
 from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.tokenizer.train_step import Adversary, TokenizerLossConfig, make_train_step
+from infinity_jax.tokenizer.train_step import ADVERSARIAL, Adversary, TokenizerLossConfig, make_train_step
 from infinity_jax.tokenizer.training_scales import TrainingScales
 from infinity_jax.train_tokenizer import feature_loss, initial_variables, with_adversary
 
@@ -52,7 +52,7 @@ def run(shape: str, features) -> dict[str, np.ndarray]:
     losses = []
     for seed in range(3):
         image = np.random.default_rng(seed).integers(0, 256, (8, side, side, 3), np.uint8)
-        batch = {"image": jax.device_put(image, layout.batch(8))}
+        batch = jax.device_put({"image": image, ADVERSARIAL: np.ones(8, bool)}, layout.batch(8))
         state, metrics = jax.block_until_ready(step(state, batch, jax.random.key(0)))
         losses.append([metrics[name] for name in ("loss", "gradient_norm", "adversarial", "discriminator")])
     adversary_state = {"params": state.adversary.params, "moments": state.adversary.opt_state}

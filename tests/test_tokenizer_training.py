@@ -18,7 +18,7 @@ from infinity_jax.scales import dense_schedule, make_schedule
 from infinity_jax.tokenizer import discriminator
 from infinity_jax.tokenizer.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.tokenizer.train_step import Adversary, TokenizerLossConfig, make_train_step
+from infinity_jax.tokenizer.train_step import ADVERSARIAL, Adversary, TokenizerLossConfig, make_train_step
 from infinity_jax.tokenizer.training_scales import TrainingScales, training_scales
 
 SIDE = 16
@@ -52,7 +52,8 @@ def adversarial(config: DiscriminatorConfig, loss=PLAIN_LOSS):
 
 
 def batch(seed=0):
-    return {"image": np.random.default_rng(seed).integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)}
+    image = np.random.default_rng(seed).integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)
+    return {"image": image, ADVERSARIAL: np.ones(4, bool)}
 
 
 def test_the_last_scale_is_always_kept_and_others_by_chance():
@@ -106,7 +107,7 @@ def test_mixed_batches_give_every_picture_once_an_epoch_wherever_they_start_and_
     assert [a + b for (a, _), (b, _) in zip(first, second, strict=True)] == [ids for ids, _ in whole]
 
 
-def test_a_run_of_several_resolutions_goes_on_where_it_stopped(tmp_path, monkeypatch):
+def test_an_adversarial_run_of_several_resolutions_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(train_tokenizer, "feature_loss", lambda loss: l1_of_means)
 
     def run(workdir, steps):
@@ -114,12 +115,15 @@ def test_a_run_of_several_resolutions_goes_on_where_it_stopped(tmp_path, monkeyp
         with config.unlocked():
             config.model.update(dict(multipliers=(1,), pixel_patch=8, decoder_blocks=1))
             config.data.mix = "32px=4,64px=2"
+            config.train.adversarial = True
+            config.discriminator.update(dict(base_width=32, layers=1, start_step="1"))
         return train_tokenizer.main(config, workdir)
 
     whole = run(tmp_path / "whole", 4)
     run(tmp_path / "parts", 2)
     resumed = run(tmp_path / "parts", 4)
-    jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
+    jax.tree.map(np.testing.assert_array_equal, whole, resumed)
+    assert int(resumed.adversary.step) == 3
 
 
 @pytest.mark.parametrize("loss", discriminator.LOSSES)
@@ -142,21 +146,28 @@ def test_the_discriminator_learns_to_tell_made_pictures():
     assert metrics["discriminator_accuracy"] > 0.9
 
 
-def test_before_its_start_the_adversary_changes_nothing():
-    late, state = adversarial(DiscriminatorConfig(base_width=32, layers=1, start_step=2, ramp_steps=2))
-    never, _ = adversarial(DiscriminatorConfig(base_width=32, layers=1, weight=0.0))
-    with_late, with_none, weights = state, state, []
-    for _ in range(2):
-        with_late, metrics = late(with_late, batch(), jax.random.key(0))
-        with_none, _ = never(with_none, batch(), jax.random.key(0))
-        weights.append(float(metrics["adversarial_weight"]))
-    jax.tree.map(np.testing.assert_array_equal, with_late.params, with_none.params)
-    jax.tree.map(np.testing.assert_array_equal, with_late.adversary, state.adversary)
+def test_a_batch_without_the_adversary_s_key_changes_nothing_of_it():
+    step, state = adversarial(DiscriminatorConfig(base_width=32, layers=1))
+    new, metrics = step(state, {"image": batch()["image"]}, jax.random.key(0))
+    assert int(new.step) == 1 and "adversarial" not in metrics
+    jax.tree.map(np.testing.assert_array_equal, new.adversary, state.adversary)
+
+
+def test_the_weight_grows_over_the_ramp():
+    step, state = adversarial(DiscriminatorConfig(base_width=32, layers=1, ramp_steps=2))
+    weights = []
     for _ in range(3):
-        with_late, metrics = late(with_late, batch(), jax.random.key(0))
+        state, metrics = step(state, batch(), jax.random.key(0))
         weights.append(float(metrics["adversarial_weight"]))
-    np.testing.assert_allclose(weights, [0, 0, 0.15, 0.3, 0.3], rtol=1e-6)
-    assert int(with_late.adversary.step) == 3
+    np.testing.assert_allclose(weights, [0.15, 0.3, 0.3], rtol=1e-6)
+
+
+def test_the_discriminator_s_rate_is_its_share_of_the_run_s():
+    config = optim.OptimConfig(learning_rate=1.0, warmup_steps=2, schedule="drop", drop_at=0.5)
+    of_run, joined = optim.learning_rate(config, 100), optim.joining_rate(config, 100, start=40)
+    np.testing.assert_allclose(joined(0), 0.5)
+    for own in (1, 9, 10, 59):
+        np.testing.assert_allclose(joined(own), of_run(own + 40))
 
 
 @pytest.mark.parametrize("value", [0.0, 1e4, -1e4])
@@ -246,6 +257,8 @@ def test_lpips_without_its_weights_is_refused_and_the_bundled_network_offered():
 def test_a_wrong_mix_of_resolutions_is_refused(mix):
     with pytest.raises(UserError, match="64px=16,96px=8"):
         train_tokenizer.resolution_mix(mix, "64px", 4)
+    with pytest.raises(UserError, match="twice"):
+        train_tokenizer.resolution_mix("64px=4,64px=2", "64px", 4)
 
 
 def test_a_mix_of_resolutions_is_read():

@@ -210,7 +210,7 @@ def test_gradients_that_are_not_finite_stop_the_run_too(tmp_path):
 def started(folder: Path, train: train_config.TrainConfig):
     """The state that a run begins with."""
     checkpointer = Checkpointer(folder)
-    arguments = (toy_run.fresh_state, toy_run.placed(), first_state.load_params)
+    arguments = (toy_run.fresh_state, toy_run.placed(), first_state.load_params, lambda step: 8)
     state = first_state.first_state(checkpointer, train, *arguments)
     checkpointer.close()
     return state

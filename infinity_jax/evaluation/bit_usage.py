@@ -27,7 +27,8 @@ class BitUsage:
     def numbers(self) -> dict[str, Any]:
         """What was counted, as plain values of JSON.
 
-        bits: d. used_bits: those that are neither 0 everywhere nor 1 everywhere, at any scale; dead_bits: the others.
+        bits: d. used_bits: those that are neither 0 nor 1 everywhere, over all scales; dead_bits: the others;
+        dead_bits_per_scale: [K], the same of each scale for itself.
         bit_frequency: [d], how often each bit is set, over all scales. bit_entropy: [K][d], the entropy of each bit at
         each scale, in bits, 0 to 1. entropy_per_scale: [K], its mean over the bits. tokens_per_scale: [K], tokens
         seen. codes_per_scale: [K], how many different ones. code_usage_per_scale: [K], one over the other; near 1
@@ -42,6 +43,7 @@ class BitUsage:
             "bits": bits,
             "used_bits": used,
             "dead_bits": bits - used,
+            "dead_bits_per_scale": (entropy_Kd == 0).sum(axis=1).tolist(),
             "bit_frequency": (ones / max(tokens, 1)).tolist(),
             "entropy_per_scale": entropy_Kd.mean(axis=1).tolist(),
             "bit_entropy": entropy_Kd.tolist(),

@@ -121,10 +121,8 @@ def discriminator_loss(
 
 
 def weight_at(config: DiscriminatorConfig, step: jax.Array) -> Float[Array, ""]:
-    """The adversarial loss's weight at a step: 0 before the start, then the ramp."""
-    since = step - config.start_step
-    ramp = jnp.clip((since + 1) / max(1, config.ramp_steps), 0.0, 1.0)
-    return jnp.where(since >= 0, config.weight * ramp, 0.0).astype(jnp.float32)
+    """The adversarial loss's weight at the discriminator's own step: the ramp, then `weight`."""
+    return config.weight * jnp.minimum(1.0, (step + 1) / max(1, config.ramp_steps)).astype(jnp.float32)
 
 
 def adaptive_factor(other_gradient: jax.Array, own_gradient: jax.Array) -> Float[Array, ""]:

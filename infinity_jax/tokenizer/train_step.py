@@ -1,6 +1,6 @@
 """One training step of the tokenizer: reconstruct through the bits, and compare (spec section 2).
 
-With an adversary each step trains both networks: the tokenizer against the discriminator as it stands, then the
+A step with an adversary trains both networks: the tokenizer against the discriminator as it stands, then the
 discriminator on the same real and made pictures.
 """
 
@@ -24,6 +24,8 @@ from infinity_jax.tokenizer.training_scales import TrainingScales
 from infinity_jax.train_state import TrainState
 
 FEATURE_NETWORKS = ("efficientnet", "lpips")
+# A batch with this key takes part in adversarial training. So the steps before are a program of their own, without it.
+ADVERSARIAL = "adversarial"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,8 @@ def make_train_step(
     Args:
       scales: the scales to train on, by the height in pixels of a batch's `image` uint8 [B,H,W,3].
       feature_loss: (pictures, reconstructions) -> the distance in a network's features.
-      adversary: None trains without; else the state's `adversary` is the discriminator's own state.
+      adversary: takes part in the steps whose batch has the key `ADVERSARIAL`, bool [B] of any value; the state's
+        `adversary` is then the discriminator's own state.
     """
 
     def train_step(state, batch, key):
@@ -127,14 +130,15 @@ def make_train_step(
         (of_pictures, parts), to_made = jax.value_and_grad(picture_loss, has_aux=True)(made)
         (of_bits, parts["quantizer"]), to_projected = jax.value_and_grad(bit_loss, has_aux=True)(projected)
         metrics = {"loss": of_pictures + of_bits, **parts, "psnr": _psnr(made, image)}
-        if adversary is not None:
-            to_fool, of_adversary = _fool(adversary.config, state, made, to_made, gradient_of, to_projected)
+        opponent = adversary if ADVERSARIAL in batch else None
+        if opponent is not None:
+            to_fool, of_adversary = _fool(opponent.config, state, made, to_made, gradient_of, to_projected)
             to_made, metrics = to_made + to_fool, metrics | of_adversary
         (grads,) = gradient_of((to_made, to_projected))
         metrics["gradient_norm"] = optax.global_norm(grads)
         state = train_state.apply_gradients(state, grads, optimiser, optim.ema_decay)
-        if adversary is not None:
-            state, of_adversary = _train_discriminator(adversary, state, image, made)
+        if opponent is not None:
+            state, of_adversary = _train_discriminator(opponent, state, image, made)
             metrics |= of_adversary
         return state, metrics
 
@@ -156,7 +160,7 @@ def _fool(config: DiscriminatorConfig, state: TrainState, made, to_made, gradien
         )
 
     loss, to_fool = jax.value_and_grad(loss_of)(made)
-    weight = discriminator.weight_at(config, state.step)
+    weight = discriminator.weight_at(config, state.adversary.step)
     if config.adaptive_weight:
         # All but the last kernel's gradient is dead code, which the compiler leaves out.
         of_last = [
@@ -164,13 +168,11 @@ def _fool(config: DiscriminatorConfig, state: TrainState, made, to_made, gradien
             for g in (to_made, to_fool)
         ]
         weight = weight * discriminator.adaptive_factor(*of_last)
-    # Before the start nothing of the adversary may reach the tokenizer, not even what is not a number.
-    to_fool = jnp.where(weight > 0, weight * to_fool, 0.0)
-    return to_fool, {"adversarial": loss, "adversarial_weight": weight}
+    return weight * to_fool, {"adversarial": loss, "adversarial_weight": weight}
 
 
 def _train_discriminator(adversary: Adversary, state: Any, image, made):
-    """The state with the discriminator's step taken, if it has begun; and what to log."""
+    """The state with the discriminator's step taken, and what to log."""
     config, network = adversary.config, Discriminator(adversary.config)
     made = jax.lax.stop_gradient(made)
 
@@ -181,9 +183,7 @@ def _train_discriminator(adversary: Adversary, state: Any, image, made):
         seen_right = (jnp.mean(logits_real > 0) + jnp.mean(logits_made <= 0)) / 2
         return discriminator.discriminator_loss(config, logits_real, logits_made), seen_right
 
-    before = state.adversary
-    (loss, seen_right), grads = jax.value_and_grad(loss_of, has_aux=True)(before.params)
-    after = train_state.apply_gradients(before, grads, adversary.optimiser, 0.0)
-    begun = state.step > config.start_step  # the tokenizer's step is already counted
-    kept = jax.tree.map(lambda new, old: jnp.where(begun, new, old), after, before)
-    return state.replace(adversary=kept), {"discriminator": loss, "discriminator_accuracy": seen_right}
+    own = state.adversary
+    (loss, seen_right), grads = jax.value_and_grad(loss_of, has_aux=True)(own.params)
+    own = train_state.apply_gradients(own, grads, adversary.optimiser, 0.0)
+    return state.replace(adversary=own), {"discriminator": loss, "discriminator_accuracy": seen_right}
