@@ -4,6 +4,7 @@ Heavy packages are imported when a command starts, so that --help and mistakes a
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -42,7 +43,7 @@ def _prepare_process() -> None:
 def _prepare(arguments: argparse.Namespace, _: list[str]) -> None:
     from infinity_jax import prepare
 
-    prepare.main(arguments.source)
+    prepare.main(arguments.source, arguments.out, arguments.workers)
 
 
 def _train_tokenizer(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -95,13 +96,32 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    command = _add(commands, "prepare", _prepare, "prepare a data set", "infinity-jax prepare")
+    command = _add(
+        commands,
+        "prepare",
+        _prepare,
+        "prepare a data set",
+        "infinity-jax prepare\n"
+        "  infinity-jax prepare --source jsonl:splits --out shards --workers 8\n"
+        "  infinity-jax train --config configs/t2i.py:debug --config.data.source=records:shards --workdir /tmp/run",
+    )
     command.add_argument(
         "--source",
         default="emoji_captions",
         metavar="NAME",
         help="emoji_captions (the bundled pictures, the default) or folder:PATH, "
-        "a folder of pictures with captions in a csv or jsonl file",
+        "a folder of pictures with captions in a csv or jsonl file; with --out: jsonl:DIR (files "
+        "[h_div_w]_[num].jsonl), folder:PATH, tfds:NAME or tar:GLOB",
+    )
+    command.add_argument(
+        "--out", metavar="DIR", help="write shards by aspect ratio there, and report.json; resumed if it has any"
+    )
+    command.add_argument(
+        "--workers",
+        type=argument_types.count,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes, default one for each core",
     )
 
     command = _add(
