@@ -2,6 +2,11 @@
 
     infinity-jax train-tokenizer --config configs/emoji_tokenizer.py --workdir runs/emoji_tokenizer
 
+Then, with an adversary:
+
+    infinity-jax train-tokenizer --config configs/emoji_tokenizer.py --config.train.adversarial=true \
+        --config.train.init_from=runs/emoji_tokenizer --workdir runs/emoji_tokenizer_adversarial
+
 `:debug` runs two steps of a smaller model.
 """
 
@@ -24,7 +29,33 @@ def get_config(argument: str = "") -> ConfigDict:
         )
     )
     config.loss = ConfigDict(
-        dict(l1=1.0, features=0.05, quantizer=4.0, scale_drop=0.3, detach_residuals=True)
+        dict(
+            l1=1.0,
+            features=0.05,
+            feature_network="efficientnet",
+            vgg_weights="",
+            lpips_weights="",
+            quantizer=4.0,
+            entropy_group=1,
+            scales="dense",
+            scale_drop=0.3,
+            short_scales=4,
+            detach_residuals=True,
+        )
+    )
+    # Used with train.adversarial only; best from a trained tokenizer, --config.train.init_from=DIR.
+    config.discriminator = ConfigDict(
+        dict(
+            base_width=64,
+            layers=2,
+            loss="hinge",
+            weight=0.3,
+            adaptive_weight=False,
+            start_step=0,
+            ramp_steps=200,
+            lecam=0.05,
+            learning_rate_factor=2.0,
+        )
     )
     config.optim = ConfigDict(
         dict(
@@ -32,6 +63,7 @@ def get_config(argument: str = "") -> ConfigDict:
             warmup_steps=100,
             schedule="cosine",
             final_fraction=0.02,
+            drop_at=0.9,
             b1=0.9,
             b2=0.95,
             weight_decay=0.01,
@@ -39,7 +71,7 @@ def get_config(argument: str = "") -> ConfigDict:
             ema_decay=0.995,
         )
     )
-    config.data = ConfigDict(dict(source="emoji_captions", scales="64px"))
+    config.data = ConfigDict(dict(source="emoji_captions", scales="64px", mix=ConfigDict()))
     config.train = ConfigDict(
         dict(
             steps=6000,
@@ -50,6 +82,8 @@ def get_config(argument: str = "") -> ConfigDict:
             keep_checkpoints=2,
             keep_every=0,
             keep_best="",
+            init_from="",
+            adversarial=False,
             sample_every=500,
             evaluate_every=500,
         )

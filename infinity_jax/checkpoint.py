@@ -1,6 +1,7 @@
 """Checkpoints: one composite of state, place in the data, and config, written whole or not at all."""
 
 import contextlib
+import dataclasses
 import math
 import os
 import re
@@ -113,7 +114,7 @@ class Checkpointer:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(state),  # pyright: ignore[reportCallIssue]
+                    state=ocp.args.StandardSave(_tree(state)),  # pyright: ignore[reportCallIssue]
                     data=ocp.args.JsonSave(dict(data)),  # pyright: ignore[reportCallIssue]
                     config=ocp.args.JsonSave(dict(config)),  # pyright: ignore[reportCallIssue]
                 ),
@@ -168,16 +169,17 @@ class Checkpointer:
         step = self._existing_step(step)
         stored = self._stored_shapes(step)
         # The parameters first: their names say more than the optimiser's.
-        for part in ("params", "ema_params", "opt_state"):
+        for part in ("params", "ema_params", "adversary", "opt_state"):
             self._check_same_tree(step, stored, _shapes({part: getattr(target, part)}), part)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_abstract(target)),  # pyright: ignore[reportCallIssue]
+                state=ocp.args.StandardRestore(_abstract(_tree(target))),  # pyright: ignore[reportCallIssue]
                 data=ocp.args.JsonRestore(),
             ),
         )
-        return restored["state"], restored["data"]
+        state: Any = target
+        return state.replace(**restored["state"]), restored["data"]
 
     def restore_params(self, target_params: PyTree, step: int | None = None) -> PyTree:
         """Only the model: the averaged parameters (EMA) where the run kept them, else the parameters.
@@ -278,6 +280,12 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
     """Name -> shape of every array of a tree."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {parameter_name(path): tuple(leaf.shape) for path, leaf in leaves}
+
+
+def _tree(state: TrainState) -> dict[str, Any]:
+    """The state's parts by name, without an adversary that it does not have: older checkpoints know no such part."""
+    parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
+    return {name: part for name, part in parts.items() if name != "adversary" or part is not None}
 
 
 def _abstract(tree: PyTree) -> PyTree:

@@ -11,7 +11,7 @@ from jaxtyping import PyTree
 
 from infinity_jax.errors import UserError
 
-SCHEDULES = ("constant", "cosine")
+SCHEDULES = ("constant", "cosine", "drop")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +21,10 @@ class OptimConfig:
     Attributes:
       learning_rate: the highest rate.
       warmup_steps: steps over which the rate grows linearly from 0.
-      schedule: "constant", or "cosine" down to `final_fraction` of the rate at the run's last step.
-      final_fraction: the cosine's end, as a fraction of `learning_rate`.
+      schedule: "constant"; "cosine" down to `final_fraction` of the rate at the run's last step; or "drop" to that at
+        `drop_at`.
+      final_fraction: the last rate, as a fraction of `learning_rate`.
+      drop_at: where the rate drops, as a fraction of the run's steps.
       b1, b2: AdamW's betas.
       weight_decay: decoupled decay, times the learning rate, of the parameters that are decayed.
       clip: largest global norm of the gradients.
@@ -33,6 +35,7 @@ class OptimConfig:
     warmup_steps: int = 100
     schedule: str = "constant"
     final_fraction: float = 0.1
+    drop_at: float = 0.9
     b1: float = 0.9
     b2: float = 0.97
     weight_decay: float = 0.01
@@ -45,7 +48,7 @@ class OptimConfig:
         for name in ("learning_rate", "clip"):
             if not getattr(self, name) > 0:
                 raise UserError(f"optim.{name} {getattr(self, name)} must be above 0")
-        for name in ("b1", "b2", "ema_decay"):
+        for name in ("b1", "b2", "ema_decay", "drop_at"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserError(f"optim.{name} {getattr(self, name)} must be in [0, 1)")
         for name in ("warmup_steps", "weight_decay"):
@@ -59,6 +62,9 @@ def learning_rate(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
     after = optax.constant_schedule(peak)
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, steps - config.warmup_steps), config.final_fraction)
+    if config.schedule == "drop":
+        drop_step = round(config.drop_at * steps) - config.warmup_steps
+        after = optax.piecewise_constant_schedule(peak, {drop_step: config.final_fraction})
     if config.warmup_steps == 0:
         return after
     # The first step has a rate above 0, so that no step is without effect.

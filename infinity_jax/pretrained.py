@@ -144,6 +144,13 @@ def load_transformer_params(path: str | Path, target: PyTree) -> PyTree:
     return params
 
 
+def load_tokenizer_params(path: str | Path, target: PyTree) -> PyTree:
+    """Only the tokenizer's parameters, for a start from them. Raises UserError if they are not like `target`."""
+    params = load_tokenizer(path).params
+    _check_shapes(resolve(path), params, target)
+    return params
+
+
 def load_on_host(path: str | Path) -> TrainedModel:
     """`load_model`, with the weights in the host's memory, to be laid out over devices from there."""
     with jax.default_device(jax.local_devices(backend="cpu")[0]):

@@ -112,8 +112,12 @@ def main(config: Any, workdir: str | Path) -> TrainState:
             optimiser,
             train.microbatches,
         ),
-        lambda first_step, rows: pipeline.batches(
-            encoded, batch_size=train.batch_size, seed=train.seed, first_step=first_step, rows=rows
+        lambda first_step, rows_of: pipeline.batches(
+            encoded,
+            batch_size=train.batch_size,
+            seed=train.seed,
+            first_step=first_step,
+            rows=rows_of(train.batch_size),
         ),
         config=config.to_dict() | {"origin": origin.describe()},
         hooks=hooks,

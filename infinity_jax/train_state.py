@@ -22,6 +22,7 @@ class TrainState:
       params: the model's parameters, float32.
       opt_state: the optimiser's state.
       ema_params: the moving average of the parameters, same tree; None for a run without one.
+      adversary: the discriminator's own TrainState in a tokenizer's adversarial training, else None.
     """
 
     # Any: jax also builds this tree with shapes, names or flags as its leaves.
@@ -29,6 +30,7 @@ class TrainState:
     params: PyTree
     opt_state: Any
     ema_params: PyTree
+    adversary: Any = None
 
 
 def create(params: PyTree, optimiser: optax.GradientTransformation, ema: bool) -> TrainState:
@@ -84,7 +86,8 @@ def apply_gradients(
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
         ema_params = jax.tree.map(lambda mean, p: mean + (1 - decay) * (p - mean), ema_params, params)
-    return TrainState(state.step + 1, params, opt_state, ema_params)
+    changes = {"step": state.step + 1, "params": params, "opt_state": opt_state, "ema_params": ema_params}
+    return state.replace(**changes)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def averaged(state: TrainState) -> PyTree:

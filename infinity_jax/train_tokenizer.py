@@ -1,24 +1,41 @@
 """`infinity-jax train-tokenizer`: picture -> features -> multi-scale bits -> picture."""
 
+import dataclasses
+import functools
 import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax import optim, origin, scales, sharding, train_config, train_state, training_loop
+from infinity_jax import (
+    optim,
+    origin,
+    pretrained,
+    random,
+    scales,
+    sharding,
+    train_config,
+    train_state,
+    training_loop,
+)
 from infinity_jax.config import TokenizerConfig, from_dict
-from infinity_jax.data import global_batch, pictures, pipeline, sources
+from infinity_jax.data import global_batch, pictures, pipeline, resolutions, sources
+from infinity_jax.data.resolutions import ResolutionMix
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import sheets
 from infinity_jax.evaluation.efficientnet import load_efficientnet
 from infinity_jax.evaluation.reconstruction import mean_psnr
+from infinity_jax.tokenizer.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
-from infinity_jax.tokenizer.train_step import TokenizerLossConfig, make_train_step
+from infinity_jax.tokenizer.perceptual import efficientnet_feature_loss
+from infinity_jax.tokenizer.train_step import Adversary, FeatureLoss, TokenizerLossConfig, make_train_step
+from infinity_jax.tokenizer.training_scales import TrainingScales
+from infinity_jax.tokenizer.training_scales import training_scales as make_training_scales
 from infinity_jax.train_state import TrainState, averaged
 
 SHEET_PICTURES = 12
@@ -28,7 +45,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     """Trains a tokenizer into `workdir`, or goes on with the run that is there.
 
     Args:
-      config: a ConfigDict as configs/emoji_tokenizer.py makes it: model, loss, optim, data, train, mesh.
+      config: a ConfigDict as configs/emoji_tokenizer.py makes it: model, loss, discriminator, optim, data, train, mesh.
       workdir: gets checkpoints, metrics and picture sheets.
     Returns:
       the last state.
@@ -39,23 +56,24 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     loss = from_dict(TokenizerLossConfig, config.loss, "loss")
     optim_config = from_dict(optim.OptimConfig, config.optim, "optim")
     test_schedule = scales.make_schedule(config.data.scales).times(model.patchify)
-    train_schedule = scales.dense_schedule(test_schedule.last[0])
-    side = test_schedule.last[0] * model.stride
 
     source = sources.open_source(config.data.source, "train")
-    train = train_config.from_section(config.train, len(source))
-    if train.microbatches != 1:
-        raise UserError(
-            f"train.microbatches is {train.microbatches}; a tokenizer is trained on whole batches, with 1"
-        )
+    train, is_adversarial = _train_section(config.train, len(source))
     tokenizer = Tokenizer(model)
     optimiser = optim.make_optimiser(optim_config, train.steps)
     layout = sharding.layout_from_config(config.mesh)
+    mix, training_scales = _resolutions(config.data, model, loss, train)
+    side = max(mix.sides)
     new_state, placed = train_state.new_state(
         lambda: initial_variables(tokenizer, side, train.seed), optimiser, optim_config.ema_decay > 0, layout
     )
+    adversary = None
+    if is_adversarial:
+        discriminator = from_dict(DiscriminatorConfig, config.get("discriminator", {}), "discriminator")
+        adversary = _adversary(discriminator, optim_config, train.steps)
+        new_state, placed = _with_adversary(new_state, placed, adversary, min(mix.sides), train.seed, layout)
 
-    def decode(record):
+    def decode(record, side: int):
         return {"image": pictures.decode(record["image"], side, side)}
 
     return training_loop.run(
@@ -64,18 +82,72 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         new_state,
         placed,
         layout,
-        make_train_step(tokenizer, loss, optim_config, optimiser, train_schedule, load_efficientnet()),
-        lambda first_step, rows: pipeline.batches(
-            source,
-            batch_size=train.batch_size,
-            seed=train.seed,
-            first_step=first_step,
-            transform=decode,
-            rows=rows,
+        make_train_step(
+            tokenizer, loss, optim_config, optimiser, training_scales, feature_loss(loss), adversary
         ),
+        lambda first_step, rows_of: resolutions.batches(source, mix, first_step, decode, rows_of),
         config=config.to_dict() | {"origin": origin.describe()},
-        hooks=_hooks(tokenizer, test_schedule, config, train, layout, decode, Path(workdir)),
+        hooks=_hooks(tokenizer, test_schedule, config, train, layout, Path(workdir)),
+        load_params=pretrained.load_tokenizer_params,
+        batch_size_at=mix.batch_size_at,
     )
+
+
+def _train_section(section: Any, examples: int) -> tuple[train_config.TrainConfig, bool]:
+    """How the run goes, and whether it has an adversary."""
+    values = dict(section)
+    is_adversarial = bool(values.pop("adversarial", False))
+    train = train_config.from_section(values, examples)
+    if train.microbatches != 1:
+        raise UserError(
+            f"train.microbatches is {train.microbatches}; a tokenizer is trained on whole batches, with 1"
+        )
+    return train, is_adversarial
+
+
+def _resolutions(
+    data: Any, model: TokenizerConfig, loss: TokenizerLossConfig, train: train_config.TrainConfig
+) -> tuple[ResolutionMix, dict[int, TrainingScales]]:
+    """Which resolution each step has, and the scales to train on by the pictures' height in pixels."""
+    batch_sizes = dict(data.get("mix", {})) or {data.scales: train.batch_size}
+    schedules = [scales.make_schedule(preset).times(model.patchify) for preset in batch_sizes]
+    sides = tuple(schedule.last[0] * model.stride for schedule in schedules)
+    by_side = {
+        side: make_training_scales(loss.scales, schedule, loss.scale_drop, loss.short_scales)
+        for side, schedule in zip(sides, schedules, strict=True)
+    }
+    return ResolutionMix(sides, tuple(batch_sizes.values()), train.seed, train.steps), by_side
+
+
+def feature_loss(loss: TokenizerLossConfig) -> FeatureLoss:
+    """The distance in the features of the network that the config names."""
+    return functools.partial(efficientnet_feature_loss, load_efficientnet())
+
+
+def _adversary(config: DiscriminatorConfig, tokenizer_optim: optim.OptimConfig, steps: int) -> Adversary:
+    """The discriminator trains as the tokenizer does, from its start on, with its own rate and no average."""
+    rate = tokenizer_optim.learning_rate * config.learning_rate_factor
+    own = dataclasses.replace(tokenizer_optim, learning_rate=rate, ema_decay=0.0)
+    return Adversary(config, optim.make_optimiser(own, max(1, steps - config.start_step)))
+
+
+def _with_adversary(
+    new_state: Callable[[], TrainState],
+    placed: TrainState,
+    adversary: Adversary,
+    side: int,
+    seed: int,
+    layout: sharding.Layout,
+) -> tuple[Callable[[], TrainState], TrainState]:
+    """The same with a discriminator's state, for pictures from `side` x `side` pixels on."""
+
+    def variables():
+        key = random.stream(jax.random.key(seed), "discriminator", 0)
+        return Discriminator(adversary.config).init(key, jnp.zeros((1, side, side, 3)))["params"]
+
+    new, where = train_state.new_state(variables, adversary.optimiser, False, layout)
+    both: Any = placed
+    return lambda: cast(Any, new_state()).replace(adversary=new()), both.replace(adversary=where)
 
 
 def initial_params(tokenizer: Tokenizer, side: int, seed: int):
@@ -98,7 +170,6 @@ def _hooks(
     config: Any,
     train: train_config.TrainConfig,
     layout: sharding.Layout,
-    decode: Callable,
     workdir: Path,
 ) -> list[training_loop.Hook]:
     """Validation PSNR and a sheet of originals above reconstructions, from the averaged parameters."""
@@ -106,6 +177,11 @@ def _hooks(
     if len(validation) == 0:
         return []
     size, share = train.batch_size, layout.batch(train.batch_size)
+    height, width = (n * tokenizer.config.stride for n in schedule.last)
+
+    def decode(record):
+        return {"image": pictures.decode(record["image"], height, width)}
+
     jitted = jax.jit(
         layout.traced(lambda params, image: reconstruct(tokenizer, params, image, schedule)),
         out_shardings=layout.whole,

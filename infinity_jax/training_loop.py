@@ -6,6 +6,7 @@ asks the device for numbers only one step late, so it never waits for the device
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,7 +30,8 @@ from infinity_jax.train_config import TrainConfig
 from infinity_jax.train_state import TrainState
 
 Batch = Mapping[str, np.ndarray]
-BatchesFrom = Callable[[int, np.ndarray], Iterator[Batch]]
+RowsOf = Callable[[int], np.ndarray]
+BatchesFrom = Callable[[int, RowsOf], Iterator[Batch]]
 StepFunction = Callable[[TrainState, Any, Key[Array, ""]], tuple[TrainState, Mapping[str, Any]]]
 
 
@@ -55,6 +57,7 @@ def run(
     config: Mapping[str, Any],
     hooks: Sequence[Hook] = (),
     load_params: Callable[[str, Any], Any] | None = None,
+    batch_size_at: Callable[[int], int] | None = None,
 ) -> TrainState:
     """Trains to `train.steps`, from the newest complete checkpoint of `workdir` if there is one.
 
@@ -68,11 +71,12 @@ def run(
       layout: where batches and activations go.
       step_fn: (state, batch, seed key) -> (state, metrics with "loss"); a pure function, compiled here. Random
         numbers come from `infinity_jax.random.stream(seed key, name, state.step)`.
-      batches: told the first step (0-based) and the rows that this process reads of each batch, gives those rows of
-        the batches from there on, dicts of numpy arrays.
+      batches: told the first step (0-based) and, for any batch size, the rows that this process reads of such a batch,
+        gives those rows of the batches from there on, dicts of numpy arrays.
       config: the whole config as plain dicts, stored in every checkpoint.
       hooks: sample sheets and evaluations; run before the checkpoint of the same step.
       load_params: (path, params like those wanted) -> params, for `train.init_from`; by default from our checkpoints.
+      batch_size_at: step (0-based) -> pictures of the whole batch; by default always `train.batch_size`.
     Returns:
       the last state.
     Raises:
@@ -96,7 +100,8 @@ def run(
         return state
     # A shorter run's last line stands outside the rhythm of log_every; a run that goes on has no such line.
     writer = MetricsWriter(workdir, first if first % train.log_every == 0 else first - 1)
-    loop = _Loop(train, step_fn, checkpointer, writer, config, tuple(hooks), layout)
+    sizes = batch_size_at or (lambda step: train.batch_size)
+    loop = _Loop(train, step_fn, checkpointer, writer, config, tuple(hooks), layout, sizes)
     with contextlib.closing(checkpointer), contextlib.closing(writer):
         return loop.run(state, first, batches)
 
@@ -113,29 +118,32 @@ class _Loop:
         config: Mapping[str, Any],
         hooks: tuple[Hook, ...],
         layout: Layout,
+        batch_size_at: Callable[[int], int],
     ):
         self.train, self.step_fn, self.hooks, self.layout = train, step_fn, hooks, layout
+        self.batch_size_at = batch_size_at
         self.checkpointer, self.writer, self.config = checkpointer, writer, config
         # (step, metrics on the device) of a step that is to be logged but not yet waited for.
         self.pending: tuple[int, Mapping[str, Any]] | None = None
 
     def run(self, state: TrainState, first: int, batches: BatchesFrom) -> TrainState:
-        train, size = self.train, self.train.batch_size
+        train = self.train
         seed_key = jax.jit(lambda: jax.random.key(train.seed), out_shardings=self.layout.whole)()
-        sharding = self.layout.batch(size)
-        rows = global_batch.rows_here(sharding, size)
+        sharding_of = functools.cache(self.layout.batch)
+        rows_of = functools.cache(lambda size: global_batch.rows_here(sharding_of(size), size))
         self.progress = Progress(first, train.steps)
         self.logged_step, self.logged_time = first, time.perf_counter()
         with (
             stop_signals.received() as stop_asked,
             contextlib.closing(self.progress),
-            _closing(batches(first, rows)) as stream,
+            _closing(batches(first, rows_of)) as stream,
         ):
             for step in range(first + 1, train.steps + 1):
                 batch = next(stream, None)
                 if batch is None:
                     raise UserError(f"the data ended before step {step}; it needs at least one batch")
-                batch = global_batch.place(batch, rows, size, sharding)
+                size = self.batch_size_at(step - 1)
+                batch = global_batch.place(batch, rows_of(size), size, sharding_of(size))
                 with jax.transfer_guard("disallow"):
                     state, metrics = self.step_fn(state, batch, seed_key)
                 self.log_pending()
@@ -191,9 +199,11 @@ class _Loop:
         values = jax.device_get(dict(metrics))
         _check_finite(step, values, self.checkpointer.latest_step())
         now = time.perf_counter()
-        seconds = (now - self.logged_time) / max(1, step - self.logged_step)
-        self.logged_step, self.logged_time = step, now
-        timing = {"seconds_per_step": seconds, "images_per_second": self.train.batch_size / seconds}
+        first, self.logged_step = self.logged_step, step
+        seconds = (now - self.logged_time) / max(1, step - first)
+        self.logged_time = now
+        pictures = sum(map(self.batch_size_at, range(first, step))) / max(1, step - first)
+        timing = {"seconds_per_step": seconds, "images_per_second": pictures / seconds}
         self.writer.write(step, {**values, **timing})
         self.progress.show(step, values, seconds)
 

@@ -117,7 +117,7 @@ def main(arguments: argparse.Namespace) -> int:
         placed,
         layout,
         step_fn,
-        lambda first, rows: batches(first, rows, events),
+        lambda first, rows_of: batches(first, rows_of(BATCH), events),
         {"mesh": arguments.mesh},
     )
     return 0

@@ -1,12 +1,12 @@
 """From a source to batches, where (seed, step) alone decides the records of a batch."""
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol, cast, runtime_checkable
 
 import grain
 import numpy as np
 
+from infinity_jax import random
 from infinity_jax.errors import UserError
 
 Batch = dict[str, np.ndarray]
@@ -44,37 +44,53 @@ def batches(
     [b, ...] keep their dtype; str and bytes become object arrays [b]. Raises UserError for an empty source or
     batch.
     """
-    if len(source) == 0:
-        raise UserError("the training split is empty; give a data source with at least one picture")
     rows = range(batch_size) if rows is None else rows
     if batch_size < 1 or len(rows) == 0:
         raise UserError(
             f"batch size {batch_size}, of which {len(rows)} are read here; both must be at least 1"
         )
-    records = _records(source)
-    if shuffle:
-        # grain adds the epoch to the seed; hashing keeps the epochs of neighbouring seeds apart.
-        records = records.shuffle(seed=zlib.crc32(f"shuffle/{seed}".encode()))
-    # Not repeat() without a number: grain rounds that length to a float, which overflows for a batch of one.
-    records = records.repeat(_ENDLESS // len(source) + 1)
+    records = endless_records(source, seed if shuffle else None)
     if transform is not None:
         records = records.map(transform)
-    shares = _records(_Shares(records, batch_size, [int(row) for row in rows])).slice(slice(first_step, None))
-    return iter(shares.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
+    places = [int(row) for row in rows]
+
+    def share(step: int) -> Batch:
+        return stack([cast(Any, records[step * batch_size + row]) for row in places])
+
+    return prefetched(share, range(first_step, _ENDLESS // batch_size), threads, prefetch)
 
 
-class _Shares:
-    """Some rows of each batch of an endless row of records."""
+def endless_records(source: RandomAccess, seed: int | None) -> grain.MapDataset:
+    """The records in one endless row, each epoch in its own order that (seed, epoch) decides; None is as they are."""
+    if len(source) == 0:
+        raise UserError("the training split is empty; give a data source with at least one picture")
+    records = _records(source)
+    if seed is not None:
+        # grain adds the epoch to the seed; hashing keeps the epochs of neighbouring seeds apart.
+        records = records.shuffle(seed=random.seed_of("shuffle", seed))
+    # Not repeat() without a number: grain rounds that length to a float, which overflows for a batch of one.
+    return records.repeat(_ENDLESS // len(source) + 1)
 
-    def __init__(self, records: grain.MapDataset, batch_size: int, rows: Sequence[int]):
-        self._records, self._batch_size, self._rows = records, batch_size, rows
+
+def prefetched(
+    batch: Callable[[int], Batch], steps: range, threads: int = 2, prefetch: int = 4
+) -> Iterator[Batch]:
+    """The batches of some steps in order, made in `threads` threads, `prefetch` of them ahead of their use."""
+    made = _records(_Made(batch, steps))
+    return iter(made.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
+
+
+class _Made:
+    """What a function makes of each number of a range, as a sequence."""
+
+    def __init__(self, make: Callable[[int], Batch], numbers: range):
+        self._make, self._numbers = make, numbers
 
     def __len__(self) -> int:
-        return len(self._records) // self._batch_size
+        return len(self._numbers)
 
-    def __getitem__(self, step: int) -> Batch:
-        first = step * self._batch_size
-        return stack([cast(Any, self._records[first + row]) for row in self._rows])
+    def __getitem__(self, index: int) -> Batch:
+        return self._make(self._numbers[index])
 
 
 def eval_batches(

@@ -1,86 +1,87 @@
-"""One training step of the tokenizer: reconstruct through the bits, and compare (spec section 2)."""
+"""One training step of the tokenizer: reconstruct through the bits, and compare (spec section 2).
+
+With an adversary each step trains both networks: the tokenizer against the discriminator as it stands, then the
+discriminator on the same real and made pictures.
+"""
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, cast
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Int, Key, PyTree
+from jaxtyping import Array, Float, Key, PyTree
 
-from infinity_jax import random, train_state
+from infinity_jax import train_state
 from infinity_jax.errors import UserError
 from infinity_jax.optim import OptimConfig
-from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer import discriminator
 from infinity_jax.tokenizer.bsq_losses import quantizer_loss
+from infinity_jax.tokenizer.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.tokenizer.perceptual import efficientnet_feature_loss
+from infinity_jax.tokenizer.training_scales import TrainingScales
 from infinity_jax.train_state import TrainState
+
+FEATURE_NETWORKS = ("efficientnet", "lpips")
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerLossConfig:
-    """Weights of the tokenizer's losses.
+    """The tokenizer's losses and the scales they are taken on.
 
     Attributes:
-      l1: mean absolute difference of pixels in [-1,1].
-      features: distance in EfficientNet features.
-      quantizer: mean quantiser loss over the scales used.
-      scale_drop: each scale but the last is left out of a batch with this probability.
+      l1: weight of the mean absolute difference of pixels in [-1,1].
+      features: weight of the distance in a network's features.
+      feature_network: "lpips" (VGG16; the paper's) or "efficientnet", the bundled one.
+      vgg_weights, lpips_weights: for "lpips", torch files of VGG16 and of LPIPS' linear heads.
+      quantizer: weight of the mean quantiser loss over the scales used.
+      entropy_group: bits whose joint entropy is rewarded; 1 is every bit on its own, in O(d).
+      scales: "dense", every size up to the last, each left out of a batch with probability `scale_drop`; or "short",
+        those of the test schedule, of which half of the batches use only `short_scales` ("reg" in the release).
+        The last scale is always used.
+      scale_drop: see `scales`.
+      short_scales: see `scales`.
       detach_residuals: no gradient through the residuals between scales.
     """
 
     l1: float = 1.0
     features: float = 0.05
+    feature_network: str = "efficientnet"
+    vgg_weights: str = ""
+    lpips_weights: str = ""
     quantizer: float = 4.0
+    entropy_group: int = 1
+    scales: str = "dense"
     scale_drop: float = 0.5
+    short_scales: int = 7
     detach_residuals: bool = True
 
     def __post_init__(self):
         if not 0 <= self.scale_drop < 1:
             raise UserError(f"loss.scale_drop {self.scale_drop} must be in [0, 1)")
+        if self.scales not in ("dense", "short"):
+            raise UserError(f"unknown loss.scales {self.scales!r}; use 'dense' or 'short'")
+        for name in ("short_scales", "entropy_group"):
+            if getattr(self, name) < 1:
+                raise UserError(f"loss.{name} is {getattr(self, name)}; it must be at least 1")
+        if self.feature_network not in FEATURE_NETWORKS:
+            raise UserError(
+                f"unknown loss.feature_network {self.feature_network!r}; use one of {', '.join(FEATURE_NETWORKS)}"
+            )
 
 
-def draw_kept_scales(
-    key: Key[Array, ""], step: Int[Array, ""], n_scales: int, scale_drop: float
-) -> Bool[Array, " K"]:
-    """Which scales a batch uses: bool [K], the last always."""
-    keep_K = jax.random.bernoulli(random.stream(key, "scale drop", step), 1.0 - scale_drop, (n_scales,))
-    return keep_K.at[-1].set(True)
+class Adversary(NamedTuple):
+    """What the step needs to train a discriminator."""
+
+    config: DiscriminatorConfig
+    optimiser: optax.GradientTransformation
 
 
-def losses(
-    tokenizer: Tokenizer,
-    config: TokenizerLossConfig,
-    params: PyTree,
-    feature_net: PyTree,
-    image_BHW3: Float[Array, "B H W 3"],
-    schedule: ScaleSchedule,
-    keep_K: Bool[Array, " K"],
-) -> tuple[Float[Array, ""], dict[str, jax.Array]]:
-    """The tokenizer's total loss and its parts, float32 scalars.
-
-    Args:
-      feature_net: variables of the EfficientNet whose features are compared.
-      image_BHW3: float32 in [-1,1].
-      keep_K: scales to use.
-    """
-    image, quantised = cast(Any, tokenizer.apply)(
-        {"params": params}, image_BHW3, schedule, keep_K, config.detach_residuals
-    )
-    per_scale = jnp.stack([quantizer_loss(z, tokenizer.config.quantizer) for z in quantised.projected])
-    parts = {
-        "l1": jnp.mean(jnp.abs(image - image_BHW3)),
-        "features": efficientnet_feature_loss(feature_net, image_BHW3, image),
-        "quantizer": jnp.sum(jnp.where(keep_K, per_scale, 0.0)) / jnp.sum(keep_K),
-    }
-    total = (
-        config.l1 * parts["l1"] + config.features * parts["features"] + config.quantizer * parts["quantizer"]
-    )
-    squared_error = jnp.mean((jnp.clip(image, -1, 1) - image_BHW3) ** 2, axis=(1, 2, 3))
-    parts["psnr"] = jnp.mean(10 * jnp.log10(4.0 / jnp.maximum(squared_error, 4e-10)))
-    return total, parts
+FeatureLoss = Callable[[Float[Array, "B H W 3"], Float[Array, "B H W 3"]], Float[Array, ""]]
+StepFunction = Callable[
+    [TrainState, dict[str, jax.Array], Key[Array, ""]], tuple[TrainState, dict[str, jax.Array]]
+]
 
 
 def make_train_step(
@@ -88,23 +89,101 @@ def make_train_step(
     config: TokenizerLossConfig,
     optim: OptimConfig,
     optimiser: optax.GradientTransformation,
-    schedule: ScaleSchedule,
-    feature_net: PyTree,
-) -> Callable[[TrainState, dict[str, jax.Array], Key[Array, ""]], tuple[TrainState, dict[str, jax.Array]]]:
-    """The step (state, batch, key) -> (state, metrics), to be jitted.
+    scales: Mapping[int, TrainingScales],
+    feature_loss: FeatureLoss,
+    adversary: Adversary | None = None,
+) -> StepFunction:
+    """The step (state, batch, key) -> (state, metrics), to be jitted; each size of picture becomes one program.
 
-    The batch holds `image` uint8 [B,H,W,3]; `feature_net` holds the EfficientNet's variables.
+    Args:
+      scales: the scales to train on, by the height in pixels of a batch's `image` uint8 [B,H,W,3].
+      feature_loss: (pictures, reconstructions) -> the distance in a network's features.
+      adversary: None trains without; else the state's `adversary` is the discriminator's own state.
     """
 
     def train_step(state, batch, key):
-        image_BHW3 = batch["image"].astype(jnp.float32) / 127.5 - 1.0
-        keep_K = draw_kept_scales(key, state.step, schedule.n_scales, config.scale_drop)
+        image = batch["image"].astype(jnp.float32) / 127.5 - 1.0
+        training_scales = scales[image.shape[1]]
+        keep_K = training_scales.draw_kept(key, state.step)
 
-        def loss_fn(params):
-            return losses(tokenizer, config, params, feature_net, image_BHW3, schedule, keep_K)
+        def reconstruct(params):
+            made, pyramid = cast(Any, tokenizer.apply)(
+                {"params": params}, image, training_scales.schedule, keep_K, config.detach_residuals
+            )
+            return made, pyramid.projected
 
-        (loss, parts), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        metrics = {"loss": loss, **parts, "gradient_norm": optax.global_norm(grads)}
-        return train_state.apply_gradients(state, grads, optimiser, optim.ema_decay), metrics
+        def picture_loss(made):
+            parts = {"l1": jnp.mean(jnp.abs(made - image)), "features": feature_loss(image, made)}
+            return config.l1 * parts["l1"] + config.features * parts["features"], parts
+
+        def bit_loss(projected):
+            quantizer, group = tokenizer.config.quantizer, config.entropy_group
+            per_scale = jnp.stack([quantizer_loss(z, quantizer) for z in projected])
+            mean = jnp.sum(jnp.where(keep_K, per_scale, 0.0)) / jnp.sum(keep_K)
+            return config.quantizer * mean, mean
+
+        # By hand instead of one `value_and_grad`: the adaptive weight compares gradients within the network.
+        (made, projected), gradient_of = jax.vjp(reconstruct, state.params)
+        (of_pictures, parts), to_made = jax.value_and_grad(picture_loss, has_aux=True)(made)
+        (of_bits, parts["quantizer"]), to_projected = jax.value_and_grad(bit_loss, has_aux=True)(projected)
+        metrics = {"loss": of_pictures + of_bits, **parts, "psnr": _psnr(made, image)}
+        if adversary is not None:
+            to_fool, of_adversary = _fool(adversary.config, state, made, to_made, gradient_of, to_projected)
+            to_made, metrics = to_made + to_fool, metrics | of_adversary
+        (grads,) = gradient_of((to_made, to_projected))
+        metrics["gradient_norm"] = optax.global_norm(grads)
+        state = train_state.apply_gradients(state, grads, optimiser, optim.ema_decay)
+        if adversary is not None:
+            state, of_adversary = _train_discriminator(adversary, state, image, made)
+            metrics |= of_adversary
+        return state, metrics
 
     return train_step
+
+
+def _psnr(made_BHW3: jax.Array, image_BHW3: jax.Array) -> jax.Array:
+    squared_error = jnp.mean((jnp.clip(made_BHW3, -1, 1) - image_BHW3) ** 2, axis=(1, 2, 3))
+    return jnp.mean(10 * jnp.log10(4.0 / jnp.maximum(squared_error, 4e-10)))
+
+
+def _fool(config: DiscriminatorConfig, state: TrainState, made, to_made, gradient_of, to_projected):
+    """The weighted gradient of the adversarial loss in the made pictures, and what to log of it."""
+    network = Discriminator(config)
+
+    def loss_of(made):
+        return discriminator.made_loss(
+            config, cast(Any, network.apply)({"params": state.adversary.params}, made)
+        )
+
+    loss, to_fool = jax.value_and_grad(loss_of)(made)
+    weight = discriminator.weight_at(config, state.step)
+    if config.adaptive_weight:
+        # All but the last kernel's gradient is dead code, which the compiler leaves out.
+        of_last = [
+            gradient_of((g, jax.tree.map(jnp.zeros_like, to_projected)))[0]["decoder"]["conv_out"]["kernel"]
+            for g in (to_made, to_fool)
+        ]
+        weight = weight * discriminator.adaptive_factor(*of_last)
+    # Before the start nothing of the adversary may reach the tokenizer, not even what is not a number.
+    to_fool = jnp.where(weight > 0, weight * to_fool, 0.0)
+    return to_fool, {"adversarial": loss, "adversarial_weight": weight}
+
+
+def _train_discriminator(adversary: Adversary, state: TrainState, image, made):
+    """The state with the discriminator's step taken, if it has begun; and what to log."""
+    config, network = adversary.config, Discriminator(adversary.config)
+    made = jax.lax.stop_gradient(made)
+
+    def loss_of(params):
+        logits_real, logits_made = (
+            cast(Any, network.apply)({"params": params}, pictures) for pictures in (image, made)
+        )
+        seen_right = (jnp.mean(logits_real > 0) + jnp.mean(logits_made <= 0)) / 2
+        return discriminator.discriminator_loss(config, logits_real, logits_made), seen_right
+
+    before = state.adversary
+    (loss, seen_right), grads = jax.value_and_grad(loss_of, has_aux=True)(before.params)
+    after = train_state.apply_gradients(before, grads, adversary.optimiser, 0.0)
+    begun = state.step > config.start_step  # the tokenizer's step is already counted
+    kept = jax.tree.map(lambda new, old: jnp.where(begun, new, old), after, before)
+    return state.replace(adversary=kept), {"discriminator": loss, "discriminator_accuracy": seen_right}

@@ -1,0 +1,77 @@
+"""Training batches of one resolution each, from one row of records (spec section 2: stage 2 of the tokenizer)."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from infinity_jax import random
+from infinity_jax.data import pipeline
+from infinity_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class ResolutionMix:
+    """Which resolution each step has: drawn with equal chances from the seed alone, so that all processes agree.
+
+    Attributes:
+      sides: pixels along a side of each resolution's square pictures.
+      batch_sizes: pictures of a whole batch of each.
+      seed: of the draw.
+      steps: length of the run; a longer run begins with the same steps.
+    """
+
+    sides: tuple[int, ...]
+    batch_sizes: tuple[int, ...]
+    seed: int
+    steps: int
+
+    def __post_init__(self):
+        for side, size in zip(self.sides, self.batch_sizes, strict=True):
+            if size < 1:
+                raise UserError(f"the batch size of {side}-pixel pictures is {size}; it must be at least 1")
+
+    @functools.cached_property
+    def draws(self) -> Int[np.ndarray, " steps"]:
+        """The number of each step's resolution, int64."""
+        uniform = np.random.default_rng(random.seed_of("resolution", self.seed)).random(self.steps)
+        return (uniform * len(self.sides)).astype(np.int64)
+
+    @functools.cached_property
+    def starts(self) -> Int[np.ndarray, " steps+1"]:
+        """How many pictures the steps before each step have read, int64."""
+        return np.concatenate([[0], np.cumsum(np.array(self.batch_sizes)[self.draws])])
+
+    def batch_size_at(self, step: int) -> int:
+        """Pictures of a step's batch, counted from step 0."""
+        return self.batch_sizes[self.draws[step]]
+
+    def side_at(self, step: int) -> int:
+        """Pixels along a side of a step's pictures, counted from step 0."""
+        return self.sides[self.draws[step]]
+
+
+def batches(
+    source: pipeline.RandomAccess,
+    mix: ResolutionMix,
+    first_step: int,
+    decode: Callable[[Any, int], Mapping[str, Any]],
+    rows_of: Callable[[int], Sequence[int] | np.ndarray],
+) -> Iterator[pipeline.Batch]:
+    """The batches of a run from step `first_step` to its end, as `pipeline.batches` orders them.
+
+    Args:
+      decode: (record, side) -> arrays.
+      rows_of: batch size -> the rows of it that are read here.
+    """
+    records = pipeline.endless_records(source, mix.seed)
+
+    def batch(step: int) -> pipeline.Batch:
+        first, side = int(mix.starts[step]), mix.side_at(step)
+        rows = rows_of(mix.batch_size_at(step))
+        return pipeline.stack([decode(records[first + int(row)], side) for row in rows])
+
+    return pipeline.prefetched(batch, range(first_step, mix.steps))

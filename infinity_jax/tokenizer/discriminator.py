@@ -1,0 +1,133 @@
+"""The adversary of the tokenizer's training: a PatchGAN discriminator and its losses (spec section 2).
+
+Isola et al., arXiv 1611.07004; GroupNorm stands where they have BatchNorm, so that a picture's judgement depends
+neither on its batch nor on how a mesh splits it, and there are no running statistics.
+"""
+
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from infinity_jax.errors import UserError
+from infinity_jax.sharding import constrain
+
+LOSSES = ("hinge", "non-saturating")
+# Of LeCAM-style regularisation: mean logits up to this size cost nothing (spec section 2).
+LECAM_FREE = 0.1
+_CONV_AXES = (None, None, "conv_in", "conv_out")
+_ACTIVATION = ("batch", None, None, None)
+
+
+@dataclasses.dataclass(frozen=True)
+class DiscriminatorConfig:
+    """The adversary and its weight in the tokenizer's loss.
+
+    Attributes:
+      base_width: channels of the first layer; each later one has twice as many, up to 8 times.
+      layers: layers that halve the picture; more of them see larger patches.
+      loss: "hinge" or "non-saturating".
+      weight: of the adversarial loss beside the others.
+      adaptive_weight: multiply it by the size of the other losses' gradient over its own, both in the decoder's last
+        kernel (Esser et al., arXiv 2012.09841, eq. 7).
+      start_step: first step with an adversary.
+      ramp_steps: steps over which its weight then grows linearly to `weight`.
+      lecam: weight of the LeCAM-style regularisation, relu(|mean logit| - 0.1)^2 on real and on made pictures.
+      learning_rate_factor: the discriminator's rate over the tokenizer's.
+    """
+
+    base_width: int = 128
+    layers: int = 3
+    loss: str = "hinge"
+    weight: float = 0.3
+    adaptive_weight: bool = False
+    start_step: int = 0
+    ramp_steps: int = 0
+    lecam: float = 0.05
+    learning_rate_factor: float = 2.0
+
+    def __post_init__(self):
+        if self.loss not in LOSSES:
+            raise UserError(f"unknown discriminator.loss {self.loss!r}; use one of {', '.join(LOSSES)}")
+        if self.base_width < 32 or self.base_width % 32:
+            raise UserError(
+                f"discriminator.base_width {self.base_width} must be a multiple of 32, the groups of GroupNorm"
+            )
+        if self.layers < 1:
+            raise UserError(f"discriminator.layers is {self.layers}; it must be at least 1")
+        for name in ("weight", "lecam", "start_step", "ramp_steps"):
+            if getattr(self, name) < 0:
+                raise UserError(f"discriminator.{name} {getattr(self, name)} must not be negative")
+        if not self.learning_rate_factor > 0:
+            raise UserError(f"discriminator.learning_rate_factor {self.learning_rate_factor} must be above 0")
+
+
+class Discriminator(nn.Module):
+    """How real each patch looks: float32 [B,H,W,3] in [-1,1] -> logits float32 [B,h,w].
+
+    Raises UserError for pictures that are too small for so many layers.
+    """
+
+    config: DiscriminatorConfig
+
+    @nn.compact
+    def __call__(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B h w"]:
+        layers, width = self.config.layers, self.config.base_width
+        smallest = 4 * 2**layers
+        if min(image_BHW3.shape[1:3]) < smallest:
+            raise UserError(
+                f"pictures of {image_BHW3.shape[1]}x{image_BHW3.shape[2]} pixels are too small for "
+                f"discriminator.layers {layers}, which needs {smallest}; use fewer layers"
+            )
+        x = nn.leaky_relu(_conv(width, 2, "conv_0")(image_BHW3), 0.2)
+        for layer in range(1, layers + 1):
+            stride = 2 if layer < layers else 1
+            x = _conv(width * min(2**layer, 8), stride, f"conv_{layer}", use_bias=False)(x)
+            x = nn.leaky_relu(nn.GroupNorm(32, name=f"norm_{layer}")(x), 0.2)
+            x = constrain(x, *_ACTIVATION)
+        return _conv(1, 1, "conv_out")(x)[..., 0]
+
+
+def _conv(features: int, stride: int, name: str, use_bias: bool = True) -> nn.Conv:
+    init = nn.initializers.normal(0.02)
+    return nn.Conv(
+        features,
+        (4, 4),
+        (stride, stride),
+        padding=((1, 1), (1, 1)),
+        use_bias=use_bias,
+        kernel_init=nn.with_logical_partitioning(init, _CONV_AXES) if features > 1 else init,
+        name=name,
+    )
+
+
+def made_loss(config: DiscriminatorConfig, logits_made: Float[Array, "B h w"]) -> Float[Array, ""]:
+    """What the tokenizer pays for made pictures that look made."""
+    return -jnp.mean(logits_made if config.loss == "hinge" else jax.nn.log_sigmoid(logits_made))
+
+
+def discriminator_loss(
+    config: DiscriminatorConfig, logits_real: Float[Array, "B h w"], logits_made: Float[Array, "B h w"]
+) -> Float[Array, ""]:
+    """What the discriminator pays for real and made pictures that it takes for the other kind."""
+    if config.loss == "hinge":
+        of_kinds = jnp.mean(jax.nn.relu(1.0 - logits_real)) + jnp.mean(jax.nn.relu(1.0 + logits_made))
+    else:
+        of_kinds = -jnp.mean(jax.nn.log_sigmoid(logits_real)) - jnp.mean(jax.nn.log_sigmoid(-logits_made))
+    beyond = [jax.nn.relu(jnp.abs(jnp.mean(x)) - LECAM_FREE) ** 2 for x in (logits_real, logits_made)]
+    return 0.5 * of_kinds + config.lecam * (beyond[0] + beyond[1])
+
+
+def weight_at(config: DiscriminatorConfig, step: jax.Array) -> Float[Array, ""]:
+    """The adversarial loss's weight at a step: 0 before the start, then the ramp."""
+    since = step - config.start_step
+    ramp = jnp.clip((since + 1) / max(1, config.ramp_steps), 0.0, 1.0)
+    return jnp.where(since >= 0, config.weight * ramp, 0.0).astype(jnp.float32)
+
+
+def adaptive_factor(other_gradient: jax.Array, own_gradient: jax.Array) -> Float[Array, ""]:
+    """Size of the other losses' gradient over the adversarial one's, at most 10^4 (arXiv 2012.09841, eq. 7)."""
+    size, own = jnp.linalg.norm(other_gradient.ravel()), jnp.linalg.norm(own_gradient.ravel())
+    return jax.lax.stop_gradient(jnp.clip(size / (own + 1e-4), 0.0, 1e4))
