@@ -8,12 +8,12 @@ and (seed, e) alone decides how the batches of all buckets follow each other. An
 """
 
 import dataclasses
-import zlib
 from collections.abc import Sequence
 
 import grain
 import numpy as np
 
+from infinity_jax import random
 from infinity_jax.errors import UserError
 
 
@@ -93,7 +93,7 @@ class BucketOrder:
         begin, end = self._batches_before(epoch), self._batches_before(epoch + 1)
         ends = np.cumsum(end - begin)
         place = step - int(begin.sum())
-        place = _shuffled(place, int(ends[-1]), f"steps/{self.seed}/{epoch}")
+        place = _shuffled(place, int(ends[-1]), f"steps/{epoch}", self.seed)
         number = int(np.searchsorted(ends.astype(np.int64), place, side="right"))
         within = place - (int(ends[number - 1]) if number else 0)
         return self.buckets[number], int(begin[number]) + within
@@ -106,15 +106,15 @@ class BucketOrder:
     def _picture(self, bucket: Bucket, place: int) -> Picture:
         """Place `place` of a bucket's endless row: an epoch's pictures of all sets, shuffled together."""
         epoch, place = divmod(place, bucket.quota)
-        place = _shuffled(place, bucket.quota, f"row/{self.seed}/{bucket.ratio}/{epoch}")
+        place = _shuffled(place, bucket.quota, f"row/{bucket.ratio}/{epoch}", self.seed)
         part = 0
         while place >= bucket.quotas[part]:
             place -= bucket.quotas[part]
             part += 1
         # Each set has a row of its own, in which all its pictures come once before any comes again.
         seen, place = divmod(epoch * bucket.quotas[part] + place, bucket.sizes[part])
-        name = f"set/{self.seed}/{bucket.ratio}/{part}/{seen}"
-        return Picture(part, _shuffled(place, bucket.sizes[part], name), seen)
+        name = f"set/{bucket.ratio}/{part}/{seen}"
+        return Picture(part, _shuffled(place, bucket.sizes[part], name, self.seed), seen)
 
     def _batches_before(self, epoch: int) -> np.ndarray:
         return self._quotas * epoch // self.batch_size
@@ -131,7 +131,7 @@ class BucketOrder:
         return low
 
 
-def _shuffled(index: int, count: int, name: str) -> int:
-    """Where `index` goes in a permutation of range(count) that `name` decides."""
-    seed = zlib.crc32(name.encode())
-    return int(grain.experimental.index_shuffle(index, max_index=count - 1, seed=seed, rounds=4))
+def _shuffled(index: int, count: int, name: str, seed: int) -> int:
+    """Where `index` goes in a permutation of range(count) that `name` and `seed` decide."""
+    hashed = random.seed_of(name, seed)
+    return int(grain.experimental.index_shuffle(index, max_index=count - 1, seed=hashed, rounds=4))

@@ -4,6 +4,7 @@ import dataclasses
 import re
 from pathlib import Path
 
+from infinity_jax import scales
 from infinity_jax.errors import UserError
 
 RECORDS = "records:"
@@ -50,6 +51,7 @@ class DataConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}; it is a share, from 0 to 1")
         parse_limits(self.scores)
+        scales.make_schedule(self.scales)
 
     @property
     def limits(self) -> tuple[Limit, ...]:
