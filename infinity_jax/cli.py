@@ -12,13 +12,18 @@ from collections.abc import Sequence
 from infinity_jax import argument_types, compile_command, exit_codes, processes, sample_command
 from infinity_jax.config import WEIGHT_DTYPES
 from infinity_jax.convert import command_line
+from infinity_jax.errors import UserError
+
+
+# Commands that take --config.KEY=VALUE.
+_CONFIGURED = ("train", "train-tokenizer", "prepare")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 2 is a mistake of the user, 1 a full disk, others the command's own."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and not (arguments.command in ("train", "train-tokenizer") and rest[0].startswith("--config.")):
+    if rest and not (arguments.command in _CONFIGURED and rest[0].startswith("--config.")):
         parser.error(f"unknown argument {rest[0]!r}; see infinity-jax {arguments.command} --help")
     return exit_codes.of(
         lambda: _run(arguments, rest), several=getattr(arguments, "coordinator", None) is not None
@@ -40,10 +45,15 @@ def _prepare_process() -> None:
     compilation_cache.keep_programs()
 
 
-def _prepare(arguments: argparse.Namespace, _: list[str]) -> None:
+def _prepare(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from infinity_jax import prepare
 
-    prepare.main(arguments.source, arguments.out, arguments.workers)
+    if arguments.features is not None:
+        prepare.features(arguments.features, overrides, arguments.source, arguments.out)
+    elif overrides:
+        raise UserError(f"{overrides[0]} changes a config, and there is none without --features")
+    else:
+        prepare.main(arguments.source, arguments.out, arguments.workers)
 
 
 def _train_tokenizer(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -122,6 +132,12 @@ def _parser() -> argparse.ArgumentParser:
         default=os.cpu_count() or 1,
         metavar="N",
         help="processes, default one for each core",
+    )
+    command.add_argument(
+        "--features",
+        metavar="FILE[:ARGUMENT]",
+        help="of --source records:DIR: write into --out what the tokenizer and the text encoder of this config make of "
+        "the pictures and captions; --config.KEY=VALUE changes one of its keys",
     )
 
     command = _add(

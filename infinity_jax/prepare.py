@@ -1,9 +1,13 @@
 """`infinity-jax prepare`: makes a data set ready and says what is in it."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from infinity_jax import config_files
+from infinity_jax.data.record_config import DataConfig
 from infinity_jax.data.sources import SPLITS, open_source
+from infinity_jax.errors import UserError
 from infinity_jax.paths import data_dir
 
 
@@ -25,6 +29,25 @@ def main(source: str, out: str | None = None, workers: int = 1) -> None:
     from infinity_jax.data import preparation
 
     print(_said(preparation.prepare(source, Path(out), workers), out))
+
+
+def features(config_path: str, overrides: Sequence[str], source: str, out: str | None) -> None:
+    """Writes the features of prepared shards into `out`, see `data.feature_preparation`.
+
+    Args:
+      config_path, overrides: a training config, of which tokenizer, text and data.scales are read.
+      source: "records:DIR".
+    Raises:
+      UserError: no `out`, a config or a source that cannot be read, a folder that cannot be written.
+    """
+    if out is None:
+        raise UserError("--features needs --out, a folder to write them into")
+    config = config_files.load(config_path, overrides)
+    from infinity_jax.data import feature_preparation
+
+    data = DataConfig(source, config.data.scales)
+    count = feature_preparation.prepare_features(data, config.tokenizer, config.text.to_dict(), Path(out))
+    print(f"features of {count} pictures in {out}")
 
 
 def _said(summary: dict[str, Any], out: str) -> str:

@@ -168,6 +168,11 @@ def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
     return ScaleSchedule(sizes, sizes[-1]).prefix(scales_of[preset])
 
 
+def schedule_of_ratio(preset: str, ratio: str) -> ScaleSchedule:
+    """The schedule for pictures of a ratio: a square preset has one for all, and they are cropped."""
+    return make_schedule(preset, "1:1" if preset in SMALL_PRESETS else ratio)
+
+
 def dense_schedule(last: int) -> ScaleSchedule:
     """The tokenizer's square training schedule up to `last`: every size to 16, then coarser (spec section 2)."""
     if last not in _DENSE_SIZES:

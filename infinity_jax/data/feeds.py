@@ -94,12 +94,8 @@ class RecordFeed:
 
     @functools.cached_property
     def schedules(self) -> dict[str, scales.ScaleSchedule]:
-        """The schedule of each ratio there is; presets of squares have one for all."""
-        square = self.config.scales in scales.SMALL_PRESETS
-        return {
-            ratio: scales.make_schedule(self.config.scales, "1:1" if square else ratio)
-            for ratio in scales.aspect_ratios()
-        }
+        """The schedule of each ratio."""
+        return {ratio: scales.schedule_of_ratio(self.config.scales, ratio) for ratio in scales.aspect_ratios()}
 
     def batches(self, rows: Rows, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
         """Training batches from step `first_step` on, of each the places `rows`; see `bucket_batches`."""

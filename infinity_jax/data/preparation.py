@@ -19,7 +19,7 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -51,8 +51,9 @@ def prepare(source: str, out: Path, workers: int) -> dict[str, Any]:
     """
     started = time.monotonic()
     parts = find_parts(source)
-    with _locked(out):
-        _claim(out, source, parts)
+    digest = hashlib.sha256("\n".join(part.name() for part in parts).encode()).hexdigest()
+    with locked(out):
+        claim(out, {"source": source, "parts": len(parts), "hash": digest})
         todo = [number for number in range(len(parts)) if not _folder(out, number).is_dir()]
         if done := len(parts) - len(todo):
             logging.info("%d of %d parts were prepared before", done, len(parts))
@@ -71,7 +72,8 @@ def _folder(out: Path, number: int) -> Path:
 
 
 @contextlib.contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def locked(out: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder that is being written, and removes what a killed one left half done."""
     try:
         (out / "parts").mkdir(parents=True, exist_ok=True)
         with open(out / ".lock", "w") as lock:
@@ -87,10 +89,9 @@ def _locked(out: Path) -> Iterator[None]:
         ) from error
 
 
-def _claim(out: Path, source: str, parts: Sequence[Part]) -> None:
-    """Notes which original goes into `out`; UserError if it is another one than before."""
-    digest = hashlib.sha256("\n".join(part.name() for part in parts).encode()).hexdigest()
-    note, file = {"source": source, "parts": len(parts), "hash": digest}, out / "source.json"
+def claim(out: Path, note: Mapping[str, Any]) -> None:
+    """Notes in source.json what goes into `out`; UserError if it is something else than before."""
+    file = out / "source.json"
     if not file.is_file():
         json_files.write(file, note)
         return
@@ -98,12 +99,13 @@ def _claim(out: Path, source: str, parts: Sequence[Part]) -> None:
         found = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); remove {out} or give another --out") from error
-    if found != note:
-        raise UserError(
-            f"{out} holds {found.get('source')!r}, in {found.get('parts')} parts, and this is {source!r}, in "
-            f"{len(parts)}" + (", whose files have changed" if found.get("source") == source else "")
-            + "; give another --out or remove that folder"
-        )  # fmt: skip
+    for name, value in note.items():
+        if found.get(name) != value:
+            changed = " (its files have changed)" if name == "hash" else ""
+            raise UserError(
+                f"{out} was begun with {name} {found.get(name)!r}, and this is {value!r}{changed}; "
+                "give another --out or remove that folder"
+            )
 
 
 def _write_parts(out: Path, parts: Sequence[Part], todo: Sequence[int], workers: int) -> None:

@@ -1,6 +1,7 @@
 """The index of prepared shards: which files there are, of which ratio, with how many records."""
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -50,6 +51,12 @@ class RecordIndex:
     def of_ratio(self, ratio: str) -> list[Shard]:
         """The shards of a ratio."""
         return [shard for shard in self.shards if shard.ratio == ratio]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of which records there are."""
+        listed = [[shard.part.name, shard.ratio, shard.count] for shard in self.shards]
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:24]
 
     @property
     def counts(self) -> dict[str, int]:
