@@ -14,7 +14,6 @@ from infinity_jax.config import WEIGHT_DTYPES
 from infinity_jax.convert import command_line
 from infinity_jax.errors import UserError
 
-
 # Commands that take --config.KEY=VALUE.
 _CONFIGURED = ("train", "train-tokenizer", "prepare")
 
@@ -124,7 +123,9 @@ def _parser() -> argparse.ArgumentParser:
         "[h_div_w]_[num].jsonl), folder:PATH, tfds:NAME or tar:GLOB",
     )
     command.add_argument(
-        "--out", metavar="DIR", help="write shards by aspect ratio there, and report.json; resumed if it has any"
+        "--out",
+        metavar="DIR",
+        help="write shards by aspect ratio there, and report.json; resumed if it has any",
     )
     command.add_argument(
         "--workers",

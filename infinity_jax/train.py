@@ -100,7 +100,8 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     hooks = [
         training_loop.Hook(train.evaluate_every, validation),
         training_loop.Hook(
-            train.sample_every, sheet_hook(pipeline_of, source, train.seed, workdir / "samples")
+            train.sample_every,
+            sheet_hook(pipeline_of, len(source), feed.caption, train.seed, workdir / "samples"),
         ),
     ]
     if not feed.encodes_text:

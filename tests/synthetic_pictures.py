@@ -10,7 +10,26 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-WORDS = "red green blue round flat tall old new shiny soft house tree boat bird stone cloud river lamp".split()
+WORDS = [
+    "red",
+    "green",
+    "blue",
+    "round",
+    "flat",
+    "tall",
+    "old",
+    "new",
+    "shiny",
+    "soft",
+    "house",
+    "tree",
+    "boat",
+    "bird",
+    "stone",
+    "cloud",
+    "river",
+    "lamp",
+]
 
 
 def caption(number: int) -> str:

@@ -45,7 +45,9 @@ def batches(
             return transform(ratio, record, random.Random(f"{order.seed}/{ratio}/{picture}"))
         except pictures.BrokenPicture as error:
             folder = records.sets[picture.part].index.folder
-            raise UserError(f"{record['id']} in {folder}: {error}; its shard has changed, prepare it again") from error
+            raise UserError(
+                f"{record['id']} in {folder}: {error}; its shard has changed, prepare it again"
+            ) from error
 
     def batch(step: int) -> Batch:
         ratio, chosen = order.pictures(step, rows)

@@ -8,6 +8,7 @@ and (seed, e) alone decides how the batches of all buckets follow each other. An
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import grain
@@ -31,7 +32,7 @@ class Bucket:
     sizes: tuple[int, ...]
     quotas: tuple[int, ...]
 
-    @property
+    @functools.cached_property
     def quota(self) -> int:
         """Pictures of this ratio in an epoch."""
         return sum(self.quotas)
@@ -81,22 +82,23 @@ class BucketOrder:
         if not buckets:
             raise UserError("there are no pictures to make batches of; give a set with at least one")
         self.buckets, self.batch_size, self.seed = tuple(buckets), batch_size, seed
-        self._quotas = np.array([bucket.quota for bucket in buckets], object)  # Python integers: no overflow
+        self._total = sum(bucket.quota for bucket in buckets)
+        self._batches_before = functools.lru_cache(64)(self._count_batches_before)
 
     def first_step(self, epoch: int) -> int:
         """The step (0-based) at which an epoch begins."""
-        return int(self._batches_before(epoch).sum())
+        return self._batches_before(epoch)[-1]
 
     def batch(self, step: int) -> tuple[Bucket, int]:
         """The bucket of a step, and which of the bucket's batches it is."""
         epoch = self._epoch(step)
         begin, end = self._batches_before(epoch), self._batches_before(epoch + 1)
-        ends = np.cumsum(end - begin)
-        place = step - int(begin.sum())
-        place = _shuffled(place, int(ends[-1]), f"steps/{epoch}", self.seed)
-        number = int(np.searchsorted(ends.astype(np.int64), place, side="right"))
-        within = place - (int(ends[number - 1]) if number else 0)
-        return self.buckets[number], int(begin[number]) + within
+        place = _shuffled(step - begin[-1], end[-1] - begin[-1], f"steps/{epoch}", self.seed)
+        number = 0
+        while place >= end[number] - begin[number]:
+            place -= end[number] - begin[number]
+            number += 1
+        return self.buckets[number], begin[number] + place
 
     def pictures(self, step: int, rows: Sequence[int] | np.ndarray) -> tuple[str, list[Picture]]:
         """The ratio of a step and the pictures in some rows of its batch."""
@@ -116,15 +118,16 @@ class BucketOrder:
         name = f"set/{bucket.ratio}/{part}/{seen}"
         return Picture(part, _shuffled(place, bucket.sizes[part], name, self.seed), seen)
 
-    def _batches_before(self, epoch: int) -> np.ndarray:
-        return self._quotas * epoch // self.batch_size
+    def _count_batches_before(self, epoch: int) -> tuple[int, ...]:
+        """How many batches each bucket has before an epoch, and all of them together."""
+        counts = [bucket.quota * epoch // self.batch_size for bucket in self.buckets]
+        return (*counts, sum(counts))
 
     def _epoch(self, step: int) -> int:
         """The last epoch that begins at `step` or before; one without batches is passed over."""
-        total = int(self._quotas.sum())
         # Each bucket may be behind by less than a batch, so the epoch is at most that much later.
-        low = step * self.batch_size // total
-        high = (step + len(self.buckets) + 1) * self.batch_size // total + 2
+        low = step * self.batch_size // self._total
+        high = (step + len(self.buckets) + 1) * self.batch_size // self._total + 2
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self.first_step(middle) <= step else (low, middle)

@@ -59,7 +59,9 @@ def check(
         )
 
 
-def arrays(record: Mapping[str, Any], long_share: float, length: int, draw: random.Random) -> dict[str, np.ndarray]:
+def arrays(
+    record: Mapping[str, Any], long_share: float, length: int, draw: random.Random
+) -> dict[str, np.ndarray]:
     """A record's {features bfloat16 [h,w,d], text bfloat16 [T,C], text_mask bool [T]} for one of its captions.
 
     Args:

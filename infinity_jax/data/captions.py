@@ -37,7 +37,9 @@ def kind_of(captions: Mapping[str, Sequence[str]], long_share: float, draw: rand
     return wanted if captions.get(wanted) else next(kind for kind in KINDS if captions.get(kind))
 
 
-def choose(captions: Mapping[str, Sequence[str]], long_share: float, cut_share: float, draw: random.Random) -> str:
+def choose(
+    captions: Mapping[str, Sequence[str]], long_share: float, cut_share: float, draw: random.Random
+) -> str:
     """One caption of a picture.
 
     Args:

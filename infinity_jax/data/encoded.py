@@ -54,9 +54,7 @@ def encode_source(
     return EncodedSource(_picture_features(records, tokenizer, params, side, cache_dir), text_NTC, mask_NT)
 
 
-def encode_split(
-    source: Source, tokenizer: TrainedTokenizer, text_encoder: TextEncoder
-) -> EncodedSource:
+def encode_split(source: Source, tokenizer: TrainedTokenizer, text_encoder: TextEncoder) -> EncodedSource:
     """A split as the transformer reads it, from the cache where possible; one process after the other."""
     model = Tokenizer(tokenizer.config)
     return distributed.lead_first(

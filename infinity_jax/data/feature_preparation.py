@@ -98,7 +98,9 @@ class _Maker:
         size = self._layout.batch_parts * min(64, max(1, _PIXELS // (height * width)))
         for batch in pipeline.eval_batches(_Records(shard), size, decode):
             placed = jax.device_put(batch["image"], self._layout.batch(size))
-            features_BhwC = np.asarray(self._features({"image": placed})["features"]).astype(ml_dtypes.bfloat16)
+            features_BhwC = np.asarray(self._features({"image": placed})["features"]).astype(
+                ml_dtypes.bfloat16
+            )
             captions = batch["captions"][batch["valid"]]
             for i, text in enumerate(self._text_features(list(captions))):
                 yield {
@@ -112,7 +114,9 @@ class _Maker:
         """Of each picture's captions the features [tokens, channels], by kind."""
         texts = [text for kinds in captions for alternatives in kinds.values() for text in alternatives]
         features_NTC, mask_NT = self._text.encode(texts)
-        encoded = iter(features_NTC[i, : mask_NT[i].sum()].astype(ml_dtypes.bfloat16) for i in range(len(texts)))
+        encoded = iter(
+            features_NTC[i, : mask_NT[i].sum()].astype(ml_dtypes.bfloat16) for i in range(len(texts))
+        )
         return [{kind: [next(encoded) for _ in some] for kind, some in kinds.items()} for kinds in captions]
 
 

@@ -1,6 +1,6 @@
 """What a run trains on, as batches {features or image, text, text_mask}: a small set encoded whole, or records.
 
-Both feeds have `schedules`, `examples`, `source` (captions for sample sheets), `batches` and `eval_batches`.
+Both feeds have `schedules`, `batches`, `eval_batches`, `encodes_text`, and `caption` for sample sheets.
 """
 
 import dataclasses
@@ -55,6 +55,10 @@ class EncodedFeed:
             self._encoded, batch_size=batch_size, seed=seed, first_step=first_step, rows=rows
         )
 
+    def caption(self, index: int) -> str:
+        """The caption of a picture of the train split."""
+        return self.source[index]["caption"]
+
     def encode(self) -> None:
         """Encodes what is not yet encoded."""
         _ = self._encoded, self._validation
@@ -95,16 +99,24 @@ class RecordFeed:
     @functools.cached_property
     def schedules(self) -> dict[str, scales.ScaleSchedule]:
         """The schedule of each ratio."""
-        return {ratio: scales.schedule_of_ratio(self.config.scales, ratio) for ratio in scales.aspect_ratios()}
+        return {
+            ratio: scales.schedule_of_ratio(self.config.scales, ratio) for ratio in scales.aspect_ratios()
+        }
 
     def batches(self, rows: Rows, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
         """Training batches from step `first_step` on, of each the places `rows`; see `bucket_batches`."""
         order = BucketOrder(self.records.buckets, batch_size, seed)
         return bucket_batches.batches(self.records, order, self._transform, rows, first_step, self._with_text)
 
+    def caption(self, index: int) -> str:
+        """A caption of a picture that is trained on."""
+        return RecordSource(self.records).caption(index)
+
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         """The validation records once, ratio by ratio, in batches with `valid`, see `pipeline.eval_batches`."""
-        for bucket in self.validation.buckets if self.validation is not None else ():
+        if self.validation is None:
+            return
+        for bucket in self.validation.buckets:
             for part, count in enumerate(bucket.sizes):
                 records = _Numbered(self.validation, bucket.ratio, part, count)
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
@@ -159,29 +159,41 @@ def _write_part(part: Part, folder: Path) -> None:
     for row in part.rows():
         if _stop is not None and _stop.is_set():
             return
-        taken = row if isinstance(row, Skipped) else _take(row)
-        if isinstance(row, Skipped) or isinstance(taken, Skipped):
+        taken = _take(row) if isinstance(row, Row) else row
+        if isinstance(taken, Skipped):
             tally.skip(taken)
             continue
-        ratio, record, numbers = taken
-        writer.write(ratio, record)
-        columns.setdefault(ratio, []).append(numbers)
-        tally.take(row)
+        writer.write(taken.ratio, taken.record)
+        columns.setdefault(taken.ratio, []).append(taken.numbers)
+        tally.take(taken.row)
     writer.close()
     names = sorted({name for rows in columns.values() for numbers in rows for name in numbers})
     # A score that a row lacks is NaN.
-    table = {
+    table: dict[str, Any] = {
         f"{ratio}/{name}": np.array([numbers.get(name, np.nan) for numbers in rows], np.float32)
         for ratio, rows in columns.items()
         for name in names
     }
     np.savez(temporary / "columns.npz", **table)
     json_files.write(temporary / "part.json", {"counts": writer.counts, "columns": names, **tally.as_dict()})
-    temporary.rename(folder)
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(temporary)  # the last worker of a killed run was quicker
 
 
-def _take(row: Row) -> tuple[str, dict[str, Any], dict[str, float]] | Skipped:
-    """(Ratio, record, numbers for filters) of a row, or why it is left out."""
+class _Taken(NamedTuple):
+    """A row whose picture is whole, with what is written of it and numbers for filters."""
+
+    row: Row
+    ratio: str
+    record: dict[str, Any]
+    numbers: dict[str, float]
+
+
+def _take(row: Row) -> _Taken | Skipped:
     try:
         image = row.image.read_bytes() if isinstance(row.image, Path) else row.image
         height, width = pictures.check(image)
@@ -189,7 +201,7 @@ def _take(row: Row) -> tuple[str, dict[str, Any], dict[str, float]] | Skipped:
         return Skipped(row.id, error.kind, error.detail)
     except OSError as error:
         return Skipped(row.id, "cannot be read", str(error))
-    ratio = scales.nearest_aspect_ratio(height, width)
+    longest = max(len(text) for texts in row.captions.values() for text in texts)
+    numbers = {**row.scores, "height": height, "width": width, "caption": longest}
     record = {"id": row.id, "image": image, "captions": dict(row.captions)}
-    numbers = {"height": height, "width": width, "caption": max(len(t) for ts in row.captions.values() for t in ts)}
-    return ratio, record, {**row.scores, **numbers}
+    return _Taken(row, scales.nearest_aspect_ratio(height, width), record, numbers)

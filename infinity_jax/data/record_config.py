@@ -58,7 +58,9 @@ class DataConfig:
         """All filters."""
         side = [Limit(column, self.min_side) for column in ("height", "width") if self.min_side > 0]
         most = self.max_caption if self.max_caption > 0 else float("inf")
-        caption = [Limit("caption", self.min_caption, most)] if self.min_caption > 0 or self.max_caption > 0 else []
+        caption = (
+            [Limit("caption", self.min_caption, most)] if self.min_caption > 0 or self.max_caption > 0 else []
+        )
         return (*side, *caption, *parse_limits(self.scores))
 
 
@@ -68,7 +70,9 @@ def parse_limits(text: str) -> list[Limit]:
     for part in filter(str.strip, text.split(",")):
         match = _LIMIT.fullmatch(part)
         if match is None:
-            raise UserError(f"data.scores {part!r} is not understood; write it like 'aesthetic>=5,watermark<=0.5'")
+            raise UserError(
+                f"data.scores {part!r} is not understood; write it like 'aesthetic>=5,watermark<=0.5'"
+            )
         bound = {">=": "least", "<=": "most"}[match[2]]
         limits.append(Limit(match[1], **{bound: float(match[3])}))
     return limits
@@ -83,11 +87,13 @@ def parse_sets(source: str) -> list[tuple[Path, float | None]]:
     sets = []
     for part in source.split(","):
         if not part.startswith(RECORDS):
-            raise UserError(f"data.source {source!r}: {part!r} does not begin with {RECORDS!r}; only such sets are mixed")
+            raise UserError(f"data.source {source!r}: {part!r} does not begin with {RECORDS!r}")
         match = re.fullmatch(r"(.+?)(?:@([0-9]*\.?[0-9]+))?", part.removeprefix(RECORDS))
         if match is None:
             raise UserError(f"data.source {source!r} names no folder; write records:DIR")
         sets.append((Path(match[1]).expanduser(), float(match[2]) if match[2] else None))
     if len({weight is None for _, weight in sets}) > 1:
-        raise UserError(f"data.source {source!r} has weights for some sets only; give each one its @WEIGHT, or none")
+        raise UserError(
+            f"data.source {source!r} has weights for some sets only; give each one its @WEIGHT, or none"
+        )
     return sets

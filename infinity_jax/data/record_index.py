@@ -92,7 +92,9 @@ def read(folder: Path) -> RecordIndex:
     try:
         index = json.loads((folder / INDEX).read_text())
         if index["format"] != FORMAT:
-            raise UserError(f"{folder} has format {index['format']}, this program reads {FORMAT}; prepare it again")
+            raise UserError(
+                f"{folder} has format {index['format']}, this program reads {FORMAT}; prepare it again"
+            )
         parts = folder / "parts"
         shards = tuple(Shard(parts / part, ratio, int(count)) for part, ratio, count in index["shards"])
         found = RecordIndex(folder, shards, tuple(index["columns"]), index["features"])

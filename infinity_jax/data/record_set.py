@@ -74,7 +74,9 @@ class MixedRecords:
         for found in self.sets:
             kept, all_ = sum(found.counts.values()), sum(found.index.counts.values())
             if kept == 0:
-                raise UserError(f"no picture of {found.index.folder} passes the filters; loosen those of config.data")
+                raise UserError(
+                    f"no picture of {found.index.folder} passes the filters; loosen those of config.data"
+                )
             if limits:
                 logging.info("%s: %d of %d pictures pass the filters", found.index.folder, kept, all_)
         self.buckets: list[Bucket] = make_buckets(
@@ -93,8 +95,6 @@ class RecordSource:
     """Prepared pictures as a `Source`, in a fixed order, for what wants pictures of one size."""
 
     def __init__(self, records: MixedRecords):
-        if records.features:
-            raise UserError("these shards hold features and no pictures; give the shards that they were made of")
         self._records = records
         self._places = [
             (ratio, part, count)
@@ -107,9 +107,24 @@ class RecordSource:
         return int(self._ends[-1])
 
     def __getitem__(self, index: int, /) -> Record:
+        record = self._read(index)
+        if "image" not in record:
+            raise UserError(
+                f"record {record['id']} holds features and no picture; give the shards that they were made of"
+            )
+        return {"image": record["image"], "caption": _caption(record), "id": record["id"]}
+
+    def caption(self, index: int) -> str:
+        """The caption of a record, which those of features have too."""
+        return _caption(self._read(index))
+
+    def _read(self, index: int) -> dict[str, Any]:
         place = int(np.searchsorted(self._ends, index, side="right"))
         ratio, part, count = self._places[place]
         record = self._records.read(ratio, part, index - (int(self._ends[place]) - count))
-        captions = record["captions"]
-        caption = next(captions[kind][0] for kind in ("short", "long") if kind in captions)
-        return {"image": record["image"], "caption": caption, "id": f"{part}:{record['id']}"}
+        return {**record, "id": f"{part}:{record['id']}"}
+
+
+def _caption(record: Mapping[str, Any]) -> str:
+    captions = record["captions"]
+    return next(captions[kind][0] for kind in ("short", "long") if kind in captions)

@@ -66,7 +66,7 @@ def write(out: Path, source: str, parts: Sequence[Path]) -> dict[str, Any]:
     return summary
 
 
-def _lengths(counter: Counter[int]) -> dict[str, float]:
+def _lengths(counter: Counter[int]) -> dict[str, int | float]:
     """How many captions there are and how long, in characters."""
     values, numbers = np.array(sorted(counter.items())).T
     at = np.searchsorted(np.cumsum(numbers), np.array([0.5, 0.9]) * numbers.sum())

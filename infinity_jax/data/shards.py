@@ -69,7 +69,9 @@ def _reader(file: str) -> Any:
 
 def pack(record: Mapping[str, Any]) -> bytes:
     """A record as bytes."""
-    return msgpack.packb(dict(record), default=_pack_array)
+    packed = msgpack.packb(dict(record), default=_pack_array)
+    assert isinstance(packed, bytes)
+    return packed
 
 
 def unpack(content: bytes) -> dict[str, Any]:

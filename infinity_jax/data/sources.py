@@ -66,4 +66,6 @@ def open_source(name: str, split: str, data_dir: Path | str | None = None) -> So
         return RecordSource(MixedRecords(name)) if split == "train" else Nothing()
     near = difflib.get_close_matches(name, ["emoji_captions", _FOLDER, RECORDS], n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise UserError(f"unknown data source {name!r}{hint}; use 'emoji_captions', 'folder:PATH' or 'records:DIR'")
+    raise UserError(
+        f"unknown data source {name!r}{hint}; use 'emoji_captions', 'folder:PATH' or 'records:DIR'"
+    )

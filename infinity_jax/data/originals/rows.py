@@ -97,7 +97,8 @@ def scores_of(fields: Mapping[str, Any]) -> dict[str, float]:
 def unread_columns(fields: Mapping[str, Any]) -> set[str]:
     """Columns that are neither known nor scores."""
     known = {*LONG_KEYS, *SHORT_KEYS, *IMAGE_KEYS, *NOT_USED}
-    return {str(key) for key in fields} - known - scores_of(fields).keys()
+    filled = {str(key) for key, value in fields.items() if value not in (None, "")}
+    return filled - known - scores_of(fields).keys()
 
 
 def row_of(name: str, fields: Mapping[str, Any], find: Callable[[Path], Path | None]) -> Row | Skipped:

@@ -49,7 +49,9 @@ class TarPart:
         name = f"{self.file.name}:{key.lstrip('/')}"
         picture = next((members[kind] for kind in PICTURES if kind in members), None)
         if picture is None:
-            return Skipped(name, "no picture", f"it has {', '.join(members)}; wanted one of {', '.join(PICTURES)}")
+            return Skipped(
+                name, "no picture", f"it has {', '.join(members)}; wanted one of {', '.join(PICTURES)}"
+            )
         fields: dict[str, Any] = {}
         try:
             if "json" in members:
@@ -60,7 +62,9 @@ class TarPart:
             return Skipped(name, "not JSON" if "json" in members else "not UTF-8", str(error))
         captions = captions_of({**fields, "text": texts} if texts else fields)
         if not captions:
-            return Skipped(name, "no caption", f"neither .txt nor .json has one; there are {', '.join(members)}")
+            return Skipped(
+                name, "no caption", f"neither .txt nor .json has one; there are {', '.join(members)}"
+            )
         return Row(name, picture, captions, scores_of(fields), tuple(sorted(unread_columns(fields))))
 
 

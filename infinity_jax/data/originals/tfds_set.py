@@ -38,7 +38,9 @@ class TfdsPart:
                 yield Skipped(name, "no caption", f"the record has {', '.join(record)}")
                 continue
             others = {key: value for key, value in record.items() if key not in (picture, *_CAPTIONS)}
-            numbers = {k: float(v) for k, v in others.items() if getattr(v, "ndim", None) == 0 and v.dtype != object}
+            numbers = {
+                k: float(v) for k, v in others.items() if getattr(v, "ndim", None) == 0 and v.dtype != object
+            }
             unread = tuple(sorted(map(str, others.keys() - numbers.keys())))
             yield Row(name, bytes(record[picture]), captions, scores_of(numbers), unread)
 
