@@ -56,10 +56,10 @@ class DataConfig:
     @property
     def limits(self) -> tuple[Limit, ...]:
         """All filters."""
-        side = [Limit(column, self.min_side) for column in ("height", "width") if self.min_side > 0]
-        most = self.max_caption if self.max_caption > 0 else float("inf")
+        side = [Limit(column, float(self.min_side)) for column in ("height", "width") if self.min_side > 0]
+        most = float(self.max_caption or "inf")
         caption = (
-            [Limit("caption", self.min_caption, most)] if self.min_caption > 0 or self.max_caption > 0 else []
+            [Limit("caption", float(self.min_caption), most)] if self.min_caption > 0 or self.max_caption > 0 else []
         )
         return (*side, *caption, *parse_limits(self.scores))
 
