@@ -26,6 +26,8 @@ from infinity_jax.sampling import sampler
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.tokenizer.model import Tokenizer
 
+FEW_TOKENS = 1000
+
 
 def main() -> None:
     """Prints a table and writes the same as JSON."""
@@ -34,7 +36,10 @@ def main() -> None:
     preset = presets.preset(arguments.size)
     schedule = scales.make_schedule(arguments.budget, arguments.aspect_ratio)
     mixed = "none" if arguments.cfg == 1 else "logits"
-    model = dataclasses.replace(preset.transformer, scan_layers=arguments.scan_layers)
+    scan_layers = arguments.scan_layers
+    if scan_layers is None:
+        scan_layers = jax.default_backend() != "cpu" or schedule.length > FEW_TOKENS
+    model = dataclasses.replace(preset.transformer, scan_layers=scan_layers)
     config = SamplerConfig(model, presets.TOKENIZERS[preset.tokenizer], schedule, mixed)
     params = jax.jit(
         lambda: sampler.rounded(config.model, init_params(config.model, jax.random.key(0), schedule))
@@ -71,9 +76,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument(
         "--scan-layers",
         action=argparse.BooleanOptionalAction,
-        default=jax.default_backend() != "cpu",
-        help="one compiled block (small program) or one per layer; a CPU copies a scanned block's weights each time, "
-        "so there the default is one per layer",
+        help="one compiled block, a small program, or one per layer; the default is one block, except for "
+        f"pictures of up to {FEW_TOKENS} tokens on a CPU, which copies a scanned block's weights at each scale",
     )
     parser.add_argument("--repeats", type=int, default=5, help="timed calls; the median counts")
     parser.add_argument("--transformer-only", action="store_true", help="without the decoder")

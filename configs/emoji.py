@@ -2,6 +2,12 @@
 
     infinity-jax train --config configs/emoji.py --workdir runs/emoji
 
+`:index` has the conventional classifier of the paper's Table 5, one among 2^16 classes for a token, for comparison
+with `--config.model.bits=16` of the bitwise one. Both need a tokenizer of 16 bits:
+
+    infinity-jax train-tokenizer --config configs/emoji_tokenizer.py --config.model.bits=16 --workdir runs/tokenizer_16
+    infinity-jax train --config configs/emoji.py:index --config.tokenizer=runs/tokenizer_16 --workdir runs/emoji_index
+
 `:debug` runs two steps of a tiny model.
 """
 
@@ -9,7 +15,7 @@ from ml_collections import ConfigDict
 
 
 def get_config(argument: str = "") -> ConfigDict:
-    """The config; `argument` "debug" makes it tiny."""
+    """The config; `argument` "index" makes it the conventional classifier, "debug" makes it tiny."""
     config = ConfigDict()
     # A folder with a tokenizer: "bundled", a folder of `infinity-jax export`, or a workdir of train-tokenizer.
     config.tokenizer = "bundled"
@@ -19,6 +25,7 @@ def get_config(argument: str = "") -> ConfigDict:
             width=256,
             heads=4,
             bits=32,
+            head="bits",
             text_channels=384,
             text_length=32,
             drop_path=0.0,
@@ -63,6 +70,10 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     config.mesh = ConfigDict(dict(shape="", slices=1, rules=""))
     config.sample = ConfigDict(dict(cfg=4.0, tau=0.2, top_p=1.0, guidance="logits"))
+    if argument == "index":
+        config.model.update(dict(bits=16, head="index"))
+        # 2^16 logits for each of a picture's 130 tokens: 1 GB for the whole batch at once.
+        config.train.microbatches = 4
     if argument == "debug":
         config.model.update(dict(layers=2, width=64, heads=2))
         config.train.update(

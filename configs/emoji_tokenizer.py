@@ -2,10 +2,11 @@
 
     infinity-jax train-tokenizer --config configs/emoji_tokenizer.py --workdir runs/emoji_tokenizer
 
-Then, with an adversary:
+With an adversary from the middle of the run on, or from the first step on after a tokenizer that is trained already:
 
+    infinity-jax train-tokenizer --config configs/emoji_tokenizer.py --config.train.adversarial=true --workdir DIR
     infinity-jax train-tokenizer --config configs/emoji_tokenizer.py --config.train.adversarial=true \
-        --config.train.init_from=runs/emoji_tokenizer --workdir runs/emoji_tokenizer_adversarial
+        --config.train.init_from=runs/emoji_tokenizer --config.discriminator.start_step=0 --workdir DIR
 
 `:debug` runs two steps of a smaller model.
 """
@@ -43,7 +44,7 @@ def get_config(argument: str = "") -> ConfigDict:
             detach_residuals=True,
         )
     )
-    # Used with train.adversarial only; best from a trained tokenizer, --config.train.init_from=DIR.
+    # Used with train.adversarial only.
     config.discriminator = ConfigDict(
         dict(
             base_width=64,
@@ -51,8 +52,8 @@ def get_config(argument: str = "") -> ConfigDict:
             loss="hinge",
             weight=0.3,
             adaptive_weight=False,
-            start_step=0,
-            ramp_steps=200,
+            start_step="50%",
+            ramp_steps="5%",
             lecam=0.05,
             learning_rate_factor=2.0,
         )
@@ -71,7 +72,7 @@ def get_config(argument: str = "") -> ConfigDict:
             ema_decay=0.995,
         )
     )
-    config.data = ConfigDict(dict(source="emoji_captions", scales="64px", mix=ConfigDict()))
+    config.data = ConfigDict(dict(source="emoji_captions", scales="64px", mix=""))
     config.train = ConfigDict(
         dict(
             steps=6000,

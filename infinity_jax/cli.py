@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from infinity_jax import argument_types, compile_command, exit_codes, processes, sample_command
+from infinity_jax import evaluate_tokenizer_command as tokenizer_evaluation
 from infinity_jax.config import WEIGHT_DTYPES
 from infinity_jax.convert import command_line
 from infinity_jax.errors import UserError
@@ -183,6 +184,11 @@ def _parser() -> argparse.ArgumentParser:
         help="train prompts for retrieval, default 256",
     )
     command.add_argument("--sheet", metavar="FILE", help="a PNG of generated beside real pictures")
+
+    summary, examples = tokenizer_evaluation.SUMMARY, tokenizer_evaluation.EXAMPLES
+    tokenizer_evaluation.add_arguments(
+        _add(commands, "evaluate-tokenizer", tokenizer_evaluation.run, summary, examples)
+    )
 
     command = _add(
         commands,

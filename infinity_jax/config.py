@@ -16,6 +16,8 @@ T = TypeVar("T")
 Section = Mapping[str, Any] | ConfigDict
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "block", "dots", "offload")
+HEADS = ("bits", "index")
+MOST_INDEX_BITS = 16  # the classifier's size doubles with every bit
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16")  # of weights on disk
 
 
@@ -88,6 +90,8 @@ class TransformerConfig:
     Attributes:
       layers, width, heads: size.
       bits: bits per token that it reads and predicts.
+      head: how it predicts them: "bits", two classes for each bit; "index", the conventional classifier of the paper's
+        Table 5, one among 2^bits classes, for at most 16 bits.
       text_channels: channels of the text encoder's features.
       text_length: rows of the learned table that replaces the caption for guidance = the longest caption.
       drop_path: rate of stochastic depth in the last layer; it grows linearly from 0 in the first.
@@ -102,6 +106,7 @@ class TransformerConfig:
     width: int = 768
     heads: int = 8
     bits: int = 32
+    head: str = "bits"
     text_channels: int = 2048
     text_length: int = 512
     drop_path: float = 0.1
@@ -127,11 +132,22 @@ class TransformerConfig:
             self.compute_dtype in DTYPES, f"unknown compute_dtype {self.compute_dtype!r}; use one of {DTYPES}"
         )
         _check(self.remat in REMAT, f"unknown remat {self.remat!r}; use one of {', '.join(REMAT)}")
+        _check(self.head in HEADS, f"unknown head {self.head!r}; use one of {', '.join(HEADS)}")
+        _check(
+            self.head == "bits" or self.bits <= MOST_INDEX_BITS,
+            f"head 'index' would have 2^{self.bits} classes, {self.head_logits * w:.3g} weights with width {w}; it "
+            f"works up to {MOST_INDEX_BITS} bits: use a tokenizer of fewer bits, or head 'bits'",
+        )
 
     @property
     def head_size(self) -> int:
         """Channels of one attention head."""
         return self.width // self.heads
+
+    @property
+    def head_logits(self) -> int:
+        """Logits of one token: two a bit, or one for each of 2^bits indices."""
+        return 2 * self.bits if self.head == "bits" else 2**self.bits
 
     @property
     def pool_heads(self) -> int:

@@ -6,7 +6,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 from absl import logging
 
@@ -19,10 +18,10 @@ from infinity_jax.evaluation import gallery, sheets
 from infinity_jax.evaluation.kid import effnet_kid
 from infinity_jax.evaluation.reconstruction import mean_psnr
 from infinity_jax.evaluation.retrieval import retrieval
+from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.model.transformer import Transformer
 from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.sample import attribution
-from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 from infinity_jax.train_step import make_eval_step
 
 KID_PICTURES = 1024
@@ -99,9 +98,8 @@ def main(
 def _read(source_name: str, split: str, side: int) -> Split:
     source = sources.open_source(source_name, split)
     records = [source[i] for i in range(len(source))]
-    images = [pictures.decode(record["image"], side, side) for record in records]
-    shaped = np.stack(images) if images else np.zeros((0, side, side, 3), np.uint8)
-    return Split(source, shaped, [record["caption"] for record in records])
+    images = pictures.decode_squares(records, side)
+    return Split(source, images, [record["caption"] for record in records])
 
 
 def _choose_prompts(captions: list[str], first: int, total: int, seed: int) -> np.ndarray:
@@ -139,18 +137,7 @@ def _tokenizer_quality(
     pipeline: InfinityPipeline, train_split: Split, validation: Split, chosen: np.ndarray
 ) -> dict[str, Any]:
     """PSNR on validation pictures; EffNet-KID of reconstructed train pictures against other real ones."""
-    tokenizer = pipeline.model.tokenizer
-    schedule = scales.make_schedule(tokenizer.scales).times(tokenizer.config.patchify)
-    jitted = jax.jit(lambda params, image: reconstruct(Tokenizer(tokenizer.config), params, image, schedule))
-
-    def through_bits(images: np.ndarray) -> np.ndarray:
-        padded = np.concatenate([images, np.repeat(images[-1:], -len(images) % _BATCH, 0)])
-        parts = [
-            pictures.to_uint8(np.asarray(jitted(tokenizer.params, pictures.to_float(padded[i : i + _BATCH]))))
-            for i in range(0, len(padded), _BATCH)
-        ]
-        return np.concatenate(parts)[: len(images)]
-
+    through_bits = ThroughBits(pipeline.model.tokenizer)
     others = np.setdiff1d(np.arange(len(train_split.images)), chosen)
     real = gallery.gallery_features(train_split.images)
     kid, error = effnet_kid(gallery.features_of(through_bits(train_split.images[chosen])), real[others])

@@ -27,7 +27,7 @@ class ForwardFlops:
       cross_attention: both products of the attention to the text.
       text: maps of the text: pool, cross-attention's keys and values, condition vector and AdaLN.
       embedding: bits to width.
-      head: width to bit logits.
+      head: width to logits.
     """
 
     block_products: int
@@ -78,7 +78,7 @@ def forward_flops(config: TransformerConfig, schedule: ScaleSchedule, text_token
         cross_attention=2 * layers * 2 * width * length * text_tokens,
         text=2 * (pool + context + keys_values + adaln),
         embedding=2 * (length - 1) * config.bits * width,
-        head=2 * length * width * 2 * config.bits,
+        head=2 * length * width * config.head_logits,
     )
 
 

@@ -9,19 +9,19 @@ from infinity_jax.hlo_text import Computation, Instruction, size_in_bytes
 TARGET = 'custom_call_target="tpu_custom_call"'
 _ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"')
 # Splash attention gives no estimate, so `model/attention_splash.py` writes what a product costs into the name of the
-# scope. Forward it has two products; backward it computes one of them again for either kernel, and has one more twice.
-_SPLASH = re.compile(r"products_of_(\d+)_flop_(\d+)_bytes.*/splash_mha_(fwd|dq|dkv)")
-_PRODUCTS = {"fwd": 2, "dq": 3, "dkv": 4}
+# scope. Forward it has two products; backward it computes one of them again and has four more.
+_SPLASH = re.compile(r"products_of_(\d+)_and_(\d+)_flop_(\d+)_bytes.*/splash_mha_(fwd|dkv)")
+_PRODUCTS = {"fwd": 2, "dkv": 5}
 
 
-def splash_scope(product_flops: int, streamed_bytes: int) -> str:
+def splash_scope(forward_flops: int, backward_flops: int, streamed_bytes: int) -> str:
     """The name of a scope around splash attention on one device, from which `kernel_costs` knows its costs.
 
     Args:
-      product_flops: of one product over all blocks that it visits.
+      forward_flops, backward_flops: of one product over all blocks that each visits.
       streamed_bytes: of the two arrays that it reads again for every block of the others.
     """
-    return f"products_of_{product_flops}_flop_{streamed_bytes}_bytes"
+    return f"products_of_{forward_flops}_and_{backward_flops}_flop_{streamed_bytes}_bytes"
 
 
 def kernel_costs(instruction: Instruction, computation: Computation) -> tuple[float, float]:
@@ -33,7 +33,8 @@ def kernel_costs(instruction: Instruction, computation: Computation) -> tuple[fl
     types = [computation.instructions[name].type for name in instruction.operands]
     once = float(sum(size_in_bytes(text, True) for text in (instruction.type, *types)))
     if splash := _SPLASH.search(instruction.attributes):
-        return float(_PRODUCTS[splash[3]] * int(splash[1])), once + int(splash[2])
+        kind, product = splash[4], int(splash[1 if splash[4] == "fwd" else 2])
+        return float(_PRODUCTS[kind] * product), once + int(splash[3])
     logging.warning(
         "%s: this kernel has no estimate of its costs; only its arrays are counted", instruction.name
     )

@@ -1,4 +1,4 @@
-"""Per-bit cross-entropy and its metrics per scale (spec section 5)."""
+"""Cross-entropy of bits, or of whole tokens, and its metrics per scale (spec section 5, paper Table 5)."""
 
 import jax
 import jax.numpy as jnp
@@ -7,6 +7,7 @@ from jaxtyping import Array, Float, Int
 
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer import indices
 
 TOKEN_WEIGHTS = ("uniform", "by_scale")
 
@@ -42,11 +43,50 @@ def bit_loss(
     # Two classes: everything depends on the difference of the logits, with the sign of the right class.
     margin = (logits_BLd2[..., 1] - logits_BLd2[..., 0]) * (2 * bits_BLd.astype(jnp.float32) - 1)
     losses_BL = jax.nn.softplus(-margin).mean(-1) + 0.5 * label_smoothing * margin.mean(-1)
-    loss = (losses_BL.mean(0) * token_weights(schedule, weights)).sum()
-
     margin = jax.lax.stop_gradient(margin)
     # argmax gives class 0 on a tie, so a positive bit is right only above 0.
     right_BLd = jnp.where(bits_BLd > 0, margin > 0, margin >= 0)
+    return _weighted(losses_BL, right_BLd, schedule, weights)
+
+
+def index_loss(
+    logits_BLV: Float[Array, "B L V"],
+    bits_BLd: Int[Array, "B L d"],
+    schedule: ScaleSchedule,
+    weights: str = "uniform",
+    label_smoothing: float = 0.0,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Cross-entropy among all V = 2^d indices, divided by d: in nats a bit, like `bit_loss`, and weighted as there.
+
+    Args:
+      logits_BLV: float32, of the indices in the order of `tokenizer.indices`.
+      bits_BLd, schedule, weights: as in `bit_loss`.
+      label_smoothing: share of the probability that the target spreads evenly over all indices.
+    Returns:
+      as `bit_loss`; bits are right where those of the likeliest index are.
+    """
+    d = bits_BLd.shape[-1]
+    index_BL1 = indices.to_index(bits_BLd)[..., None]
+    # Summed, not gathered: its gradient would be a scatter, which is slow and cannot be split over devices.
+    is_target = jax.lax.broadcasted_iota(jnp.int32, logits_BLV.shape, 2) == index_BL1
+    target_BL = jnp.sum(jnp.where(is_target, logits_BLV, 0.0), -1)
+    if label_smoothing:
+        target_BL += label_smoothing * (logits_BLV.mean(-1) - target_BL)
+    losses_BL = (jax.nn.logsumexp(logits_BLV, axis=-1) - target_BL) / d
+    likeliest_BL = jnp.argmax(jax.lax.stop_gradient(logits_BLV), -1)
+    right_BLd = indices.to_bits(likeliest_BL, d) == (bits_BLd > 0)
+    return _weighted(losses_BL, right_BLd, schedule, weights)
+
+
+# By `TransformerConfig.head`.
+LOSSES = {"bits": bit_loss, "index": index_loss}
+
+
+def _weighted(
+    losses_BL: jax.Array, right_BLd: jax.Array, schedule: ScaleSchedule, weights: str
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The weighted mean of the tokens' losses, and the metrics."""
+    loss = (losses_BL.mean(0) * token_weights(schedule, weights)).sum()
     per_token = {
         "loss_per_scale": jax.lax.stop_gradient(losses_BL),
         "bit_accuracy_per_scale": right_BLd.mean(-1),

@@ -10,6 +10,7 @@ from infinity_jax import flops
 from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.mesh import MeshConfig
+from infinity_jax.model.attention import MANY_SCORES
 from infinity_jax.scales import ScaleSchedule
 
 FLOAT32 = 4
@@ -55,16 +56,19 @@ def train_memory(
       text_tokens: tokens of a caption, padding included.
       batch: pictures over all devices.
     Raises:
-      UserError: another remat policy, or a mesh with `tensor`: the formula was not fitted to them.
+      UserError: another remat policy or head, or a mesh with `tensor`: the formula was not fitted to them.
     """
-    if config.remat != "block" or mesh.tensor > 1:
+    if config.remat != "block" or mesh.tensor > 1 or config.head != "bits":
         raise UserError(
-            f"no formula for remat {config.remat!r} and tensor={mesh.tensor}; use remat block and tensor=1"
+            f"no formula for remat {config.remat!r}, tensor={mesh.tensor} and head {config.head!r}; use remat block, "
+            "tensor=1 and head bits"
         )
     parameters = flops.parameter_count(config)
     pictures = batch / microbatches / (mesh.data * mesh.fsdp)
     stream = pictures * schedule.length * config.width * FLOAT32 / mesh.sequence
     most_pairs = max(n * end for n, end in zip(schedule.tokens, schedule.offsets[1:], strict=True))
+    if schedule.length**2 >= MANY_SCORES["tpu"]:
+        most_pairs = 0  # a kernel computes attention and keeps no scores
     scores = pictures * most_pairs * config.heads * FLOAT32 / mesh.sequence
     text = pictures * text_tokens * (config.text_channels + 4 * config.width) * FLOAT32
     layer = parameters / config.layers * FLOAT32

@@ -28,6 +28,7 @@ SMALL_BUDGETS = {"0.02M": 5}
 SMALL_PRESETS = {
     "32px": (1, 2, 3, 4),
     "64px": (1, 2, 3, 4, 6, 8),
+    "64px_single": (8,),  # a tokenizer of one scale; train it with loss.scales "short"
     "96px": (1, 2, 3, 4, 6, 8, 12),
     "128px": (1, 2, 3, 4, 6, 8, 12, 16),
 }

@@ -51,6 +51,7 @@ class ShardingRules:
     text_rows: Axes = ()
     scales: Axes = ()
     bits: Axes = ()
+    indices: Axes = ()
     adaln: Axes = ()
     conv_in: Axes = ()
     conv_out: Axes = ()
@@ -74,6 +75,7 @@ _FSDP = ShardingRules(
     head_size=("fsdp_inner",),
     merged_heads=("fsdp_inner",),
     mlp=("fsdp_inner",),
+    indices=("fsdp_inner",),
 )
 _TENSOR = dataclasses.replace(
     _FSDP,
@@ -82,6 +84,7 @@ _TENSOR = dataclasses.replace(
     embed_out=("tensor", "fsdp_inner"),
     merged_heads=("tensor", "fsdp_inner"),
     mlp=("tensor", "fsdp_inner"),
+    indices=("tensor", "fsdp_inner"),
 )
 PRESETS: Mapping[str, ShardingRules] = {
     "dp": ShardingRules(),

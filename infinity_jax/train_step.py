@@ -26,7 +26,7 @@ class LossConfig:
 
     Attributes:
       token_weights: "uniform" or "by_scale" (spec section 5).
-      label_smoothing: of every bit.
+      label_smoothing: of every bit (with head "index": of the index).
       caption_drop: share of the captions replaced by the learned empty caption, for guidance (spec section 4).
     """
 
@@ -87,7 +87,7 @@ def make_loss(
     """
 
     def loss_fn(params, examples):
-        logits_BLd2 = cast(Any, model.apply)(
+        logits = cast(Any, model.apply)(
             {"params": params},
             examples["inputs"],
             examples["text"].astype(jnp.float32),
@@ -96,9 +96,8 @@ def make_loss(
             examples["drop"],
             examples["path_factors"].transpose(1, 2, 0),
         )
-        return losses.bit_loss(
-            logits_BLd2, examples["bits"], schedule, loss_config.token_weights, loss_config.label_smoothing
-        )
+        weighing = loss_config.token_weights, loss_config.label_smoothing
+        return losses.LOSSES[model.config.head](logits, examples["bits"], schedule, *weighing)
 
     return loss_fn
 
@@ -169,15 +168,15 @@ def make_eval_step(
             jax.random.key(0), 0, batch["features"], schedule, no_flips, tokenizer
         )
         text_BTC = batch["text"].astype(jnp.float32)
-        logits_BLd2 = cast(Any, model.apply)(
+        logits = cast(Any, model.apply)(
             {"params": params}, inputs_BLd, text_BTC, batch["text_mask"], schedule
         )
 
-        def one(logits_Ld2, bits_Ld):
-            loss, metrics = losses.bit_loss(logits_Ld2[None], bits_Ld[None], schedule)
+        def one(logits, bits_Ld):
+            loss, metrics = losses.LOSSES[model.config.head](logits[None], bits_Ld[None], schedule)
             return {"loss": loss, **metrics}
 
-        per_picture = jax.vmap(one)(logits_BLd2, bits_BLd)
+        per_picture = jax.vmap(one)(logits, bits_BLd)
         valid_B = batch["valid"].astype(jnp.float32)
         return jax.tree.map(lambda x: jnp.tensordot(valid_B, x, 1) / jnp.sum(valid_B), per_picture)
 

@@ -11,8 +11,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from infinity_jax import (
+    durations,
     optim,
     origin,
     pretrained,
@@ -31,6 +33,7 @@ from infinity_jax.evaluation import sheets
 from infinity_jax.evaluation.efficientnet import load_efficientnet
 from infinity_jax.evaluation.reconstruction import mean_psnr
 from infinity_jax.tokenizer.discriminator import Discriminator, DiscriminatorConfig
+from infinity_jax.tokenizer.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 from infinity_jax.tokenizer.perceptual import efficientnet_feature_loss
 from infinity_jax.tokenizer.train_step import Adversary, FeatureLoss, TokenizerLossConfig, make_train_step
@@ -69,9 +72,8 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     )
     adversary = None
     if is_adversarial:
-        discriminator = from_dict(DiscriminatorConfig, config.get("discriminator", {}), "discriminator")
-        adversary = _adversary(discriminator, optim_config, train.steps)
-        new_state, placed = _with_adversary(new_state, placed, adversary, min(mix.sides), train.seed, layout)
+        adversary = _adversary(config.get("discriminator", {}), optim_config, train, len(source))
+        new_state, placed = with_adversary(new_state, placed, adversary, min(mix.sides), train.seed, layout)
 
     def decode(record, side: int):
         return {"image": pictures.decode(record["image"], side, side)}
@@ -109,7 +111,7 @@ def _resolutions(
     data: Any, model: TokenizerConfig, loss: TokenizerLossConfig, train: train_config.TrainConfig
 ) -> tuple[ResolutionMix, dict[int, TrainingScales]]:
     """Which resolution each step has, and the scales to train on by the pictures' height in pixels."""
-    batch_sizes = dict(data.get("mix", {})) or {data.scales: train.batch_size}
+    batch_sizes = resolution_mix(data.get("mix", ""), data.scales, train.batch_size)
     schedules = [scales.make_schedule(preset).times(model.patchify) for preset in batch_sizes]
     sides = tuple(schedule.last[0] * model.stride for schedule in schedules)
     by_side = {
@@ -119,19 +121,52 @@ def _resolutions(
     return ResolutionMix(sides, tuple(batch_sizes.values()), train.seed, train.steps), by_side
 
 
+def resolution_mix(text: str, scales: str, batch_size: int) -> dict[str, int]:
+    """The batch size of each resolution to train on, from config.data.mix; "" is one of `scales` with `batch_size`.
+
+    Raises UserError if it is not of the form "64px=16,96px=8".
+    """
+    if not text:
+        return {scales: batch_size}
+    pairs = [part.strip().split("=") for part in text.split(",")]
+    if not all(len(pair) == 2 and pair[1].isdigit() and int(pair[1]) > 0 for pair in pairs):
+        raise UserError(
+            f"data.mix {text!r} is not understood; write resolutions and their batch sizes, like 64px=16,96px=8"
+        )
+    return {name: int(size) for name, size in pairs}
+
+
 def feature_loss(loss: TokenizerLossConfig) -> FeatureLoss:
-    """The distance in the features of the network that the config names."""
-    return functools.partial(efficientnet_feature_loss, load_efficientnet())
+    """The distance in the features of the network that the config names. UserError if LPIPS lacks its files."""
+    if loss.feature_network == "efficientnet":
+        logging.info("loss.features compares pictures in the bundled EfficientNet-Lite0, not in LPIPS")
+        return functools.partial(efficientnet_feature_loss, load_efficientnet())
+    if not (loss.vgg_weights and loss.lpips_weights):
+        raise UserError(
+            f"loss.feature_network 'lpips' needs two files: loss.vgg_weights ({VGG_COMES_FROM}) and "
+            f"loss.lpips_weights ({HEADS_COME_FROM}). Or use the bundled network: "
+            "--config.loss.feature_network=efficientnet"
+        )
+    params = load_lpips(loss.vgg_weights, loss.lpips_weights)
+    return lambda image, made: lpips_distance(params, image, made).mean()
 
 
-def _adversary(config: DiscriminatorConfig, tokenizer_optim: optim.OptimConfig, steps: int) -> Adversary:
+def _adversary(
+    section: Any, tokenizer_optim: optim.OptimConfig, train: train_config.TrainConfig, examples: int
+) -> Adversary:
     """The discriminator trains as the tokenizer does, from its start on, with its own rate and no average."""
+    values = dict(section)
+    for name in values.keys() & {"start_step", "ramp_steps"}:
+        values[name] = durations.in_steps(
+            values[name], steps=train.steps, batch_size=train.batch_size, examples=examples
+        )
+    config = from_dict(DiscriminatorConfig, values, "discriminator")
     rate = tokenizer_optim.learning_rate * config.learning_rate_factor
     own = dataclasses.replace(tokenizer_optim, learning_rate=rate, ema_decay=0.0)
-    return Adversary(config, optim.make_optimiser(own, max(1, steps - config.start_step)))
+    return Adversary(config, optim.make_optimiser(own, max(1, train.steps - config.start_step)))
 
 
-def _with_adversary(
+def with_adversary(
     new_state: Callable[[], TrainState],
     placed: TrainState,
     adversary: Adversary,

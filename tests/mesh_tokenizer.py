@@ -1,4 +1,4 @@
-"""Three train steps of a small tokenizer on virtual devices: `mesh_tokenizer.py OUT.npz MESH ...`.
+"""Three adversarial train steps of a small tokenizer on virtual devices: `mesh_tokenizer.py OUT.npz MESH ...`.
 
 Stores the losses, the kernels and AdamW's moments of all parameters as MESH/NAME. (A bias before a normalisation has a
 gradient of nothing but rounding, which AdamW makes a step of.)
@@ -17,12 +17,13 @@ import numpy as np
 
 from infinity_jax import optim, sharding, train_state
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.evaluation.efficientnet import load_efficientnet
 from infinity_jax.mesh import parse_mesh
 from infinity_jax.scales import make_schedule
+from infinity_jax.tokenizer.discriminator import DiscriminatorConfig
 from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.tokenizer.train_step import TokenizerLossConfig, make_train_step
-from infinity_jax.train_tokenizer import initial_variables
+from infinity_jax.tokenizer.train_step import Adversary, TokenizerLossConfig, make_train_step
+from infinity_jax.tokenizer.training_scales import TrainingScales
+from infinity_jax.train_tokenizer import feature_loss, initial_variables, with_adversary
 
 TOKENIZER = Tokenizer(
     TokenizerConfig(bits=8, base_width=32, multipliers=(1, 2), encoder_blocks=1, decoder_blocks=1)
@@ -31,31 +32,39 @@ TOKENIZER = Tokenizer(
 # The norm and the moments are what compares the gradients.
 OPTIM = optim.OptimConfig(learning_rate=1e-6, warmup_steps=1)
 SCHEDULE = make_schedule("32px")
+DISCRIMINATOR = DiscriminatorConfig(base_width=32, layers=1)
+LOSS = TokenizerLossConfig()
 
 
-def run(shape: str, feature_net) -> dict[str, np.ndarray]:
+def run(shape: str, features) -> dict[str, np.ndarray]:
     config = parse_mesh(shape)
     layout = sharding.layout_of(config, devices=jax.devices()[: config.devices])
     optimiser = optim.make_optimiser(OPTIM, 3)
     new_state, placed = train_state.new_state(
         lambda: initial_variables(TOKENIZER, 8, 0), optimiser, True, layout
     )
+    adversary, side = Adversary(DISCRIMINATOR, optimiser), SCHEDULE.last[0] * TOKENIZER.config.stride
+    new_state, placed = with_adversary(new_state, placed, adversary, side, 0, layout)
     state = jax.block_until_ready(jax.jit(new_state, out_shardings=placed)())
-    step = make_train_step(TOKENIZER, TokenizerLossConfig(), OPTIM, optimiser, SCHEDULE, feature_net)
+    training_scales = {side: TrainingScales(SCHEDULE, drop=0.5)}
+    step = make_train_step(TOKENIZER, LOSS, OPTIM, optimiser, training_scales, features, adversary)
     step = jax.jit(layout.traced(step), donate_argnums=0, out_shardings=(placed, layout.whole))
-    losses, side = [], SCHEDULE.last[0] * TOKENIZER.config.stride
+    losses = []
     for seed in range(3):
         image = np.random.default_rng(seed).integers(0, 256, (8, side, side, 3), np.uint8)
         batch = {"image": jax.device_put(image, layout.batch(8))}
         state, metrics = jax.block_until_ready(step(state, batch, jax.random.key(0)))
-        losses.append([metrics["loss"], metrics["gradient_norm"]])
-    leaves = jax.tree_util.tree_leaves_with_path({"params": state.params, "moments": state.opt_state})
+        losses.append([metrics[name] for name in ("loss", "gradient_norm", "adversarial", "discriminator")])
+    adversary_state = {"params": state.adversary.params, "moments": state.adversary.opt_state}
+    leaves = jax.tree_util.tree_leaves_with_path(
+        {"params": state.params, "moments": state.opt_state, "adversary": adversary_state}
+    )
     numbers = {optim.parameter_name(path): np.asarray(leaf) for path, leaf in leaves}
     numbers = {name: x for name, x in numbers.items() if "moments" in name or "kernel" in name}
     return numbers | {"losses": np.asarray(losses)}
 
 
 if __name__ == "__main__":
-    net = load_efficientnet()
+    net = feature_loss(LOSS)
     results = {f"{shape}/{name}": array for shape in sys.argv[2:] for name, array in run(shape, net).items()}
     np.savez(sys.argv[1], **results)  # pyright: ignore[reportArgumentType]

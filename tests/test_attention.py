@@ -213,13 +213,14 @@ def test_splash_compiles_for_tpu(topology):
     *steps, sampler = (json.loads(line) for line in done.stdout.splitlines())
     assert len(steps) == 3
     for step in steps:
-        for kernel in ("fwd_residuals", "dq_no_residuals", "dkv_no_residuals"):
+        for kernel in ("fwd_residuals", "dkv_no_residuals"):
             assert f"splash_mha_{kernel}" in step["kernels"], step  # among picture tokens
             assert f"splash_mha_{kernel.replace('_', '_segmented_', 1)}" in step["kernels"], (
                 step
             )  # to the text
-        # Attention is most of so narrow a model. Its kernels have 9 products where the model needs 6, and what is
-        # rounded up: heads to 128 channels, and scales to blocks of 512 tokens.
-        assert 1.5 < step["ratio"] < 2.2, step
+        # Attention is most of so narrow a model. Its kernels have 7 products where the model needs 6, and round
+        # scales up to whole blocks of tokens.
+        passes = 4 / 3 if "'block'" in step["name"] else 1  # forward once more
+        assert 1.1 < step["ratio"] < 1.4 * passes, step
     assert sampler["kernels"] == ["splash_mha_fwd_no_residuals"], sampler
     assert 0.9 < sampler["ratio"] <= 1.1, sampler

@@ -1,5 +1,7 @@
 """The quantiser and the pyramid; their numbers are compared with the release's in test_golden.py."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,48 @@ def test_entropy_is_finite_where_a_mean_leaves_the_unit_interval():
     z = jnp.ones((3, 8)) / 8**0.5
     value, gradient = jax.value_and_grad(lambda z: bsq_losses.quantizer_loss(z, "bsq"))(z)
     assert np.isfinite(value) and np.isfinite(gradient).all()
+
+
+def brute_force_entropies(z, group, inverse_temperature):
+    """By the definition, in float64: soft assignment to every code of each group of bits, a softmax over distances."""
+    z = np.asarray(z, np.float64)
+    d = z.shape[1]
+    per_sample = codebook = 0.0
+    for start in range(0, d, group):
+        signs = np.array(list(itertools.product([-1.0, 1.0], repeat=group))) / d**0.5
+        distances = ((z[:, None, start : start + group] - signs) ** 2).sum(-1)
+        weights = np.exp(-inverse_temperature * (distances - distances.min(1, keepdims=True)))
+        p = weights / weights.sum(1, keepdims=True)
+        per_sample += -(p * np.log(p)).sum(1).mean()
+        codebook += -(p.mean(0) * np.log(p.mean(0))).sum()
+    return per_sample, codebook
+
+
+@pytest.mark.parametrize(
+    ("d", "group"), [(4, 1), (4, 4), (6, 1), (6, 2), (6, 3), (6, 6), (8, 1), (8, 4), (8, 8)]
+)
+def test_bsq_entropies_in_groups_equal_brute_force(d, group):
+    z = jax.random.normal(jax.random.key(d), (40, d)) + 0.3
+    z /= jnp.linalg.norm(z, axis=-1, keepdims=True)
+    # Less than in training, so that bits are soft and groups differ.
+    for inverse_temperature in (2.0, 10.0):
+        got = bsq_losses.bsq_entropies(z, inverse_temperature, group)
+        want = brute_force_entropies(z, group, inverse_temperature)
+        np.testing.assert_allclose(got, want, rtol=2e-5)
+
+
+def test_groups_of_dependent_bits_have_less_entropy():
+    signs = jnp.array([[1.0, 1.0, 1.0, 1.0], [-1.0, -1.0, -1.0, -1.0]]) / 2
+    one, all_bits = (bsq_losses.bsq_entropies(signs, group=group)[1] for group in (1, 4))
+    np.testing.assert_allclose([one, all_bits], [4 * np.log(2), np.log(2)], rtol=1e-5)
+
+
+@pytest.mark.parametrize("group", [0, 3, 5, 32])
+def test_a_group_that_does_not_fit_the_bits_is_refused(group):
+    with pytest.raises(UserError, match="use one of 1, 2, 4, 8, 16"):
+        bsq_losses.quantizer_loss(jnp.ones((2, 32)), "bsq", entropy_group=group)
+    with pytest.raises(UserError, match="leave it at 1"):
+        bsq_losses.quantizer_loss(jnp.ones((2, 8)), "lfq", entropy_group=group)
 
 
 def test_lfq_entropy_equals_the_brute_force_table():

@@ -135,8 +135,10 @@ def test_published_sizes_on_pods(tmp_path, size, where):
         *arguments, "--mesh", mesh, "--batch", batch, "--remat", remat, folder=tmp_path
     )
     assert code == 0 and numbers is not None and numbers["fits"], text
-    # A rematerialised block runs forward once more: 4 passes instead of 3.
-    assert numbers["compiled_over_model_flops"] <= 1.1 * (1 if remat == "none" else 4 / 3)
+    # A rematerialised block runs forward once more, 4 passes instead of 3. Backward, the attention's kernel computes
+    # its scores again: a sixth of attention's model FLOP, which are up to a third of all at 1M.
+    passes = (1 if remat == "none" else 4 / 3) + (1 / 18 if budget == "1M" else 0)
+    assert numbers["compiled_over_model_flops"] <= 1.1 * passes
 
 
 @pytest.fixture

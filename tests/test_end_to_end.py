@@ -106,6 +106,20 @@ def test_an_exported_checkpoint_draws_the_same_and_can_be_trained_on(run, traine
     assert from_folder[0]["loss"] != trained[0]["loss"]
 
 
+def test_a_tokenizer_is_measured_on_the_data_it_was_trained_on(run, trained):
+    command, root, data = run
+    for checkpoint in ("tokenizer", "whole"):  # its own workdir, and the one of a transformer that reads it
+        file = root / f"tokenizer-{checkpoint}.json"
+        command("evaluate-tokenizer", "--checkpoint", root / checkpoint, "--json", file)
+    alone, inside = (
+        json.loads((root / f"tokenizer-{name}.json").read_text()) for name in ("tokenizer", "whole")
+    )
+    assert alone["bits"] == 32 and data.endswith(alone["data"])
+    for numbers in (alone, inside):
+        del numbers["checkpoint"], numbers["seconds"]
+    assert alone == inside
+
+
 def test_evaluation_writes_the_promised_keys(run, trained):
     command, root, _ = run
     command(

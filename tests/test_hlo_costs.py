@@ -226,8 +226,8 @@ ENTRY %main (q: bf16[8,256,128], k: bf16[8,256,128]) -> f32[8,256,128] {{
 def test_kernels_count_by_what_is_written_beside_them(caplog):
     """Operands and results once, of splash attention also what it reads again for each block."""
     arrays = 8 * 256 * 128 * (2 + 4)  # k is in the fast memory
-    counted = hlo_costs.costs(KERNELS.replace("SCOPE", hlo_kernels.splash_scope(1000, 30)))
-    assert counted.flops == 700 + 4 * 1000
+    counted = hlo_costs.costs(KERNELS.replace("SCOPE", hlo_kernels.splash_scope(700, 1000, 30)))
+    assert counted.flops == 700 + 5 * 1000
     assert counted.memory_bytes == 90 + arrays + 30
     assert not caplog.records
     assert hlo_costs.costs(KERNELS).flops == 700

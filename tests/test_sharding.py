@@ -12,6 +12,7 @@ import sharding_specs
 from jax.sharding import AbstractMesh
 
 from infinity_jax import mesh, presets, sharding
+from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.mesh import MeshConfig
 from infinity_jax.sharding import Layout, ShardingRules
@@ -93,6 +94,12 @@ def test_published_sizes_lie_on_meshes_as_they_did(size):
     assert sharding_specs.specs(presets.PRESETS[size].transformer) == stored
 
 
+def test_a_large_index_head_is_split_over_tensor_by_its_indices():
+    model = TransformerConfig(layers=1, width=2048, heads=16, bits=16, head="index")
+    kernel = sharding_specs.specs(model)["index_head/logits/kernel"]
+    assert kernel["fsdp=64,tensor=4 (fsdp_tp)"] == "('fsdp', 'tensor')"
+
+
 def test_fsdp_leaves_no_large_parameter_whole():
     for preset in presets.PRESETS.values():
         for name, entry in sharding_specs.specs(preset.transformer).items():
@@ -100,10 +107,11 @@ def test_fsdp_leaves_no_large_parameter_whole():
             assert "fsdp" in entry["fsdp=256 (fsdp)"] or not large, name
 
 
-# Mesh, rules, width, microbatches. The first two, on one device, are what the others must be like.
+# Mesh, rules, width, microbatches. The first three, on one device, are what the others must be like.
 CASES = [
     ("fsdp=1", "dp", 96, 1),
     ("fsdp=1", "dp", 100, 1),
+    ("fsdp=1", "dp", 80, 1),
     ("data=8", "dp", 96, 1),
     ("data=2,fsdp=4", "fsdp", 96, 1),
     ("fsdp=8", "fsdp", 100, 1),  # 100 is divisible by 4 only: the columns are split too
@@ -111,6 +119,7 @@ CASES = [
     ("data=2,fsdp=2,tensor=2", "fsdp_tp", 96, 1),
     ("fsdp=2,tensor=2,sequence=2", "fsdp_tp_sp", 96, 1),
     ("data=2,sequence=4", "fsdp_tp_sp", 96, 2),  # 30 tokens: not all devices have as many
+    ("fsdp=2,tensor=2,sequence=2", "fsdp_tp_sp", 80, 2),
 ]
 
 
@@ -132,7 +141,7 @@ def results(tmp_path_factory):
     return numbers
 
 
-@pytest.mark.parametrize("case", CASES[2:], ids=name_of)
+@pytest.mark.parametrize("case", CASES[3:], ids=name_of)
 def test_steps_on_a_mesh_are_the_steps_on_one_device(results, case):
     many, single = results[case], results["fsdp=1", "dp", case[2], 1]
     assert many.keys() >= single.keys()
@@ -141,7 +150,7 @@ def test_steps_on_a_mesh_are_the_steps_on_one_device(results, case):
         np.testing.assert_allclose(many[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("case", CASES[2:], ids=name_of)
+@pytest.mark.parametrize("case", CASES[3:], ids=name_of)
 def test_a_checkpoint_goes_on_on_another_mesh(results, case):
     """The case before of the same width saved after two steps; the third is done on this mesh."""
     many, single = results[case], results["fsdp=1", "dp", case[2], 1]

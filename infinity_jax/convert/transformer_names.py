@@ -29,8 +29,13 @@ def transformer_links(
       chunks: layer i is "block_chunks.{i // n}.module.{i % n}" with n = layers / chunks; 0: it is "blocks.{i}".
       caption_rows: rows of the published table of the empty caption, if not the config's text_length.
     Raises:
-      UserError: the layers cannot be grouped so.
+      UserError: the layers cannot be grouped so, or the model has another head than the release.
     """
+    if config.head != "bits":
+        raise UserError(
+            f"the release has names for the weights of head 'bits' alone; this model's head is {config.head!r}. Use "
+            "`infinity-jax export` to share it"
+        )
     if chunks and config.layers % chunks:
         raise UserError(
             f"the blocks are in {chunks} chunks, but the config's {config.layers} layers cannot be grouped so; "

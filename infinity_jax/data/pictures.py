@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -57,6 +59,12 @@ def decode(image_bytes: bytes, height: int, width: int) -> UInt8[np.ndarray, "he
     """
     picture = decode_rgb(image_bytes, at_least=2 * max(height, width))
     return np.array(cover(picture, height, width), dtype=np.uint8)
+
+
+def decode_squares(records: Sequence[Mapping[str, Any]], side: int) -> UInt8[np.ndarray, "N side side 3"]:
+    """The pictures of records of a data set, each as `decode` gives it; none gives an array of length 0."""
+    images = [decode(record["image"], side, side) for record in records]
+    return np.stack(images) if images else np.zeros((0, side, side, 3), np.uint8)
 
 
 def decode_rgb(image_bytes: bytes, at_least: int = 0) -> Image.Image:

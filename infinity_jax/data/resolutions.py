@@ -10,7 +10,6 @@ from jaxtyping import Int
 
 from infinity_jax import random
 from infinity_jax.data import pipeline
-from infinity_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,11 +28,6 @@ class ResolutionMix:
     seed: int
     steps: int
 
-    def __post_init__(self):
-        for side, size in zip(self.sides, self.batch_sizes, strict=True):
-            if size < 1:
-                raise UserError(f"the batch size of {side}-pixel pictures is {size}; it must be at least 1")
-
     @functools.cached_property
     def draws(self) -> Int[np.ndarray, " steps"]:
         """The number of each step's resolution, int64."""
@@ -41,7 +35,7 @@ class ResolutionMix:
         return (uniform * len(self.sides)).astype(np.int64)
 
     @functools.cached_property
-    def starts(self) -> Int[np.ndarray, " steps+1"]:
+    def starts(self) -> Int[np.ndarray, " n"]:
         """How many pictures the steps before each step have read, int64."""
         return np.concatenate([[0], np.cumsum(np.array(self.batch_sizes)[self.draws])])
 

@@ -19,6 +19,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
 from infinity_jax.convert.torch_file import read_torch_file
+from infinity_jax.convert.torch_networks import convolution_kernel, fold_batch_norm
 from infinity_jax.errors import UserError
 
 FEATURES = 1280
@@ -242,16 +243,14 @@ def _folded(state: dict[str, np.ndarray], conv: str, norm: str) -> dict[str, np.
 
     The file has kernels as [out, in, k, k] ([out, 1, k, k] for depthwise, in = 1).
     """
-    mean, variance = state[f"{norm}.running_mean"], state[f"{norm}.running_var"]
-    scale = state[f"{norm}.weight"] / np.sqrt(variance + BATCH_NORM_EPSILON)
-    kernel = state[f"{conv}.weight"] * scale[:, None, None, None]
+    kernel, bias = fold_batch_norm(state, conv, norm, BATCH_NORM_EPSILON)
     if kernel.shape[2:] == (1, 1):
         kernel = kernel[:, :, 0, 0].T
     elif kernel.shape[1] == 1:
         kernel = kernel[:, 0].transpose(1, 2, 0)
     else:
-        kernel = kernel.transpose(2, 3, 1, 0)
-    return {"kernel": kernel, "bias": state[f"{norm}.bias"] - mean * scale}
+        kernel = convolution_kernel(kernel)
+    return {"kernel": kernel, "bias": bias}
 
 
 def picture_features(

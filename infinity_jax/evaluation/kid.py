@@ -47,9 +47,14 @@ def effnet_kid(
     return float(estimate(everything)), float(np.sqrt(variance))
 
 
+def kernel(a_MD: Float[np.ndarray, "M D"], b_ND: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "M N"]:
+    """The kernel of KID between all pictures of two sets of features: (x.y / d + 1)^3."""
+    return (a_MD @ b_ND.T / a_MD.shape[1] + 1.0) ** 3
+
+
 def _group_sums(a_MD: np.ndarray, b_ND: np.ndarray, groups: int, leave_out_self: bool) -> np.ndarray:
     """[groups, groups] sums of the kernel over the pictures of each pair of groups; picture i is in i % groups."""
-    kernel_MN = (a_MD @ b_ND.T / a_MD.shape[1] + 1.0) ** 3
+    kernel_MN = kernel(a_MD, b_ND)
     if leave_out_self:
         np.fill_diagonal(kernel_MN, 0.0)
     member_Mg, member_Ng = (np.eye(groups)[np.arange(len(x)) % groups] for x in (a_MD, b_ND))

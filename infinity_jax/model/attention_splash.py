@@ -18,6 +18,8 @@ from infinity_jax.sharding import traced_layout
 
 LANES = 128  # heads and lengths are multiples of it inside the kernel
 LARGEST_BLOCK = 512
+# Backward, each block of keys writes its part of the gradient of all queries, so there must be few.
+LARGEST_BACKWARD_BLOCK = 2048
 Runs = tuple[tuple[int, int], ...]
 
 
@@ -50,7 +52,7 @@ def attend_splash(
       runs: (number of queries, how many of the first keys they see), one after the other; None: all see all.
       mask_BK: bool, False = not visible. Each picture has something visible.
     """
-    Q, K, head = q_BHQd.shape[2], k_BHKd.shape[2], q_BHQd.shape[3]
+    Q, K, own_head = q_BHQd.shape[2], k_BHKd.shape[2], q_BHQd.shape[3]
     query_block, key_block = _block(Q), _block(K)
     query_parts = 1 if mask_BK is None else _parts_of_tokens()
     q_BHQd = _padded(q_BHQd.astype(dtype), query_parts * query_block)
@@ -60,10 +62,14 @@ def attend_splash(
         B, H, queries, head = q_BHQd.shape
         shape = (H, queries, k_BHKd.shape[2])
         kernel = _kernel(shape, runs or ((Q, K),), query_block, key_block, platform() != "tpu")
-        elements = B * H * head * _visited(runs or ((Q, K),), queries, query_block, key_block)
-        streamed = 2 * elements // query_block * q_BHQd.dtype.itemsize
-        # The kernel itself tells no costs.
-        with jax.named_scope(splash_scope(2 * elements, streamed)):
+        seen_Q = _seen(runs or ((Q, K),), queries)
+        forward, backward = (
+            B * H * _visited(seen_Q, query_block, block)
+            for block in (key_block, _backward_block(k_BHKd.shape[2], key_block))
+        )
+        streamed = 2 * forward * head // query_block * q_BHQd.dtype.itemsize
+        # The kernel itself tells no costs. As everywhere, a product counts without what the chip pads its heads with.
+        with jax.named_scope(splash_scope(2 * forward * own_head, 2 * backward * own_head, streamed)):
             if not mask_BK:
                 return jax.vmap(kernel)(q_BHQd, k_BHKd, v_BHKd)
             return jax.vmap(functools.partial(_masked, kernel))(q_BHQd, k_BHKd, v_BHKd, *mask_BK)
@@ -76,7 +82,7 @@ def attend_splash(
         axes, whole = ("batch", "heads", "tokens", None), ("batch", "heads", None, None)
         split = on_each_device(of_one_device, [axes, whole, whole, ("batch", None)], axes)
         out_BHQd = split(q_BHQd, k_BHKd, v_BHKd, mask_BK)
-    return out_BHQd[:, :, :Q, :head].astype(jnp.float32)
+    return out_BHQd[:, :, :Q, :own_head].astype(jnp.float32)
 
 
 def _masked(kernel, q_HQd, k_HKd, v_HKd, mask_K):
@@ -98,9 +104,9 @@ def _kernel(lengths: tuple[int, int, int], runs: Runs, query_block: int, key_blo
         block_q=query_block,
         block_kv=key_block,
         block_q_dkv=query_block,
-        block_kv_dkv=key_block,
-        block_q_dq=query_block,
-        block_kv_dq=key_block,
+        block_kv_dkv=_backward_block(keys, key_block),
+        block_kv_dkv_compute=key_block,
+        use_fused_bwd_kernel=True,  # one kernel for all gradients computes the scores again once, not twice
     )
     with jax.ensure_compile_time_eval():  # kept for other programs, so nothing in it may belong to this one
         return splash.make_splash_mha(
@@ -120,10 +126,17 @@ def _seen(runs: Runs, queries: int) -> np.ndarray:
     return np.pad(seen_Q, (0, queries - len(seen_Q)), mode="edge")
 
 
-def _visited(runs: Runs, queries: int, query_block: int, key_block: int) -> int:
+def _visited(seen_Q: np.ndarray, query_block: int, key_block: int) -> int:
     """Pairs of query and key in all blocks that the kernel computes for one head."""
-    most = _seen(runs, queries).reshape(-1, query_block).max(1)
+    most = seen_Q.reshape(-1, query_block).max(1)
     return int((-(-most // key_block)).sum()) * query_block * key_block
+
+
+def _backward_block(keys: int, key_block: int) -> int:
+    """Keys of one block of the backward kernel: as many of the forward's as divide all and are not too many."""
+    parts = keys // key_block
+    most = max(1, LARGEST_BACKWARD_BLOCK // key_block)
+    return key_block * next(n for n in range(min(most, parts), 0, -1) if parts % n == 0)
 
 
 def _block(length: int) -> int:

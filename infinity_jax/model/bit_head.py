@@ -1,10 +1,11 @@
-"""The bit classifier: d independent two-way decisions per token instead of one among 2^d (paper section 3.2)."""
+"""The classifiers of a token: d independent two-way decisions, or one among 2^d (paper section 3.2)."""
 
 import flax.linen as nn
 import jax
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.model.layers import ADALN_INIT, Dense, modulate, weight_init
+from infinity_jax.sharding import constrain
 
 HEAD_INIT = 0.02
 
@@ -16,21 +17,36 @@ class BitHead(nn.Module):
     """
 
     config: TransformerConfig
+    logits_axis: str = "bits"
 
     def setup(self):
         c = self.config
         adaln_axes = ("embed", "adaln", "embed_out")
         self.adaln = Dense((c.width, 2, c.width), adaln_axes, weight_init(c, ADALN_INIT), c.compute_dtype)
         self.logits = Dense(
-            (c.width, 2 * c.bits), ("embed", "bits"), weight_init(c, HEAD_INIT), c.compute_dtype
+            (c.width, c.head_logits), ("embed", self.logits_axis), weight_init(c, HEAD_INIT), c.compute_dtype
         )
 
     def __call__(self, x_BLC: jax.Array, vector_BC: jax.Array) -> jax.Array:
         """Logits float32 [B, L, d, 2]."""
-        scale_shift = self.modulation(vector_BC)
-        logits = self.logits(modulate(x_BLC, scale_shift[:, 0], scale_shift[:, 1]))
+        logits = self.flat_logits(x_BLC, vector_BC)
         return logits.reshape(*logits.shape[:-1], self.config.bits, 2)
+
+    def flat_logits(self, x_BLC: jax.Array, vector_BC: jax.Array) -> jax.Array:
+        """All logits of a token in one axis, float32 [B, L, logits]."""
+        scale_shift = self.modulation(vector_BC)
+        return self.logits(modulate(x_BLC, scale_shift[:, 0], scale_shift[:, 1]))
 
     def modulation(self, vector_BC: jax.Array) -> jax.Array:
         """Scale and shift of the norm, float32 [B, 2, C]."""
         return self.adaln(nn.silu(vector_BC))
+
+
+class IndexHead(BitHead):
+    """The same with one logit for each of the 2^d indices of a token (paper Table 5): the baseline of the bit head."""
+
+    logits_axis: str = "indices"
+
+    def __call__(self, x_BLC: jax.Array, vector_BC: jax.Array) -> jax.Array:
+        """Logits float32 [B, L, 2^d]."""
+        return constrain(self.flat_logits(x_BLC, vector_BC), "batch", "tokens", "indices")

@@ -15,6 +15,7 @@ Logical axis names, for sharding rules:
 | text_rows    | rows of the learned table of the empty caption    |
 | scales       | rows of the scale embedding                       |
 | bits         | bits that come in, or logits that go out          |
+| indices      | logits of all 2^bits indices                      |
 | adaln        | the 6 (block) or 2 (head) modulations             |
 """
 

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Key
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.model.bit_head import BitHead
+from infinity_jax.model.bit_head import BitHead, IndexHead
 from infinity_jax.model.block import INPUT, Block, Condition
 from infinity_jax.model.layers import LINEAR, Dense, adaln_init, parameter, weight_init
 from infinity_jax.model.text_condition import TextCondition
@@ -38,7 +38,10 @@ class Transformer(nn.Module):
         axes = ("scales", "embed")
         self.scale_embedding = parameter(self, "scale_embedding", weight_init(c), (SCALE_ROWS, c.width), axes)
         self.embed_bits = Dense((c.bits, c.width), ("bits", "embed"), weight_init(c), c.compute_dtype)
-        self.bit_head = BitHead(c)
+        if c.head == "bits":
+            self.bit_head = BitHead(c)
+        else:
+            self.index_head = IndexHead(c)
 
     @nn.compact
     def __call__(
@@ -49,8 +52,8 @@ class Transformer(nn.Module):
         schedule: ScaleSchedule,
         drop_caption_B: Bool[Array, "B"] | None = None,
         path_factors_N2B: Float[Array, "N 2 B"] | None = None,
-    ) -> Float[Array, "B L d 2"]:
-        """Bit logits of all scales at once.
+    ) -> Float[Array, "B L d 2"] | Float[Array, "B L V"]:
+        """Logits of all scales at once.
 
         Args:
           inputs_BLd: float32, the inputs of scales 2..K: resized running sums, row by row, one scale after the other.
@@ -60,7 +63,8 @@ class Transformer(nn.Module):
           drop_caption_B: pictures whose caption is replaced by the learned empty one (for guidance).
           path_factors_N2B: stochastic depth of each layer, from `draw_path_factors`; None is none.
         Returns:
-          float32 logits; class 1 of the last axis means the bit is set.
+          float32 logits; class 1 of the last axis means the bit is set. With head "index": one for each of V = 2^d
+          indices (`tokenizer.indices`).
         Raises:
           UserError: the inputs do not fit the schedule, the schedule has more than 15 scales, or captions
             are dropped and the text is longer than `text_length`.
@@ -122,8 +126,9 @@ class Transformer(nn.Module):
         return tokens + self.scale_embedding[scale]
 
     def head(self, x_BNC: jax.Array, condition: Condition) -> jax.Array:
-        """Bit logits float32 [B, N, d, 2] from the last block's output."""
-        return self.bit_head(x_BNC, condition.vector_BC)
+        """Logits float32 [B, N, d, 2], or [B, N, 2^d] of indices, from the last block's output."""
+        head = self.bit_head if self.config.head == "bits" else self.index_head
+        return head(x_BNC, condition.vector_BC)
 
 
 def _rematerialised(policy: str) -> Any:

@@ -67,6 +67,10 @@ class SamplerConfig:
                 "reuse_guidance needs guidance on logits and some unguided_scales; "
                 f"got mixed={self.mixed!r} and unguided_scales={self.unguided_scales}"
             )
+        if self.reuse_guidance and self.model.head != "bits":
+            raise UserError(
+                f"reuse_guidance needs a transformer with head 'bits'; this one's is {self.model.head!r}: leave it off"
+            )
         if self.reuse_guidance and 0 in self.unguided_scales:
             raise UserError("reuse_guidance: scale 0 has nothing to reuse; leave it out of unguided_scales")
 

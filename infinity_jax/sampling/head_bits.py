@@ -47,12 +47,17 @@ def difference_head(
       halves: G, 1 or 2 for guidance.
     """
     head = params["bit_head"]
-    modulation = BitHead(config).apply({"params": head}, vector_NC, method="modulation")
-    modulation_BG2C = jnp.asarray(modulation).reshape(halves, -1, 2, config.width).swapaxes(0, 1)
+    modulation_BG2C = modulations(config, head, vector_NC, halves)
     kernel_Cd2 = head["logits"]["kernel"].reshape(config.width, config.bits, 2).astype(jnp.float32)
     bias_d2 = head["logits"]["bias"].reshape(config.bits, 2).astype(jnp.float32)
     weight_Cd = (kernel_Cd2[..., 1] - kernel_Cd2[..., 0]).astype(config.compute_dtype)
     return DifferenceHead(modulation_BG2C, weight_Cd, bias_d2[:, 1] - bias_d2[:, 0])
+
+
+def modulations(config: TransformerConfig, head: Any, vector_NC: jax.Array, halves: int) -> jax.Array:
+    """Scale and shift of a head's norm, float32 [B,G,2,C], from its parameters; arguments as in `difference_head`."""
+    modulation = BitHead(config).apply({"params": head}, vector_NC, method="modulation")
+    return jnp.asarray(modulation).reshape(halves, -1, 2, config.width).swapaxes(0, 1)
 
 
 def draw_head_bits(
@@ -82,18 +87,29 @@ def logit_difference(
     hidden_GBNC: Float[Array, "G B N C"], head: DifferenceHead, cfg: Float[Array, ""]
 ) -> Float[Array, "B N d"]:
     """Logit of 1 minus logit of 0 of each bit, float32, after guidance; arguments as `draw_head_bits` has them."""
+    return guided_product(hidden_GBNC, head.modulation_BG2C, head.weight_Cd, head.bias_d, cfg)
+
+
+def guided_product(
+    hidden_GBNC: Float[Array, "G B N C"],
+    modulation_BG2C: Float[Array, "B G2 2 C"],
+    weight_Cn: Float[Array, "C n"],
+    bias_n: Float[Array, " n"],
+    cfg: Float[Array, ""],
+) -> Float[Array, "B N n"]:
+    """The norm of a head, guidance, and its linear map, float32; arguments as `draw_head_bits` has them."""
     x_BGNC = constrain(_side_by_side(hidden_GBNC), "batch", None, "tokens", None).astype(jnp.float32)
     # Statistics of both halves at once, since XLA:CPU copies a half that has several uses.
     mean = x_BGNC.mean(-1, keepdims=True)
     factor = jax.lax.rsqrt(jnp.square(x_BGNC - mean).mean(-1, keepdims=True) + NORM_EPS)
-    scale, shift = jnp.split(head.modulation_BG2C, 2, 2)
+    scale, shift = jnp.split(modulation_BG2C, 2, 2)
     mixed, *others = (
         (x_BGNC[:, g] - mean[:, g]) * factor[:, g] * (1 + scale[:, g]) + shift[:, g]
         for g in range(x_BGNC.shape[1])
     )
     if others:
         mixed = guidance.mix(mixed, others[0], cfg)
-    return matmul(mixed, head.weight_Cd, head.weight_Cd.dtype.name) + head.bias_d
+    return matmul(mixed, weight_Cn, weight_Cn.dtype.name) + bias_n
 
 
 def _side_by_side(hidden_GBNC: jax.Array) -> jax.Array:

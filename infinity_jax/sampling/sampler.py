@@ -15,7 +15,7 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.model.block import Block, Condition, KeysValues
 from infinity_jax.model.storage import loaded, stored
 from infinity_jax.model.transformer import Transformer
-from infinity_jax.sampling import bits, guidance, head_bits
+from infinity_jax.sampling import bits, guidance, head_bits, head_index
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.sharding import Layout, constrain
 from infinity_jax.tokenizer import bsq, pyramid
@@ -35,12 +35,12 @@ class Prepared(NamedTuple):
     Attributes:
       condition: of N rows, a picture's halves side by side.
       text_kv: keys and values of the text for all layers, each [layers,N,H,T,head], `stored`.
-      head: the last step from hidden states to bits.
+      head: the last step from hidden states to bits, or to indices.
     """
 
     condition: Condition
     text_kv: KeysValues
-    head: head_bits.DifferenceHead
+    head: head_bits.DifferenceHead | head_index.IndexLogits
 
 
 @flax.struct.dataclass
@@ -129,7 +129,8 @@ def prepare(config: SamplerConfig, params, inputs: SamplerInputs) -> Prepared:
         model.apply({"params": params}, text, mask, method="text_condition") for text, mask in halves
     ]
     vectors_NC = jnp.concatenate([condition.vector_BC for condition in conditions])
-    head = head_bits.difference_head(config.model, params, vectors_NC, config.halves)
+    head_of = head_bits.difference_head if config.model.head == "bits" else head_index.index_logits
+    head = head_of(config.model, params, vectors_NC, config.halves)
 
     def text_kv(layer_params):
         layer_params = jax.tree.map(loaded, layer_params)
@@ -249,6 +250,8 @@ def _bits(config: SamplerConfig, hidden_GBNC, head, inputs: SamplerInputs, effec
         # With mixed features both halves carry the same stream; the caption's own half is read.
         hidden_GBNC = hidden_GBNC[:1]
     cfg, settings = inputs.cfg_K[k], (inputs.seeds_B, k, inputs.tau_K[k], inputs.top_p)
+    if config.model.head == "index":
+        return head_index.draw_indices(hidden_GBNC, head, cfg, *settings), None
     if not config.reuse_guidance:
         return head_bits.draw_head_bits(hidden_GBNC, head, cfg, *settings), None
     size = config.schedule.sizes[k]

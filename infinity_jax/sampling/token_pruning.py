@@ -190,4 +190,4 @@ def saved_flops(
             saved += layers * (tokens - runs) * per_token
             saved += layers * 4 * config.width * (tokens * seen_unpruned - runs * seen)
     skipped = sum(tokens for k, tokens in enumerate(schedule.tokens) if pruning.skips(k))
-    return saved + skipped * (2 * config.bits * config.width + 4 * config.bits * config.width)
+    return saved + skipped * 2 * (config.bits + config.head_logits) * config.width

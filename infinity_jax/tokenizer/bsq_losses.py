@@ -1,5 +1,7 @@
 """The quantiser's own loss: commitment and entropy penalty (paper section 3.2, spec section 2)."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -10,8 +12,8 @@ from infinity_jax.tokenizer import bsq
 INVERSE_TEMPERATURE = 100.0
 COMMITMENT_WEIGHT = 0.25
 ENTROPY_WEIGHT = 0.1
-# Past this the 2^d table of LFQ's entropy fits no memory; the paper's Table 3 stops earlier still.
-_LFQ_LARGEST_BITS = 24
+# Past this a table of all codes fits no memory; the paper's Table 3 stops earlier still.
+_LARGEST_TABLE_BITS = 24
 
 
 def _entropy(p: jax.Array, one_minus_p: jax.Array) -> jax.Array:
@@ -21,21 +23,47 @@ def _entropy(p: jax.Array, one_minus_p: jax.Array) -> jax.Array:
 
 
 def bsq_entropies(
-    z: Float[Array, "*n d"], inverse_temperature: float = INVERSE_TEMPERATURE
+    z: Float[Array, "*n d"], inverse_temperature: float = INVERSE_TEMPERATURE, group: int = 1
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Entropy terms of BSQ in O(d) time and memory: every bit on its own (paper eq. 6-7).
+    """Entropy terms of BSQ, whose bits are independent of each other in every token (paper eq. 6-7).
+
+    The entropy of a token is the sum of its bits' entropies, exactly. That of the mean over tokens is taken for groups
+    of `group` bits and summed: 1 is O(d) in time and memory, d is exact, the entropy over all 2^d codes. Memory grows
+    with tokens x d / group x 2^group.
 
     Args:
       z: float32 [..., d], on the unit sphere.
+      group: neighbouring bits counted as one code; divides d.
     Returns:
-      (mean over tokens of the summed entropy of the soft bits, summed entropy of their mean), in nats.
+      (mean over tokens of the entropy of the soft bits, entropy of their mean), in nats.
+    Raises:
+      UserError: a group that does not divide d, or of more than 24 bits.
     """
-    logit = -4.0 * inverse_temperature * z / z.shape[-1] ** 0.5
+    d = z.shape[-1]
+    _check_group(group, d)
+    logit = -4.0 * inverse_temperature * z / d**0.5
     p, q = jax.nn.sigmoid(logit), jax.nn.sigmoid(-logit)
     per_sample = jnp.mean(jnp.sum(_entropy(p, q), axis=-1))
-    tokens = tuple(range(z.ndim - 1))
-    codebook = jnp.sum(_entropy(jnp.mean(p, tokens), jnp.mean(q, tokens)))
-    return per_sample, codebook
+    mean_p = jnp.clip(jnp.mean(_code_probabilities(p, q, group), axis=1), 1e-8, 1.0)
+    return per_sample, -jnp.sum(mean_p * jnp.log(mean_p))
+
+
+def _check_group(group: int, bits: int) -> None:
+    if not 1 <= group <= _LARGEST_TABLE_BITS or bits % group:
+        fitting = [g for g in range(1, min(bits, _LARGEST_TABLE_BITS) + 1) if bits % g == 0]
+        raise UserError(
+            f"entropy_group {group} must divide the {bits} bits and be at most {_LARGEST_TABLE_BITS}; "
+            f"use one of {', '.join(map(str, fitting))}"
+        )
+
+
+def _code_probabilities(p: jax.Array, q: jax.Array, group: int) -> jax.Array:
+    """[2^group, tokens, d / group] of p and q = 1 - p, [..., d]: products of the bits of each group."""
+    p, q = (x.reshape(-1, x.shape[-1] // group, group) for x in (p, q))
+    codes = jnp.ones((1, *p.shape[:2]), p.dtype)
+    for bit in range(group):
+        codes = jnp.concatenate([codes * p[..., bit], codes * q[..., bit]])
+    return codes
 
 
 def lfq_entropies(
@@ -46,9 +74,10 @@ def lfq_entropies(
     Args and returns as `bsq_entropies`. Raises UserError for d above 24.
     """
     d = z.shape[-1]
-    if d > _LFQ_LARGEST_BITS:
+    if d > _LARGEST_TABLE_BITS:
         raise UserError(
-            f"LFQ's entropy needs 2^{d} codes in memory; use quantizer='bsq' above {_LFQ_LARGEST_BITS} bits"
+            f"LFQ's entropy needs 2^{d} codes in memory: {lfq_table_bytes(z.shape):.2g} bytes for one array of tokens "
+            f"x codes; use quantizer='bsq' above {_LARGEST_TABLE_BITS} bits"
         )
     codes_Vd = _all_codes(d)
     logits_NV = 2.0 * inverse_temperature * z.reshape(-1, d) @ codes_Vd.T
@@ -59,6 +88,11 @@ def lfq_entropies(
     return per_sample, -jnp.sum(mean_p * jnp.log(mean_p))
 
 
+def lfq_table_bytes(shape: tuple[int, ...]) -> int:
+    """Bytes of one float32 array of tokens x 2^d codes, for projected residuals of `shape` [..., d]."""
+    return 4 * math.prod(shape[:-1]) * 2 ** shape[-1]
+
+
 def _all_codes(d: int) -> jax.Array:
     """float32 [2^d, d], made on the device so that it is not a constant of the program."""
     index = jax.lax.broadcasted_iota(jnp.int32, (2**d, d), 0)
@@ -66,15 +100,24 @@ def _all_codes(d: int) -> jax.Array:
     return 2.0 * ((index >> bit) & 1).astype(jnp.float32) - 1.0
 
 
-def quantizer_loss(z: Float[Array, "*n d"], quantizer: str, gamma: float = 1.0) -> Float[Array, ""]:
+def quantizer_loss(
+    z: Float[Array, "*n d"], quantizer: str, gamma: float = 1.0, entropy_group: int = 1
+) -> Float[Array, ""]:
     """Loss of one scale: 0.25 * commitment + 0.1 * entropy / inverse temperature (spec section 2).
 
     Args:
       z: float32 [..., d], the projected residuals.
       gamma: weight of the codebook's entropy, which is rewarded.
+      entropy_group: of BSQ: see `bsq_entropies`. LFQ counts all bits as one code.
+    Raises:
+      UserError: the entropy's table is too large, or the group does not fit.
     """
+    if quantizer == "lfq" and entropy_group != 1:
+        raise UserError(
+            f"entropy_group {entropy_group} is for quantizer 'bsq'; LFQ's entropy is over all codes, leave it at 1"
+        )
     codes = jax.lax.stop_gradient(bsq.to_codes(bsq.to_bits(z), quantizer))
     commitment = jnp.mean((z - codes) ** 2)
-    per_sample, codebook = (bsq_entropies if quantizer == "bsq" else lfq_entropies)(z)
+    per_sample, codebook = bsq_entropies(z, group=entropy_group) if quantizer == "bsq" else lfq_entropies(z)
     entropy = per_sample - gamma * codebook
     return COMMITMENT_WEIGHT * commitment + ENTROPY_WEIGHT * entropy / INVERSE_TEMPERATURE

@@ -32,8 +32,8 @@ class DiscriminatorConfig:
       weight: of the adversarial loss beside the others.
       adaptive_weight: multiply it by the size of the other losses' gradient over its own, both in the decoder's last
         kernel (Esser et al., arXiv 2012.09841, eq. 7).
-      start_step: first step with an adversary.
-      ramp_steps: steps over which its weight then grows linearly to `weight`.
+      start_step: steps before the first with an adversary; in a config file also text, like "10%" of the run.
+      ramp_steps: steps over which its weight then grows linearly to `weight`; likewise.
       lecam: weight of the LeCAM-style regularisation, relu(|mean logit| - 0.1)^2 on real and on made pictures.
       learning_rate_factor: the discriminator's rate over the tokenizer's.
     """

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key, PyTree
+from jaxtyping import Array, Float, Key
 
 from infinity_jax import train_state
 from infinity_jax.errors import UserError
@@ -118,7 +118,7 @@ def make_train_step(
 
         def bit_loss(projected):
             quantizer, group = tokenizer.config.quantizer, config.entropy_group
-            per_scale = jnp.stack([quantizer_loss(z, quantizer) for z in projected])
+            per_scale = jnp.stack([quantizer_loss(z, quantizer, entropy_group=group) for z in projected])
             mean = jnp.sum(jnp.where(keep_K, per_scale, 0.0)) / jnp.sum(keep_K)
             return config.quantizer * mean, mean
 
@@ -169,7 +169,7 @@ def _fool(config: DiscriminatorConfig, state: TrainState, made, to_made, gradien
     return to_fool, {"adversarial": loss, "adversarial_weight": weight}
 
 
-def _train_discriminator(adversary: Adversary, state: TrainState, image, made):
+def _train_discriminator(adversary: Adversary, state: Any, image, made):
     """The state with the discriminator's step taken, if it has begun; and what to log."""
     config, network = adversary.config, Discriminator(adversary.config)
     made = jax.lax.stop_gradient(made)

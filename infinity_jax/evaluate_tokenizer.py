@@ -1,0 +1,210 @@
+"""`infinity-jax evaluate-tokenizer`: a tokenizer in numbers, as JSON, and as a sheet of what each scale adds."""
+
+import json
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from infinity_jax import checkpoint_folder, pretrained
+from infinity_jax.data import pictures, sources
+from infinity_jax.errors import UserError
+from infinity_jax.evaluation import bootstrap, gallery, sheets
+from infinity_jax.evaluation.bit_usage import BitUsage
+from infinity_jax.evaluation.fid import fid
+from infinity_jax.evaluation.inception import inception_features, load_inception
+from infinity_jax.evaluation.kid import effnet_kid
+from infinity_jax.evaluation.reconstruction import psnr_per_picture
+from infinity_jax.evaluation.ssim import ssim_per_picture
+from infinity_jax.evaluation.through_bits import ThroughBits, filled_batches
+from infinity_jax.sample import attribution
+from infinity_jax.tokenizer.lpips import load_lpips, lpips_distance
+
+PICTURES = 1024
+FEWEST_PICTURES = 4  # on each side of EffNet-KID
+OTHERS = 4  # real pictures on the other side of EffNet-KID, for each reconstructed one
+DEFAULT_SOURCE = "emoji_captions"
+
+
+class Chosen(NamedTuple):
+    """The pictures of an evaluation, uint8 [N,side,side,3].
+
+    Attributes:
+      split: "validation", or "train" where the data has no validation pictures.
+      quality: of that split, for what compares a picture with its reconstruction; captions belong to them.
+      kid: train pictures whose reconstructions are judged as a set.
+      others: other train pictures, which they are compared with.
+    """
+
+    split: str
+    quality: np.ndarray
+    captions: list[str]
+    kid: np.ndarray
+    others: np.ndarray
+
+
+def main(
+    json_file: str | Path,
+    checkpoint: str | None = None,
+    data: str | None = None,
+    sheet: str | Path | None = None,
+    lpips_weights: tuple[str, str] | None = None,
+    inception_weights: str | None = None,
+    n_pictures: int = PICTURES,
+) -> dict[str, Any]:
+    """Measures a tokenizer and writes the numbers.
+
+    Args:
+      json_file: where they go.
+      checkpoint: an exported or converted folder or a training workdir; None is the one in the package.
+      data: a name that `data.sources` knows; None is what the tokenizer was trained on, else the bundled pictures.
+      sheet: a PNG to draw, or None.
+      lpips_weights: the files of VGG16 and of LPIPS's heads; without them "lpips" is None.
+      inception_weights: the file of FID's Inception-v3; without it "fid" is None.
+      n_pictures: at most so many pictures are reconstructed of each split.
+    Returns:
+      what was written: psnr, ssim, kid, bits, ... as the README lists them.
+    Raises:
+      UserError: a file or the data is not as it must be.
+    """
+    started = time.monotonic()
+    json_file, checkpoint = Path(json_file), checkpoint or pretrained.BUNDLED
+    if not json_file.absolute().parent.is_dir():
+        raise UserError(f"--json {json_file}: its folder does not exist; make it first")
+    lpips_params = load_lpips(*lpips_weights) if lpips_weights else None
+    inception = load_inception(inception_weights) if inception_weights else None
+    tokenizer = pretrained.load_tokenizer(checkpoint)
+    source: str = data or tokenizer.origin.get("data", {}).get("source", DEFAULT_SOURCE)
+    chosen = _choose(source, tokenizer.side, n_pictures)
+
+    through_bits = ThroughBits(tokenizer)
+    usage = BitUsage(tokenizer.config.bits, through_bits.schedule.n_scales)
+    kid_made = _reconstructed(through_bits, usage, chosen.kid)
+    made = kid_made if chosen.split == "train" else _reconstructed(through_bits, usage, chosen.quality)
+    numbers = {
+        **_likeness(chosen.quality, made),
+        "lpips": lpips_params and _mean_lpips(lpips_params, chosen.quality, made, through_bits.batch_size),
+        **_kid(chosen, kid_made),
+        "fid": inception and _fid(inception, chosen, kid_made, made),
+        **usage.numbers(),
+        "split": chosen.split,
+        "pictures": len(chosen.quality),
+        "data": source,
+        "checkpoint": str(checkpoint),
+        "seconds": round(time.monotonic() - started, 1),
+    }
+    checkpoint_folder.replace(json_file, lambda path: path.write_text(json.dumps(numbers, indent=1) + "\n"))
+    logging.info("wrote %s", json_file)
+    if sheet:
+        _draw(Path(sheet), through_bits, chosen, attribution(source))
+    return numbers
+
+
+def _choose(data: str, side: int, most: int) -> Chosen:
+    """Draws the pictures, always the same ones of the same data."""
+    train, validation = (sources.open_source(data, split) for split in ("train", "validation"))
+    order = np.random.default_rng(0).permutation(len(train))
+    n = min(most, len(train) // 2)
+    if n < FEWEST_PICTURES:
+        raise UserError(
+            f"{data} has {len(train)} training pictures and {most} are asked for; EffNet-KID compares at least "
+            f"{FEWEST_PICTURES} with at least {FEWEST_PICTURES} others: use more data or more --pictures"
+        )
+
+    def decoded(source: sources.Source, places: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        records = [source[int(place)] for place in places]
+        return pictures.decode_squares(records, side), [record["caption"] for record in records]
+
+    kid, captions = decoded(train, order[:n])
+    others, _ = decoded(train, order[n : n + OTHERS * n])
+    if len(validation) == 0:
+        logging.warning("%s has no validation pictures: PSNR, SSIM and LPIPS are of training pictures", data)
+        return Chosen("train", kid, captions, kid, others)
+    places = np.sort(np.random.default_rng(0).permutation(len(validation))[:most])
+    return Chosen("validation", *decoded(validation, places), kid, others)
+
+
+def _reconstructed(through_bits: ThroughBits, usage: BitUsage, image_NHW3: np.ndarray) -> np.ndarray:
+    parts = []
+    for image, bits in through_bits.batches(image_NHW3):
+        usage.add(bits)
+        parts.append(image)
+    return np.concatenate(parts)
+
+
+def _likeness(original: np.ndarray, made: np.ndarray) -> dict[str, Any]:
+    psnr = psnr_per_picture(original, made)
+    return {
+        "psnr": float(psnr.mean()),
+        "psnr_interval": list(bootstrap.mean_interval(psnr)),
+        "ssim": float(ssim_per_picture(original, made).mean()),
+    }
+
+
+def _mean_lpips(params: Any, original: np.ndarray, made: np.ndarray, batch_size: int) -> float:
+    @jax.jit
+    def distance(params, image, other):
+        with jax.default_matmul_precision("highest"):  # as the reference, on accelerators too
+            return lpips_distance(params, *(x.astype(jnp.float32) / 127.5 - 1 for x in (image, other)))
+
+    total = 0.0
+    batches = (filled_batches(images, batch_size) for images in (original, made))
+    for (image, n), (other, _) in zip(*batches, strict=True):
+        total += float(np.asarray(distance(params, image, other))[:n].sum())
+    return total / len(original)
+
+
+def _kid(chosen: Chosen, made: np.ndarray) -> dict[str, Any]:
+    """EffNet-KID of reconstructions against other real pictures, beside that of the originals against them."""
+    features, real, others = (
+        gallery.features_of(made),
+        gallery.gallery_features(chosen.kid),
+        gallery.gallery_features(chosen.others),
+    )
+    (kid, error), (real_kid, real_error) = (effnet_kid(x, others) for x in (features, real))
+    return {
+        "kid": kid,
+        "kid_error": error,
+        "kid_interval": list(bootstrap.kid_interval(features, others)),
+        "real_kid": real_kid,
+        "real_kid_error": real_error,
+        "kid_pictures": len(made),
+        "kid_others": len(others),
+    }
+
+
+def _fid(inception: Any, chosen: Chosen, kid_made: np.ndarray, made: np.ndarray) -> float:
+    """FID between all pictures that were reconstructed and their reconstructions, as published for tokenizers."""
+    pairs = [(chosen.kid, kid_made)]
+    if chosen.split == "validation":
+        pairs.append((chosen.quality, made))
+    real, reconstructed = (
+        np.concatenate([inception_features(inception, images) for images in side])
+        for side in zip(*pairs, strict=True)
+    )
+    return fid(real, reconstructed)
+
+
+def _draw(path: Path, through_bits: ThroughBits, chosen: Chosen, footer: str) -> None:
+    """Originals, reconstructions, and below what the first 1, 2, ... K scales alone give."""
+    side = through_bits.side
+    columns = max(2, min(12, 1024 // side, len(chosen.quality)))
+    places = np.linspace(0, len(chosen.quality) - 1, columns).astype(int)
+    original = chosen.quality[places]
+    steps = through_bits.after_each_scale(original)
+    sizes = [
+        f"{k} scale{'s' * (k > 1)}, to {h}x{w}" for k, (h, w) in enumerate(through_bits.schedule.sizes, 1)
+    ]
+    sheets.comparison_sheet(
+        [original, steps[-1], *steps],
+        ["original", "reconstruction", *sizes],
+        path,
+        captions=[chosen.captions[place] for place in places],
+        scale=2 if side <= 128 else 1,
+        footer=footer,
+    )
+    logging.info("wrote %s", path)

@@ -1,0 +1,69 @@
+"""Arguments of `infinity-jax evaluate-tokenizer`; jax is imported when it runs."""
+
+import argparse
+
+from infinity_jax import argument_types
+
+SUMMARY = "measure a tokenizer: PSNR, SSIM, EffNet-KID, use of its bits"
+EXAMPLES = """infinity-jax evaluate-tokenizer --json tokenizer.json --sheet scales.png
+  infinity-jax evaluate-tokenizer --checkpoint runs/tokenizer --data folder:my_pictures --json tokenizer.json
+  infinity-jax evaluate-tokenizer --lpips-weights vgg16-397923af.pth,lpips/weights/v0.1/vgg.pth --json tokenizer.json"""
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    add = command.add_argument
+    add("--json", required=True, metavar="FILE", help="where the numbers are written")
+    add(
+        "--checkpoint",
+        metavar="DIR",
+        help="a training's --workdir, or a folder of convert or export; default: the one in the package",
+    )
+    add(
+        "--data",
+        metavar="NAME",
+        help="emoji_captions or folder:PATH; default: what the tokenizer was trained on",
+    )
+    add(
+        "--pictures",
+        type=argument_types.count,
+        default=1024,
+        metavar="N",
+        help="reconstruct at most so many of each split, default 1024",
+    )
+    add("--sheet", metavar="FILE", help="a PNG of originals, reconstructions, and what each scale adds")
+    add(
+        "--lpips-weights",
+        type=_two_files,
+        metavar="VGG16,HEADS",
+        help="for LPIPS: torchvision's vgg16 weights, and vgg.pth of the package lpips; without them there is none",
+    )
+    add(
+        "--inception-weights",
+        metavar="FILE",
+        help="for reconstruction FID: pt_inception-2015-12-05-6726825d.pth of pytorch-fid; without it there is none",
+    )
+
+
+def run(arguments: argparse.Namespace, _: list[str]) -> None:
+    """Measures."""
+    from infinity_jax import evaluate_tokenizer
+
+    evaluate_tokenizer.main(
+        arguments.json,
+        checkpoint=arguments.checkpoint,
+        data=arguments.data,
+        sheet=arguments.sheet,
+        lpips_weights=arguments.lpips_weights,
+        inception_weights=arguments.inception_weights,
+        n_pictures=arguments.pictures,
+    )
+
+
+def _two_files(text: str) -> tuple[str, str]:
+    files = tuple(text.split(","))
+    if len(files) != 2 or not all(files):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not two files with a comma between, the weights of VGG16 and of the heads of LPIPS"
+        )
+    return files[0], files[1]

@@ -1,0 +1,49 @@
+"""95% intervals from pictures drawn again with replacement (Efron's bootstrap, percentiles)."""
+
+import numpy as np
+from jaxtyping import Float
+
+from infinity_jax.evaluation.kid import kernel
+
+RESAMPLES = 1000
+PERCENTILES = (2.5, 97.5)
+
+
+def mean_interval(values_N: Float[np.ndarray, " N"], seed: int = 0) -> tuple[float, float]:
+    """(low, high) of the mean of one number a picture."""
+    counts_RN = _drawn(len(values_N), np.random.default_rng(seed))
+    return _percentiles(counts_RN @ values_N.astype(np.float64) / len(values_N))
+
+
+def kid_interval(
+    features_a: Float[np.ndarray, "M D"], features_b: Float[np.ndarray, "N D"], seed: int = 0
+) -> tuple[float, float]:
+    """(low, high) of EffNet-KID between two sets of features, both drawn again.
+
+    A picture drawn twice is no pair of two pictures: such pairs are left out, else every resample would look less
+    varied than the data and the interval would lie too high.
+    """
+    a, b = (np.asarray(features, np.float64) for features in (features_a, features_b))
+    random = np.random.default_rng(seed)
+    counts_RM, counts_RN = _drawn(len(a), random), _drawn(len(b), random)
+    across = ((counts_RM @ kernel(a, b)) * counts_RN).sum(axis=1) / (len(a) * len(b))
+    estimates_R = _within(a, counts_RM) + _within(b, counts_RN) - 2 * across
+    return _percentiles(estimates_R[np.isfinite(estimates_R)])
+
+
+def _drawn(n: int, random: np.random.Generator) -> np.ndarray:
+    """How often each of n pictures is in each resample, float64 [RESAMPLES, n]."""
+    return random.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float64)
+
+
+def _within(features_ND: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:
+    """Mean of the kernel over the pairs of different pictures of each resample, [RESAMPLES]; NaN if it has no pair."""
+    kernel_NN = kernel(features_ND, features_ND)
+    np.fill_diagonal(kernel_NN, 0.0)
+    pairs_R = counts_RN.sum(axis=1) ** 2 - (counts_RN**2).sum(axis=1)
+    return ((counts_RN @ kernel_NN) * counts_RN).sum(axis=1) / np.where(pairs_R > 0, pairs_R, np.nan)
+
+
+def _percentiles(estimates_R: np.ndarray) -> tuple[float, float]:
+    low, high = np.percentile(estimates_R, PERCENTILES)
+    return float(low), float(high)

@@ -1,0 +1,88 @@
+"""Pictures through a trained tokenizer: to bits and back, in batches of one size."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import UInt8
+
+from infinity_jax import scales
+from infinity_jax.data import pictures
+from infinity_jax.pretrained import TrainedTokenizer
+from infinity_jax.tokenizer import pyramid
+from infinity_jax.tokenizer.model import Tokenizer
+
+_MOST_PICTURES, _MOST_PIXELS = 32, 1 << 20  # of a batch
+
+# One array bool [N,h_k,w_k,d] for each scale.
+Bits = tuple[np.ndarray, ...]
+
+
+class ThroughBits:
+    """A tokenizer on square pictures of its own side, with the scales that it is used with.
+
+    Attributes:
+      side: height and width of the pictures in pixels.
+      schedule: these scales, in tokens of the tokenizer.
+      batch_size: pictures at once, fewer of large ones for their memory.
+    """
+
+    def __init__(self, tokenizer: TrainedTokenizer):
+        self.side = tokenizer.side
+        self.schedule = scales.make_schedule(tokenizer.scales).times(tokenizer.config.patchify)
+        self._params = tokenizer.params
+        self.batch_size = max(1, min(_MOST_PICTURES, _MOST_PIXELS // self.side**2))
+        quantizer, schedule = tokenizer.config.quantizer, self.schedule
+        module: Any = Tokenizer(tokenizer.config)
+
+        def there_and_back(params, image_BHW3):
+            image, quantised = module.apply({"params": params}, image_BHW3, schedule)
+            return jnp.clip(image, -1.0, 1.0), quantised.bits
+
+        def after_each_scale(params, image_BHW3):
+            _, quantised = module.apply({"params": params}, image_BHW3, schedule)
+            sums = [
+                pyramid.sum_of_codes(quantised.bits[: k + 1], schedule.last, quantizer)
+                for k in range(schedule.n_scales)
+            ]
+            return jax.lax.map(partial(module.apply, {"params": params}, method="decode"), jnp.stack(sums))
+
+        self._there_and_back = jax.jit(there_and_back)
+        self._after_each_scale = jax.jit(after_each_scale)
+
+    def batches(
+        self, image_NHW3: UInt8[np.ndarray, "N H W 3"]
+    ) -> Iterator[tuple[UInt8[np.ndarray, "B H W 3"], Bits]]:
+        """Reconstructions uint8 and the bits behind them, batch after batch."""
+        for batch, n in filled_batches(image_NHW3, self.batch_size):
+            image, bits = self._there_and_back(self._params, pictures.to_float(batch))
+            yield pictures.to_uint8(np.asarray(image)[:n]), tuple(np.asarray(b)[:n] for b in bits)
+
+    def __call__(self, image_NHW3: UInt8[np.ndarray, "N H W 3"]) -> UInt8[np.ndarray, "N H W 3"]:
+        """All reconstructions, uint8."""
+        return np.concatenate([image_NHW3[:0], *(image for image, _ in self.batches(image_NHW3))])
+
+    def after_each_scale(
+        self, image_NHW3: UInt8[np.ndarray, "N H W 3"]
+    ) -> list[UInt8[np.ndarray, "N H W 3"]]:
+        """K arrays uint8: the decoded sum of the first 1, 2, ... K scales; the last is the reconstruction."""
+        parts = [
+            pictures.to_uint8(
+                np.asarray(self._after_each_scale(self._params, pictures.to_float(batch)))[:, :n]
+            )
+            for batch, n in filled_batches(image_NHW3, self.batch_size)
+        ]
+        return list(np.concatenate(parts, axis=1))
+
+
+def filled_batches(
+    image_NHW3: UInt8[np.ndarray, "N H W 3"], size: int
+) -> Iterator[tuple[UInt8[np.ndarray, "B H W 3"], int]]:
+    """(batch of exactly `size` pictures, how many of them count): copies of the last one fill up the last batch."""
+    for start in range(0, len(image_NHW3), size):
+        batch = image_NHW3[start : start + size]
+        filling = np.repeat(batch[-1:], size - len(batch), axis=0)
+        yield np.concatenate([batch, filling]), len(batch)

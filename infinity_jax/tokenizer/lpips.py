@@ -1,0 +1,118 @@
+"""LPIPS: the learned perceptual distance between two pictures, in the features of VGG16.
+
+Source: Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, arXiv 1801.03924,
+equation 1, in version 0.1 of its authors' package `lpips` with the network "vgg". Features: Simonyan and Zisserman,
+arXiv 1409.1556, table 1, column D. The weights are not part of this project: the user names their torch files.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jaxtyping import Array, Float
+
+from infinity_jax.convert.torch_networks import convolution_kernel, read_network
+
+# Channels of the 3x3 convolutions, each with a relu; a 2x2 max pooling stands between two stages. The features
+# compared are those at the end of each stage: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
+STAGES = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+# Of the picture in [-1, 1], per colour, as the package has them.
+SHIFT = (-0.030, -0.088, -0.188)
+SCALE = (0.458, 0.448, 0.450)
+NORM_EPSILON = 1e-10
+VGG_COMES_FROM = (
+    "it is the file that torchvision's vgg16 with ImageNet weights downloads, vgg16-397923af.pth "
+    "(or torch.save(torchvision.models.vgg16(weights='IMAGENET1K_V1').state_dict(), FILE))"
+)
+HEADS_COME_FROM = "it is the file lpips/weights/v0.1/vgg.pth of the Python package lpips (pip download lpips)"
+
+
+class Lpips(nn.Module):
+    """The distance with all its weights: VGG16 up to relu5_3, and one non-negative weight for each channel compared."""
+
+    @nn.compact
+    def __call__(
+        self, image_BHW3: Float[Array, "B H W 3"], other_BHW3: Float[Array, "B H W 3"]
+    ) -> Float[Array, " B"]:
+        # One pass over both: the weights of VGG16 are read once.
+        x = jnp.concatenate([image_BHW3, other_BHW3]).astype(jnp.float32)
+        x = (x - jnp.array(SHIFT)) / jnp.array(SCALE)
+        distances_B = jnp.zeros(len(image_BHW3))
+        for stage, convolutions in enumerate(STAGES):
+            if stage > 0:
+                x = nn.max_pool(x, (2, 2), (2, 2))
+            for i, channels in enumerate(convolutions):
+                x = nn.relu(nn.Conv(channels, (3, 3), name=f"conv_{stage}_{i}")(x))
+            head_C = self.param(f"head_{stage}", nn.initializers.uniform(1.0), (x.shape[-1],))
+            a, b = jnp.split(_directions(x), 2)
+            distances_B += (jnp.square(a - b) @ head_C).mean(axis=(1, 2))
+        return distances_B
+
+
+def _directions(x_BHWC: jax.Array) -> jax.Array:
+    """Channels scaled to unit length; where all are zero they stay so, with a gradient of zero."""
+    squares = jnp.square(x_BHWC).sum(axis=-1, keepdims=True)
+    length = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
+    return x_BHWC / (length + NORM_EPSILON)
+
+
+def lpips_distance(
+    params: Any, image_BHW3: Float[Array, "B H W 3"], reconstruction_BHW3: Float[Array, "B H W 3"]
+) -> Float[Array, " B"]:
+    """How different two pictures look, float32 [B], zero for equal ones.
+
+    Takes the parameters of `load_lpips` and two float batches [B, H, W, 3] in [-1, 1], RGB, at their own size, at
+    least 16x16. No gradient flows to `params` or to `image_BHW3`. Source: arXiv 1801.03924, equation 1.
+    """
+    params, image_BHW3 = jax.lax.stop_gradient((params, image_BHW3))
+    return jnp.asarray(Lpips().apply({"params": params}, image_BHW3, reconstruction_BHW3))
+
+
+def load_lpips(vgg_file: str | Path, heads_file: str | Path) -> dict[str, Any]:
+    """The parameters of `lpips_distance`, nested dicts of float32 arrays.
+
+    Args:
+      vgg_file: torchvision's vgg16 with ImageNet weights; its classifier may be missing.
+      heads_file: the linear heads, vgg.pth of the package `lpips`.
+    Raises:
+      UserError: a file is missing, damaged or of another network; the message says where it usually comes from.
+    """
+    vgg = read_network(vgg_file, vgg_shapes(), "torchvision's vgg16", VGG_COMES_FROM, ("classifier.",))
+    heads = read_network(heads_file, head_shapes(), "the linear heads of LPIPS for VGG16", HEADS_COME_FROM)
+    params: dict[str, Any] = {}
+    for (stage, i), name in _torch_names().items():
+        kernel = convolution_kernel(vgg[f"{name}.weight"])
+        params[f"conv_{stage}_{i}"] = {"kernel": kernel, "bias": vgg[f"{name}.bias"]}
+    for stage, name in enumerate(head_shapes()):
+        params[f"head_{stage}"] = np.ascontiguousarray(heads[name].reshape(-1))
+    return jax.tree.map(jnp.asarray, params)
+
+
+def vgg_shapes() -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the convolutions in torchvision's state dict of vgg16."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    before = 3
+    for (stage, i), name in _torch_names().items():
+        channels = STAGES[stage][i]
+        shapes |= {f"{name}.weight": (channels, before, 3, 3), f"{name}.bias": (channels,)}
+        before = channels
+    return shapes
+
+
+def head_shapes() -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the linear heads in the package's file, stage after stage."""
+    return {f"lin{k}.model.1.weight": (1, convolutions[-1], 1, 1) for k, convolutions in enumerate(STAGES)}
+
+
+def _torch_names() -> dict[tuple[int, int], str]:
+    """(stage, convolution) -> its name in torchvision, which numbers relus and poolings along with them."""
+    names, number = {}, 0
+    for stage, convolutions in enumerate(STAGES):
+        for i in range(len(convolutions)):
+            names[stage, i] = f"features.{number}"
+            number += 2
+        number += 1
+    return names

@@ -1,0 +1,253 @@
+"""What a tokenizer trains on and against: scales, resolutions, a discriminator."""
+
+import collections
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from infinity_jax import config_files, optim, sharding, train_state, train_tokenizer
+from infinity_jax.config import TokenizerConfig
+from infinity_jax.data.resolutions import ResolutionMix, batches
+from infinity_jax.errors import UserError
+from infinity_jax.scales import dense_schedule, make_schedule
+from infinity_jax.tokenizer import discriminator
+from infinity_jax.tokenizer.discriminator import Discriminator, DiscriminatorConfig
+from infinity_jax.tokenizer.model import Tokenizer
+from infinity_jax.tokenizer.train_step import Adversary, TokenizerLossConfig, make_train_step
+from infinity_jax.tokenizer.training_scales import TrainingScales, training_scales
+
+SIDE = 16
+TOKENIZER = Tokenizer(
+    TokenizerConfig(
+        bits=8, base_width=32, multipliers=(1,), encoder_blocks=1, decoder_blocks=1, pixel_patch=4
+    )
+)
+PLAIN_LOSS = TokenizerLossConfig(scale_drop=0.0)
+OPTIM = optim.OptimConfig(learning_rate=1e-3, warmup_steps=1, ema_decay=0.9)
+
+
+def l1_of_means(image, made):
+    """A feature loss that compiles at once."""
+    return jnp.abs(image.mean((1, 2)) - made.mean((1, 2))).mean()
+
+
+@functools.cache
+def adversarial(config: DiscriminatorConfig, loss=PLAIN_LOSS):
+    """A small system with an adversary: its jitted step and its first state."""
+    optimiser = optim.make_optimiser(OPTIM, 100)
+    layout = sharding.layout_from_config(ConfigDict(dict(shape="", slices=1, rules="")))
+    adversary = Adversary(config, optimiser)
+    new_state, placed = train_state.new_state(
+        lambda: train_tokenizer.initial_variables(TOKENIZER, SIDE, 0), optimiser, True, layout
+    )
+    new_state, _ = train_tokenizer.with_adversary(new_state, placed, adversary, SIDE, 0, layout)
+    scales = {SIDE: TrainingScales(dense_schedule(4))}
+    step = make_train_step(TOKENIZER, loss, OPTIM, optimiser, scales, l1_of_means, adversary)
+    return jax.jit(step), jax.jit(new_state)()
+
+
+def batch(seed=0):
+    return {"image": np.random.default_rng(seed).integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)}
+
+
+def test_the_last_scale_is_always_kept_and_others_by_chance():
+    scales = training_scales("dense", make_schedule("64px"), drop=0.3, short=0)
+    assert scales.schedule.sizes == tuple((n, n) for n in range(1, 9))
+    kept = np.array([scales.draw_kept(jax.random.key(0), jnp.int32(step)) for step in range(200)])
+    assert kept[:, -1].all()
+    assert (abs(kept[:, :-1].mean(0) - 0.7) < 0.12).all()
+
+
+def test_half_of_the_batches_use_a_short_schedule():
+    scales = training_scales("short", make_schedule("0.25M"), drop=0.5, short=7)
+    kept = np.array([scales.draw_kept(jax.random.key(0), jnp.int32(step)) for step in range(300)])
+    counts = collections.Counter(kept.sum(1).tolist())
+    assert counts.keys() == {7, 10} and abs(counts[7] / 300 - 0.5) < 0.1
+    assert kept[:, -1].all()
+    short = kept[kept.sum(1) == 7]
+    assert (abs(short[:, :-1].mean(0) - 6 / 9) < 0.15).all()
+
+
+def test_a_schedule_no_longer_than_the_short_one_is_whole():
+    scales = training_scales("short", make_schedule("0.06M"), drop=0.5, short=7)
+    assert all(scales.draw_kept(jax.random.key(0), jnp.int32(step)).all() for step in range(20))
+
+
+def test_resolutions_are_drawn_alike_by_all_and_by_a_longer_run():
+    mix = ResolutionMix((32, 64, 96), (8, 4, 2), seed=3, steps=300)
+    assert (np.bincount(mix.draws) > 70).all()
+    longer = dataclasses.replace(mix, steps=500)
+    assert np.array_equal(longer.draws[:300], mix.draws)
+    assert not np.array_equal(dataclasses.replace(mix, seed=4).draws, mix.draws)
+    assert mix.starts[-1] == sum(mix.batch_size_at(step) for step in range(300))
+
+
+def test_mixed_batches_give_every_picture_once_an_epoch_wherever_they_start_and_however_they_are_shared():
+    mix = ResolutionMix((32, 64), (4, 2), seed=0, steps=20)
+    source = [{"id": i} for i in range(10)]
+
+    def given(first_step, rows_of):
+        made = batches(source, mix, first_step, lambda record, side: {**record, "side": side}, rows_of)
+        return [(b["id"].tolist(), set(b["side"].tolist())) for b in made]
+
+    whole = given(0, range)
+    assert [len(ids) for ids, _ in whole] == [mix.batch_size_at(step) for step in range(20)]
+    assert [sides for _, sides in whole] == [{mix.side_at(step)} for step in range(20)]
+    read = [i for ids, _ in whole for i in ids]
+    for epoch in range(len(read) // 10):
+        assert sorted(read[10 * epoch : 10 * epoch + 10]) == list(range(10))
+    assert given(7, range) == whole[7:]
+    first, second = given(0, lambda size: range(size // 2)), given(0, lambda size: range(size // 2, size))
+    assert [a + b for (a, _), (b, _) in zip(first, second, strict=True)] == [ids for ids, _ in whole]
+
+
+def test_a_run_of_several_resolutions_goes_on_where_it_stopped(tmp_path, monkeypatch):
+    monkeypatch.setattr(train_tokenizer, "feature_loss", lambda loss: l1_of_means)
+
+    def run(workdir, steps):
+        config = config_files.load("configs/emoji_tokenizer.py:debug", [f"--config.train.steps={steps}"])
+        with config.unlocked():
+            config.model.update(dict(multipliers=(1,), pixel_patch=8, decoder_blocks=1))
+            config.data.mix = "32px=4,64px=2"
+        return train_tokenizer.main(config, workdir)
+
+    whole = run(tmp_path / "whole", 4)
+    run(tmp_path / "parts", 2)
+    resumed = run(tmp_path / "parts", 4)
+    jax.tree.map(np.testing.assert_array_equal, whole.params, resumed.params)
+
+
+@pytest.mark.parametrize("loss", discriminator.LOSSES)
+def test_an_adversarial_step_trains_both_networks(loss):
+    step, state = adversarial(DiscriminatorConfig(base_width=32, layers=1, loss=loss))
+    new, metrics = step(state, batch(), jax.random.key(0))
+    assert int(new.step) == int(new.adversary.step) == 1
+    for tree, other in ((new.params, state.params), (new.adversary.params, state.adversary.params)):
+        assert any(
+            not np.array_equal(a, b) for a, b in zip(*map(jax.tree.leaves, (tree, other)), strict=True)
+        )
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert float(metrics["adversarial_weight"]) == pytest.approx(0.3)
+
+
+def test_the_discriminator_learns_to_tell_made_pictures():
+    step, state = adversarial(DiscriminatorConfig(base_width=32, layers=1, weight=0.0))
+    for _ in range(25):
+        state, metrics = step(state, batch(), jax.random.key(0))
+    assert metrics["discriminator_accuracy"] > 0.9
+
+
+def test_before_its_start_the_adversary_changes_nothing():
+    late, state = adversarial(DiscriminatorConfig(base_width=32, layers=1, start_step=2, ramp_steps=2))
+    never, _ = adversarial(DiscriminatorConfig(base_width=32, layers=1, weight=0.0))
+    with_late, with_none, weights = state, state, []
+    for _ in range(2):
+        with_late, metrics = late(with_late, batch(), jax.random.key(0))
+        with_none, _ = never(with_none, batch(), jax.random.key(0))
+        weights.append(float(metrics["adversarial_weight"]))
+    jax.tree.map(np.testing.assert_array_equal, with_late.params, with_none.params)
+    jax.tree.map(np.testing.assert_array_equal, with_late.adversary, state.adversary)
+    for _ in range(3):
+        with_late, metrics = late(with_late, batch(), jax.random.key(0))
+        weights.append(float(metrics["adversarial_weight"]))
+    np.testing.assert_allclose(weights, [0, 0, 0.15, 0.3, 0.3], rtol=1e-6)
+    assert int(with_late.adversary.step) == 3
+
+
+@pytest.mark.parametrize("value", [0.0, 1e4, -1e4])
+@pytest.mark.parametrize(("loss", "adaptive"), [("hinge", False), ("non-saturating", True)])
+def test_training_survives_a_discriminator_that_says_the_same_of_every_picture(loss, adaptive, value):
+    config = DiscriminatorConfig(base_width=32, layers=1, loss=loss, adaptive_weight=adaptive)
+    step, state = adversarial(config)
+    last = jax.tree.map(jnp.zeros_like, state.adversary.params["conv_out"])
+    last = {**last, "bias": jnp.full_like(last["bias"], value)}
+    collapsed = state.adversary.replace(params={**state.adversary.params, "conv_out": last})
+    state = state.replace(adversary=collapsed)
+    for seed in range(3):
+        state, metrics = step(state, batch(seed), jax.random.key(0))
+        assert all(np.isfinite(value) for value in metrics.values()), metrics
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+
+
+def test_the_adaptive_weight_makes_both_gradients_in_the_last_kernel_equally_large():
+    config = DiscriminatorConfig(base_width=32, layers=1, weight=1.0, adaptive_weight=True)
+    step, state = adversarial(config, TokenizerLossConfig(scale_drop=0.0, quantizer=0.0))
+    image = jnp.asarray(batch()["image"].astype(np.float32) / 127.5 - 1)
+
+    def parts(kernel):
+        decoder = {
+            **state.params["decoder"],
+            "conv_out": {**state.params["decoder"]["conv_out"], "kernel": kernel},
+        }
+        made, _ = TOKENIZER.apply({"params": {**state.params, "decoder": decoder}}, image, dense_schedule(4))
+        logits = Discriminator(config).apply({"params": state.adversary.params}, made)
+        pictures = jnp.abs(made - image).mean() + TokenizerLossConfig().features * l1_of_means(image, made)
+        return pictures, -logits.mean()
+
+    kernel = state.params["decoder"]["conv_out"]["kernel"]
+    gradients = jax.jit(jax.jacrev(parts))(kernel)
+    sizes = [float(jnp.linalg.norm(gradient)) for gradient in gradients]
+    _, metrics = step(state, batch(), jax.random.key(0))
+    assert float(metrics["adversarial_weight"]) == pytest.approx(sizes[0] / (sizes[1] + 1e-4), rel=1e-4)
+
+
+def test_what_the_discriminator_pays():
+    real, made = jnp.full((2, 3, 3), 2.0), jnp.full((2, 3, 3), 0.5)
+    hinge = DiscriminatorConfig(lecam=0.0)
+    assert float(discriminator.discriminator_loss(hinge, real, made)) == pytest.approx(0.75)
+    assert float(discriminator.made_loss(hinge, made)) == -0.5
+    lecam = discriminator.discriminator_loss(dataclasses.replace(hinge, lecam=0.05), real, made)
+    assert float(lecam) == pytest.approx(0.75 + 0.05 * (1.9**2 + 0.4**2))
+    soft = DiscriminatorConfig(loss="non-saturating", lecam=0.0)
+    expected = 0.5 * (np.log1p(np.exp(-2.0)) + np.log1p(np.exp(0.5)))
+    assert float(discriminator.discriminator_loss(soft, real, made)) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(loss="wgan"), r"unknown discriminator\.loss 'wgan'"),
+        (dict(base_width=48), "multiple of 32"),
+        (dict(layers=0), "at least 1"),
+        (dict(weight=-1.0), "must not be negative"),
+    ],
+)
+def test_a_wrong_discriminator_is_refused(change, message):
+    with pytest.raises(UserError, match=message):
+        DiscriminatorConfig(**change)
+
+
+def test_pictures_too_small_for_the_discriminator_are_refused():
+    with pytest.raises(UserError, match=r"16x16 pixels are too small for discriminator\.layers 3"):
+        jax.eval_shape(
+            Discriminator(DiscriminatorConfig()).init, jax.random.key(0), jnp.zeros((1, 16, 16, 3))
+        )
+
+
+def test_the_rate_drops_once():
+    config = optim.OptimConfig(
+        learning_rate=1.0, warmup_steps=2, schedule="drop", final_fraction=0.1, drop_at=0.9
+    )
+    rate = optim.learning_rate(config, 100)
+    np.testing.assert_allclose([rate(step) for step in (0, 1, 89, 90, 99)], [0.5, 1, 1, 0.1, 0.1], rtol=1e-6)
+
+
+def test_lpips_without_its_weights_is_refused_and_the_bundled_network_offered():
+    with pytest.raises(UserError, match=r"vgg16-397923af\.pth.*loss\.feature_network=efficientnet"):
+        train_tokenizer.feature_loss(TokenizerLossConfig(feature_network="lpips"))
+
+
+@pytest.mark.parametrize("mix", ["64px", "64px=0", "64px=x"])
+def test_a_wrong_mix_of_resolutions_is_refused(mix):
+    with pytest.raises(UserError, match="64px=16,96px=8"):
+        train_tokenizer.resolution_mix(mix, "64px", 4)
+
+
+def test_a_mix_of_resolutions_is_read():
+    assert train_tokenizer.resolution_mix("0.06M=256, 1M=64", "0.06M", 9) == {"0.06M": 256, "1M": 64}
+    assert train_tokenizer.resolution_mix("", "64px", 16) == {"64px": 16}
