@@ -121,7 +121,7 @@ class _Loop:
         hooks: tuple[Hook, ...],
         layout: Layout,
         batch_size_at: Callable[[int], int],
-        on_device: Callable,
+        on_device: Callable = lambda batch: batch,
     ):
         self.train, self.step_fn, self.hooks, self.layout = train, step_fn, hooks, layout
         self.batch_size_at, self.on_device = batch_size_at, on_device

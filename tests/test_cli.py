@@ -196,7 +196,7 @@ def test_wrong_arguments_end_with_code_2(arguments, capsys):
     ],
 )
 def test_errors_become_messages_and_exit_codes(command, capsys, error, code, words):
-    def fail(source):
+    def fail(source, out, workers):
         raise error
 
     command("prepare", fail)
@@ -206,7 +206,7 @@ def test_errors_become_messages_and_exit_codes(command, capsys, error, code, wor
 
 
 def test_other_errors_keep_their_traceback(command):
-    def fail(source):
+    def fail(source, out, workers):
         raise OSError(errno.EIO, "broken")
 
     command("prepare", fail)
