@@ -208,11 +208,12 @@ class _Loop:
         values = jax.device_get(dict(metrics))
         _check_finite(step, values, self.checkpointer.latest_step())
         now = time.perf_counter()
-        first, self.logged_step = self.logged_step, step
-        seconds = (now - self.logged_time) / max(1, step - first)
-        self.logged_time = now
+        first, passed = self.logged_step, now - self.logged_time
+        seconds = passed / max(1, step - first)
         pictures = sum(map(self.batch_size_at, range(first, step))) / max(1, step - first)
         timing = {"seconds_per_step": seconds, "images_per_second": pictures / seconds}
+        timing["data_wait_share"] = self.waited / passed
+        self.count_time_from(step)
         self.writer.write(step, {**values, **timing})
         self.progress.show(step, values, seconds)
 

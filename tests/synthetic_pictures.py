@@ -138,3 +138,11 @@ def write_release(folder: Path, count: int, side: int = 96) -> tuple[set[str], d
     for split, rows in lines.items():
         (folder / "splits" / f"{split + 1}.000_{len(rows):09d}.jsonl").write_text("\n".join(rows) + "\n")
     return good, bad
+
+
+def flat(number: int, height: int, width: int, format: str = "PNG") -> bytes:
+    """A smooth picture of a given size."""
+    out = io.BytesIO()
+    coarse = Image.fromarray(np.random.default_rng(number).integers(0, 256, (4, 4, 3), np.uint8))
+    coarse.resize((width, height), Image.Resampling.BICUBIC).save(out, format)
+    return out.getvalue()

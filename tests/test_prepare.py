@@ -79,9 +79,14 @@ def test_every_bad_one_is_named_with_its_reason(release, prepared):
 
 def test_the_report_tells_of_captions_and_columns(prepared):
     _, summary = prepared
-    assert summary["captions"]["short"]["count"] == summary["captions"]["long"]["count"] == summary["pictures"]
+    assert (
+        summary["captions"]["short"]["count"] == summary["captions"]["long"]["count"] == summary["pictures"]
+    )
     assert 0 < summary["captions"]["short"]["shortest"] <= summary["captions"]["short"]["median"]
-    assert summary["columns"]["scores"] == {"aesthetic": summary["pictures"]} and not summary["columns"]["unread"]
+    assert (
+        summary["columns"]["scores"] == {"aesthetic": summary["pictures"]}
+        and not summary["columns"]["unread"]
+    )
 
 
 def test_a_second_run_changes_nothing_and_another_source_is_refused(release, prepared):

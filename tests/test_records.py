@@ -82,11 +82,15 @@ def test_filters(shards):
     large = opened(shards, min_side=45)
     assert 0 < len(large) < len(everything)
     for bucket in large.buckets:
-        assert all(min(pictures.check(large.read(bucket.ratio, 0, i)["image"])) >= 45 for i in range(bucket.sizes[0]))
+        assert all(
+            min(pictures.check(large.read(bucket.ratio, 0, i)["image"])) >= 45 for i in range(bucket.sizes[0])
+        )
     assert len(opened(shards, min_caption=10, max_caption=1000)) == len(everything)
     with pytest.raises(UserError, match="no picture of .* passes the filters"):
         opened(shards, max_caption=5)
-    with pytest.raises(UserError, match="no column 'watermark' to filter by; it has aesthetic, caption, height, width"):
+    with pytest.raises(
+        UserError, match="no column 'watermark' to filter by; it has aesthetic, caption, height, width"
+    ):
         opened(shards, scores="watermark<=0.5")
 
 
@@ -112,7 +116,10 @@ def test_sets_are_mixed_by_weight(shards, tmp_path):
 
 
 def test_names_of_sets():
-    assert [(str(path), weight) for path, weight in parse_sets("records:a@2,records:b@0.5")] == [("a", 2.0), ("b", 0.5)]
+    assert [(str(path), weight) for path, weight in parse_sets("records:a@2,records:b@0.5")] == [
+        ("a", 2.0),
+        ("b", 0.5),
+    ]
     assert parse_sets("records:a b")[0][1] is None
     for wrong, words in {
         "records:a@2,records:b": "weights for some sets only",
@@ -128,7 +135,9 @@ def test_records_are_a_source_too(shards):
     assert isinstance(source, RecordSource) and len(source) == len(shards[1])
     records = [source[i] for i in range(len(source))]
     assert len({record["id"] for record in records}) == len(shards[1])
-    assert records[5]["caption"].startswith("picture ") and pictures.decode(records[5]["image"], 8, 8).shape == (8, 8, 3)
+    assert records[5]["caption"].startswith("picture ") and pictures.decode(
+        records[5]["image"], 8, 8
+    ).shape == (8, 8, 3)
     assert [len(open_source(f"records:{shards[0]}", split)) for split in SPLITS[1:]] == [0, 0]
 
 

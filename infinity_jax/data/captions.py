@@ -31,7 +31,7 @@ def sentences(caption: str) -> int:
     return 1 + sum(1 for _ in _SENTENCE_END.finditer(caption.rstrip()))
 
 
-def kind_of(captions: Mapping[str, Sequence[str]], long_share: float, draw: random.Random) -> str:
+def kind_of(captions: Mapping[str, Sequence], long_share: float, draw: random.Random) -> str:
     """ "long" or "short": "long" with probability `long_share` where a picture has both."""
     wanted = "long" if draw.random() < long_share else "short"
     return wanted if captions.get(wanted) else next(kind for kind in KINDS if captions.get(kind))

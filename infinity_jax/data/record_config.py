@@ -59,7 +59,9 @@ class DataConfig:
         side = [Limit(column, float(self.min_side)) for column in ("height", "width") if self.min_side > 0]
         most = float(self.max_caption or "inf")
         caption = (
-            [Limit("caption", float(self.min_caption), most)] if self.min_caption > 0 or self.max_caption > 0 else []
+            [Limit("caption", float(self.min_caption), most)]
+            if self.min_caption > 0 or self.max_caption > 0
+            else []
         )
         return (*side, *caption, *parse_limits(self.scores))
 
