@@ -11,7 +11,6 @@ from infinity_jax import cli, pretrained
 from infinity_jax.metrics import TIMING_KEYS, read_lines
 
 
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A function that runs one command and checks its exit code, and the folder where all is kept."""

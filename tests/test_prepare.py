@@ -186,7 +186,7 @@ def test_refusals_say_what_to_do(tmp_path):
 def test_a_set_without_a_good_picture_is_explained(tmp_path):
     (tmp_path / "1.000_000000001.jsonl").write_text('{"image_path": "none.jpg", "text": "a"}\n')
     preparation.prepare(f"jsonl:{tmp_path}", tmp_path / "out", workers=1)
-    with pytest.raises(UserError, match="report.json"):
+    with pytest.raises(UserError, match=r"report\.json"):
         MixedRecords(f"records:{tmp_path / 'out'}")
 
 

@@ -86,7 +86,7 @@ def test_filters(shards):
             min(pictures.check(large.read(bucket.ratio, 0, i)["image"])) >= 45 for i in range(bucket.sizes[0])
         )
     assert len(opened(shards, min_caption=10, max_caption=1000)) == len(everything)
-    with pytest.raises(UserError, match="no picture of .* passes the filters"):
+    with pytest.raises(UserError, match=r"no picture of .* passes the filters"):
         opened(shards, max_caption=5)
     with pytest.raises(
         UserError, match="no column 'watermark' to filter by; it has aesthetic, caption, height, width"
