@@ -46,7 +46,11 @@ def read(shards: Path, process: int, processes: int, first: int, last: int, out:
     def transform(ratio: str, record: dict[str, Any], draw) -> dict[str, Any]:
         height, width = (16 * n for n in scales.make_schedule("0.06M", ratio).last)
         caption = captions.choose(record["captions"], 0.8, 0.2, draw)
-        return {"image": pictures.decode(record["image"], height, width), "caption": caption, "id": record["id"]}
+        return {
+            "image": pictures.decode(record["image"], height, width),
+            "caption": caption,
+            "id": record["id"],
+        }
 
     rows = range(process, BATCH, processes)
     stream = bucket_batches.batches(records, order_of(shards), transform, rows, first)
@@ -60,14 +64,17 @@ def read(shards: Path, process: int, processes: int, first: int, last: int, out:
         file.write(f"memory {third} {peaks[-1]}\n")
 
 
-def run_readers(shards: Path, processes: int, first: int, last: int, folder: Path) -> tuple[list[str], list[list[int]]]:
+def run_readers(
+    shards: Path, processes: int, first: int, last: int, folder: Path
+) -> tuple[list[str], list[list[int]]]:
     """What several real processes read: lines "step row id", and each one's peak bytes after a third and at the end."""
     outs = [folder / f"{processes}-{i}.txt" for i in range(processes)]
     command = [sys.executable, __file__, "--read", str(shards)]
     running = [
-        subprocess.Popen([*command, *map(str, (i, processes, first, last)), str(out)]) for i, out in enumerate(outs)
+        subprocess.Popen([*command, *map(str, (i, processes, first, last)), str(out)])
+        for i, out in enumerate(outs)
     ]
-    if any([process.wait() for process in running]):
+    if sum(process.wait() != 0 for process in running):
         sys.exit("a reader failed")
     lines = [line for out in outs for line in out.read_text().splitlines()]
     memory = [[int(n) for n in line.split()[1:]] for line in lines if line.startswith("memory")]
@@ -125,7 +132,9 @@ def main() -> int:
     """Runs everything in a temporary folder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--pictures", type=int, default=10_000)
-    parser.add_argument("--side", type=int, default=256, help="the pictures have about this many pixels a side")
+    parser.add_argument(
+        "--side", type=int, default=256, help="the pictures have about this many pixels a side"
+    )
     parser.add_argument("--json", metavar="FILE", help="where the numbers go as well")
     parser.add_argument("--read", nargs=6, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -109,7 +109,9 @@ def claim(out: Path, note: Mapping[str, Any]) -> None:
 
 
 def _write_parts(out: Path, parts: Sequence[Part], todo: Sequence[int], workers: int) -> None:
-    if not todo:
+    if workers == 1 or len(todo) < 2:
+        for number in todo:
+            _write_part(parts[number], _folder(out, number))
         return
     # Not forked: threads of libraries that are loaded already would be cut off.
     context = multiprocessing.get_context("spawn")
