@@ -25,6 +25,8 @@ _TURNS = {
 }
 # Pillow warns from 89 million pixels on and refuses from 179 million on; the refusal is enough.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Of broken EXIF data and the like: of millions of pictures some have it, and they are whole.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class BrokenPicture(UserError):
