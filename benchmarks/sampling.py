@@ -8,7 +8,6 @@ in the same run, measured before and after each call.
 """
 
 import argparse
-import dataclasses
 import functools
 import json
 import statistics
@@ -39,8 +38,8 @@ def main() -> None:
     scan_layers = arguments.scan_layers
     if scan_layers is None:
         scan_layers = jax.default_backend() != "cpu" or schedule.length > FEW_TOKENS
-    model = dataclasses.replace(preset.transformer, scan_layers=scan_layers)
-    config = SamplerConfig(model, presets.TOKENIZERS[preset.tokenizer], schedule, mixed)
+    tokenizer = presets.TOKENIZERS[preset.tokenizer]
+    config = SamplerConfig(preset.transformer, tokenizer, schedule, mixed, scan_layers=scan_layers)
     params = jax.jit(
         lambda: sampler.rounded(config.model, init_params(config.model, jax.random.key(0), schedule))
     )()
@@ -52,7 +51,7 @@ def main() -> None:
         "batch": arguments.batch,
         "cfg": arguments.cfg,
         "text_tokens": arguments.text_tokens,
-        "scan_layers": config.model.scan_layers,
+        "scan_layers": config.scan_layers,
         "dtype": config.model.compute_dtype,
         "device": jax.devices()[0].device_kind,
     }

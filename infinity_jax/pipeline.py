@@ -75,6 +75,7 @@ class InfinityPipeline:
       text_encoder: reads prompts.
       settings: the sampling settings that the checkpoint recommends.
       layout: the mesh that the weights lie on; None is the default device.
+      scan_layers: see `SamplerConfig`.
     """
 
     def __init__(
@@ -82,7 +83,9 @@ class InfinityPipeline:
         model: pretrained.TrainedModel,
         text_encoder: TextEncoder | None = None,
         layout: Layout | None = None,
+        scan_layers: bool = True,
     ):
+        self.scan_layers = scan_layers
         self.model = model if layout is None else pretrained.placed(model, layout)
         self.layout = layout
         self.text_encoder = text_encoder or load_text_encoder(
@@ -92,7 +95,7 @@ class InfinityPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, mesh: str | None = None, rules: str = ""
+        cls, path: str | Path, mesh: str | None = None, rules: str = "", scan_layers: bool = True
     ) -> "InfinityPipeline":
         """From a converted or exported folder, a training workdir, or "bundled".
 
@@ -100,6 +103,7 @@ class InfinityPipeline:
           mesh: how to use the devices, like "data=8" or "data=2,tensor=4", the first ones if there are more; None draws
             on one.
           rules: what is split over them, a preset of `sharding.ShardingRules`; "" is the least that uses the mesh.
+          scan_layers: False draws faster on a CPU and compiles longer; see `SamplerConfig`.
         Raises:
           UserError: a part is missing, damaged, or does not belong to the others; the message names it. The mesh does
             not fit the model or needs more devices than there are.
@@ -109,11 +113,11 @@ class InfinityPipeline:
                 raise UserError(
                     f"sharding rules {rules!r} need a mesh; give one, like data={jax.device_count()}"
                 )
-            return cls(pretrained.load_model(path))
+            return cls(pretrained.load_model(path), scan_layers=scan_layers)
         shape = parse_mesh(mesh)
         model = pretrained.load_on_host(path)
         layout = layout_of(shape, rules, model.config, jax.devices()[: shape.devices])
-        pipeline = cls(model, layout=layout)
+        pipeline = cls(model, layout=layout, scan_layers=scan_layers)
         pipeline.text_encoder.place(layout)
         return pipeline
 
@@ -235,6 +239,7 @@ class InfinityPipeline:
             unguided_scales=settings.unguided_scales,
             reuse_guidance=settings.reuse_guidance,
             pruning=token_pruning.named(settings.pruning, schedule, self.model.config.layers),
+            scan_layers=self.scan_layers,
         )
         call = drawing.Call(
             prompts,

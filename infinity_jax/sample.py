@@ -44,6 +44,7 @@ def main(
     batch: int | None = None,
     mesh: str | None = None,
     rules: str = "",
+    scan_layers: bool = True,
     skip_existing: bool = False,
 ) -> None:
     """Writes one PNG per prompt, and sheet.png with the first prompts under their pictures.
@@ -61,12 +62,12 @@ def main(
       budget: pixels, "0.06M" to "1M"; None takes the checkpoint's own.
       negative_prompt: what to steer away from; "" uses the learned empty caption.
       batch: see `InfinityPipeline.stream`.
-      mesh, rules: see `InfinityPipeline.from_pretrained`.
+      mesh, rules, scan_layers: see `InfinityPipeline.from_pretrained`.
       skip_existing: keeps pictures in `out` whose note is the one that they would get; the weights of the checkpoint
         are not compared, only its name.
     """
     folder = Path(out)
-    pipeline = InfinityPipeline.from_pretrained(checkpoint or "bundled", mesh, rules)
+    pipeline = InfinityPipeline.from_pretrained(checkpoint or "bundled", mesh, rules, scan_layers)
     settings = pipeline.settings.changed(
         cfg=cfg,
         tau=tau,

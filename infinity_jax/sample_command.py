@@ -64,6 +64,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pictures drawn at once; default: 16, fewer where they are large",
     )
+    add(
+        "--no-scan-layers",
+        dest="scan_layers",
+        action="store_false",
+        help="compile every layer for itself: longer to compile, then faster on a CPU",
+    )
     devices = command.add_mutually_exclusive_group()
     devices.add_argument(
         "--devices",
@@ -138,6 +144,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
         batch=arguments.batch,
         mesh=_mesh(arguments),
         rules=arguments.rules,
+        scan_layers=arguments.scan_layers,
         skip_existing=arguments.skip_existing,
     )
 

@@ -185,10 +185,11 @@ def keep_tokenizer(
             f"the tokenizer {path!r} was trained for scales {tokenizer.scales!r} but config.data.scales is {preset!r}; "
             "use the same for both"
         )
+    # A tokenizer for one pixel budget serves the others too; the copy is of what this run draws.
+    tokenizer = dataclasses.replace(tokenizer, scales=preset)
     if not copy.is_dir():
         pretrained.save_tokenizer(copy, tokenizer)
-    # A tokenizer for one pixel budget serves the others too.
-    return dataclasses.replace(tokenizer, scales=preset)
+    return tokenizer
 
 
 def _check_text(text_encoder: TextEncoder, model: TransformerConfig) -> None:

@@ -90,6 +90,12 @@ def test_cached_logits_are_those_of_the_full_pass(params, inputs):
     np.testing.assert_allclose(jnp.concatenate(differences, 1), expected, atol=1e-4)
 
 
+def test_layers_compiled_one_by_one_draw_the_same(params, inputs):
+    one_by_one = dataclasses.replace(CONFIG, scan_layers=False)
+    of_both = [draw_and_differences(config, params, inputs)[1] for config in (CONFIG, one_by_one)]
+    np.testing.assert_allclose(*(jnp.concatenate(differences, 1) for differences in of_both), atol=1e-5)
+
+
 @pytest.fixture(scope="module")
 def pictures(params, tokenizer_params, inputs):
     return np.asarray(sampler.make_sampler(CONFIG)(params, tokenizer_params, inputs))

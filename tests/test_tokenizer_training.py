@@ -185,7 +185,7 @@ def test_the_adaptive_weight_makes_both_gradients_in_the_last_kernel_equally_lar
             "conv_out": {**state.params["decoder"]["conv_out"], "kernel": kernel},
         }
         made, _ = TOKENIZER.apply({"params": {**state.params, "decoder": decoder}}, image, dense_schedule(4))
-        logits = Discriminator(config).apply({"params": state.adversary.params}, made)
+        logits = jnp.asarray(Discriminator(config).apply({"params": state.adversary.params}, made))
         pictures = jnp.abs(made - image).mean() + TokenizerLossConfig().features * l1_of_means(image, made)
         return pictures, -logits.mean()
 

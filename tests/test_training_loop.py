@@ -103,9 +103,14 @@ class SilentWriter(metrics.MetricsWriter):
 
 
 def loop_with(train, step_fn, events: list) -> training_loop._Loop:
+<<<<<<< HEAD
     silent = SilentCheckpointer(events), SilentWriter(events)
     sizes = lambda step: train.batch_size  # noqa: E731
     return training_loop._Loop(train, step_fn, *silent, {}, (), toy_run.layout(), sizes)
+=======
+    parts = (SilentCheckpointer(events), SilentWriter(events), {}, (), toy_run.layout())
+    return training_loop._Loop(train, step_fn, *parts, lambda step: train.batch_size)
+>>>>>>> main
 
 
 def test_order_within_the_loop(monkeypatch):
@@ -127,7 +132,7 @@ def test_order_within_the_loop(monkeypatch):
         events.append(("step", taken))
         return state.replace(step=np.int32(taken)), {"loss": np.float32(1)}
 
-    def batches(first, rows):
+    def batches(first, rows_of):
         for step in range(first, 10):
             events.append(("batch", step + 1))
             yield {"x": np.full(1, step + 1)}
@@ -171,8 +176,8 @@ def test_hooks_run_on_their_steps_and_their_numbers_are_kept(tmp_path):
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 0), (signal.SIGINT, 130)])
 def test_a_signal_saves_and_the_run_goes_on_unchanged(undisturbed, tmp_path, number, code):
-    def batches(first, rows):
-        for step, batch in enumerate(toy_run.batches(first, rows), first):
+    def batches(first, rows_of):
+        for step, batch in enumerate(toy_run.batches(first, rows_of), first):
             if step == 7:
                 os.kill(os.getpid(), number)
             yield batch
@@ -188,8 +193,8 @@ def test_a_signal_saves_and_the_run_goes_on_unchanged(undisturbed, tmp_path, num
 
 @pytest.mark.parametrize("bad_step", [6, 9])
 def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, bad_step):
-    def batches(first, rows):
-        for step, batch in enumerate(toy_run.batches(first, rows), first + 1):
+    def batches(first, rows_of):
+        for step, batch in enumerate(toy_run.batches(first, rows_of), first + 1):
             yield {**batch, "y": batch["y"] * (np.nan if step >= bad_step else 1)}
 
     with pytest.raises(

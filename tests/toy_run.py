@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -48,20 +48,20 @@ def placed(width: int = 3) -> train_state.TrainState:
     return jax.tree.map(lambda _: layout().whole, jax.eval_shape(lambda: fresh_state(width)))
 
 
-def batches(first: int, rows: Callable) -> Iterator[dict[str, np.ndarray]]:
-    step = first
+def batches(first: int, rows_of: training_loop.RowsOf) -> Iterator[dict[str, np.ndarray]]:
+    step, rows = first, rows_of(8)
     while True:
         numbers = np.random.default_rng((7, step))
         x = numbers.normal(size=(8, 4)).astype(np.float32)
-        yield {"x": x[rows(8)], "y": x[rows(8), :3] * 2}
+        yield {"x": x[rows], "y": x[rows, :3] * 2}
         step += 1
 
 
 def killed_at(step: int):
     """Batches that kill the process, without warning, when that of `step` is asked for."""
 
-    def stream_of(first: int, rows):
-        for number, batch in enumerate(batches(first, rows), first):
+    def stream_of(first: int, rows_of: training_loop.RowsOf):
+        for number, batch in enumerate(batches(first, rows_of), first):
             if number == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield batch

@@ -30,6 +30,8 @@ class SamplerConfig:
         scales without caption then look at what those with caption have cached.
       reuse_guidance: at unguided scales, guide by what the caption changed at the last guided scale, resized.
       pruning: which tokens late scales run; None runs all.
+      scan_layers: one compiled block, so that the program does not grow with depth, or one per layer, which a CPU runs
+        faster (it copies a scanned block's weights at every scale) and which takes longer to compile.
     """
 
     model: TransformerConfig
@@ -40,6 +42,7 @@ class SamplerConfig:
     unguided_scales: tuple[int, ...] = ()
     reuse_guidance: bool = False
     pruning: TokenPruning | None = None
+    scan_layers: bool = True
 
     def __post_init__(self):
         if self.mixed not in MIXED:

@@ -237,7 +237,7 @@ def _some_layers(config: SamplerConfig, params, x_NLC, of_layers: tuple, prepare
             kept = jax.tree.map(lambda x: guidance.side_by_side(x, x), kept)
         return x_NLC, kept
 
-    unroll = 1 if config.model.scan_layers else len(numbers)
+    unroll = 1 if config.scan_layers else len(numbers)
     x_NLC, (keys_values, updates) = jax.lax.scan(
         layer, x_NLC, (jnp.array(numbers), past, filling), unroll=unroll
     )
