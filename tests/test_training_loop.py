@@ -103,14 +103,8 @@ class SilentWriter(metrics.MetricsWriter):
 
 
 def loop_with(train, step_fn, events: list) -> training_loop._Loop:
-<<<<<<< HEAD
-    silent = SilentCheckpointer(events), SilentWriter(events)
-    sizes = lambda step: train.batch_size  # noqa: E731
-    return training_loop._Loop(train, step_fn, *silent, {}, (), toy_run.layout(), sizes)
-=======
     parts = (SilentCheckpointer(events), SilentWriter(events), {}, (), toy_run.layout())
     return training_loop._Loop(train, step_fn, *parts, lambda step: train.batch_size)
->>>>>>> main
 
 
 def test_order_within_the_loop(monkeypatch):
