@@ -139,8 +139,8 @@ def main() -> int:
     parser.add_argument("--read", nargs=6, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.read:
-        shards, *numbers, out = arguments.read
-        read(Path(shards), *map(int, numbers), Path(out))  # pyright: ignore[reportArgumentType]
+        process, processes, first, last = map(int, arguments.read[1:5])
+        read(Path(arguments.read[0]), process, processes, first, last, Path(arguments.read[5]))
         return 0
     with tempfile.TemporaryDirectory() as folder:
         source, shards = Path(folder) / "source", Path(folder) / "shards"

@@ -71,6 +71,8 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         feed.encode()
     else:
         feed = RecordFeed(*records, data, tokenizer, text_encoder)
+        if jax.process_index() == 0:
+            records[0].note(workdir)
 
     model = Transformer(model_config)
     optimiser = optim.make_optimiser(optim_config, train.steps, no_decay=not_a_kernel)

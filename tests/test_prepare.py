@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -99,21 +98,57 @@ def test_a_second_run_changes_nothing_and_another_source_is_refused(release, pre
         preparation.prepare(f"jsonl:{split}", out, workers=1)
 
 
-def test_killed_and_gone_on_is_as_undisturbed(release, prepared, tmp_path):
+STOPPED = """
+import os, sys
+from infinity_jax import cli
+from infinity_jax.data import pictures
+check, seen = pictures.check, []
+def stop_at_the_400th(content):
+    seen.append(content)
+    if len(seen) == 400:
+        os.kill(os.getpid(), int(sys.argv[1]))
+    return check(content)
+pictures.check = stop_at_the_400th
+sys.exit(cli.main(["prepare", "--workers", "1", *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_gone_on_is_as_undisturbed(release, prepared, tmp_path, number):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
-    command = [sys.executable, "-m", "infinity_jax.cli", "prepare", "--workers", "1"]
+    command = [sys.executable, "-c", STOPPED, str(int(number))]
     command += ["--source", f"jsonl:{release[0] / 'splits'}", "--out", str(tmp_path)]
-    killed = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while killed.poll() is None and not list((tmp_path / "parts").glob("0*")):
-        time.sleep(0.01)
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    stopped = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert stopped.returncode == (-number if number == signal.SIGKILL else 128 + number)
+    assert "Traceback" not in stopped.stderr
+    assert [part.name for part in (tmp_path / "parts").glob("0*")] == ["00000"]
     with pytest.raises(UserError, match="is not finished"):
         MixedRecords(f"records:{tmp_path}")
-    (tmp_path / "parts" / ".00002.123").mkdir()  # as a killed worker leaves it
+    before = (tmp_path / "parts" / "00000").stat().st_mtime_ns
     summary = preparation.prepare(f"jsonl:{release[0] / 'splits'}", tmp_path, workers=2)
-    assert summary == prepared[1]
+    assert summary == prepared[1] and before == (tmp_path / "parts" / "00000").stat().st_mtime_ns
     assert all_records(tmp_path) == all_records(prepared[0])
+    assert len(list((tmp_path / "parts").iterdir())) == 3
+
+
+def test_paths_may_begin_anywhere_above_the_splits(tmp_path):
+    """The release's sample names its pictures from the folder that training is started in."""
+    splits = tmp_path / "data" / "toy" / "splits"
+    splits.mkdir(parents=True)
+    (tmp_path / "data" / "toy" / "a.jpg").write_bytes(synthetic_pictures.flat(0, 80, 40, "JPEG"))
+    rows = [
+        {
+            "image_path": path,
+            "h_div_w": 2.0,
+            "long_caption": "A tower. Of stone --ar 1:2",
+            "long_caption_type": "x",
+        }
+        for path in ("data/toy/a.jpg", "a.jpg", str(tmp_path / "data" / "toy" / "a.jpg"), "toy/b.jpg")
+    ]
+    (splits / "2.000_000000004.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    summary = preparation.prepare(f"jsonl:{splits}", tmp_path / "out", workers=1)
+    assert summary["by_ratio"] == {"2:1": 3} and summary["skipped"]["by_reason"] == {"no such file": 1}
+    assert all(r["captions"] == {"long": ["A tower. Of stone"]} for _, r in all_records(tmp_path / "out"))
 
 
 def test_a_folder_with_captions(tmp_path):

@@ -1,5 +1,6 @@
 """Prepared shards as they are trained on: filters, mixing, batches for any number of processes, damage."""
 
+import logging
 import shutil
 from collections import Counter
 
@@ -113,6 +114,19 @@ def test_sets_are_mixed_by_weight(shards, tmp_path):
     stream, order = reader(records, range(8))
     ratios = Counter(next(stream)["ratio"][0] for _ in range(order.first_step(1)))
     assert ratios.total() == order.first_step(1) and len(ratios) > 3
+
+
+def test_a_run_that_goes_on_with_other_records_is_warned(shards, tmp_path, caplog):
+    logging.getLogger("absl").propagate = True
+    for keys, warned in (
+        ({}, False),
+        ({}, False),
+        ({"scores": "aesthetic>=5"}, True),
+        ({"scores": "aesthetic>=5"}, False),
+    ):
+        caplog.clear()
+        opened(shards, **keys).note(tmp_path / "run")
+        assert ("some pictures come twice" in caplog.text) == warned
 
 
 def test_names_of_sets():

@@ -17,6 +17,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import shutil
+import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -141,6 +142,7 @@ _stop: Any = None
 def _start_worker(stop: Any) -> None:
     global _stop
     _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent says when to stop
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,11 +1,15 @@
 """Prepared shards as they are trained on: filtered, in buckets, several sets mixed. Only indices are read at start."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from absl import logging
 
+from infinity_jax import json_files
 from infinity_jax.data import record_index, shards
 from infinity_jax.data.buckets import Bucket, make_buckets
 from infinity_jax.data.record_config import Limit, parse_sets
@@ -85,6 +89,28 @@ class MixedRecords:
 
     def __len__(self) -> int:
         return sum(bucket.quota for bucket in self.buckets)
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of what decides the order: the records of each set that pass the filters, and the weights."""
+        listed = [found.index.fingerprint for found in self.sets], [str(bucket) for bucket in self.buckets]
+        return hashlib.sha256(str(listed).encode()).hexdigest()[:24]
+
+    def note(self, workdir: Path) -> None:
+        """Keeps the fingerprint in a run's folder; warns of a run that goes on with other records."""
+        file = workdir / "records.json"
+        try:
+            before = json.loads(file.read_text())["fingerprint"]
+        except (OSError, ValueError, KeyError):
+            before = self.fingerprint
+        if before != self.fingerprint:
+            logging.warning(
+                "the records, filters or weights are not those that the run in %s began with: until the present pass "
+                "over them ends, some pictures come twice and some not at all",
+                workdir,
+            )
+        workdir.mkdir(parents=True, exist_ok=True)
+        json_files.write(file, {"fingerprint": self.fingerprint})
 
     def read(self, ratio: str, part: int, number: int) -> dict[str, Any]:
         """Record `number` that set `part` has of a ratio."""
