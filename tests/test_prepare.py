@@ -131,6 +131,20 @@ def test_stopped_and_gone_on_is_as_undisturbed(release, prepared, tmp_path, numb
     assert len(list((tmp_path / "parts").iterdir())) == 3
 
 
+def test_a_full_disk_is_said_and_the_same_command_goes_on(release, prepared, tmp_path):
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+    full = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+    full += "resource.setrlimit(resource.RLIMIT_FSIZE, (66000, 66000)); from infinity_jax import cli;"
+    full += "sys.exit(cli.main(['prepare', '--workers', '1', *sys.argv[1:]]))"
+    source = f"jsonl:{release[0] / 'splits'}"
+    command = [sys.executable, "-c", full, "--source", source, "--out", str(tmp_path)]
+    stopped = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (
+        stopped.returncode == 2 and "free some space" in stopped.stderr and "Traceback" not in stopped.stderr
+    )
+    assert preparation.prepare(source, tmp_path, workers=1) == prepared[1]
+
+
 def test_paths_may_begin_anywhere_above_the_splits(tmp_path):
     """The release's sample names its pictures from the folder that training is started in."""
     splits = tmp_path / "data" / "toy" / "splits"

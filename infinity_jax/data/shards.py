@@ -1,8 +1,9 @@
 """Records in ArrayRecord files: one file for each aspect ratio of each part, read at random places."""
 
+import contextlib
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,20 +34,31 @@ class ShardWriter:
         self.counts: dict[str, int] = {}
 
     def write(self, ratio: str, record: Mapping[str, Any]) -> None:
-        """Adds a record: text, bytes, numbers, lists and dicts of them, and bfloat16 arrays."""
-        if ratio not in self._writers:
-            self._writers[ratio] = ArrayRecordWriter(str(self._folder / shard_name(ratio)), _WRITER)
-            self.counts[ratio] = 0
-        self._writers[ratio].write(pack(record))
+        """Adds a record: text, bytes, numbers, lists and dicts of them, and bfloat16 arrays. OSError as `close`."""
+        with _disk_errors():
+            if ratio not in self._writers:
+                self._writers[ratio] = ArrayRecordWriter(str(self._folder / shard_name(ratio)), _WRITER)
+                self.counts[ratio] = 0
+            self._writers[ratio].write(pack(record))
         self.counts[ratio] += 1
 
     def close(self) -> None:
         """Ends all files; OSError if the disk did not take them."""
         for ratio, writer in self._writers.items():
-            writer.close()
+            with _disk_errors():
+                writer.close()
             with open(self._folder / shard_name(ratio), "rb") as file:
                 os.fsync(file.fileno())
         self._writers = {}
+
+
+@contextlib.contextmanager
+def _disk_errors() -> Iterator[None]:
+    """What array_record raises when a file cannot be written, as OSError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise OSError(str(error)) from error
 
 
 def read(file: Path, position: int) -> dict[str, Any]:
