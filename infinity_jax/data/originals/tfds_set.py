@@ -5,6 +5,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from infinity_jax.data.originals.rows import Row, Skipped, captions_of, part_size, scores_of
 from infinity_jax.errors import UserError
 
@@ -38,9 +40,7 @@ class TfdsPart:
                 yield Skipped(name, "no caption", f"the record has {', '.join(record)}")
                 continue
             others = {key: value for key, value in record.items() if key not in (picture, *_CAPTIONS)}
-            numbers = {
-                k: float(v) for k, v in others.items() if getattr(v, "ndim", None) == 0 and v.dtype != object
-            }
+            numbers = {k: float(v) for k, v in others.items() if isinstance(v, (int, float, np.number))}
             unread = tuple(sorted(map(str, others.keys() - numbers.keys())))
             yield Row(name, bytes(record[picture]), captions, scores_of(numbers), unread)
 
