@@ -8,7 +8,8 @@ checkpoints). Stages: 0.06M (256x256, if none is named), 0.25M (512x512) and 1M 
 --config.train.init_from of the one before. DIR is a folder of `infinity-jax convert` with the tokenizer and the text
 encoder. configs/pods/ has the same with a mesh for each size and stage.
 
-`:debug` runs two steps of a tiny model on the emoji pictures, with the parts of the bundled checkpoint.
+`:debug` runs two steps of a tiny model on the emoji pictures, with the parts of the bundled checkpoint, or on any
+shards of `infinity-jax prepare --out DIR`, in all aspect ratios, with --config.data.source=records:DIR.
 """
 
 import dataclasses
@@ -31,7 +32,7 @@ def get_config(argument: str = "2b") -> ConfigDict:
     """The config of the size and stage `argument`, like "2b,0.06M"."""
     size, _, stage = argument.partition(",")
     debug = size == "debug"
-    stage = stage or ("64px" if debug else "0.06M")
+    stage = stage or ("0.02M" if debug else "0.06M")
     if not debug and stage not in STAGES:
         raise UserError(f"unknown stage {stage!r}; known: {', '.join(STAGES)}")
     steps, batch_size, learning_rate = (2, 2, 6e-5) if debug else STAGES[stage]
@@ -41,7 +42,20 @@ def get_config(argument: str = "2b") -> ConfigDict:
     config.tokenizer = "bundled"
     config.model = ConfigDict(dataclasses.asdict(dataclasses.replace(model, remat="block")))
     config.text = ConfigDict(dict(encoder="minilm" if debug else "t5", max_length=model.text_length, path=""))
-    config.data = ConfigDict(dict(source="emoji_captions", scales=stage))
+    # The keys after `scales` are for prepared shards, see infinity_jax/data/record_config.py.
+    config.data = ConfigDict(
+        dict(
+            source="emoji_captions",
+            scales=stage,
+            validation="",
+            min_side=0,
+            min_caption=0,
+            max_caption=0,
+            scores="",
+            long_captions=0.8,
+            cut_captions=0.0,
+        )
+    )
     config.correction = ConfigDict(dict(p=0.3, scales=13, requantise=True))
     config.loss = ConfigDict(dict(token_weights="by_scale", label_smoothing=0.0, caption_drop=0.1))
     config.optim = ConfigDict(

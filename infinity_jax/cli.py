@@ -4,6 +4,7 @@ Heavy packages are imported when a command starts, so that --help and mistakes a
 """
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -12,13 +13,17 @@ from infinity_jax import argument_types, compile_command, exit_codes, processes,
 from infinity_jax import evaluate_tokenizer_command as tokenizer_evaluation
 from infinity_jax.config import WEIGHT_DTYPES
 from infinity_jax.convert import command_line
+from infinity_jax.errors import UserError
+
+# Commands that take --config.KEY=VALUE.
+_CONFIGURED = ("train", "train-tokenizer", "prepare")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code: 2 is a mistake of the user, 1 a full disk, others the command's own."""
     parser = _parser()
     arguments, rest = parser.parse_known_args(argv)
-    if rest and not (arguments.command in ("train", "train-tokenizer") and rest[0].startswith("--config.")):
+    if rest and not (arguments.command in _CONFIGURED and rest[0].startswith("--config.")):
         parser.error(f"unknown argument {rest[0]!r}; see infinity-jax {arguments.command} --help")
     return exit_codes.of(
         lambda: _run(arguments, rest), several=getattr(arguments, "coordinator", None) is not None
@@ -40,10 +45,15 @@ def _prepare_process() -> None:
     compilation_cache.keep_programs()
 
 
-def _prepare(arguments: argparse.Namespace, _: list[str]) -> None:
+def _prepare(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from infinity_jax import prepare
 
-    prepare.main(arguments.source)
+    if arguments.features is not None:
+        prepare.features(arguments.features, overrides, arguments.source, arguments.out)
+    elif overrides:
+        raise UserError(f"{overrides[0]} changes a config, and there is none without --features")
+    else:
+        prepare.main(arguments.source, arguments.out, arguments.workers)
 
 
 def _train_tokenizer(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -96,13 +106,40 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    command = _add(commands, "prepare", _prepare, "prepare a data set", "infinity-jax prepare")
+    command = _add(
+        commands,
+        "prepare",
+        _prepare,
+        "prepare a data set",
+        "infinity-jax prepare\n"
+        "  infinity-jax prepare --source jsonl:splits --out shards --workers 8\n"
+        "  infinity-jax train --config configs/t2i.py:debug --config.data.source=records:shards --workdir /tmp/run",
+    )
     command.add_argument(
         "--source",
         default="emoji_captions",
         metavar="NAME",
         help="emoji_captions (the bundled pictures, the default) or folder:PATH, "
-        "a folder of pictures with captions in a csv or jsonl file",
+        "a folder of pictures with captions in a csv or jsonl file; with --out: jsonl:DIR (files "
+        "[h_div_w]_[num].jsonl), folder:PATH, tfds:NAME or tar:GLOB",
+    )
+    command.add_argument(
+        "--out",
+        metavar="DIR",
+        help="write shards by aspect ratio there, and report.json; resumed if it has any",
+    )
+    command.add_argument(
+        "--workers",
+        type=argument_types.count,
+        default=os.cpu_count() or 1,
+        metavar="N",
+        help="processes, default one for each core",
+    )
+    command.add_argument(
+        "--features",
+        metavar="FILE[:ARGUMENT]",
+        help="of --source records:DIR: write into --out what the tokenizer and the text encoder of this config make of "
+        "the pictures and captions; --config.KEY=VALUE changes one of its keys",
     )
 
     command = _add(

@@ -11,7 +11,7 @@ from infinity_jax.chips import GIB
 
 
 class CompiledStep:
-    """Calls a jitted step (state, batch, key), which it compiles once for every shape of batch.
+    """Calls a jitted step (state, batch, key or None), which it compiles once for every shape of batch.
 
     Pictures of another aspect ratio come as arrays of another shape, so each ratio is one program and one line.
     """
@@ -20,14 +20,16 @@ class CompiledStep:
         self._step = step
         self._programs: dict[tuple, jax.stages.Compiled] = {}
 
-    def __call__(self, state: PyTree, batch: dict[str, Array], key: Key[Array, ""]) -> Any:
+    def __call__(self, state: PyTree, batch: dict[str, Array], key: Key[Array, ""] | None) -> Any:
         """What the step returns."""
         shapes = tuple((name, x.shape, x.dtype) for name, x in batch.items())
         if shapes not in self._programs:
             self._programs[shapes] = self._compile(state, batch, key)
         return self._programs[shapes](state, batch, key)
 
-    def _compile(self, state: PyTree, batch: dict[str, Array], key: Key[Array, ""]) -> jax.stages.Compiled:
+    def _compile(
+        self, state: PyTree, batch: dict[str, Array], key: Key[Array, ""] | None
+    ) -> jax.stages.Compiled:
         started = time.perf_counter()
         compiled = self._step.lower(state, batch, key).compile()
         memory: Any = compiled.memory_analysis()

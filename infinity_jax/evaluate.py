@@ -11,6 +11,8 @@ from absl import logging
 
 from infinity_jax import array_files, scales, train
 from infinity_jax.data import pictures, sources
+from infinity_jax.data.encoded import encode_split
+from infinity_jax.data.pipeline import eval_batches
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import gallery, sheets
 from infinity_jax.evaluation.kid import effnet_kid
@@ -124,10 +126,10 @@ def _validation(pipeline: InfinityPipeline, validation: Split) -> dict[str, Any]
     if not validation.captions:
         return {"validation_loss": None, "bit_accuracy": None}
     model = pipeline.model
-    encoded = train.encode_split(validation.source, model.tokenizer, pipeline.text_encoder)
+    split = encode_split(validation.source, model.tokenizer, pipeline.text_encoder)
     schedule = scales.make_schedule(model.tokenizer.scales)
     eval_step = make_eval_step(Transformer(model.config), schedule, model.tokenizer.config)
-    metrics = train.evaluate_loss(eval_step, model.params, encoded, _BATCH)
+    metrics = train.evaluate_loss(eval_step, model.params, eval_batches(split, _BATCH))
     return {"validation_loss": metrics.pop("loss"), **metrics}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from infinity_jax.tensorboard import TensorBoardFile
 
 # The only keys that differ between a run and the same run killed and resumed.
-TIMING_KEYS = ("seconds_per_step", "images_per_second")
+TIMING_KEYS = ("seconds_per_step", "images_per_second", "data_wait_share")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

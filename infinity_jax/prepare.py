@@ -1,18 +1,61 @@
 """`infinity-jax prepare`: makes a data set ready and says what is in it."""
 
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from infinity_jax import config_files
+from infinity_jax.data.record_config import DataConfig
 from infinity_jax.data.sources import SPLITS, open_source
+from infinity_jax.errors import UserError
 from infinity_jax.paths import data_dir
 
 
-def main(source: str) -> None:
-    """Prepares the data set named `source` (see `open_source`) and prints the size of its splits.
+def main(source: str, out: str | None = None, workers: int = 1) -> None:
+    """Prepares a data set and prints the sizes of what is in it.
 
+    Args:
+      source: without `out` a name that `open_source` knows, else one of `data.originals.by_name`.
+      out: a folder for shards by aspect ratio with an index, see `data.preparation`.
+      workers: processes that write them.
     Raises:
-      UserError: an unknown name, or a folder without a usable picture.
+      UserError: an unknown name, nothing usable, or a folder that cannot be written.
     """
-    sizes = {split: len(open_source(source, split)) for split in SPLITS}
-    print(
-        f"{source}: "
-        + ", ".join(f"{split} {size}" for split, size in sizes.items())
-        + f" pictures, in {data_dir()}"
-    )
+    if out is None:
+        sizes = {split: len(open_source(source, split)) for split in SPLITS}
+        counts = ", ".join(f"{split} {size}" for split, size in sizes.items())
+        print(f"{source}: {counts} pictures, in {data_dir()}")
+        return
+    from infinity_jax.data import preparation
+
+    print(_said(preparation.prepare(source, Path(out), workers), out))
+
+
+def features(config_path: str, overrides: Sequence[str], source: str, out: str | None) -> None:
+    """Writes the features of prepared shards into `out`, see `data.feature_preparation`.
+
+    Args:
+      config_path, overrides: a training config, of which tokenizer, text and data.scales are read.
+      source: "records:DIR".
+    Raises:
+      UserError: no `out`, a config or a source that cannot be read, a folder that cannot be written.
+    """
+    if out is None:
+        raise UserError("--features needs --out, a folder to write them into")
+    config = config_files.load(config_path, overrides)
+    from infinity_jax.data import feature_preparation
+
+    data = DataConfig(source, config.data.scales)
+    count = feature_preparation.prepare_features(data, config.tokenizer, config.text.to_dict(), Path(out))
+    print(f"features of {count} pictures in {out}")
+
+
+def _said(summary: dict[str, Any], out: str) -> str:
+    ratios = ", ".join(f"{ratio} {count}" for ratio, count in summary["by_ratio"].items())
+    lines = [f"{summary['pictures']} pictures in {out}: {ratios or 'none'}"]
+    if skipped := summary["skipped"]["count"]:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in summary["skipped"]["by_reason"].items())
+        lines.append(f"{skipped} rows skipped: {reasons}; each is named in {out}/report.json")
+    if unread := summary["columns"]["unread"]:
+        lines.append(f"columns that were not read: {', '.join(unread)}")
+    return "\n".join(lines)

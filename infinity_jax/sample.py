@@ -15,7 +15,6 @@ from absl import logging
 from PIL import Image
 
 from infinity_jax import picture_files
-from infinity_jax.data import sources
 from infinity_jax.evaluation import sheets
 from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.train_state import TrainState
@@ -205,11 +204,15 @@ def attribution(source: str) -> str:
 
 
 def sheet_hook(
-    pipeline_of: Callable[[TrainState], InfinityPipeline], source: sources.Source, seed: int, folder: Path
+    pipeline_of: Callable[[TrainState], InfinityPipeline],
+    count: int,
+    caption: Callable[[int], str],
+    seed: int,
+    folder: Path,
 ) -> Callable[[int, TrainState], None]:
-    """A training hook that draws the same few train captions each time, to see them become better."""
-    chosen = np.random.default_rng(seed).permutation(len(source))[:SHEET_PICTURES]
-    captions = [source[int(i)]["caption"] for i in chosen]
+    """A training hook that draws the same few of `count` train captions each time, to see them become better."""
+    chosen = np.random.default_rng(seed).permutation(count)[:SHEET_PICTURES]
+    captions = [caption(int(i)) for i in chosen]
 
     def draw(step: int, state: TrainState) -> None:
         # All processes draw, since the parameters lie over all of them; the first one writes.

@@ -22,6 +22,8 @@ _TABLE_10 = {
 }
 # How many scales of Table 10 each pixel budget keeps (spec section 1).
 BUDGETS = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}
+# For trying things out, not of the paper: 128x128 at stride 16, in all ratios.
+SMALL_BUDGETS = {"0.02M": 5}
 # Square presets for small pictures: pixels -> sizes of the scales at stride 8.
 SMALL_PRESETS = {
     "32px": (1, 2, 3, 4),
@@ -144,7 +146,7 @@ def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
     """The schedule of a budget ("0.06M", "0.25M", "0.60M", "1M") or a small preset ("64px").
 
     Args:
-      preset: a name of `BUDGETS` (any of the 15 aspect ratios) or of `SMALL_PRESETS` (square only).
+      preset: a name of `BUDGETS` or `SMALL_BUDGETS` (any of the 15 aspect ratios) or of `SMALL_PRESETS` (square only).
       aspect_ratio: "height:width".
     Raises:
       UserError: unknown preset or ratio; it names those that exist.
@@ -157,13 +159,19 @@ def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
             )
         sizes = tuple((n, n) for n in SMALL_PRESETS[preset])
         return ScaleSchedule(sizes, sizes[-1])
-    if preset not in BUDGETS:
-        known = ", ".join((*BUDGETS, *SMALL_PRESETS))
+    scales_of = BUDGETS | SMALL_BUDGETS
+    if preset not in scales_of:
+        known = ", ".join((*scales_of, *SMALL_PRESETS))
         raise UserError(f"unknown scale preset {preset!r}; known: {known}")
     if ratio not in _table_10():
         raise UserError(f"unknown aspect ratio {aspect_ratio!r}; known: {', '.join(aspect_ratios())}")
     sizes = _table_10()[ratio]
-    return ScaleSchedule(sizes, sizes[-1]).prefix(BUDGETS[preset])
+    return ScaleSchedule(sizes, sizes[-1]).prefix(scales_of[preset])
+
+
+def schedule_of_ratio(preset: str, ratio: str) -> ScaleSchedule:
+    """The schedule for pictures of a ratio: a square preset has one for all, and they are cropped."""
+    return make_schedule(preset, "1:1" if preset in SMALL_PRESETS else ratio)
 
 
 def dense_schedule(last: int) -> ScaleSchedule:

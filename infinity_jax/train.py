@@ -1,6 +1,7 @@
 """`infinity-jax train`: picture -> tokenizer features -> bits -> self-correction -> transformer -> loss."""
 
 import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,16 @@ from infinity_jax import (
 )
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.correction import CorrectionConfig
-from infinity_jax.data import global_batch, pipeline, sources
-from infinity_jax.data.encoded import EncodedSource, encode_source
+from infinity_jax.data import global_batch, sources
+from infinity_jax.data.features_on_device import features_on_device
+from infinity_jax.data.feeds import EncodedFeed, RecordFeed
+from infinity_jax.data.record_config import RECORDS, DataConfig
+from infinity_jax.data.record_set import MixedRecords, RecordSource
 from infinity_jax.errors import UserError
 from infinity_jax.model.transformer import Transformer, init_variables
 from infinity_jax.pipeline import InfinityPipeline, SampleConfig
 from infinity_jax.sample import sheet_hook
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
-from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.train_state import TrainState, averaged
 from infinity_jax.train_step import LossConfig, make_eval_step, make_train_step
 
@@ -37,7 +40,8 @@ def main(config: Any, workdir: str | Path) -> TrainState:
 
     Args:
       config: a ConfigDict as configs/emoji.py makes it, with the sections model, text, data, correction, loss,
-        optim, train, mesh, sample and the key tokenizer.
+        optim, train, mesh, sample and the key tokenizer. Prepared shards (data.source "records:DIR") are read as the
+        run goes on, in batches of one aspect ratio; other data sets are encoded whole at the start.
       workdir: gets checkpoints, metrics, sample sheets and a copy of the tokenizer.
     Returns:
       the last state.
@@ -49,25 +53,31 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     loss_config = from_dict(LossConfig, config.loss, "loss")
     optim_config = from_dict(optim.OptimConfig, config.optim, "optim")
     sample_config = from_dict(SampleConfig, config.sample, "sample")
-    schedule = scales.make_schedule(config.data.scales)
+    data = from_dict(DataConfig, config.data, "data")
     workdir = Path(workdir)
     # What the mesh cannot share is told before anything is encoded, which may take hours.
     layout = sharding.layout_from_config(config.mesh, model_config)
-    source = sources.open_source(config.data.source, "train")
+    source, records = _open(data)
     train = train_config.from_section(config.train, len(source))
     layout.batch(train.batch_size, train.microbatches)
 
     tokenizer = distributed.lead_first(
-        lambda: keep_tokenizer(config.tokenizer, workdir, model_config, config.data.scales)
+        lambda: keep_tokenizer(config.tokenizer, workdir, model_config, data.scales)
     )
     text_encoder = load_text_encoder(config.text.encoder, config.text.max_length, config.text.path)
     _check_text(text_encoder, model_config)
-    encoded = encode_split(source, tokenizer, text_encoder)
+    if records is None:
+        feed = EncodedFeed(source, data, tokenizer, text_encoder)
+        feed.encode()
+    else:
+        feed = RecordFeed(*records, data, tokenizer, text_encoder)
+        if jax.process_index() == 0:
+            records[0].note(workdir)
 
     model = Transformer(model_config)
     optimiser = optim.make_optimiser(optim_config, train.steps, no_decay=not_a_kernel)
     new_state, placed = train_state.new_state(
-        lambda: init_variables(model_config, jax.random.key(train.seed), schedule)["params"],
+        lambda: init_variables(model_config, jax.random.key(train.seed), feed.schedules["1:1"])["params"],
         optimiser,
         optim_config.ema_decay > 0,
         layout,
@@ -79,7 +89,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
             model_config,
             averaged(state),
             config.text.to_dict(),
-            config.data.source,
+            data.source,
             dataclasses.asdict(sample_config),
             {},
         )
@@ -87,42 +97,67 @@ def main(config: Any, workdir: str | Path) -> TrainState:
 
     # One microbatch at a time: more may not fit.
     part = train.batch_size // train.microbatches
-    validation = _validation(config.data.source, tokenizer, text_encoder, model, schedule, part, layout)
+    on_device = features_on_device(tokenizer.config, tokenizer.params, layout)
+    validation = _validation(feed, model, part, layout, on_device)
     hooks = [
         training_loop.Hook(train.evaluate_every, validation),
         training_loop.Hook(
-            train.sample_every, sheet_hook(pipeline_of, source, train.seed, workdir / "samples")
+            train.sample_every,
+            sheet_hook(pipeline_of, len(source), feed.caption, train.seed, workdir / "samples"),
         ),
     ]
-    # All captions are encoded by now; from here on the encoder takes its share of every device instead of one's all.
-    text_encoder.place(layout)
+    if not feed.encodes_text:
+        # All captions are encoded by now; from here on the encoder takes its share of every device, not all of one.
+        text_encoder.place(layout)
     return training_loop.run(
         workdir,
         train,
         new_state,
         placed,
         layout,
-        make_train_step(
-            model,
-            schedule,
-            tokenizer.config,
-            correction_config,
-            loss_config,
-            optim_config,
-            optimiser,
-            train.microbatches,
+        _of_ratio(
+            feed.schedules.values(),
+            tokenizer,
+            lambda schedule: make_train_step(
+                model,
+                schedule,
+                tokenizer.config,
+                correction_config,
+                loss_config,
+                optim_config,
+                optimiser,
+                train.microbatches,
+            ),
         ),
-        lambda first_step, rows_of: pipeline.batches(
-            encoded,
-            batch_size=train.batch_size,
-            seed=train.seed,
-            first_step=first_step,
-            rows=rows_of(train.batch_size),
+        lambda first_step, rows_of: feed.batches(
+            rows_of(train.batch_size), train.batch_size, train.seed, first_step
         ),
         config=config.to_dict() | {"origin": origin.describe()},
         hooks=hooks,
         load_params=pretrained.load_transformer_params,
+        on_device=on_device,
     )
+
+
+def _open(data: DataConfig) -> tuple[sources.Source, tuple[MixedRecords, MixedRecords | None] | None]:
+    """The pictures and captions of the train split; prepared records to train and to evaluate on, if it is such."""
+    if not data.source.startswith(RECORDS):
+        return sources.open_source(data.source, "train"), None
+    records = MixedRecords(data.source, data.limits)
+    return RecordSource(records), (records, MixedRecords(data.validation) if data.validation else None)
+
+
+def _of_ratio(
+    schedules: Iterable[scales.ScaleSchedule],
+    tokenizer: pretrained.TrainedTokenizer,
+    make: Callable[[scales.ScaleSchedule], Callable],
+) -> Callable:
+    """A step of (state or parameters, batch, ...) that is the one of the schedule of the batch's aspect ratio.
+
+    The size of the features says which that is, so each ratio becomes a program of its own.
+    """
+    steps = {schedule.times(tokenizer.config.patchify).last: make(schedule) for schedule in set(schedules)}
+    return lambda state, batch, *more: steps[batch["features"].shape[1:3]](state, batch, *more)
 
 
 def not_a_kernel(name: str) -> bool:
@@ -146,25 +181,17 @@ def keep_tokenizer(
             f"the tokenizer {path!r} gives {bits} bits a token but config.model.bits is {model.bits}; "
             f"use --config.model.bits={bits} or another --config.tokenizer"
         )
-    if tokenizer.scales != preset and not {tokenizer.scales, preset} <= scales.BUDGETS.keys():
+    small = preset in scales.SMALL_BUDGETS  # for trying things out: any tokenizer will do
+    if not small and tokenizer.scales != preset and not {tokenizer.scales, preset} <= scales.BUDGETS.keys():
         raise UserError(
             f"the tokenizer {path!r} was trained for scales {tokenizer.scales!r} but config.data.scales is {preset!r}; "
             "use the same for both"
         )
+    # A tokenizer for one pixel budget serves the others too; the copy is of what this run draws.
+    tokenizer = dataclasses.replace(tokenizer, scales=preset)
     if not copy.is_dir():
         pretrained.save_tokenizer(copy, tokenizer)
-    # A tokenizer for one pixel budget serves the others too.
-    return dataclasses.replace(tokenizer, scales=preset)
-
-
-def encode_split(
-    source: sources.Source, tokenizer: pretrained.TrainedTokenizer, text_encoder: TextEncoder
-) -> EncodedSource:
-    """A split as the transformer reads it, from the cache where possible."""
-    model = Tokenizer(tokenizer.config)
-    return distributed.lead_first(
-        lambda: encode_source(source, model, tokenizer.params, text_encoder, tokenizer.side)
-    )
+    return tokenizer
 
 
 def _check_text(text_encoder: TextEncoder, model: TransformerConfig) -> None:
@@ -181,42 +208,41 @@ def _check_text(text_encoder: TextEncoder, model: TransformerConfig) -> None:
 
 
 def _validation(
-    source_name: str,
-    tokenizer: pretrained.TrainedTokenizer,
-    text_encoder: TextEncoder,
+    feed: EncodedFeed | RecordFeed,
     model: Transformer,
-    schedule: scales.ScaleSchedule,
     batch_size: int,
     layout: sharding.Layout,
+    on_device: Callable[[dict[str, Any]], dict[str, Any]],
 ):
     """Hook: loss and accuracies on the validation split, with the averaged parameters."""
-    source = sources.open_source(source_name, "validation")
-    eval_step = layout.traced(make_eval_step(model, schedule, tokenizer.config))
-    eval_step = jax.jit(eval_step, out_shardings=layout.whole)
-    encoded = encode_split(source, tokenizer, text_encoder) if len(source) else None
+    tokenizer = feed.tokenizer
+    by_ratio = _of_ratio(
+        feed.schedules.values(),
+        tokenizer,
+        lambda schedule: make_eval_step(model, schedule, tokenizer.config),
+    )
+    eval_step = jax.jit(layout.traced(by_ratio), out_shardings=layout.whole)
+    placed, rows = layout.batch(batch_size), np.arange(batch_size)
+
+    def step_of(params, batch):
+        return eval_step(params, on_device(global_batch.place(batch, rows, batch_size, placed)))
 
     def evaluate(step: int, state: TrainState) -> dict[str, Any]:
-        if encoded is None:
-            return {}
-        metrics = evaluate_loss(eval_step, averaged(state), encoded, batch_size, layout.batch(batch_size))
+        metrics = evaluate_loss(step_of, averaged(state), feed.eval_batches(batch_size))
         return {f"validation_{name}": value for name, value in metrics.items()}
 
     return evaluate
 
 
-def evaluate_loss(
-    eval_step, params, encoded: EncodedSource, batch_size: int, placed: jax.sharding.Sharding | None = None
-) -> dict[str, Any]:
-    """Mean over a split of what `make_eval_step` reports: floats and lists of floats.
+def evaluate_loss(eval_step, params, batches: Iterator[Mapping[str, np.ndarray]]) -> dict[str, Any]:
+    """Mean over all pictures of what `make_eval_step` reports: floats and lists of floats; {} without pictures.
 
-    Every process reads all of it; `placed` says how a batch then lies over the devices, None is the default device.
+    Batches are those of `pipeline.eval_batches`; every process reads all of them.
     """
-    totals, count = None, 0
-    for batch in pipeline.eval_batches(encoded, batch_size):
+    totals, count = {}, 0
+    for batch in batches:
         valid = int(batch["valid"].sum())
-        if placed is not None:
-            batch = global_batch.place(batch, np.arange(batch_size), batch_size, placed)
         metrics = jax.tree.map(lambda x, n=valid: np.asarray(x, np.float64) * n, eval_step(params, batch))
-        totals = metrics if totals is None else jax.tree.map(np.add, totals, metrics)
+        totals = jax.tree.map(np.add, totals, metrics) if count else metrics
         count += valid
     return jax.tree.map(lambda x: (x / count).tolist(), totals)

@@ -58,6 +58,7 @@ def run(
     hooks: Sequence[Hook] = (),
     load_params: Callable[[str, Any], Any] | None = None,
     batch_size_at: Callable[[int], int] | None = None,
+    on_device: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = lambda batch: batch,
 ) -> TrainState:
     """Trains to `train.steps`, from the newest complete checkpoint of `workdir` if there is one.
 
@@ -77,6 +78,7 @@ def run(
       hooks: sample sheets and evaluations; run before the checkpoint of the same step.
       load_params: (path, params like those wanted) -> params, for `train.init_from`; by default from our checkpoints.
       batch_size_at: step (0-based) -> pictures of the whole batch; by default always `train.batch_size`.
+      on_device: what is made of each batch on the devices before the step sees it.
     Returns:
       the last state.
     Raises:
@@ -101,7 +103,7 @@ def run(
         return state
     # A shorter run's last line stands outside the rhythm of log_every; a run that goes on has no such line.
     writer = MetricsWriter(workdir, first if first % train.log_every == 0 else first - 1)
-    loop = _Loop(train, step_fn, checkpointer, writer, config, tuple(hooks), layout, sizes)
+    loop = _Loop(train, step_fn, checkpointer, writer, config, tuple(hooks), layout, sizes, on_device)
     with contextlib.closing(checkpointer), contextlib.closing(writer):
         return loop.run(state, first, batches)
 
@@ -119,9 +121,10 @@ class _Loop:
         hooks: tuple[Hook, ...],
         layout: Layout,
         batch_size_at: Callable[[int], int],
+        on_device: Callable = lambda batch: batch,
     ):
         self.train, self.step_fn, self.hooks, self.layout = train, step_fn, hooks, layout
-        self.batch_size_at = batch_size_at
+        self.batch_size_at, self.on_device = batch_size_at, on_device
         self.checkpointer, self.writer, self.config = checkpointer, writer, config
         # (step, metrics on the device) of a step that is to be logged but not yet waited for.
         self.pending: tuple[int, Mapping[str, Any]] | None = None
@@ -132,18 +135,20 @@ class _Loop:
         sharding_of = functools.cache(self.layout.batch)
         rows_of = functools.cache(lambda size: global_batch.rows_here(sharding_of(size), size))
         self.progress = Progress(first, train.steps)
-        self.logged_step, self.logged_time = first, time.perf_counter()
+        self.count_time_from(first)
         with (
             stop_signals.received() as stop_asked,
             contextlib.closing(self.progress),
             _closing(batches(first, rows_of)) as stream,
         ):
             for step in range(first + 1, train.steps + 1):
+                asked = time.perf_counter()
                 batch = next(stream, None)
+                self.waited += time.perf_counter() - asked
                 if batch is None:
                     raise UserError(f"the data ended before step {step}; it needs at least one batch")
                 size = self.batch_size_at(step - 1)
-                batch = global_batch.place(batch, rows_of(size), size, sharding_of(size))
+                batch = self.on_device(global_batch.place(batch, rows_of(size), size, sharding_of(size)))
                 with jax.transfer_guard("disallow"):
                     state, metrics = self.step_fn(state, batch, seed_key)
                 self.log_pending()
@@ -181,7 +186,11 @@ class _Loop:
             self.checkpointer.save(step, state, data, self.config, self.judged_by(evaluated))
         if due or save:
             # Time spent here is not training time.
-            self.logged_step, self.logged_time = step, time.perf_counter()
+            self.count_time_from(step)
+
+    def count_time_from(self, step: int) -> None:
+        """Starts the clock of the numbers that are logged next."""
+        self.logged_step, self.logged_time, self.waited = step, time.perf_counter(), 0.0
 
     def judged_by(self, evaluated: Mapping[str, Any]) -> dict[str, float] | None:
         """The numbers of an evaluation; UserError if `train.keep_best` is not among them."""
@@ -200,11 +209,12 @@ class _Loop:
         values = jax.device_get(dict(metrics))
         _check_finite(step, values, self.checkpointer.latest_step())
         now = time.perf_counter()
-        first, self.logged_step = self.logged_step, step
-        seconds = (now - self.logged_time) / max(1, step - first)
-        self.logged_time = now
+        first, passed = self.logged_step, now - self.logged_time
+        seconds = passed / max(1, step - first)
         pictures = sum(map(self.batch_size_at, range(first, step))) / max(1, step - first)
         timing = {"seconds_per_step": seconds, "images_per_second": pictures / seconds}
+        timing["data_wait_share"] = self.waited / passed
+        self.count_time_from(step)
         self.writer.write(step, {**values, **timing})
         self.progress.show(step, values, seconds)
 

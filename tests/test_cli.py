@@ -110,6 +110,7 @@ def test_sampling_options(command):
         "dp",
         "--batch",
         "64",
+        "--no-scan-layers",
         "--skip-existing",
         "--out",
         "o",
@@ -119,6 +120,7 @@ def test_sampling_options(command):
         "prompts": ["red heart", "cat"],
         "mesh": "data=8",
         "rules": "dp",
+        "scan_layers": False,
         "out": "o",
         "checkpoint": "c",
         "unguided_scales": (4, 5),
@@ -196,7 +198,7 @@ def test_wrong_arguments_end_with_code_2(arguments, capsys):
     ],
 )
 def test_errors_become_messages_and_exit_codes(command, capsys, error, code, words):
-    def fail(source):
+    def fail(source, out, workers):
         raise error
 
     command("prepare", fail)
@@ -206,7 +208,7 @@ def test_errors_become_messages_and_exit_codes(command, capsys, error, code, wor
 
 
 def test_other_errors_keep_their_traceback(command):
-    def fail(source):
+    def fail(source, out, workers):
         raise OSError(errno.EIO, "broken")
 
     command("prepare", fail)

@@ -86,6 +86,39 @@ def test_damaged_bytes_are_a_user_error(damage):
         pictures.decode(damage, 64, 64)
 
 
+def test_broken_exif_leaves_a_whole_picture():
+    whole = encoded(noise(16, 24), "JPEG", exif=b"Exif\x00\x00MM\x00*\xff\xff\xff\xff broken")
+    assert pictures.check(whole) == (16, 24)
+    assert pictures.decode(whole, 16, 24).shape == (16, 24, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_the_check_knows_the_upright_size(orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    whole = encoded(noise(16, 40), "JPEG", exif=exif)
+    assert pictures.check(whole) == ((16, 40) if orientation < 5 else (40, 16))
+    assert pictures.check(whole) == pictures.decode_rgb(whole).size[::-1]
+
+
+def test_huge_jpegs_are_decoded_smaller_and_others_as_they_are(monkeypatch):
+    smooth = noise(8, 12).resize((480, 320), Image.Resampling.BICUBIC)
+    whole = encoded(smooth, "JPEG", quality=95)
+    exact = pictures.decode(whole, 32, 48)
+    monkeypatch.setattr(pictures, "HUGE", 320 * 480 - 1)
+    assert pictures.decode_rgb(whole, at_least=96).size == (240, 160)
+    assert pictures.decode_rgb(whole).size == (480, 320)
+    drafted = pictures.decode(whole, 32, 48)
+    assert 0 < np.abs(drafted.astype(int) - exact).max() < 16
+    png = encoded(smooth)
+    np.testing.assert_array_equal(pictures.decode(png, 32, 48), pictures.cover(smooth, 32, 48))
+
+
+def test_formats_are_known_by_their_bytes():
+    for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"):
+        assert pictures.check(encoded(noise(8, 12), kind)) == (8, 12)
+
+
 def test_floats_and_back():
     pixels = np.arange(256, dtype=np.uint8)
     floats = pictures.to_float(pixels)

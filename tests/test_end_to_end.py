@@ -8,9 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from infinity_jax import cli, pretrained
-from infinity_jax.metrics import read_lines
-
-TIMING = ("seconds_per_step", "images_per_second")
+from infinity_jax.metrics import TIMING_KEYS, read_lines
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +44,7 @@ def _train(run, workdir, *more, code: int = 0):
     fixed = ("train", "--config", "configs/emoji.py:debug", data, tokenizer, "--workdir", root / workdir)
     command(*fixed, *more, code=code)
     return [
-        {k: v for k, v in line.items() if k not in TIMING}
+        {k: v for k, v in line.items() if k not in TIMING_KEYS}
         for line in read_lines(root / workdir / "metrics.jsonl")
     ]
 

@@ -1,1 +1,1 @@
-"""Data sets: the bundled emoji pictures, one's own folders, and the pipeline that batches them."""
+"""Data sets: the bundled pictures, folders, prepared shards in buckets by aspect ratio, and what batches them."""

@@ -8,9 +8,10 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from infinity_jax import array_files, paths
+from infinity_jax import array_files, distributed, paths
 from infinity_jax.data import pictures, pipeline
 from infinity_jax.data.sources import Source
+from infinity_jax.pretrained import TrainedTokenizer
 from infinity_jax.text.cache import cached_features
 from infinity_jax.text.encoder import TextEncoder
 from infinity_jax.tokenizer.model import Tokenizer
@@ -51,6 +52,14 @@ def encode_source(
     records = [source[i] for i in range(len(source))]
     text_NTC, mask_NT = cached_features(text_encoder, [record["caption"] for record in records], cache_dir)
     return EncodedSource(_picture_features(records, tokenizer, params, side, cache_dir), text_NTC, mask_NT)
+
+
+def encode_split(source: Source, tokenizer: TrainedTokenizer, text_encoder: TextEncoder) -> EncodedSource:
+    """A split as the transformer reads it, from the cache where possible; one process after the other."""
+    model = Tokenizer(tokenizer.config)
+    return distributed.lead_first(
+        lambda: encode_source(source, model, tokenizer.params, text_encoder, tokenizer.side)
+    )
 
 
 def _picture_features(

@@ -129,6 +129,12 @@ def find_captions(folder: Path) -> Path:
 
 def read_captions(captions: Path) -> Iterator[Entry | Skipped]:
     """The rows of a captions file, usable or skipped. Raises UserError if the file cannot be read."""
+    for row in read_rows(captions):
+        yield row if isinstance(row, Skipped) else _entry(*row)
+
+
+def read_rows(captions: Path) -> Iterator[tuple[int, dict[str, Any]] | Skipped]:
+    """Line number and columns of every row of a captions file. Raises UserError if the file cannot be read."""
     try:
         read = _read_csv if captions.suffix == ".csv" else _read_jsonl
         yield from read(captions)
@@ -138,7 +144,7 @@ def read_captions(captions: Path) -> Iterator[Entry | Skipped]:
         ) from error
 
 
-def _read_csv(captions: Path) -> Iterator[Entry | Skipped]:
+def _read_csv(captions: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     with open(captions, encoding="utf-8-sig", newline="") as lines:
         rows = csv.DictReader(lines)
         columns = rows.fieldnames or []
@@ -148,10 +154,10 @@ def _read_csv(captions: Path) -> Iterator[Entry | Skipped]:
                 f"it needs {' or '.join(FILE_KEYS)}, and {' or '.join(CAPTION_KEYS)}"
             )
         for row in rows:
-            yield _entry(rows.line_num, row)
+            yield rows.line_num, row
 
 
-def _read_jsonl(captions: Path) -> Iterator[Entry | Skipped]:
+def _read_jsonl(captions: Path) -> Iterator[tuple[int, dict[str, Any]] | Skipped]:
     for number, line in enumerate(captions.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line.decode("utf-8-sig")) if line.strip() else None
@@ -159,7 +165,7 @@ def _read_jsonl(captions: Path) -> Iterator[Entry | Skipped]:
             yield Skipped(number, f"not JSON ({error})")
             continue
         if isinstance(row, dict):
-            yield _entry(number, row)
+            yield number, row
         elif row is not None or line.strip():
             yield Skipped(number, f"not a JSON object but {type(row).__name__}")
 

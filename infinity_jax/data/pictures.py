@@ -1,23 +1,66 @@
 """From encoded pictures to arrays and back."""
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 from infinity_jax.errors import UserError
+
+# JPEGs of more pixels are decoded at a half, a quarter or an eighth of their size, at least twice what is wanted.
+HUGE = 1 << 24
+# EXIF's orientation -> what makes the picture upright; from 5 on height and width are exchanged.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+# Pillow warns from 89 million pixels on and refuses from 179 million on; the refusal is enough.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+# Of broken EXIF data and the like: of millions of pictures some have it, and they are whole.
+warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+class BrokenPicture(UserError):
+    """Bytes that are no whole picture.
+
+    Attributes:
+      kind: "empty file", "no known picture format", "truncated picture", "too many pixels" or "broken picture".
+      detail: what the decoder says.
+    """
+
+    def __init__(self, size: int, error: Exception):
+        self.detail = str(error) or type(error).__name__
+        if not size:
+            self.kind, self.detail = "empty file", "it has no bytes"
+        elif isinstance(error, UnidentifiedImageError):
+            self.kind, self.detail = "no known picture format", "no known picture format"
+        elif isinstance(error, Image.DecompressionBombError):
+            self.kind = "too many pixels"
+        else:
+            self.kind = "truncated picture" if "truncated" in self.detail.lower() else "broken picture"
+        super().__init__(
+            f"cannot decode a picture of {size} bytes: {self.detail}; give a whole PNG, JPEG or WebP"
+        )
 
 
 def decode(image_bytes: bytes, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
     """The encoded picture as RGB, resized to cover height x width pixels and cropped at the centre.
 
     EXIF orientation is applied and transparent parts become white. The resize is Lanczos on 8-bit values
-    (spec.md section 1). Raises UserError if the bytes are not a whole picture.
+    (spec.md section 1). Of JPEGs above `HUGE` pixels the decoder itself skips what the size does not need.
+    Raises BrokenPicture if the bytes are not a whole picture.
     """
-    return np.array(cover(decode_rgb(image_bytes), height, width), dtype=np.uint8)
+    picture = decode_rgb(image_bytes, at_least=2 * max(height, width))
+    return np.array(cover(picture, height, width), dtype=np.uint8)
 
 
 def decode_squares(records: Sequence[Mapping[str, Any]], side: int) -> UInt8[np.ndarray, "N side side 3"]:
@@ -26,19 +69,33 @@ def decode_squares(records: Sequence[Mapping[str, Any]], side: int) -> UInt8[np.
     return np.stack(images) if images else np.zeros((0, side, side, 3), np.uint8)
 
 
-def decode_rgb(image_bytes: bytes) -> Image.Image:
-    """The picture at its own size: mode RGB, upright, on white. Raises UserError if it cannot be decoded."""
+def decode_rgb(image_bytes: bytes, at_least: int = 0) -> Image.Image:
+    """The picture: mode RGB, upright, on white; at its own size unless it is a huge JPEG.
+
+    `at_least`: pixels a side that a JPEG above `HUGE` must keep; 0 keeps all. Raises BrokenPicture.
+    """
     try:
         with Image.open(io.BytesIO(image_bytes)) as picture:
+            if at_least and picture.width * picture.height > HUGE:
+                picture.draft(None, (at_least, at_least))  # does nothing to other formats
             picture.load()
-            upright = ImageOps.exif_transpose(picture)
-            return _on_white(_to_eight_bits(upright))
+            return _on_white(_to_eight_bits(_upright(picture)))
     except Exception as error:  # Pillow's decoders raise many types on damaged files, not only OSError.
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "no known picture format" if unknown else str(error) or type(error).__name__
-        raise UserError(
-            f"cannot decode a picture of {len(image_bytes)} bytes: {reason}; give a whole PNG, JPEG or WebP"
-        ) from error
+        raise BrokenPicture(len(image_bytes), error) from error
+
+
+def check(image_bytes: bytes) -> tuple[int, int]:
+    """Decodes a picture as cheaply as shows that it is whole; its upright (height, width). Raises BrokenPicture."""
+    try:
+        with Image.open(io.BytesIO(image_bytes)) as picture:
+            width, height = picture.size
+            picture.draft(None, (1, 1))  # a JPEG's bytes are all read, its pixels are not all computed
+            picture.load()
+            turned = 5 <= _orientation(picture) <= 8
+            _on_white(_to_eight_bits(picture))
+            return (width, height) if turned else (height, width)
+    except Exception as error:
+        raise BrokenPicture(len(image_bytes), error) from error
 
 
 def cover(picture: Image.Image, height: int, width: int) -> Image.Image:
@@ -64,6 +121,19 @@ def to_uint8(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
     Truncation makes `to_uint8(to_float(image))` lower than `image` by one for some values.
     """
     return np.clip((np.asarray(image) + 1) / 2 * 255, 0, 255).astype(np.uint8)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's orientation, 1 (upright) where the EXIF data cannot be read: the picture itself is whole."""
+    try:
+        return picture.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:
+        return 1
+
+
+def _upright(picture: Image.Image) -> Image.Image:
+    turn = _TURNS.get(_orientation(picture))
+    return picture if turn is None else picture.transpose(turn)
 
 
 def _to_eight_bits(picture: Image.Image) -> Image.Image:

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Protocol, TypedDict, runtime_checkable
 
 from infinity_jax import paths
+from infinity_jax.data.record_config import RECORDS
 from infinity_jax.errors import UserError
 
 SPLITS = ("train", "validation", "compositions")
@@ -28,13 +29,24 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Record: ...
 
 
+class Nothing:
+    """A split without records."""
+
+    def __len__(self) -> int:
+        return 0
+
+    def __getitem__(self, index: int, /) -> Record:
+        raise IndexError(f"record {index} of a split that has none")
+
+
 def open_source(name: str, split: str, data_dir: Path | str | None = None) -> Source:
     """Opens one split of a data set.
 
-    `name` is "emoji_captions" (prepared under `data_dir` when it is not yet there) or "folder:PATH" (see
-    `infinity_jax.data.folder`); `split` is one of train, validation, compositions. A folder has no
-    compositions, and no validation below 20 pictures: those sources are empty. Raises UserError for an
-    unknown name or split and for a folder without a usable picture.
+    `name` is "emoji_captions" (prepared under `data_dir` when it is not yet there), "folder:PATH" (see
+    `infinity_jax.data.folder`) or "records:DIR" (see `infinity_jax.data.record_set`); `split` is one of train,
+    validation, compositions. A folder has no compositions, and no validation below 20 pictures; records are all
+    train: those sources are empty. Raises UserError for an unknown name or split and for a set without a usable
+    picture.
     """
     if split not in SPLITS:
         raise UserError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
@@ -48,6 +60,12 @@ def open_source(name: str, split: str, data_dir: Path | str | None = None) -> So
         from infinity_jax.data.emoji_captions import EmojiSource
 
         return EmojiSource(split, root)
-    near = difflib.get_close_matches(name, ["emoji_captions", "folder:"], n=1)
+    if name.startswith(RECORDS):
+        from infinity_jax.data.record_set import MixedRecords, RecordSource
+
+        return RecordSource(MixedRecords(name)) if split == "train" else Nothing()
+    near = difflib.get_close_matches(name, ["emoji_captions", _FOLDER, RECORDS], n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
-    raise UserError(f"unknown data source {name!r}{hint}; use 'emoji_captions' or 'folder:PATH'")
+    raise UserError(
+        f"unknown data source {name!r}{hint}; use 'emoji_captions', 'folder:PATH' or 'records:DIR'"
+    )

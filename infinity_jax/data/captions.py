@@ -1,0 +1,56 @@
+"""Which caption of a picture a step sees, and how it is cleaned."""
+
+import random
+import re
+from collections.abc import Mapping, Sequence
+
+# The end of a sentence: its mark, perhaps a quote or bracket, then white space.
+_SENTENCE_END = re.compile(r"(?<=[.!?。!?])[\"')\]]*\s+")
+# Options that some people write behind a prompt, like "--ar 16:9 --v 5": a word behind two hyphens, to the end.
+_OPTIONS = re.compile(r"(?:^|\s)--[A-Za-z].*$", re.DOTALL)
+KINDS = ("long", "short")
+
+
+def clean(caption: str) -> str:
+    """A caption without `--` options, every run of white space one space; "" if nothing is left."""
+    return " ".join(_OPTIONS.sub("", caption).split())
+
+
+def first_sentences(caption: str, count: int) -> str:
+    """The first `count` sentences."""
+    position = 0
+    for found, end in enumerate(_SENTENCE_END.finditer(caption), start=1):
+        position = end.end()
+        if found == count:
+            return caption[:position].rstrip()
+    return caption
+
+
+def sentences(caption: str) -> int:
+    """How many sentences a caption has, at least 1."""
+    return 1 + sum(1 for _ in _SENTENCE_END.finditer(caption.rstrip()))
+
+
+def kind_of(captions: Mapping[str, Sequence], long_share: float, draw: random.Random) -> str:
+    """ "long" or "short": "long" with probability `long_share` where a picture has both."""
+    wanted = "long" if draw.random() < long_share else "short"
+    return wanted if captions.get(wanted) else next(kind for kind in KINDS if captions.get(kind))
+
+
+def choose(
+    captions: Mapping[str, Sequence[str]], long_share: float, cut_share: float, draw: random.Random
+) -> str:
+    """One caption of a picture.
+
+    Args:
+      captions: "long" and "short", each a list of alternatives of which one is drawn; one kind may be absent.
+      long_share: probability of the long one where there are both.
+      cut_share: probability that of a long caption only the first sentences are kept, a number drawn evenly from one
+        to all.
+      draw: random numbers; the same state gives the same caption.
+    """
+    kind = kind_of(captions, long_share, draw)
+    caption = draw.choice(captions[kind])
+    if kind == "long" and draw.random() < cut_share:
+        caption = first_sentences(caption, draw.randint(1, sentences(caption)))
+    return caption

@@ -1,0 +1,133 @@
+"""From prepared pictures to records with their features, encoded once on all devices of this machine.
+
+The new folder has the parts, ratios and columns of the old one, so that filters and buckets are the same. A part's
+folder gets its name when it is whole; a killed run goes on where it stood.
+"""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+from absl import logging
+
+from infinity_jax import json_files, pretrained, scales, sharding
+from infinity_jax.data import cached_features, pictures, pipeline, preparation, record_index, shards
+from infinity_jax.data.features_on_device import features_on_device
+from infinity_jax.data.record_config import DataConfig, parse_sets
+from infinity_jax.data.record_index import RecordIndex, Shard
+from infinity_jax.errors import UserError
+from infinity_jax.mesh import parse_mesh
+from infinity_jax.pretrained import TrainedTokenizer
+from infinity_jax.text.encoder import TextEncoder, load_text_encoder
+
+# Pixels that a device encodes at a time: 16 pictures of 256x256, one of 1024x1024; at most 64 pictures.
+_PIXELS = 1 << 20
+
+
+def prepare_features(data: DataConfig, tokenizer_path: str, text: Mapping[str, Any], out: Path) -> int:
+    """Writes the features of all pictures and captions of `data.source`, one prepared folder, into `out`.
+
+    Args:
+      data: source and scales.
+      tokenizer_path: a folder as config.tokenizer names it.
+      text: {"encoder", "max_length", "path"} as config.text has them.
+    Returns:
+      how many records there are.
+    Raises:
+      UserError: a source of another kind, `out` holds another set, the disk is full.
+    """
+    [(folder, _), *others] = parse_sets(data.source)
+    if others:
+        raise UserError(f"{data.source!r} names several sets; make the features of one at a time")
+    index = record_index.read(folder)
+    if index.features:
+        raise UserError(f"{folder} holds features already; give the shards of pictures")
+    maker = _Maker(data, tokenizer_path, text)
+    with preparation.locked(out):
+        preparation.claim(out, {"source": data.source, "hash": index.fingerprint, **maker.described})
+        parts = sorted({shard.part for shard in index.shards})
+        for number, part in enumerate(parts):
+            if not (out / "parts" / part.name).is_dir():
+                _write_part(index, part, out, maker)
+                logging.info("features of %d of %d parts", number + 1, len(parts))
+        record_index.write(out, [out / "parts" / part.name for part in parts], maker.described)
+    return sum(index.counts.values())
+
+
+def _write_part(index: RecordIndex, part: Path, out: Path, maker: "_Maker") -> None:
+    temporary = out / "parts" / f".{part.name}"
+    temporary.mkdir()
+    writer = shards.ShardWriter(temporary)
+    for shard in index.shards:
+        if shard.part == part:
+            for record in maker.records(shard):
+                writer.write(shard.ratio, record)
+    writer.close()
+    shutil.copyfile(part / "columns.npz", temporary / "columns.npz")
+    found = json.loads((part / "part.json").read_text())
+    json_files.write(temporary / "part.json", {"counts": writer.counts, "columns": found["columns"]})
+    temporary.rename(out / "parts" / part.name)
+
+
+class _Maker:
+    """Tokenizer and text encoder on all devices."""
+
+    def __init__(self, data: DataConfig, tokenizer_path: str, text: Mapping[str, Any]):
+        self._scales = data.scales
+        self._tokenizer: TrainedTokenizer = pretrained.load_tokenizer(tokenizer_path)
+        self._text: TextEncoder = load_text_encoder(text["encoder"], text["max_length"], text["path"])
+        self.described = cached_features.described(data.scales, self._tokenizer, self._text)
+        self._layout = sharding.layout_of(parse_mesh(f"fsdp={jax.device_count()}"))
+        self._text.place(self._layout)
+        self._features = features_on_device(self._tokenizer.config, self._tokenizer.params, self._layout)
+
+    def records(self, shard: Shard):
+        """The records of a shard with features in place of their pictures."""
+        last = scales.schedule_of_ratio(self._scales, shard.ratio).last
+        height, width = (n * self._tokenizer.config.transformer_stride for n in last)
+
+        def decode(record: Mapping[str, Any]) -> Mapping[str, Any]:
+            image = pictures.decode(record["image"], height, width)
+            return {"image": image, "id": record["id"], "captions": record["captions"]}
+
+        size = self._layout.batch_parts * min(64, max(1, _PIXELS // (height * width)))
+        for batch in pipeline.eval_batches(_Records(shard), size, decode):
+            placed = jax.device_put(batch["image"], self._layout.batch(size))
+            features_BhwC = np.asarray(self._features({"image": placed})["features"]).astype(
+                ml_dtypes.bfloat16
+            )
+            captions = batch["captions"][batch["valid"]]
+            for i, text in enumerate(self._text_features(list(captions))):
+                yield {
+                    "id": batch["id"][i],
+                    "captions": captions[i],
+                    "features": features_BhwC[i],
+                    "text": text,
+                }
+
+    def _text_features(self, captions: list[dict[str, list[str]]]) -> list[dict[str, list[np.ndarray]]]:
+        """Of each picture's captions the features [tokens, channels], by kind."""
+        texts = [text for kinds in captions for alternatives in kinds.values() for text in alternatives]
+        features_NTC, mask_NT = self._text.encode(texts)
+        encoded = iter(
+            features_NTC[i, : mask_NT[i].sum()].astype(ml_dtypes.bfloat16) for i in range(len(texts))
+        )
+        return [{kind: [next(encoded) for _ in some] for kind, some in kinds.items()} for kinds in captions]
+
+
+class _Records:
+    """A shard's records as a sequence."""
+
+    def __init__(self, shard: Shard):
+        self._shard = shard
+
+    def __len__(self) -> int:
+        return self._shard.count
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return shards.read(self._shard.file, index)

@@ -1,0 +1,158 @@
+"""What a run trains on, as batches {features or image, text, text_mask}: a small set encoded whole, or records.
+
+Both feeds have `schedules`, `batches`, `eval_batches`, `encodes_text`, and `caption` for sample sheets.
+"""
+
+import dataclasses
+import functools
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from infinity_jax import scales
+from infinity_jax.data import bucket_batches, cached_features, captions, pictures, pipeline, sources
+from infinity_jax.data.buckets import BucketOrder
+from infinity_jax.data.encoded import EncodedSource, encode_split
+from infinity_jax.data.pipeline import Batch
+from infinity_jax.data.record_config import DataConfig
+from infinity_jax.data.record_set import MixedRecords, RecordSource
+from infinity_jax.pretrained import TrainedTokenizer
+from infinity_jax.text.encoder import TextEncoder
+
+Rows = Sequence[int] | np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class EncodedFeed:
+    """A small data set, encoded whole at the start; pictures are square."""
+
+    source: sources.Source
+    config: DataConfig
+    tokenizer: TrainedTokenizer
+    text_encoder: TextEncoder
+    encodes_text = False
+
+    @property
+    def schedules(self) -> dict[str, scales.ScaleSchedule]:
+        """The schedule of the one ratio."""
+        return {"1:1": scales.make_schedule(self.config.scales)}
+
+    @functools.cached_property
+    def _encoded(self) -> EncodedSource:
+        return encode_split(self.source, self.tokenizer, self.text_encoder)
+
+    @functools.cached_property
+    def _validation(self) -> EncodedSource | None:
+        split = sources.open_source(self.config.source, "validation")
+        return encode_split(split, self.tokenizer, self.text_encoder) if len(split) else None
+
+    def batches(self, rows: Rows, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
+        """Training batches from step `first_step` on, of each the places `rows`; see `pipeline.batches`."""
+        return pipeline.batches(
+            self._encoded, batch_size=batch_size, seed=seed, first_step=first_step, rows=rows
+        )
+
+    def caption(self, index: int) -> str:
+        """The caption of a picture of the train split."""
+        return self.source[index]["caption"]
+
+    def encode(self) -> None:
+        """Encodes what is not yet encoded."""
+        _ = self._encoded, self._validation
+
+    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+        """The validation split once, see `pipeline.eval_batches`."""
+        return iter(()) if self._validation is None else pipeline.eval_batches(self._validation, batch_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordFeed:
+    """Prepared shards, read as the run goes on, each batch of one aspect ratio.
+
+    Attributes:
+      records: what is trained on.
+      validation: what is evaluated on; None is nothing.
+      config: how captions are chosen.
+      tokenizer: its stride says how large pictures of each ratio are.
+      text_encoder: of captions; not used where the records hold their features.
+    """
+
+    records: MixedRecords
+    validation: MixedRecords | None
+    config: DataConfig
+    tokenizer: TrainedTokenizer
+    text_encoder: TextEncoder
+
+    def __post_init__(self):
+        for records in filter(None, (self.records, self.validation)):
+            if records.features:
+                cached_features.check(records.features, self.config, self.tokenizer, self.text_encoder)
+
+    @property
+    def encodes_text(self) -> bool:
+        """Whether captions are encoded as the run goes on, by each process for itself."""
+        return not self.records.features or (self.validation is not None and not self.validation.features)
+
+    @functools.cached_property
+    def schedules(self) -> dict[str, scales.ScaleSchedule]:
+        """The schedule of each ratio."""
+        return {
+            ratio: scales.schedule_of_ratio(self.config.scales, ratio) for ratio in scales.aspect_ratios()
+        }
+
+    def batches(self, rows: Rows, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
+        """Training batches from step `first_step` on, of each the places `rows`; see `bucket_batches`."""
+        order = BucketOrder(self.records.buckets, batch_size, seed)
+        return bucket_batches.batches(self.records, order, self._transform, rows, first_step, self._with_text)
+
+    def caption(self, index: int) -> str:
+        """A caption of a picture that is trained on."""
+        return RecordSource(self.records).caption(index)
+
+    def eval_batches(self, batch_size: int) -> Iterator[Batch]:
+        """The validation records once, ratio by ratio, in batches with `valid`, see `pipeline.eval_batches`."""
+        if self.validation is None:
+            return
+        for bucket in self.validation.buckets:
+            for part, count in enumerate(bucket.sizes):
+                records = _Numbered(self.validation, bucket.ratio, part, count)
+
+                def transform(record: dict[str, Any], ratio: str = bucket.ratio) -> Mapping[str, Any]:
+                    return self._transform(ratio, record, random.Random(record["id"]))
+
+                for batch in pipeline.eval_batches(records, batch_size, transform):
+                    yield self._with_text(batch)
+
+    def _transform(self, ratio: str, record: dict[str, Any], draw: random.Random) -> Mapping[str, Any]:
+        config = self.config
+        if "features" in record:
+            return cached_features.arrays(record, config.long_captions, self.text_encoder.max_length, draw)
+        height, width = (n * self.tokenizer.config.transformer_stride for n in self.schedules[ratio].last)
+        caption = captions.choose(record["captions"], config.long_captions, config.cut_captions, draw)
+        return {"image": pictures.decode(record["image"], height, width), "caption": caption}
+
+    def _with_text(self, batch: Batch) -> Batch:
+        """Captions as features bfloat16 [B,T,C] and mask bool [B,T], T always the longest: one program a ratio."""
+        if "caption" not in batch:
+            return batch
+        texts = batch.pop("caption").tolist()
+        features_BtC, mask_Bt = self.text_encoder.encode(texts)
+        missing = self.text_encoder.max_length - mask_Bt.shape[1]
+        text_BTC = np.pad(features_BtC.astype(ml_dtypes.bfloat16), ((0, 0), (0, missing), (0, 0)))
+        return {**batch, "text": text_BTC, "text_mask": np.pad(mask_Bt, ((0, 0), (0, missing)))}
+
+
+class _Numbered:
+    """The records that one set has of a ratio, as a sequence."""
+
+    def __init__(self, records: MixedRecords, ratio: str, part: int, count: int):
+        self._records, self._ratio, self._part, self._count = records, ratio, part, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]:
+        return self._records.read(self._ratio, self._part, index)

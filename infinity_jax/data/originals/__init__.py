@@ -1,0 +1,1 @@
+"""Pictures with captions as other programs leave them, read once by `infinity-jax prepare`."""

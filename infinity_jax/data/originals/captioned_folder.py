@@ -1,0 +1,41 @@
+"""A folder of pictures with a captions file (see `infinity_jax.data.folder`)."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from infinity_jax.data import folder as folder_module
+from infinity_jax.data.originals.rows import Row, Skipped, part_size, row_of
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderPart:
+    """Some rows of the captions file: line and columns, or why it is no row."""
+
+    folder: Path
+    rows_read: tuple[tuple[int, dict[str, Any]] | folder_module.Skipped, ...]
+
+    def name(self) -> str:
+        first, last = (row.line if isinstance(row, folder_module.Skipped) else row[0] for row in self._ends())
+        return f"{self.folder} lines {first} to {last}, {len(self.rows_read)} rows"
+
+    def _ends(self):
+        return self.rows_read[0], self.rows_read[-1]
+
+    def rows(self) -> Iterator[Row | Skipped]:
+        for row in self.rows_read:
+            if isinstance(row, folder_module.Skipped):
+                yield Skipped(f"line {row.line}", "not JSON", row.reason)
+            else:
+                yield row_of(f"line {row[0]}", row[1], self._find)
+
+    def _find(self, path: Path) -> Path | None:
+        return self.folder / path if (self.folder / path).is_file() else None
+
+
+def find_parts(folder: Path) -> list[FolderPart]:
+    """The parts of a folder. UserError if it or its captions file is missing or cannot be read."""
+    rows = tuple(folder_module.read_rows(folder_module.find_captions(folder)))
+    size = part_size(len(rows))
+    return [FolderPart(folder, rows[i : i + size]) for i in range(0, len(rows), size)]

@@ -1,0 +1,105 @@
+"""The release's splits: a folder of `[h_div_w]_[num].jsonl`, one picture a line (spec section 1)."""
+
+import dataclasses
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from absl import logging
+
+from infinity_jax.data.originals.rows import Row, Skipped, part_size, row_of
+from infinity_jax.errors import UserError
+
+_SPLIT = re.compile(r"\d+(?:\.\d+)?_\d+\.jsonl")
+
+
+@dataclasses.dataclass(frozen=True)
+class LinesPart:
+    """Lines of one file, from a byte on."""
+
+    file: Path
+    first_line: int
+    first_byte: int
+    lines: int
+
+    def name(self) -> str:
+        return f"{self.file} line {self.first_line} +{self.lines} byte {self.first_byte}"
+
+    def rows(self) -> Iterator[Row | Skipped]:
+        base = _Base(self.file.parent)
+        with open(self.file, "rb") as file:
+            file.seek(self.first_byte)
+            for number in range(self.first_line, self.first_line + self.lines):
+                line = file.readline()
+                if line.strip():
+                    yield _row(f"{self.file.name}:{number}", line, base)
+
+
+def find_parts(folder: Path) -> list[LinesPart]:
+    """The parts of all splits in a folder (or of one file). UserError if there are none."""
+    files = _files(folder)
+    counted = []
+    for file in files:
+        starts = _line_starts(file)
+        said = int(file.stem.rsplit("_", 1)[1]) if _SPLIT.fullmatch(file.name) else len(starts)
+        if said != len(starts):
+            logging.warning("%s has %d lines, its name says %d", file, len(starts), said)
+        counted.append((file, starts))
+    size = part_size(sum(len(starts) for _, starts in counted))
+    return [
+        LinesPart(file, begin + 1, starts[begin], min(size, len(starts) - begin))
+        for file, starts in counted
+        for begin in range(0, len(starts), size)
+    ]
+
+
+def _files(folder: Path) -> list[Path]:
+    if folder.is_file():
+        return [folder]
+    if not folder.is_dir():
+        raise UserError(f"no folder {folder}; give jsonl:DIR, a folder of files like 1.000_000002500.jsonl")
+    every = sorted(folder.glob("*.jsonl"))
+    files = [file for file in every if _SPLIT.fullmatch(file.name)]
+    if not files:
+        found = ", ".join(file.name for file in every[:5]) or "no .jsonl file"
+        raise UserError(
+            f"{folder} has no file named [h_div_w]_[num].jsonl, like 1.000_000002500.jsonl; it has {found}"
+        )
+    for file in sorted(set(every) - set(files)):
+        logging.warning("%s is not read: its name is not like 1.000_000002500.jsonl", file)
+    return files
+
+
+def _line_starts(file: Path) -> list[int]:
+    starts, position = [], 0
+    with open(file, "rb") as lines:
+        for line in lines:
+            starts.append(position)
+            position += len(line)
+    return starts
+
+
+class _Base:
+    """Where relative picture paths begin: the file's folder, one above it, or where the command was started."""
+
+    def __init__(self, folder: Path):
+        self._places = [folder, *folder.resolve().parents, Path()]
+
+    def find(self, path: Path) -> Path | None:
+        for number, place in enumerate(self._places):
+            if (place / path).is_file():
+                # The next one will lie there too.
+                self._places.insert(0, self._places.pop(number))
+                return place / path
+        return None
+
+
+def _row(name: str, line: bytes, base: _Base) -> Row | Skipped:
+    try:
+        fields = json.loads(line.decode("utf-8-sig"))
+    except ValueError as error:
+        return Skipped(name, "not JSON", str(error))
+    if not isinstance(fields, dict):
+        return Skipped(name, "not JSON", f"not an object but {type(fields).__name__}")
+    return row_of(name, fields, base.find)

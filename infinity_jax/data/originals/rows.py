@@ -1,0 +1,121 @@
+"""What every kind of original gives: parts that are read independently, of rows or of reasons why not."""
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from infinity_jax.data import captions as caption_text
+
+LONG_KEYS = ("long_caption",)
+SHORT_KEYS = ("text", "caption", "captions", "short_caption")
+IMAGE_KEYS = ("image_path", "file_name", "image", "file")
+# Known, and not needed: the ratio is measured on the picture itself.
+NOT_USED = ("h_div_w", "long_caption_type", "short_caption_type", "width", "height", "id", "key", "url")
+# A part is what one process works on at a time, and what is done again after a kill.
+_PARTS, _SMALLEST_PART, _LARGEST_PART = 16, 256, 16384
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One captioned picture.
+
+    Attributes:
+      id: where it comes from, for messages: file and line, or name in a tar.
+      image: its encoded bytes, or the file that holds them.
+      captions: "long" and "short", each with alternatives.
+      scores: numbers by which it can be left out in training, by column.
+      unread: columns that mean nothing here, for the report.
+    """
+
+    id: str
+    image: bytes | Path
+    captions: Mapping[str, list[str]]
+    scores: Mapping[str, float]
+    unread: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class Skipped:
+    """A row that is left out, and why: `kind` is one of few, `detail` says more."""
+
+    id: str
+    kind: str
+    detail: str = ""
+
+
+class Part(Protocol):
+    """Some rows of an original; can be pickled."""
+
+    def rows(self) -> Iterator[Row | Skipped]:
+        """Its rows, always the same in the same order."""
+        ...
+
+    def name(self) -> str:
+        """What it is, the same in every run: what was done of another set is not taken for it."""
+        ...
+
+
+def part_size(rows: int) -> int:
+    """Rows of a part: enough parts for many processes, but not so many files that they are a burden."""
+    return min(_LARGEST_PART, max(_SMALLEST_PART, -(-rows // _PARTS)))
+
+
+def captions_of(fields: Mapping[str, Any]) -> dict[str, list[str]]:
+    """The cleaned captions in a row's fields; {} if there is none."""
+    found = {}
+    for kind, keys in (("long", LONG_KEYS), ("short", SHORT_KEYS)):
+        texts = [text for key in keys for text in _texts(fields.get(key))]
+        cleaned = [text for text in map(caption_text.clean, texts) if text]
+        if cleaned:
+            found[kind] = list(dict.fromkeys(cleaned))
+    return found
+
+
+def _texts(value: Any) -> Sequence[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, (list, tuple)):
+        return [text for text in value if isinstance(text, str)]
+    return []
+
+
+def scores_of(fields: Mapping[str, Any]) -> dict[str, float]:
+    """The numbers among a row's other fields, by column; text that is a number counts too (csv)."""
+    known = {*LONG_KEYS, *SHORT_KEYS, *IMAGE_KEYS, *NOT_USED}
+    scores = {}
+    for key, value in fields.items():
+        if key in known or isinstance(value, bool) or not isinstance(value, (int, float, str)):
+            continue
+        try:
+            scores[str(key)] = float(value)
+        except ValueError:
+            continue
+    return scores
+
+
+def unread_columns(fields: Mapping[str, Any]) -> set[str]:
+    """Columns that are neither known nor scores."""
+    known = {*LONG_KEYS, *SHORT_KEYS, *IMAGE_KEYS, *NOT_USED}
+    filled = {str(key) for key, value in fields.items() if value not in (None, "")}
+    return filled - known - scores_of(fields).keys()
+
+
+def row_of(name: str, fields: Mapping[str, Any], find: Callable[[Path], Path | None]) -> Row | Skipped:
+    """The row of a text file that names its picture in a column of `IMAGE_KEYS`.
+
+    Args:
+      name: where the row stands.
+      find: the file of a path that may be relative; None if there is none.
+    """
+    path = next((fields[key] for key in IMAGE_KEYS if fields.get(key)), None)
+    if not isinstance(path, str):
+        return Skipped(name, "no image_path", f"the row has {', '.join(map(str, fields)) or 'no columns'}")
+    name = f"{name}:{path}"
+    found = find(Path(path))
+    if found is None:
+        return Skipped(name, "no such file")
+    captions = captions_of(fields)
+    if not captions:
+        return Skipped(name, "no caption", f"none of {', '.join((*LONG_KEYS, *SHORT_KEYS))} has words")
+    return Row(name, found, captions, scores_of(fields), tuple(sorted(unread_columns(fields))))

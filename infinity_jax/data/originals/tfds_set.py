@@ -1,0 +1,108 @@
+"""A data set of tensorflow-datasets that lies prepared on disk, read through `data_source` without TensorFlow."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from infinity_jax.data.originals.rows import Row, Skipped, captions_of, part_size, scores_of
+from infinity_jax.errors import UserError
+
+_PICTURES = ("image", "picture", "img")
+_CAPTIONS = ("long_caption", "captions", "caption", "text")
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsPart:
+    """Some records of a split."""
+
+    dataset: str
+    split: str
+    first: int
+    count: int
+
+    def name(self) -> str:
+        return f"{self.dataset}@{self.split}[{self.first}:{self.first + self.count}]"
+
+    def rows(self) -> Iterator[Row | Skipped]:
+        builder = _builder(self.dataset)
+        picture = _feature(builder, _PICTURES)
+        raw = _skip_decoding(picture)
+        records = builder.as_data_source(self.split, decoders=raw)
+        for index in range(self.first, self.first + self.count):
+            name = f"{self.split}:{index}"
+            record = records[index]
+            texts = {key: _texts(record[key]) for key in _CAPTIONS if key in record}
+            captions = captions_of(texts)
+            if not captions:
+                yield Skipped(name, "no caption", f"the record has {', '.join(record)}")
+                continue
+            others = {key: value for key, value in record.items() if key not in (picture, *_CAPTIONS)}
+            numbers = {k: float(v) for k, v in others.items() if isinstance(v, (int, float, np.number))}
+            unread = tuple(sorted(map(str, others.keys() - numbers.keys())))
+            yield Row(name, bytes(record[picture]), captions, scores_of(numbers), unread)
+
+
+def find_parts(name: str) -> list[TfdsPart]:
+    """The parts of "NAME" (its split train) or "NAME@SPLIT"; NAME may be a folder of a prepared data set.
+
+    Raises:
+      UserError: it is not prepared, has no such split, no picture or no caption.
+    """
+    dataset, _, split = name.partition("@")
+    split = split or "train"
+    builder = _builder(dataset)
+    if split not in builder.info.splits:
+        raise UserError(f"{dataset} has no split {split!r}; it has {', '.join(builder.info.splits)}")
+    _feature(builder, _PICTURES)
+    _feature(builder, _CAPTIONS)
+    count = builder.info.splits[split].num_examples
+    size = part_size(count)
+    return [TfdsPart(dataset, split, i, min(size, count - i)) for i in range(0, count, size)]
+
+
+def _builder(dataset: str) -> Any:
+    # Imported here: it takes seconds.
+    import tensorflow_datasets as tfds
+
+    try:
+        if (Path(dataset).expanduser() / "dataset_info.json").is_file():
+            return tfds.builder_from_directory(str(Path(dataset).expanduser()))
+        return tfds.builder(dataset)
+    except Exception as error:  # what it raises depends on what of the name is wrong
+        raise UserError(
+            f"tensorflow-datasets cannot open {dataset!r}: {str(error).splitlines()[0] if str(error) else error!r}; "
+            "prepare it first with tfds, file_format array_record, and set TFDS_DATA_DIR or give its folder"
+        ) from error
+
+
+def _feature(builder: Any, names: Sequence[str]) -> str:
+    found = next((name for name in names if name in builder.info.features), None)
+    if found is None:
+        raise UserError(
+            f"{builder.info.full_name} has the features {', '.join(builder.info.features)}; "
+            f"one of them must be {', '.join(names)}"
+        )
+    return found
+
+
+def _skip_decoding(picture: str) -> dict[str, Any]:
+    import tensorflow_datasets as tfds
+
+    return {picture: tfds.decode.SkipDecoding()}
+
+
+def _texts(value: Any) -> list[str]:
+    """The texts of a feature: one, a sequence, or a sequence of {"text"} as coco_captions has it."""
+    if isinstance(value, bytes):
+        return [value.decode("utf-8", "replace")]
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [text for key in ("text", "caption") if key in value for text in _texts(value[key])]
+    try:
+        return [text for item in value for text in _texts(item)]
+    except TypeError:
+        return []

@@ -1,0 +1,211 @@
+"""From an original to shards by aspect ratio, in parallel processes; a killed run goes on where it stood.
+
+    DIR/parts/00012/3x2.array_record ...   the pictures of one part of the original, a file for each ratio
+    DIR/parts/00012/part.json              what was counted and skipped
+    DIR/parts/00012/columns.npz            size, captions' lengths and scores of each picture, file after file
+    DIR/index.json                         all files with their counts; there once everything is done
+    DIR/report.json
+
+A part's folder gets its name when it is whole; parts that have it are not read again.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import multiprocessing.connection
+import os
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from infinity_jax import json_files, scales
+from infinity_jax.data import pictures, record_index, report
+from infinity_jax.data.originals.by_name import find_parts
+from infinity_jax.data.originals.rows import Part, Row, Skipped
+from infinity_jax.data.shards import ShardWriter
+from infinity_jax.errors import UserError
+
+_LOG_EVERY_S = 10.0
+
+
+def prepare(source: str, out: Path, workers: int) -> dict[str, Any]:
+    """Writes the pictures of `source` into `out` and returns the report, which lies in report.json too.
+
+    Args:
+      source: see `originals.by_name`.
+      out: a folder that is new, or that the same source was or is being prepared into.
+      workers: processes.
+    Raises:
+      UserError: the source cannot be read, `out` holds another set, no picture is usable, the disk is full, or a
+        process was killed; what is done is kept, and the same command goes on.
+    """
+    started = time.monotonic()
+    parts = find_parts(source)
+    digest = hashlib.sha256("\n".join(part.name() for part in parts).encode()).hexdigest()
+    with locked(out):
+        claim(out, {"source": source, "parts": len(parts), "hash": digest})
+        todo = [number for number in range(len(parts)) if not _folder(out, number).is_dir()]
+        if done := len(parts) - len(todo):
+            logging.info("%d of %d parts were prepared before", done, len(parts))
+        _write_parts(out, parts, todo, workers)
+        record_index.write(out, [_folder(out, number) for number in range(len(parts))])
+        summary = report.write(out, source, [_folder(out, n) for n in range(len(parts))])
+    logging.info(
+        "%s: %d pictures in %s, %d rows skipped, %.0f s",
+        *(source, summary["pictures"], out, summary["skipped"]["count"], time.monotonic() - started),
+    )
+    return summary
+
+
+def _folder(out: Path, number: int) -> Path:
+    return out / "parts" / f"{number:05d}"
+
+
+@contextlib.contextmanager
+def locked(out: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder that is being written, and removes what a killed one left half done."""
+    try:
+        (out / "parts").mkdir(parents=True, exist_ok=True)
+        with open(out / ".lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            for left in (out / "parts").glob(".*"):
+                shutil.rmtree(left)
+            yield
+    except BlockingIOError as error:
+        raise UserError(f"another process prepares {out} now; wait for it or give another --out") from error
+    except OSError as error:
+        raise UserError(
+            f"{out} cannot be written: {error}; free some space or give another --out; the same command goes on"
+        ) from error
+
+
+def claim(out: Path, note: Mapping[str, Any]) -> None:
+    """Notes in source.json what goes into `out`; UserError if it is something else than before."""
+    file = out / "source.json"
+    if not file.is_file():
+        json_files.write(file, note)
+        return
+    try:
+        found = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); remove {out} or give another --out") from error
+    for name, value in note.items():
+        if found.get(name) != value:
+            changed = " (its files have changed)" if name == "hash" else ""
+            raise UserError(
+                f"{out} was begun with {name} {found.get(name)!r}, and this is {value!r}{changed}; "
+                "give another --out or remove that folder"
+            )
+
+
+def _write_parts(out: Path, parts: Sequence[Part], todo: Sequence[int], workers: int) -> None:
+    if workers == 1 or len(todo) < 2:
+        for number in todo:
+            _write_part(parts[number], _folder(out, number))
+        return
+    # Not forked: threads of libraries that are loaded already would be cut off.
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+    done, said = 0, time.monotonic()
+    pool = ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, (stop,))
+    try:
+        futures = [pool.submit(_write_part, parts[n], _folder(out, n)) for n in todo]
+        for future in as_completed(futures):
+            done += 1
+            future.result()
+            if time.monotonic() - said > _LOG_EVERY_S:
+                said = time.monotonic()
+                logging.info("%d of %d parts", done, len(todo))
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker was killed, perhaps for want of memory; the same command goes on, with fewer --workers if need be"
+        ) from error
+    finally:
+        stop.set()
+        pool.shutdown(cancel_futures=True)
+
+
+_stop: Any = None
+
+
+def _start_worker(stop: Any) -> None:
+    global _stop
+    _stop = stop
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; the parent says when to stop
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        # A worker whose parent was killed would wait for work for ever.
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, daemon=True).start()
+
+
+def _write_part(part: Part, folder: Path) -> None:
+    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
+    temporary.mkdir()
+    writer = ShardWriter(temporary)
+    tally = report.Tally()
+    columns: dict[str, list[dict[str, float]]] = {}
+    for row in part.rows():
+        if _stop is not None and _stop.is_set():
+            return
+        taken = _take(row) if isinstance(row, Row) else row
+        if isinstance(taken, Skipped):
+            tally.skip(taken)
+            continue
+        writer.write(taken.ratio, taken.record)
+        columns.setdefault(taken.ratio, []).append(taken.numbers)
+        tally.take(taken.row)
+    writer.close()
+    names = sorted({name for rows in columns.values() for numbers in rows for name in numbers})
+    # A score that a row lacks is NaN.
+    table: dict[str, Any] = {
+        f"{ratio}/{name}": np.array([numbers.get(name, np.nan) for numbers in rows], np.float32)
+        for ratio, rows in columns.items()
+        for name in names
+    }
+    np.savez(temporary / "columns.npz", **table)
+    json_files.write(temporary / "part.json", {"counts": writer.counts, "columns": names, **tally.as_dict()})
+    try:
+        temporary.rename(folder)
+    except OSError:
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(temporary)  # the last worker of a killed run was quicker
+
+
+class _Taken(NamedTuple):
+    """A row whose picture is whole, with what is written of it and numbers for filters."""
+
+    row: Row
+    ratio: str
+    record: dict[str, Any]
+    numbers: dict[str, float]
+
+
+def _take(row: Row) -> _Taken | Skipped:
+    try:
+        image = row.image.read_bytes() if isinstance(row.image, Path) else row.image
+        height, width = pictures.check(image)
+    except pictures.BrokenPicture as error:
+        return Skipped(row.id, error.kind, error.detail)
+    except OSError as error:
+        return Skipped(row.id, "cannot be read", str(error))
+    longest = max(len(text) for texts in row.captions.values() for text in texts)
+    numbers = {**row.scores, "height": height, "width": width, "caption": longest}
+    record = {"id": row.id, "image": image, "captions": dict(row.captions)}
+    return _Taken(row, scales.nearest_aspect_ratio(height, width), record, numbers)

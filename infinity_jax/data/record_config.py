@@ -1,0 +1,101 @@
+"""The section `data` of a config file that trains from prepared shards."""
+
+import dataclasses
+import re
+from pathlib import Path
+
+from infinity_jax import scales
+from infinity_jax.errors import UserError
+
+RECORDS = "records:"
+_LIMIT = re.compile(r"\s*([A-Za-z_][\w.\- ]*?)\s*(>=|<=)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limit:
+    """A column and the least or most that a picture's number may be."""
+
+    column: str
+    least: float = -float("inf")
+    most: float = float("inf")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which pictures and captions are trained on. The keys after `scales` are for prepared shards, "records:".
+
+    Attributes:
+      source: "emoji_captions", "folder:PATH" or "records:DIR"; several prepared sets "records:DIR@WEIGHT,records:...",
+        the weights are shares of what is seen.
+      scales: pixel budget or small preset.
+      validation: another prepared set, for evaluation; "" is none.
+      min_side: the least height and width in pixels of a picture.
+      min_caption, max_caption: limits of the characters of a picture's longest caption; 0 is none.
+      scores: limits of score columns, like "aesthetic>=5,watermark<=0.5"; a picture without the score is left out.
+      long_captions: how often the long caption is taken of a picture that has both.
+      cut_captions: how often of a long caption only the first sentences are kept, an even number from one to all.
+    """
+
+    source: str
+    scales: str
+    validation: str = ""
+    min_side: int = 0
+    min_caption: int = 0
+    max_caption: int = 0
+    scores: str = ""
+    long_captions: float = 0.8
+    cut_captions: float = 0.0
+
+    def __post_init__(self):
+        for name in ("long_captions", "cut_captions"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise UserError(f"data.{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+        parse_limits(self.scores)
+        scales.make_schedule(self.scales)
+
+    @property
+    def limits(self) -> tuple[Limit, ...]:
+        """All filters."""
+        side = [Limit(column, float(self.min_side)) for column in ("height", "width") if self.min_side > 0]
+        most = float(self.max_caption or "inf")
+        caption = (
+            [Limit("caption", float(self.min_caption), most)]
+            if self.min_caption > 0 or self.max_caption > 0
+            else []
+        )
+        return (*side, *caption, *parse_limits(self.scores))
+
+
+def parse_limits(text: str) -> list[Limit]:
+    """ "aesthetic>=5,watermark<=0.5" as limits. Raises UserError if it is not of that form."""
+    limits = []
+    for part in filter(str.strip, text.split(",")):
+        match = _LIMIT.fullmatch(part)
+        if match is None:
+            raise UserError(
+                f"data.scores {part!r} is not understood; write it like 'aesthetic>=5,watermark<=0.5'"
+            )
+        bound = {">=": "least", "<=": "most"}[match[2]]
+        limits.append(Limit(match[1], **{bound: float(match[3])}))
+    return limits
+
+
+def parse_sets(source: str) -> list[tuple[Path, float | None]]:
+    """The folders of "records:A@2,records:B@1" with their weights, None where none is given.
+
+    Raises:
+      UserError: another form, or weights for some and not for others.
+    """
+    sets = []
+    for part in source.split(","):
+        if not part.startswith(RECORDS):
+            raise UserError(f"data.source {source!r}: {part!r} does not begin with {RECORDS!r}")
+        match = re.fullmatch(r"(.+?)(?:@([0-9]*\.?[0-9]+))?", part.removeprefix(RECORDS))
+        if match is None:
+            raise UserError(f"data.source {source!r} names no folder; write records:DIR")
+        sets.append((Path(match[1]).expanduser(), float(match[2]) if match[2] else None))
+    if len({weight is None for _, weight in sets}) > 1:
+        raise UserError(
+            f"data.source {source!r} has weights for some sets only; give each one its @WEIGHT, or none"
+        )
+    return sets

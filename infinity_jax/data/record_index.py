@@ -1,0 +1,110 @@
+"""The index of prepared shards: which files there are, of which ratio, with how many records."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from infinity_jax import json_files
+from infinity_jax.data.shards import shard_name
+from infinity_jax.errors import UserError
+
+FORMAT = 1
+INDEX = "index.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file: its part's folder, its ratio, and how many records it has."""
+
+    part: Path
+    ratio: str
+    count: int
+
+    @property
+    def file(self) -> Path:
+        """Where its records are."""
+        return self.part / shard_name(self.ratio)
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordIndex:
+    """What lies in a prepared folder.
+
+    Attributes:
+      folder: the folder.
+      shards: in a fixed order.
+      columns: what `column` knows: height, width, caption (characters of the longest one) and scores.
+      features: what made the features that its records hold in place of pictures; {} for pictures.
+    """
+
+    folder: Path
+    shards: tuple[Shard, ...]
+    columns: tuple[str, ...]
+    features: Mapping[str, Any]
+
+    def of_ratio(self, ratio: str) -> list[Shard]:
+        """The shards of a ratio."""
+        return [shard for shard in self.shards if shard.ratio == ratio]
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of which records there are."""
+        listed = [[shard.part.name, shard.ratio, shard.count] for shard in self.shards]
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()[:24]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Records of each ratio."""
+        counts: dict[str, int] = {}
+        for shard in self.shards:
+            counts[shard.ratio] = counts.get(shard.ratio, 0) + shard.count
+        return counts
+
+    def column(self, name: str, ratio: str) -> Float[np.ndarray, " N"]:
+        """A number of each record of a ratio, float32, NaN where a record has none."""
+        numbers = []
+        for shard in self.of_ratio(ratio):
+            with np.load(shard.part / "columns.npz") as table:
+                key = f"{ratio}/{name}"
+                numbers.append(table[key] if key in table else np.full(shard.count, np.nan, np.float32))
+        return np.concatenate(numbers)
+
+
+def write(out: Path, parts: Sequence[Path], features: Mapping[str, Any] | None = None) -> None:
+    """Writes `out`/index.json from the part.json of all parts. Raises UserError if they hold no record."""
+    shards, columns = [], set()
+    for part in parts:
+        found = json.loads((part / "part.json").read_text())
+        columns |= set(found["columns"])
+        shards += [[part.name, ratio, count] for ratio, count in sorted(found["counts"].items())]
+    index = {"format": FORMAT, "columns": sorted(columns), "features": dict(features or {}), "shards": shards}
+    json_files.write(out / INDEX, index)
+
+
+def read(folder: Path) -> RecordIndex:
+    """The index of a prepared folder. Raises UserError if it is missing, unfinished, damaged or empty."""
+    try:
+        index = json.loads((folder / INDEX).read_text())
+        if index["format"] != FORMAT:
+            raise UserError(
+                f"{folder} has format {index['format']}, this program reads {FORMAT}; prepare it again"
+            )
+        parts = folder / "parts"
+        shards = tuple(Shard(parts / part, ratio, int(count)) for part, ratio, count in index["shards"])
+        found = RecordIndex(folder, shards, tuple(index["columns"]), index["features"])
+    except FileNotFoundError as error:
+        state = "is not finished: give the same prepare command again" if (folder / "source.json").is_file() else (
+            "has no index.json: write it with infinity-jax prepare --source ... --out"
+        )  # fmt: skip
+        raise UserError(f"{folder} {state}") from error
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{folder / INDEX} cannot be read ({error!r}); prepare the set again") from error
+    if not found.shards:
+        raise UserError(f"{folder} holds no picture; {folder / 'report.json'} says why each was skipped")
+    return found
