@@ -1,6 +1,6 @@
 """What an adversary brings: a trained tokenizer, trained on with and without one, all else alike (spec section 2).
 
-python benchmarks/adversarial.py --init-from runs/vocabulary/bits_16 --workdir runs/adversarial --json adversarial.json
+python benchmarks/adversarial.py --workdir runs/adversarial --json adversarial.json
 
 The same command again goes on where it was stopped.
 """
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from infinity_jax import allocator, config_files, evaluate_tokenizer, log, pretrained, train_tokenizer
 
 CHANGES = [
-    "--config.optim.learning_rate=3e-4",
+    "--config.optim.learning_rate=2e-4",
     "--config.discriminator.start_step=0",
     "--config.train.sample_every=0",
     "--config.train.evaluate_every=0",
@@ -62,11 +62,11 @@ def _evaluated(checkpoint: str, file: Path) -> dict:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--init-from", required=True, metavar="DIR", help="the tokenizer to train on")
+    parser.add_argument("--init-from", default="bundled", metavar="DIR", help="the tokenizer to train on")
     parser.add_argument(
         "--workdir", type=Path, required=True, help="gets a run with and one without adversary"
     )
-    parser.add_argument("--steps", type=int, default=1000, help="of each training")
+    parser.add_argument("--steps", type=int, default=500, help="of each training")
     parser.add_argument("--json", type=Path, metavar="FILE", help="where the numbers go as well")
     return parser.parse_args()
 

@@ -54,12 +54,12 @@ def get_config(argument: str = "") -> ConfigDict:
             base_width=64,
             layers=2,
             loss="hinge",
-            weight=0.3,
-            adaptive_weight=False,
+            weight=0.5,
+            adaptive_weight=True,
             start_step="50%",
-            ramp_steps="5%",
+            ramp_steps="10%",
             lecam=0.05,
-            learning_rate_factor=2.0,
+            learning_rate_factor=4.0,
         )
     )
     config.optim = ConfigDict(
