@@ -57,6 +57,10 @@ class TokenizerConfig:
             1 <= self.bits <= 64,
             f"tokenizer bits {self.bits} is out of range; use 1 to 64 (the paper: 14 to 64)",
         )
+        _check(
+            self.bits > 1 or self.quantizer == "lfq",
+            "a single bit on a sphere has no gradient; use 2 bits or more, or quantizer 'lfq'",
+        )
         _check(self.patchify >= 1, f"tokenizer patchify {self.patchify} must be at least 1 (1 = off)")
         _check(self.quantizer in ("bsq", "lfq"), f"unknown quantizer {self.quantizer!r}; use 'bsq' or 'lfq'")
         _check(
