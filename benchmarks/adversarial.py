@@ -8,10 +8,13 @@ The same command again goes on where it was stopped.
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from ml_collections import ConfigDict
 
 from infinity_jax import allocator, config_files, evaluate_tokenizer, log, pretrained, train_tokenizer
+from infinity_jax.evaluation import bootstrap, gallery
+from infinity_jax.evaluation.through_bits import ThroughBits
 
 CHANGES = [
     "--config.optim.learning_rate=2e-4",
@@ -27,14 +30,17 @@ def main() -> None:
     arguments = _arguments()
     allocator.keep_freed_memory()
     log.start()
-    report = {"before": _evaluated(arguments.init_from, arguments.workdir / "before.json")}
+    report: dict[str, Any] = {"before": _evaluated(arguments.init_from, arguments.workdir / "before.json")}
     for name in ("without", "with"):
         workdir = arguments.workdir / name
         train_tokenizer.main(_config(arguments, adversarial=name == "with"), workdir)
         report[name] = _evaluated(str(workdir), workdir / f"evaluation-{arguments.steps}.json")
+    report["kid_change_interval"] = _kid_change(arguments.workdir)
     print(f"{'adversary':>12}" + "".join(f"{column:>12}" for column in COLUMNS))
-    for name, numbers in report.items():
-        print(f"{name:>12}" + "".join(f"{numbers[column]:12.5g}" for column in COLUMNS))
+    for name in ("before", "without", "with"):
+        print(f"{name:>12}" + "".join(f"{report[name][column]:12.5g}" for column in COLUMNS))
+    low, high = report["kid_change_interval"]
+    print(f"EffNet-KID with less without, 95% interval over the same pictures: {low:.5f} to {high:.5f}")
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
 
@@ -58,6 +64,15 @@ def _evaluated(checkpoint: str, file: Path) -> dict:
         return json.loads(file.read_text())
     file.parent.mkdir(parents=True, exist_ok=True)
     return evaluate_tokenizer.main(file, checkpoint, sheet=file.with_suffix(".png"))
+
+
+def _kid_change(workdir: Path) -> tuple[float, float]:
+    """The 95% interval of what the adversary changes in EffNet-KID, over the same pictures."""
+    tokenizers = [pretrained.load_tokenizer(workdir / name) for name in ("without", "with")]
+    source = tokenizers[0].origin["data"]["source"]
+    chosen = evaluate_tokenizer.choose_pictures(source, tokenizers[0].side, evaluate_tokenizer.PICTURES)
+    without, with_adversary = (gallery.features_of(ThroughBits(t)(chosen.kid)) for t in tokenizers)
+    return bootstrap.kid_change_interval(without, with_adversary, gallery.gallery_features(chosen.others))
 
 
 def _arguments() -> argparse.Namespace:

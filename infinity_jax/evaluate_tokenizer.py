@@ -85,7 +85,7 @@ def main(
     tokenizer = pretrained.load_tokenizer(checkpoint)
     tokenizer = dataclasses.replace(tokenizer, scales=budget or tokenizer.scales)
     source: str = data or tokenizer.origin.get("data", {}).get("source", DEFAULT_SOURCE)
-    chosen = _choose(source, tokenizer.side, n_pictures)
+    chosen = choose_pictures(source, tokenizer.side, n_pictures)
 
     through_bits = ThroughBits(tokenizer)
     usage = BitUsage(tokenizer.config.bits, through_bits.schedule.n_scales)
@@ -110,7 +110,7 @@ def main(
     return numbers
 
 
-def _choose(data: str, side: int, most: int) -> Chosen:
+def choose_pictures(data: str, side: int, most: int) -> Chosen:
     """Draws the pictures, always the same ones of the same data."""
     train, validation = (sources.open_source(data, split) for split in ("train", "validation"))
     order = np.random.default_rng(0).permutation(len(train))

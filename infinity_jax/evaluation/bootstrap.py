@@ -23,12 +23,27 @@ def kid_interval(
     A picture drawn twice is no pair of two pictures: such pairs are left out, else every resample would look less
     varied than the data and the interval would lie too high.
     """
+    return _percentiles(_kid_estimates(features_a, features_b, seed))
+
+
+def kid_change_interval(
+    features_before: Float[np.ndarray, "M D"],
+    features_after: Float[np.ndarray, "M D"],
+    features_b: Float[np.ndarray, "N D"],
+    seed: int = 0,
+) -> tuple[float, float]:
+    """(low, high) of the change of EffNet-KID against a set, where row i before and after is of the same picture."""
+    before, after = (_kid_estimates(a, features_b, seed) for a in (features_before, features_after))
+    return _percentiles(after - before)
+
+
+def _kid_estimates(features_a: np.ndarray, features_b: np.ndarray, seed: int) -> np.ndarray:
+    """EffNet-KID of each resample [RESAMPLES]; the same pictures for sets of the same size."""
     a, b = (np.asarray(features, np.float64) for features in (features_a, features_b))
     random = np.random.default_rng(seed)
     counts_RM, counts_RN = _drawn(len(a), random), _drawn(len(b), random)
     across = ((counts_RM @ kernel(a, b)) * counts_RN).sum(axis=1) / (len(a) * len(b))
-    estimates_R = _within(a, counts_RM) + _within(b, counts_RN) - 2 * across
-    return _percentiles(estimates_R[np.isfinite(estimates_R)])
+    return _within(a, counts_RM) + _within(b, counts_RN) - 2 * across
 
 
 def _drawn(n: int, random: np.random.Generator) -> np.ndarray:
@@ -45,5 +60,5 @@ def _within(features_ND: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:
 
 
 def _percentiles(estimates_R: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(estimates_R, PERCENTILES)
+    low, high = np.percentile(estimates_R[np.isfinite(estimates_R)], PERCENTILES)
     return float(low), float(high)
