@@ -66,7 +66,7 @@ def _write_part(index: RecordIndex, part: Path, out: Path, maker: "_Maker") -> N
     for shard in index.shards:
         if shard.part == part:
             for record in maker.records(shard):
-                writer.write(shard.ratio, record)
+                writer.write(shard.ratio, shards.pack(record))
     writer.close()
     shutil.copyfile(part / "columns.npz", temporary / "columns.npz")
     found = json.loads((part / "part.json").read_text())

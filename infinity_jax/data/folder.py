@@ -161,7 +161,7 @@ def _read_jsonl(captions: Path) -> Iterator[tuple[int, dict[str, Any]] | Skipped
     for number, line in enumerate(captions.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line.decode("utf-8-sig")) if line.strip() else None
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield Skipped(number, f"not JSON ({error})")
             continue
         if isinstance(row, dict):

@@ -30,10 +30,10 @@ import numpy as np
 from absl import logging
 
 from infinity_jax import json_files, scales
-from infinity_jax.data import pictures, record_index, report
+from infinity_jax.data import pictures, record_index, report, shards
+from infinity_jax.data.captions import plain
 from infinity_jax.data.originals.by_name import find_parts
 from infinity_jax.data.originals.rows import Part, Row, Skipped
-from infinity_jax.data.shards import ShardWriter
 from infinity_jax.errors import UserError
 
 _LOG_EVERY_S = 10.0
@@ -52,7 +52,9 @@ def prepare(source: str, out: Path, workers: int) -> dict[str, Any]:
     """
     started = time.monotonic()
     parts = find_parts(source)
-    digest = hashlib.sha256("\n".join(part.name() for part in parts).encode()).hexdigest()
+    digest = hashlib.sha256(
+        "\n".join(part.name() for part in parts).encode(errors="surrogateescape")
+    ).hexdigest()
     with locked(out):
         claim(out, {"source": source, "parts": len(parts), "hash": digest})
         todo = [number for number in range(len(parts)) if not _folder(out, number).is_dir()]
@@ -157,7 +159,7 @@ def _start_worker(stop: Any) -> None:
 def _write_part(part: Part, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     temporary.mkdir()
-    writer = ShardWriter(temporary)
+    writer = shards.ShardWriter(temporary)
     tally = report.Tally()
     columns: dict[str, list[dict[str, float]]] = {}
     for row in part.rows():
@@ -167,7 +169,7 @@ def _write_part(part: Part, folder: Path) -> None:
         if isinstance(taken, Skipped):
             tally.skip(taken)
             continue
-        writer.write(taken.ratio, taken.record)
+        writer.write(taken.ratio, taken.packed)
         columns.setdefault(taken.ratio, []).append(taken.numbers)
         tally.take(taken.row)
     writer.close()
@@ -193,7 +195,7 @@ class _Taken(NamedTuple):
 
     row: Row
     ratio: str
-    record: dict[str, Any]
+    packed: bytes
     numbers: dict[str, float]
 
 
@@ -201,11 +203,13 @@ def _take(row: Row) -> _Taken | Skipped:
     try:
         image = row.image.read_bytes() if isinstance(row.image, Path) else row.image
         height, width = pictures.check(image)
+        packed = shards.pack({"id": plain(row.id), "image": image, "captions": dict(row.captions)})
     except pictures.BrokenPicture as error:
         return Skipped(row.id, error.kind, error.detail)
     except OSError as error:
         return Skipped(row.id, "cannot be read", str(error))
+    except Exception as error:  # among millions of rows one that nobody foresaw must not stop the others
+        return Skipped(row.id, "cannot be used", repr(error))
     longest = max(len(text) for texts in row.captions.values() for text in texts)
     numbers = {**row.scores, "height": height, "width": width, "caption": longest}
-    record = {"id": row.id, "image": image, "captions": dict(row.captions)}
-    return _Taken(row, scales.nearest_aspect_ratio(height, width), record, numbers)
+    return _Taken(row, scales.nearest_aspect_ratio(height, width), packed, numbers)

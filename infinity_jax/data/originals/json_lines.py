@@ -98,7 +98,7 @@ class _Base:
 def _row(name: str, line: bytes, base: _Base) -> Row | Skipped:
     try:
         fields = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Skipped(name, "not JSON", str(error))
     if not isinstance(fields, dict):
         return Skipped(name, "not JSON", f"not an object but {type(fields).__name__}")

@@ -58,7 +58,7 @@ class TarPart:
                 loaded = json.loads(members["json"].decode("utf-8-sig"))
                 fields = loaded if isinstance(loaded, dict) else {}
             texts = [members[kind].decode("utf-8-sig") for kind in TEXTS if kind in members]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return Skipped(name, "not JSON" if "json" in members else "not UTF-8", str(error))
         captions = captions_of({**fields, "text": texts} if texts else fields)
         if not captions:

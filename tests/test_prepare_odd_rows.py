@@ -1,0 +1,103 @@
+"""`infinity-jax prepare`: one odd row is named and left out, the others are kept, and nothing else is touched."""
+
+import io
+import tarfile
+from pathlib import Path
+
+import pytest
+import synthetic_pictures
+
+from infinity_jax.data import preparation, shards
+from infinity_jax.data.record_set import MixedRecords
+
+
+def records_of(out: Path):
+    records = MixedRecords(f"records:{out}")
+    return [records.read(bucket.ratio, 0, i) for bucket in records.buckets for i in range(bucket.sizes[0])]
+
+
+def write_split(folder: Path, lines: list[str]) -> str:
+    folder.mkdir(exist_ok=True)
+    (folder / "0.jpg").write_bytes(synthetic_pictures.jpeg(0))
+    (folder / f"1.000_{len(lines):09d}.jsonl").write_text("\n".join(lines) + "\n")
+    return f"jsonl:{folder}"
+
+
+GOOD = '{"image_path": "0.jpg", "text": "good"}'
+KEPT = {
+    "half an emoji in the caption": r'{"image_path": "0.jpg", "text": "cut \ud83d"}',
+    "half an emoji in a column of numbers": r'{"image_path": "0.jpg", "text": "a", "a\ud83d": 3}',
+    "half an emoji in another column": r'{"image_path": "0.jpg", "text": "a", "b\ud83d": [3]}',
+    "a zero byte in a column": r'{"image_path": "0.jpg", "text": "a", "a\u0000b": 3}',
+    "an endless column": '{"image_path": "0.jpg", "text": "a", "' + "c" * 70_000 + '": 3}',
+    "a number of 400 digits": '{"image_path": "0.jpg", "text": "a", "score": 1' + "0" * 400 + "}",
+}
+LEFT_OUT = {
+    "half an emoji in the path": (r'{"image_path": "\ud83d.jpg", "text": "a"}', "no such file"),
+    "a zero byte in the path": (r'{"image_path": "a\u0000b.jpg", "text": "a"}', "no such file"),
+    "a path too long": ('{"image_path": "' + "x" * 300 + '.jpg", "text": "a"}', "cannot be read"),
+    "a data url": ('{"image": "data:image/png;base64,' + "A" * 5000 + '", "text": "a"}', "cannot be read"),
+    "deep lists": ("[" * 200_000, "not JSON"),
+    "half an emoji where the path lacks": (r'{"x\ud83d": "a"}', "no image_path"),
+}
+
+
+@pytest.mark.parametrize("line", KEPT.values(), ids=KEPT.keys())
+def test_an_odd_row_is_kept(tmp_path, line):
+    summary = preparation.prepare(write_split(tmp_path / "in", [GOOD, line, GOOD]), tmp_path / "out", 1)
+    assert summary["pictures"] == len(records_of(tmp_path / "out")) == 3
+    assert not summary["skipped"]["count"]
+
+
+@pytest.mark.parametrize(("line", "reason"), LEFT_OUT.values(), ids=LEFT_OUT.keys())
+def test_an_odd_row_is_left_out_and_named(tmp_path, line, reason):
+    summary = preparation.prepare(write_split(tmp_path / "in", [GOOD, line, GOOD]), tmp_path / "out", 1)
+    assert summary["pictures"] == len(records_of(tmp_path / "out")) == 2
+    assert summary["skipped"]["by_reason"] == {reason: 1}
+    assert len(summary["skipped"]["rows"][0]["id"]) < 500
+
+
+def test_half_an_emoji_becomes_a_question_mark(tmp_path):
+    preparation.prepare(write_split(tmp_path / "in", list(KEPT.values())[:1]), tmp_path / "out", 1)
+    assert records_of(tmp_path / "out")[0]["captions"] == {"short": ["cut ?"]}
+
+
+def test_deep_lists_in_a_folders_captions(tmp_path):
+    (tmp_path / "0.jpg").write_bytes(synthetic_pictures.jpeg(0))
+    (tmp_path / "captions.jsonl").write_text('{"file": "0.jpg", "text": "a"}\n' + "[" * 200_000)
+    summary = preparation.prepare(f"folder:{tmp_path}", tmp_path / "out", 1)
+    assert summary["pictures"] == 1 and summary["skipped"]["by_reason"] == {"not JSON": 1}
+
+
+def add(tar: tarfile.TarFile, name: str, content: bytes):
+    member = tarfile.TarInfo(name)
+    member.size = len(content)
+    tar.addfile(member, io.BytesIO(content))
+
+
+def test_odd_members_of_a_tar(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.GNU_FORMAT) as tar:
+        add(tar, "b\udcff.jpg", synthetic_pictures.jpeg(0))
+        add(tar, "b\udcff.txt", b"a name that is not UTF-8")
+        add(tar, "c.jpg", synthetic_pictures.jpeg(1))
+        add(tar, "c.json", b"[" * 200_000)
+        add(tar, "d.txt", b"no picture")
+        add(tar, "d.\udcff", b"no picture either")
+    summary = preparation.prepare(f"tar:{tmp_path}/a.tar", tmp_path / "out", 1)
+    assert [record["id"] for record in records_of(tmp_path / "out")] == ["a.tar:b?"]
+    assert summary["skipped"]["by_reason"] == {"not JSON": 1, "no picture": 1}
+
+
+def test_what_nobody_thought_of_costs_one_row(tmp_path, monkeypatch):
+    pack = shards.pack
+
+    def fail_once(record):
+        if record["captions"] == {"short": ["odd"]}:
+            raise TypeError("what is this?")
+        return pack(record)
+
+    monkeypatch.setattr(shards, "pack", fail_once)
+    lines = ['{"image_path": "0.jpg", "text": "odd"}', GOOD]
+    summary = preparation.prepare(write_split(tmp_path / "in", lines), tmp_path / "out", 1)
+    assert summary["pictures"] == len(records_of(tmp_path / "out")) == 1
+    assert "what is this?" in summary["skipped"]["rows"][0]["detail"]
