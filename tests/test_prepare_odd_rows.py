@@ -1,5 +1,6 @@
 """`infinity-jax prepare`: one odd row is named and left out, the others are kept, and nothing else is touched."""
 
+import gzip
 import io
 import tarfile
 from pathlib import Path
@@ -8,6 +9,8 @@ import pytest
 import synthetic_pictures
 
 from infinity_jax.data import preparation, shards
+from infinity_jax.data.originals import tar_shards
+from infinity_jax.data.originals.rows import Row, Skipped
 from infinity_jax.data.record_set import MixedRecords
 
 
@@ -101,3 +104,38 @@ def test_what_nobody_thought_of_costs_one_row(tmp_path, monkeypatch):
     summary = preparation.prepare(write_split(tmp_path / "in", lines), tmp_path / "out", 1)
     assert summary["pictures"] == len(records_of(tmp_path / "out")) == 1
     assert "what is this?" in summary["skipped"]["rows"][0]["detail"]
+
+
+def ten_pairs(tmp_path: Path) -> tuple[bytes, list[int]]:
+    with tarfile.open(tmp_path / "whole.tar", "w") as tar:
+        for i in range(10):
+            add(tar, f"{i}.jpg", synthetic_pictures.jpeg(i))
+            add(tar, f"{i}.txt", b"a caption")
+    with tarfile.open(tmp_path / "whole.tar") as tar:
+        return (tmp_path / "whole.tar").read_bytes(), [member.offset for member in tar]
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("damage", ["header", "cut in a header", "cut between members", "cut in a picture"])
+def test_a_damaged_tar_is_said(tmp_path, damage, compressed):
+    content, starts = ten_pairs(tmp_path)
+    at = starts[10]  # the sixth picture
+    damaged = {
+        "header": content[: at + 20] + b"\xff" * 20 + content[at + 40 :],
+        "cut in a header": content[: at + 100],
+        "cut between members": content[:at],
+        "cut in a picture": content[: at + 700],
+    }[damage]
+    file = tmp_path / "damaged.tar"
+    file.write_bytes(gzip.compress(damaged) if compressed else damaged)
+    rows = list(tar_shards.TarPart(file).rows())
+    assert [row.id for row in rows if isinstance(row, Row)][:5] == [f"damaged.tar:{i}" for i in range(5)]
+    assert [row.kind for row in rows if isinstance(row, Skipped)].count("broken tar") == 1
+
+
+def test_a_whole_tar_ends_with_zeros_and_an_empty_one_too(tmp_path):
+    ten_pairs(tmp_path)
+    with tarfile.open(tmp_path / "empty.tar", "w"):
+        pass
+    assert [type(row) for row in tar_shards.TarPart(tmp_path / "whole.tar").rows()] == [Row] * 10
+    assert not list(tar_shards.TarPart(tmp_path / "empty.tar").rows())
