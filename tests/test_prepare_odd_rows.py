@@ -1,5 +1,6 @@
 """`infinity-jax prepare`: one odd row is named and left out, the others are kept, and nothing else is touched."""
 
+import errno
 import gzip
 import io
 import tarfile
@@ -12,6 +13,7 @@ from infinity_jax.data import preparation, shards
 from infinity_jax.data.originals import tar_shards
 from infinity_jax.data.originals.rows import Row, Skipped
 from infinity_jax.data.record_set import MixedRecords
+from infinity_jax.errors import UserError
 
 
 def records_of(out: Path):
@@ -139,3 +141,34 @@ def test_a_whole_tar_ends_with_zeros_and_an_empty_one_too(tmp_path):
         pass
     assert [type(row) for row in tar_shards.TarPart(tmp_path / "whole.tar").rows()] == [Row] * 10
     assert not list(tar_shards.TarPart(tmp_path / "empty.tar").rows())
+
+
+def test_hidden_files_of_others_stay(tmp_path):
+    source = write_split(tmp_path / "in", [GOOD])
+    parts = tmp_path / "out" / "parts"
+    (parts / ".git").mkdir(parents=True)
+    (parts / ".DS_Store").write_text("a")
+    for left in (".00000.123", ".00000"):
+        (parts / left).mkdir()
+    assert preparation.prepare(source, tmp_path / "out", 1)["pictures"] == 1
+    assert {file.name for file in parts.iterdir()} == {".git", ".DS_Store", "00000"}
+
+
+def test_nothing_is_removed_where_another_set_lies(tmp_path):
+    out = tmp_path / "out"
+    preparation.prepare(write_split(tmp_path / "in", [GOOD]), out, 1)
+    (out / "parts" / ".00001.123").mkdir()
+    with pytest.raises(UserError, match="give another --out"):
+        preparation.prepare(write_split(tmp_path / "other", [GOOD]), out, 1)
+    assert (out / "parts" / ".00001.123").is_dir()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EACCES])
+def test_space_is_advised_where_space_lacks(tmp_path, monkeypatch, number):
+    def fail(*_):
+        raise OSError(number, "said by the disk")
+
+    monkeypatch.setattr(preparation, "_write_part", fail)
+    with pytest.raises(UserError, match=r"said by the disk.*the same command goes on") as caught:
+        preparation.prepare(write_split(tmp_path / "in", [GOOD]), tmp_path / "out", 1)
+    assert ("free some space" in str(caught.value)) == (number in (errno.ENOSPC, errno.EDQUOT))

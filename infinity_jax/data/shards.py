@@ -1,6 +1,7 @@
 """Records in ArrayRecord files: one file for each aspect ratio of each part, read at random places."""
 
 import contextlib
+import errno
 import functools
 import os
 from collections.abc import Iterator, Mapping
@@ -58,7 +59,12 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OSError(str(error)) from error
+        full = (
+            number
+            for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            if os.strerror(number) in str(error)
+        )
+        raise OSError(next(full, errno.EIO), str(error)) from error
 
 
 def read(file: Path, position: int) -> dict[str, Any]:
