@@ -3,14 +3,16 @@
 import errno
 import gzip
 import io
+import json
 import tarfile
 from pathlib import Path
 
 import pytest
 import synthetic_pictures
 
+from infinity_jax import prepare
 from infinity_jax.data import preparation, shards
-from infinity_jax.data.originals import tar_shards
+from infinity_jax.data.originals import json_lines, tar_shards
 from infinity_jax.data.originals.rows import Row, Skipped
 from infinity_jax.data.record_set import MixedRecords
 from infinity_jax.errors import UserError
@@ -172,3 +174,22 @@ def test_space_is_advised_where_space_lacks(tmp_path, monkeypatch, number):
     with pytest.raises(UserError, match=r"said by the disk.*the same command goes on") as caught:
         preparation.prepare(write_split(tmp_path / "in", [GOOD]), tmp_path / "out", 1)
     assert ("free some space" in str(caught.value)) == (number in (errno.ENOSPC, errno.EDQUOT))
+
+
+def test_a_path_means_the_same_whatever_stood_before_it(tmp_path):
+    """`b.jpg` lies beside the splits and above them; rows before that lie above change nothing."""
+    splits = tmp_path / "splits"
+    splits.mkdir()
+    for file in (splits / "b.jpg", tmp_path / "b.jpg", tmp_path / "a.jpg"):
+        file.write_bytes(file.parent.name.encode())
+    rows = [json.dumps({"image_path": name, "text": "a"}) for name in ("a.jpg", "b.jpg")]
+    (splits / "1.000_000000002.jsonl").write_text("\n".join(rows))
+    [part] = json_lines.find_parts(splits)
+    found = [row.image for row in part.rows() if isinstance(row, Row)]
+    assert found == [tmp_path / "a.jpg", splits / "b.jpg"]
+
+
+@pytest.mark.parametrize("source", ["jsonl:a", "tfds:a", "tar:a"])
+def test_what_only_shards_are_made_of_needs_a_folder(source):
+    with pytest.raises(UserError, match="needs --out DIR"):
+        prepare.main(source)
