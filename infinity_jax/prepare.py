@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from infinity_jax import config_files
+from infinity_jax.data.originals import by_name
 from infinity_jax.data.record_config import DataConfig
 from infinity_jax.data.sources import SPLITS, open_source
 from infinity_jax.errors import UserError
@@ -22,6 +23,9 @@ def main(source: str, out: str | None = None, workers: int = 1) -> None:
       UserError: an unknown name, nothing usable, or a folder that cannot be written.
     """
     if out is None:
+        kind = source.partition(":")[0]
+        if kind in by_name.ONLY_SHARDS:
+            raise UserError(f"{kind}: needs --out DIR, a folder to write shards into; got --source {source}")
         sizes = {split: len(open_source(source, split)) for split in SPLITS}
         counts = ", ".join(f"{split} {size}" for split, size in sizes.items())
         print(f"{source}: {counts} pictures, in {data_dir()}")

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from infinity_jax.data import folder as folder_module
+from infinity_jax.data import preparation
 from infinity_jax.data.sources import open_source
 from infinity_jax.errors import UserError
 
@@ -142,3 +143,26 @@ def test_a_picture_that_goes_away_is_named(tmp_path):
     (tmp_path / "f" / "p0.png").unlink()
     with pytest.raises(UserError, match=r"p0\.png cannot be read any more"):
         source[0]
+
+
+def test_a_csv_row_with_a_comma_that_is_not_quoted_is_named(tmp_path, log):
+    folder = make(tmp_path / "f", 3)
+    (folder / "captions.csv").write_text("file,text\np0.png,one\np1.png,one, two, three\np2.png\n")
+    assert [opened(folder)[i]["caption"] for i in range(len(opened(folder)))] == ["one"]
+    assert any("line 3 skipped: more columns than the header" in message for message in log.messages)
+    assert any("2 of 3 rows skipped" in message for message in log.messages)
+    summary = preparation.prepare(f"folder:{folder}", tmp_path / "out", 1)
+    assert summary["skipped"]["by_reason"] == {"more columns than the header": 1, "no caption": 1}
+    assert summary["skipped"]["rows"][0] == {
+        "id": "line 3",
+        "reason": "more columns than the header",
+        "detail": "quote captions that have commas",
+    }
+
+
+@pytest.mark.parametrize("rows", ['p0.png,"open\np1.png,x\np2.png,y\n', 'p0.png,"a" b\n'])
+def test_a_quote_that_is_not_closed_is_refused(tmp_path, rows):
+    folder = make(tmp_path / "f", 3)
+    (folder / "captions.csv").write_text("file,text\np1.png,fine\n" + rows)
+    with pytest.raises(UserError, match=r"captions\.csv: the row that begins in line 3: .*quotes"):
+        opened(folder)

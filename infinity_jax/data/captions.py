@@ -11,9 +11,14 @@ _OPTIONS = re.compile(r"(?:^|\s)--[A-Za-z].*$", re.DOTALL)
 KINDS = ("long", "short")
 
 
+def plain(text: str) -> str:
+    """A text that can be written as UTF-8: "?" for each half of a pair of surrogates that stands alone."""
+    return text.encode("utf-8", "replace").decode("utf-8")
+
+
 def clean(caption: str) -> str:
-    """A caption without `--` options, every run of white space one space; "" if nothing is left."""
-    return " ".join(_OPTIONS.sub("", caption).split())
+    """A caption without `--` options, every run of white space one space, as `plain` text; "" if nothing is left."""
+    return " ".join(_OPTIONS.sub("", plain(caption)).split())
 
 
 def first_sentences(caption: str, count: int) -> str:

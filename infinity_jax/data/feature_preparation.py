@@ -48,8 +48,7 @@ def prepare_features(data: DataConfig, tokenizer_path: str, text: Mapping[str, A
     if index.features:
         raise UserError(f"{folder} holds features already; give the shards of pictures")
     maker = _Maker(data, tokenizer_path, text)
-    with preparation.locked(out):
-        preparation.claim(out, {"source": data.source, "hash": index.fingerprint, **maker.described})
+    with preparation.locked(out, {"source": data.source, "hash": index.fingerprint, **maker.described}):
         parts = sorted({shard.part for shard in index.shards})
         for number, part in enumerate(parts):
             if not (out / "parts" / part.name).is_dir():
@@ -66,7 +65,7 @@ def _write_part(index: RecordIndex, part: Path, out: Path, maker: "_Maker") -> N
     for shard in index.shards:
         if shard.part == part:
             for record in maker.records(shard):
-                writer.write(shard.ratio, record)
+                writer.write(shard.ratio, shards.pack(record))
     writer.close()
     shutil.copyfile(part / "columns.npz", temporary / "columns.npz")
     found = json.loads((part / "part.json").read_text())

@@ -144,30 +144,44 @@ def read_rows(captions: Path) -> Iterator[tuple[int, dict[str, Any]] | Skipped]:
         ) from error
 
 
-def _read_csv(captions: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _read_csv(captions: Path) -> Iterator[tuple[int, dict[str, Any]] | Skipped]:
     with open(captions, encoding="utf-8-sig", newline="") as lines:
-        rows = csv.DictReader(lines)
+        # Strict: a quote that is not closed would take the rows behind it into its caption.
+        rows = csv.DictReader(lines, strict=True)
         columns = rows.fieldnames or []
         if not set(columns) & set(FILE_KEYS) or not set(columns) & set(CAPTION_KEYS):
             raise UserError(
                 f"{captions} has the columns {', '.join(columns) or '(none)'}; "
                 f"it needs {' or '.join(FILE_KEYS)}, and {' or '.join(CAPTION_KEYS)}"
             )
-        for row in rows:
-            yield rows.line_num, row
+        begin = rows.line_num + 1
+        try:
+            for row in rows:
+                if None in row:
+                    yield Skipped(
+                        rows.line_num, "more columns than the header: quote captions that have commas"
+                    )
+                else:
+                    yield rows.line_num, row
+                begin = rows.line_num + 1
+        except csv.Error as error:
+            raise UserError(
+                f"cannot read {captions}: the row that begins in line {begin}: {error}; "
+                'close its quotes, and write quotes within a caption twice, ""'
+            ) from error
 
 
 def _read_jsonl(captions: Path) -> Iterator[tuple[int, dict[str, Any]] | Skipped]:
     for number, line in enumerate(captions.read_bytes().splitlines(), start=1):
         try:
             row = json.loads(line.decode("utf-8-sig")) if line.strip() else None
-        except ValueError as error:
-            yield Skipped(number, f"not JSON ({error})")
+        except (ValueError, RecursionError) as error:
+            yield Skipped(number, f"not JSON: {error}")
             continue
         if isinstance(row, dict):
             yield number, row
         elif row is not None or line.strip():
-            yield Skipped(number, f"not a JSON object but {type(row).__name__}")
+            yield Skipped(number, f"not a JSON object: {type(row).__name__}")
 
 
 def _entry(line: int, row: dict[str, Any]) -> Entry | Skipped:

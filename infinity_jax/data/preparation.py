@@ -10,12 +10,14 @@ A part's folder gets its name when it is whole; parts that have it are not read 
 """
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import json
 import multiprocessing
 import multiprocessing.connection
 import os
+import re
 import shutil
 import signal
 import threading
@@ -30,13 +32,17 @@ import numpy as np
 from absl import logging
 
 from infinity_jax import json_files, scales
-from infinity_jax.data import pictures, record_index, report
+from infinity_jax.data import pictures, record_index, report, shards
+from infinity_jax.data.captions import plain
 from infinity_jax.data.originals.by_name import find_parts
 from infinity_jax.data.originals.rows import Part, Row, Skipped
-from infinity_jax.data.shards import ShardWriter
 from infinity_jax.errors import UserError
 
 _LOG_EVERY_S = 10.0
+# What a killed process leaves of part 00012: .00012.4711, or .00012 of features.
+_UNFINISHED = re.compile(r"\.\d{5,}(\.\d+)?")
+# The disk, the user's share of it, or (the limit of the file system or of the shell) the file is full.
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def prepare(source: str, out: Path, workers: int) -> dict[str, Any]:
@@ -52,9 +58,10 @@ def prepare(source: str, out: Path, workers: int) -> dict[str, Any]:
     """
     started = time.monotonic()
     parts = find_parts(source)
-    digest = hashlib.sha256("\n".join(part.name() for part in parts).encode()).hexdigest()
-    with locked(out):
-        claim(out, {"source": source, "parts": len(parts), "hash": digest})
+    digest = hashlib.sha256(
+        "\n".join(part.name() for part in parts).encode(errors="surrogateescape")
+    ).hexdigest()
+    with locked(out, {"source": source, "parts": len(parts), "hash": digest}):
         todo = [number for number in range(len(parts)) if not _folder(out, number).is_dir()]
         if done := len(parts) - len(todo):
             logging.info("%d of %d parts were prepared before", done, len(parts))
@@ -73,24 +80,43 @@ def _folder(out: Path, number: int) -> Path:
 
 
 @contextlib.contextmanager
-def locked(out: Path) -> Iterator[None]:
-    """Keeps other processes out of a folder that is being written, and removes what a killed one left half done."""
+def locked(out: Path, note: Mapping[str, Any]) -> Iterator[None]:
+    """Keeps other processes out of a folder that is being written, and removes what a killed one left half done.
+
+    Args:
+      out: the folder; it may be new.
+      note: what goes into it, kept in source.json.
+    Raises:
+      UserError: another process writes it, something else than `note` was begun there, or a file cannot be written.
+    """
+    parts = out / "parts"
     try:
-        (out / "parts").mkdir(parents=True, exist_ok=True)
+        parts.mkdir(parents=True, exist_ok=True)
         with open(out / ".lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            for left in (out / "parts").glob(".*"):
-                shutil.rmtree(left)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(
+                    f"another process prepares {out} now; wait for it or give another --out"
+                ) from error
+            _claim(out, note)
+            for left in parts.iterdir():
+                if _UNFINISHED.fullmatch(left.name) and left.is_dir():
+                    shutil.rmtree(left)
             yield
-    except BlockingIOError as error:
-        raise UserError(f"another process prepares {out} now; wait for it or give another --out") from error
     except OSError as error:
-        raise UserError(
-            f"{out} cannot be written: {error}; free some space or give another --out; the same command goes on"
-        ) from error
+        raise UserError(_stopped(out, error)) from error
 
 
-def claim(out: Path, note: Mapping[str, Any]) -> None:
+def _stopped(out: Path, error: OSError) -> str:
+    if error.errno in _FULL:
+        return f"{out} cannot be written: {error}; free some space or give another --out; the same command goes on"
+    if error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(out):
+        return f"{out} cannot be written: {error}; mend that or give another --out; the same command goes on"
+    return f"preparing {out} stopped: {error}; mend that, and the same command goes on"
+
+
+def _claim(out: Path, note: Mapping[str, Any]) -> None:
     """Notes in source.json what goes into `out`; UserError if it is something else than before."""
     file = out / "source.json"
     if not file.is_file():
@@ -157,7 +183,7 @@ def _start_worker(stop: Any) -> None:
 def _write_part(part: Part, folder: Path) -> None:
     temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
     temporary.mkdir()
-    writer = ShardWriter(temporary)
+    writer = shards.ShardWriter(temporary)
     tally = report.Tally()
     columns: dict[str, list[dict[str, float]]] = {}
     for row in part.rows():
@@ -167,7 +193,7 @@ def _write_part(part: Part, folder: Path) -> None:
         if isinstance(taken, Skipped):
             tally.skip(taken)
             continue
-        writer.write(taken.ratio, taken.record)
+        writer.write(taken.ratio, taken.packed)
         columns.setdefault(taken.ratio, []).append(taken.numbers)
         tally.take(taken.row)
     writer.close()
@@ -193,7 +219,7 @@ class _Taken(NamedTuple):
 
     row: Row
     ratio: str
-    record: dict[str, Any]
+    packed: bytes
     numbers: dict[str, float]
 
 
@@ -201,11 +227,13 @@ def _take(row: Row) -> _Taken | Skipped:
     try:
         image = row.image.read_bytes() if isinstance(row.image, Path) else row.image
         height, width = pictures.check(image)
+        packed = shards.pack({"id": plain(row.id), "image": image, "captions": dict(row.captions)})
     except pictures.BrokenPicture as error:
         return Skipped(row.id, error.kind, error.detail)
     except OSError as error:
         return Skipped(row.id, "cannot be read", str(error))
+    except Exception as error:  # among millions of rows one that nobody foresaw must not stop the others
+        return Skipped(row.id, "cannot be used", repr(error))
     longest = max(len(text) for texts in row.captions.values() for text in texts)
     numbers = {**row.scores, "height": height, "width": width, "caption": longest}
-    record = {"id": row.id, "image": image, "captions": dict(row.captions)}
-    return _Taken(row, scales.nearest_aspect_ratio(height, width), record, numbers)
+    return _Taken(row, scales.nearest_aspect_ratio(height, width), packed, numbers)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from infinity_jax import json_files, scales
+from infinity_jax.data.captions import plain
 from infinity_jax.data.originals.rows import Row, Skipped
 
 
@@ -22,7 +23,7 @@ class Tally:
 
     def skip(self, row: Skipped) -> None:
         """A row that is left out."""
-        self._skipped.append({"id": row.id, "reason": row.kind, "detail": row.detail})
+        self._skipped.append({"id": plain(row.id), "reason": row.kind, "detail": plain(row.detail)})
 
     def take(self, row: Row) -> None:
         """A row that is kept."""

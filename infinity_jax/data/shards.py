@@ -1,6 +1,7 @@
 """Records in ArrayRecord files: one file for each aspect ratio of each part, read at random places."""
 
 import contextlib
+import errno
 import functools
 import os
 from collections.abc import Iterator, Mapping
@@ -33,13 +34,13 @@ class ShardWriter:
         self._writers: dict[str, Any] = {}
         self.counts: dict[str, int] = {}
 
-    def write(self, ratio: str, record: Mapping[str, Any]) -> None:
-        """Adds a record: text, bytes, numbers, lists and dicts of them, and bfloat16 arrays. OSError as `close`."""
+    def write(self, ratio: str, packed: bytes) -> None:
+        """Adds a record as `pack` gives it. OSError as `close`."""
         with _disk_errors():
             if ratio not in self._writers:
                 self._writers[ratio] = ArrayRecordWriter(str(self._folder / shard_name(ratio)), _WRITER)
                 self.counts[ratio] = 0
-            self._writers[ratio].write(pack(record))
+            self._writers[ratio].write(packed)
         self.counts[ratio] += 1
 
     def close(self) -> None:
@@ -58,7 +59,12 @@ def _disk_errors() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise OSError(str(error)) from error
+        full = (
+            number
+            for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+            if os.strerror(number) in str(error)
+        )
+        raise OSError(next(full, errno.EIO), str(error)) from error
 
 
 def read(file: Path, position: int) -> dict[str, Any]:
@@ -80,7 +86,7 @@ def _reader(file: str) -> Any:
 
 
 def pack(record: Mapping[str, Any]) -> bytes:
-    """A record as bytes."""
+    """A record as bytes: text, bytes, numbers, lists and dicts of them, and bfloat16 arrays."""
     packed = msgpack.packb(dict(record), default=_pack_array)
     assert isinstance(packed, bytes)
     return packed

@@ -7,6 +7,8 @@ from infinity_jax.data.originals.rows import Part
 from infinity_jax.errors import UserError
 
 FORMS = "jsonl:DIR, folder:DIR, tfds:NAME or tar:GLOB"
+# What training cannot read before it is prepared into shards.
+ONLY_SHARDS = ("jsonl", "tfds", "tar")
 
 
 def find_parts(name: str) -> Sequence[Part]:

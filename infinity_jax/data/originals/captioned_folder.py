@@ -26,7 +26,8 @@ class FolderPart:
     def rows(self) -> Iterator[Row | Skipped]:
         for row in self.rows_read:
             if isinstance(row, folder_module.Skipped):
-                yield Skipped(f"line {row.line}", "not JSON", row.reason)
+                kind, _, detail = row.reason.partition(": ")
+                yield Skipped(f"line {row.line}", kind, detail)
             else:
                 yield row_of(f"line {row[0]}", row[1], self._find)
 

@@ -81,24 +81,22 @@ def _line_starts(file: Path) -> list[int]:
 
 
 class _Base:
-    """Where relative picture paths begin: the file's folder, one above it, or where the command was started."""
+    """Where relative picture paths begin: the file's folder, one above it, or where the command was started.
+
+    Always tried in this order, so that what a path means does not depend on the rows before it.
+    """
 
     def __init__(self, folder: Path):
         self._places = [folder, *folder.resolve().parents, Path()]
 
     def find(self, path: Path) -> Path | None:
-        for number, place in enumerate(self._places):
-            if (place / path).is_file():
-                # The next one will lie there too.
-                self._places.insert(0, self._places.pop(number))
-                return place / path
-        return None
+        return next((place / path for place in self._places if (place / path).is_file()), None)
 
 
 def _row(name: str, line: bytes, base: _Base) -> Row | Skipped:
     try:
         fields = json.loads(line.decode("utf-8-sig"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return Skipped(name, "not JSON", str(error))
     if not isinstance(fields, dict):
         return Skipped(name, "not JSON", f"not an object but {type(fields).__name__}")

@@ -88,8 +88,8 @@ def scores_of(fields: Mapping[str, Any]) -> dict[str, float]:
         if key in known or isinstance(value, bool) or not isinstance(value, (int, float, str)):
             continue
         try:
-            scores[str(key)] = float(value)
-        except ValueError:
+            scores[_column(key)] = float(value)
+        except (ValueError, OverflowError):  # an integer may be larger than any float
             continue
     return scores
 
@@ -97,8 +97,13 @@ def scores_of(fields: Mapping[str, Any]) -> dict[str, float]:
 def unread_columns(fields: Mapping[str, Any]) -> set[str]:
     """Columns that are neither known nor scores."""
     known = {*LONG_KEYS, *SHORT_KEYS, *IMAGE_KEYS, *NOT_USED}
-    filled = {str(key) for key, value in fields.items() if value not in (None, "")}
+    filled = {_column(key) for key, value in fields.items() if value not in (None, "")}
     return filled - known - scores_of(fields).keys()
+
+
+def _column(key: Any) -> str:
+    """A column's name as the files of a part can hold it."""
+    return caption_text.plain(str(key)).replace("\0", "?")[:200]
 
 
 def row_of(name: str, fields: Mapping[str, Any], find: Callable[[Path], Path | None]) -> Row | Skipped:
@@ -111,8 +116,15 @@ def row_of(name: str, fields: Mapping[str, Any], find: Callable[[Path], Path | N
     path = next((fields[key] for key in IMAGE_KEYS if fields.get(key)), None)
     if not isinstance(path, str):
         return Skipped(name, "no image_path", f"the row has {', '.join(map(str, fields)) or 'no columns'}")
+    try:
+        found = find(Path(path))
+    except (
+        OSError,
+        ValueError,
+    ) as error:  # a folder that may not be read; a data: URL, far too long for a name
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        return Skipped(f"{name}:{path[:200]}", "cannot be read", reason or repr(error))
     name = f"{name}:{path}"
-    found = find(Path(path))
     if found is None:
         return Skipped(name, "no such file")
     captions = captions_of(fields)

@@ -15,6 +15,21 @@ PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 TEXTS = ("txt", "caption")
 
 
+class _Member(tarfile.TarInfo):
+    """A member whose damaged or missing header is an error; tarfile itself takes it for the end of the tar."""
+
+    @classmethod
+    def fromtarfile(cls, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        try:
+            return super().fromtarfile(tar)
+        except tarfile.EOFHeaderError:  # pyright: ignore[reportAttributeAccessIssue]
+            raise  # a block of zeros, the end
+        except tarfile.EmptyHeaderError as error:  # pyright: ignore[reportAttributeAccessIssue]
+            raise tarfile.ReadError("it stops without the zeros that end a tar, as if it were cut") from error
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
 @dataclasses.dataclass(frozen=True)
 class TarPart:
     """One shard."""
@@ -28,7 +43,7 @@ class TarPart:
         key, members = None, {}
         try:
             # Whether it is compressed is seen from its first bytes.
-            with tarfile.open(self.file, "r|*") as shard:
+            with tarfile.open(self.file, "r|*", tarinfo=_Member) as shard:
                 for member in shard:
                     if not member.isfile():
                         continue
@@ -58,7 +73,7 @@ class TarPart:
                 loaded = json.loads(members["json"].decode("utf-8-sig"))
                 fields = loaded if isinstance(loaded, dict) else {}
             texts = [members[kind].decode("utf-8-sig") for kind in TEXTS if kind in members]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             return Skipped(name, "not JSON" if "json" in members else "not UTF-8", str(error))
         captions = captions_of({**fields, "text": texts} if texts else fields)
         if not captions:
