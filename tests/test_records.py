@@ -100,6 +100,7 @@ def test_filters_are_written_as_limits():
         ("aesthetic", 5.0, float("inf")),
         ("watermark", -float("inf"), 0.5),
     ]
+    assert [limit.column for limit in parse_limits("image/id>=5")] == ["image/id"]  # as tfds names columns
     for wrong in ("aesthetic>5", "aesthetic", ">=5"):
         with pytest.raises(UserError, match="write it like"):
             parse_limits(wrong)

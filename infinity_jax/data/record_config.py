@@ -8,7 +8,7 @@ from infinity_jax import scales
 from infinity_jax.errors import UserError
 
 RECORDS = "records:"
-_LIMIT = re.compile(r"\s*([A-Za-z_][\w.\- ]*?)\s*(>=|<=)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*")
+_LIMIT = re.compile(r"\s*([A-Za-z_][\w./\- ]*?)\s*(>=|<=)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*")
 
 
 @dataclasses.dataclass(frozen=True)
