@@ -222,7 +222,11 @@ def test_refusals_say_what_to_do(tmp_path):
 
 def test_a_set_without_a_good_picture_is_explained(tmp_path):
     (tmp_path / "1.000_000000001.jsonl").write_text('{"image_path": "none.jpg", "text": "a"}\n')
-    preparation.prepare(f"jsonl:{tmp_path}", tmp_path / "out", workers=1)
+    out = tmp_path / "out"
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"has no usable picture; .*report\.json says why"):
+            preparation.prepare(f"jsonl:{tmp_path}", out, workers=1)
+    assert json.loads((out / "report.json").read_text())["skipped"]["by_reason"] == {"no such file": 1}
     with pytest.raises(UserError, match=r"report\.json"):
         MixedRecords(f"records:{tmp_path / 'out'}")
 

@@ -77,7 +77,7 @@ class RecordIndex:
 
 
 def write(out: Path, parts: Sequence[Path], features: Mapping[str, Any] | None = None) -> None:
-    """Writes `out`/index.json from the part.json of all parts. Raises UserError if they hold no record."""
+    """Writes `out`/index.json from the part.json of all parts."""
     shards, columns = [], set()
     for part in parts:
         found = json.loads((part / "part.json").read_text())
