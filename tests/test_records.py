@@ -143,6 +143,8 @@ def test_names_of_sets():
     }.items():
         with pytest.raises(UserError, match=words):
             parse_sets(wrong)
+    with pytest.raises(UserError, match=r"data\.validation 'b': 'b' does not begin with 'records:'"):
+        DataConfig("records:a", "0.02M", validation="b")
 
 
 def test_records_are_a_source_too(shards):
@@ -167,6 +169,11 @@ def test_a_damaged_shard_is_named(shards, tmp_path):
     missing.unlink()
     with pytest.raises(UserError, match="no such file"):
         records.read(records.buckets[1].ratio, 0, 0)
+    columns = missing.with_name("columns.npz")
+    for damaged in (b"", columns.read_bytes()[:300], columns.read_bytes().replace(b"NUMPY", b"NUMBY")):
+        columns.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"columns.npz cannot be read: .*; prepare the set again"):
+            MixedRecords(f"records:{copy}", parse_limits("height>=1"))
     (copy / "index.json").write_text("{")
     with pytest.raises(UserError, match="prepare the set again"):
         MixedRecords(f"records:{copy}")
