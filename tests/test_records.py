@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ import synthetic_pictures
 from infinity_jax import scales
 from infinity_jax.data import bucket_batches, pictures, preparation
 from infinity_jax.data.buckets import BucketOrder
+from infinity_jax.data.feeds import RecordFeed
 from infinity_jax.data.record_config import DataConfig, parse_limits, parse_sets
 from infinity_jax.data.record_set import MixedRecords, RecordSource
 from infinity_jax.data.sources import SPLITS, open_source
 from infinity_jax.errors import UserError
+from infinity_jax.pretrained import TrainedTokenizer
+from infinity_jax.text.encoder import TextEncoder
 
 COUNT = 260
 
@@ -72,6 +76,17 @@ def test_random_choices_belong_to_the_picture_and_not_to_the_process(shards):
     whole, (half, _) = reader(records, range(8), first_step=7)[0], reader(records, range(4, 8), first_step=7)
     for _ in range(3):
         np.testing.assert_array_equal(next(whole)["draw"][4:], next(half)["draw"])
+
+
+@pytest.mark.parametrize("cores, threads", [(1, 2), (8, 8), (96, 16), (None, 2)])
+def test_training_decodes_on_all_cores(shards, monkeypatch, cores, threads):
+    pools, make = [], bucket_batches.ThreadPoolExecutor
+    monkeypatch.setattr(bucket_batches, "ThreadPoolExecutor", lambda n: pools.append(n) or make(n))
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    unused = mock.Mock(spec=TrainedTokenizer), mock.Mock(spec=TextEncoder)  # before a batch is asked for
+    feed = RecordFeed(opened(shards), None, DataConfig("records:x", "0.02M"), *unused)
+    feed.batches(range(8), 8, seed=0, first_step=0)
+    assert pools == [threads]
 
 
 def test_filters(shards):
