@@ -68,11 +68,7 @@ def test_every_bad_one_is_named_with_its_reason(release, prepared):
     rows = json.loads((out / "report.json").read_text())["skipped"]["rows"]
     assert {file_of(row["id"]) for row in rows} == bad.keys() and len(rows) == len(bad)
     reasons = {bad[file_of(row["id"])]: row["reason"] for row in rows}
-    assert reasons["empty"] == "empty file" and reasons["missing"] == "no such file"
-    assert reasons["no caption"] == "no caption" and reasons["web page"] == "no known picture format"
-    assert reasons["jpeg cut at a half"] == reasons["png cut at a half"] == "truncated picture"
-    assert reasons["png with zeroed data"] == reasons["webp cut at a half"] == "broken picture"
-    assert reasons["png of too many pixels"] == "too many pixels"
+    assert reasons.items() >= synthetic_pictures.REASONS.items()
     assert sum(summary["skipped"]["by_reason"].values()) == summary["skipped"]["count"] == len(bad)
 
 
