@@ -6,7 +6,8 @@
 batches of an epoch and a half, decoded as for training at 0.06M; all are stopped, and three processes go on to the end
 of the second epoch. Afterwards every bad file must be named with its reason and every good picture must have come once
 in every pass over its aspect ratio; less than a batch of each ratio waits for the third epoch. Prints what was
-counted, and the peak memory of each process; exits 1 if anything is lost, repeated or above 1.5 GB.
+counted, and the peak memory of each process; exits 1 if anything is lost, repeated or above 1.5 GB, if a reason does
+not fit the breakage, or if a reader of 30 steps or more grows by a tenth after a third of them.
 """
 
 import argparse
@@ -32,11 +33,17 @@ from infinity_jax.data.buckets import BucketOrder  # noqa: E402
 from infinity_jax.data.record_set import MixedRecords  # noqa: E402
 
 BATCH, SEED, MOST_BYTES = 48, 0, 1.5e9
+GROWTH, ENOUGH_STEPS = 1.1, 30
 
 
 def order_of(shards: Path) -> BucketOrder:
     """The batches of all steps."""
     return BucketOrder(MixedRecords(f"records:{shards}").buckets, BATCH, SEED)
+
+
+def peak_bytes(whose: int) -> int:
+    """The most memory that a process, or any of its children, had at once."""
+    return resource.getrusage(whose).ru_maxrss * 1024
 
 
 def read(shards: Path, process: int, processes: int, first: int, last: int, out: Path) -> None:
@@ -54,12 +61,12 @@ def read(shards: Path, process: int, processes: int, first: int, last: int, out:
 
     rows = range(process, BATCH, processes)
     stream = bucket_batches.batches(records, order_of(shards), transform, rows, first)
-    peaks = []
+    peaks = [peak_bytes(resource.RUSAGE_SELF)]
     with open(out, "w") as file:
         for step in range(first, last):
             batch = next(stream)
             file.writelines(f"{step} {row} {name}\n" for row, name in zip(rows, batch["id"], strict=True))
-            peaks.append(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+            peaks.append(peak_bytes(resource.RUSAGE_SELF))
         third = peaks[len(peaks) // 3]
         file.write(f"memory {third} {peaks[-1]}\n")
 
@@ -96,6 +103,24 @@ def prepare(source: Path, shards: Path) -> tuple[float, int]:
     return time.monotonic() - started, done
 
 
+def check_memory(prepare_peak: int, memory: list[list[int]], steps: int) -> list[str]:
+    """What is wrong with the peaks of prepare's processes and of the readers, after a third and at the end."""
+    wrong = []
+    if max(prepare_peak, *(last for _, last in memory)) > MOST_BYTES:
+        wrong.append("a process needs more than 1.5 GB")
+    if steps >= ENOUGH_STEPS and any(last > GROWTH * third for third, last in memory):
+        wrong.append("a reader's memory grows")
+    return wrong
+
+
+def check_reasons(named: dict[str, str], bad: dict[str, str]) -> list[str]:
+    """What is wrong with the names and reasons of the bad files."""
+    if named.keys() != bad.keys():
+        return [f"named as broken: {len(named)} of {len(bad)}"]
+    wanted = {name: synthetic_pictures.REASONS.get(kind, named[name]) for name, kind in bad.items()}
+    return [f"{name} is {bad[name]}, called {named[name]}" for name in bad if named[name] != wanted[name]]
+
+
 def check(shards: Path, lines: list[str], good: set[str]) -> tuple[dict[str, int], list[str]]:
     """What was counted, and what is wrong."""
     order = order_of(shards)
@@ -110,7 +135,8 @@ def check(shards: Path, lines: list[str], good: set[str]) -> tuple[dict[str, int
     wrong, times, passes = [], Counter(), 0
     records = MixedRecords(f"records:{shards}")
     for bucket in order.buckets:
-        names = [rows[bucket.ratio][i] for i in range(len(rows[bucket.ratio]))]  # a gap raises KeyError
+        places = rows.get(bucket.ratio, {})  # nothing of a ratio with less than a batch in both epochs
+        names = [places[i] for i in range(len(places))]  # a gap raises KeyError
         times.update(names)
         mine = {records.read(bucket.ratio, 0, i)["id"].rsplit("/", 1)[-1] for i in range(bucket.quota)}
         for begin in range(0, len(names), bucket.quota):
@@ -146,6 +172,7 @@ def main() -> int:
         source, shards = Path(folder) / "source", Path(folder) / "shards"
         good, bad = synthetic_pictures.write_release(source, arguments.pictures, arguments.side)
         seconds, found = prepare(source, shards)
+        prepare_peak = peak_bytes(resource.RUSAGE_CHILDREN)
         report = json.loads((shards / "report.json").read_text())
         named = {row["id"].rsplit("/", 1)[-1]: row["reason"] for row in report["skipped"]["rows"]}
         order = order_of(shards)
@@ -153,10 +180,7 @@ def main() -> int:
         first, memory = run_readers(shards, 2, 0, middle, Path(folder))
         second, more = run_readers(shards, 3, middle, end, Path(folder))
         counted, wrong = check(shards, first + second, good)
-    if named.keys() != bad.keys():
-        wrong.append(f"named as broken: {len(named)} of {len(bad)}")
-    if max(peak for _, peak in memory + more) > MOST_BYTES:
-        wrong.append("a process needs more than 1.5 GB")
+    wrong += check_reasons(named, bad) + check_memory(prepare_peak, memory + more, end - middle)
     numbers = {
         "pictures": arguments.pictures,
         "good": len(good),
@@ -166,6 +190,7 @@ def main() -> int:
         "parts_kept_over_the_kill": found,
         "steps": end,
         **counted,
+        "prepare_peak_gb": round(prepare_peak / 1e9, 2),
         "peak_gb_after_a_third_and_at_the_end": [[round(n / 1e9, 2) for n in pair] for pair in memory + more],
         "wrong": wrong,
     }

@@ -142,6 +142,11 @@ def main(config: Any, workdir: str | Path) -> TrainState:
 def _open(data: DataConfig) -> tuple[sources.Source, tuple[MixedRecords, MixedRecords | None] | None]:
     """The pictures and captions of the train split; prepared records to train and to evaluate on, if it is such."""
     if not data.source.startswith(RECORDS):
+        if data.for_records:
+            raise UserError(
+                f"{', '.join(data.for_records)}: for prepared shards only, and data.source is {data.source!r}; "
+                f"leave them out, or give {RECORDS}DIR with what infinity-jax prepare wrote"
+            )
         return sources.open_source(data.source, "train"), None
     records = MixedRecords(data.source, data.limits)
     return RecordSource(records), (records, MixedRecords(data.validation) if data.validation else None)

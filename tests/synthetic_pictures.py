@@ -103,6 +103,19 @@ BROKEN: dict[str, Callable[[int], bytes]] = {
     "gif cut in its header": lambda n: jpeg(n, format="GIF")[:30],
 }
 
+# What `prepare` calls some of them, where no other name would do.
+REASONS = {
+    "empty": "empty file",
+    "missing": "no such file",
+    "no caption": "no caption",
+    "web page": "no known picture format",
+    "jpeg cut at a half": "truncated picture",
+    "png cut at a half": "truncated picture",
+    "png with zeroed data": "broken picture",
+    "webp cut at a half": "broken picture",
+    "png of too many pixels": "too many pixels",
+}
+
 
 def write_release(folder: Path, count: int, side: int = 96) -> tuple[set[str], dict[str, str]]:
     """The release's splits with `count` pictures, every 33rd broken or missing in one of the kinds.

@@ -90,6 +90,13 @@ def test_features_give_nearly_the_same_and_another_encoder_is_refused(shards, un
 def test_mistakes_are_named(shards, tmp_path, capsys):
     train(shards, tmp_path, "--config.data.min_sides=5", code=2)
     assert "did you mean config.data.min_side?" in capsys.readouterr().err
+    ignored = [
+        "--config.data.source=emoji_captions",
+        "--config.data.min_side=9",
+        "--config.data.cut_captions=0.5",
+    ]
+    train(shards, tmp_path, *ignored, code=2)
+    assert "data.min_side, data.cut_captions: for prepared shards only" in capsys.readouterr().err
     train(tmp_path / "nothing", tmp_path, code=2)
     assert "has no index.json" in capsys.readouterr().err
     assert cli.main(["prepare", "--source", f"records:{shards}", "--features", "configs/t2i.py:debug"]) == 2

@@ -3,6 +3,7 @@
 import logging
 import shutil
 from collections import Counter
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -11,10 +12,13 @@ import synthetic_pictures
 from infinity_jax import scales
 from infinity_jax.data import bucket_batches, pictures, preparation
 from infinity_jax.data.buckets import BucketOrder
+from infinity_jax.data.feeds import RecordFeed
 from infinity_jax.data.record_config import DataConfig, parse_limits, parse_sets
 from infinity_jax.data.record_set import MixedRecords, RecordSource
 from infinity_jax.data.sources import SPLITS, open_source
 from infinity_jax.errors import UserError
+from infinity_jax.pretrained import TrainedTokenizer
+from infinity_jax.text.encoder import TextEncoder
 
 COUNT = 260
 
@@ -74,6 +78,17 @@ def test_random_choices_belong_to_the_picture_and_not_to_the_process(shards):
         np.testing.assert_array_equal(next(whole)["draw"][4:], next(half)["draw"])
 
 
+@pytest.mark.parametrize("cores, threads", [(1, 2), (8, 8), (96, 16), (None, 2)])
+def test_training_decodes_on_all_cores(shards, monkeypatch, cores, threads):
+    pools, make = [], bucket_batches.ThreadPoolExecutor
+    monkeypatch.setattr(bucket_batches, "ThreadPoolExecutor", lambda n: pools.append(n) or make(n))
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    unused = mock.Mock(spec=TrainedTokenizer), mock.Mock(spec=TextEncoder)  # before a batch is asked for
+    feed = RecordFeed(opened(shards), None, DataConfig("records:x", "0.02M"), *unused)
+    feed.batches(range(8), 8, seed=0, first_step=0)
+    assert pools == [threads]
+
+
 def test_filters(shards):
     everything = opened(shards)
     liked = opened(shards, scores="aesthetic>=8")
@@ -100,6 +115,7 @@ def test_filters_are_written_as_limits():
         ("aesthetic", 5.0, float("inf")),
         ("watermark", -float("inf"), 0.5),
     ]
+    assert [limit.column for limit in parse_limits("image/id>=5")] == ["image/id"]  # as tfds names columns
     for wrong in ("aesthetic>5", "aesthetic", ">=5"):
         with pytest.raises(UserError, match="write it like"):
             parse_limits(wrong)
@@ -142,6 +158,8 @@ def test_names_of_sets():
     }.items():
         with pytest.raises(UserError, match=words):
             parse_sets(wrong)
+    with pytest.raises(UserError, match=r"data\.validation 'b': 'b' does not begin with 'records:'"):
+        DataConfig("records:a", "0.02M", validation="b")
 
 
 def test_records_are_a_source_too(shards):
@@ -166,6 +184,11 @@ def test_a_damaged_shard_is_named(shards, tmp_path):
     missing.unlink()
     with pytest.raises(UserError, match="no such file"):
         records.read(records.buckets[1].ratio, 0, 0)
+    columns = missing.with_name("columns.npz")
+    for damaged in (b"", columns.read_bytes()[:300], columns.read_bytes().replace(b"NUMPY", b"NUMBY")):
+        columns.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"columns.npz cannot be read: .*; prepare the set again"):
+            MixedRecords(f"records:{copy}", parse_limits("height>=1"))
     (copy / "index.json").write_text("{")
     with pytest.raises(UserError, match="prepare the set again"):
         MixedRecords(f"records:{copy}")

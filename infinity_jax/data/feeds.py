@@ -5,6 +5,7 @@ Both feeds have `schedules`, `batches`, `eval_batches`, `encodes_text`, and `cap
 
 import dataclasses
 import functools
+import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -106,7 +107,10 @@ class RecordFeed:
     def batches(self, rows: Rows, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
         """Training batches from step `first_step` on, of each the places `rows`; see `bucket_batches`."""
         order = BucketOrder(self.records.buckets, batch_size, seed)
-        return bucket_batches.batches(self.records, order, self._transform, rows, first_step, self._with_text)
+        threads = max(2, min(16, os.cpu_count() or 2))  # Pillow lets go of Python's lock while it decodes
+        return bucket_batches.batches(
+            self.records, order, self._transform, rows, first_step, self._with_text, threads
+        )
 
     def caption(self, index: int) -> str:
         """A caption of a picture that is trained on."""

@@ -68,6 +68,8 @@ def prepare(source: str, out: Path, workers: int) -> dict[str, Any]:
         _write_parts(out, parts, todo, workers)
         record_index.write(out, [_folder(out, number) for number in range(len(parts))])
         summary = report.write(out, source, [_folder(out, n) for n in range(len(parts))])
+    if not summary["pictures"]:
+        raise UserError(f"{source} has no usable picture; {out / 'report.json'} says why each was skipped")
     logging.info(
         "%s: %d pictures in %s, %d rows skipped, %.0f s",
         *(source, summary["pictures"], out, summary["skipped"]["count"], time.monotonic() - started),

@@ -8,7 +8,7 @@ from infinity_jax import scales
 from infinity_jax.errors import UserError
 
 RECORDS = "records:"
-_LIMIT = re.compile(r"\s*([A-Za-z_][\w.\- ]*?)\s*(>=|<=)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*")
+_LIMIT = re.compile(r"\s*([A-Za-z_][\w./\- ]*?)\s*(>=|<=)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +51,15 @@ class DataConfig:
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}; it is a share, from 0 to 1")
         parse_limits(self.scores)
+        if self.validation:
+            parse_sets(self.validation, "data.validation")
         scales.make_schedule(self.scales)
+
+    @property
+    def for_records(self) -> list[str]:
+        """Which keys are set that only prepared shards have a use for."""
+        keys = (field for field in dataclasses.fields(self) if field.name not in ("source", "scales"))
+        return [f"data.{field.name}" for field in keys if getattr(self, field.name) != field.default]
 
     @property
     def limits(self) -> tuple[Limit, ...]:
@@ -80,8 +88,10 @@ def parse_limits(text: str) -> list[Limit]:
     return limits
 
 
-def parse_sets(source: str) -> list[tuple[Path, float | None]]:
+def parse_sets(source: str, key: str = "data.source") -> list[tuple[Path, float | None]]:
     """The folders of "records:A@2,records:B@1" with their weights, None where none is given.
+
+    `key` is what the config calls it, for messages.
 
     Raises:
       UserError: another form, or weights for some and not for others.
@@ -89,13 +99,13 @@ def parse_sets(source: str) -> list[tuple[Path, float | None]]:
     sets = []
     for part in source.split(","):
         if not part.startswith(RECORDS):
-            raise UserError(f"data.source {source!r}: {part!r} does not begin with {RECORDS!r}")
+            raise UserError(f"{key} {source!r}: {part!r} does not begin with {RECORDS!r}")
         match = re.fullmatch(r"(.+?)(?:@([0-9]*\.?[0-9]+))?", part.removeprefix(RECORDS))
         if match is None:
-            raise UserError(f"data.source {source!r} names no folder; write records:DIR")
+            raise UserError(f"{key} {source!r} names no folder; write records:DIR")
         sets.append((Path(match[1]).expanduser(), float(match[2]) if match[2] else None))
     if len({weight is None for _, weight in sets}) > 1:
         raise UserError(
-            f"data.source {source!r} has weights for some sets only; give each one its @WEIGHT, or none"
+            f"{key} {source!r} has weights for some sets only; give each one its @WEIGHT, or none"
         )
     return sets

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -67,17 +69,24 @@ class RecordIndex:
         return counts
 
     def column(self, name: str, ratio: str) -> Float[np.ndarray, " N"]:
-        """A number of each record of a ratio, float32, NaN where a record has none."""
-        numbers = []
-        for shard in self.of_ratio(ratio):
-            with np.load(shard.part / "columns.npz") as table:
-                key = f"{ratio}/{name}"
-                numbers.append(table[key] if key in table else np.full(shard.count, np.nan, np.float32))
-        return np.concatenate(numbers)
+        """A number of each record of a ratio, float32, NaN where a record has none. UserError if a file is damaged."""
+        return np.concatenate([_numbers(shard, name) for shard in self.of_ratio(ratio)])
+
+
+def _numbers(shard: Shard, name: str) -> np.ndarray:
+    file, key = shard.part / "columns.npz", f"{shard.ratio}/{name}"
+    try:
+        with np.load(file) as table:
+            numbers = table[key] if key in table else np.full(shard.count, np.nan, np.float32)
+        if len(numbers) != shard.count:
+            raise ValueError(f"{len(numbers)} numbers of {shard.count} records")
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise UserError(f"{file} cannot be read: {error}; prepare the set again") from error
+    return numbers
 
 
 def write(out: Path, parts: Sequence[Path], features: Mapping[str, Any] | None = None) -> None:
-    """Writes `out`/index.json from the part.json of all parts. Raises UserError if they hold no record."""
+    """Writes `out`/index.json from the part.json of all parts."""
     shards, columns = [], set()
     for part in parts:
         found = json.loads((part / "part.json").read_text())

@@ -12,6 +12,7 @@ from infinity_jax.errors import UserError
 
 _PICTURES = ("image", "picture", "img")
 _CAPTIONS = ("long_caption", "captions", "caption", "text")
+_PREPARE = "prepare it first with tfds, file_format=array_record, and set TFDS_DATA_DIR or give its folder"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,15 +50,24 @@ def find_parts(name: str) -> list[TfdsPart]:
     """The parts of "NAME" (its split train) or "NAME@SPLIT"; NAME may be a folder of a prepared data set.
 
     Raises:
-      UserError: it is not prepared, has no such split, no picture or no caption.
+      UserError: it is not prepared, or in a format without random access; it has no such split, picture or caption.
     """
     dataset, _, split = name.partition("@")
     split = split or "train"
     builder = _builder(dataset)
+    if not builder.info.splits:
+        raise UserError(f"{dataset} is not prepared: it has no splits; {_PREPARE}")
     if split not in builder.info.splits:
         raise UserError(f"{dataset} has no split {split!r}; it has {', '.join(builder.info.splits)}")
     _feature(builder, _PICTURES)
     _feature(builder, _CAPTIONS)
+    try:
+        builder.as_data_source(split)
+    except NotImplementedError as error:
+        kind = builder.info.file_format.value
+        raise UserError(
+            f"{dataset} lies in the format {kind}, which is not read record by record; {_PREPARE}"
+        ) from error
     count = builder.info.splits[split].num_examples
     size = part_size(count)
     return [TfdsPart(dataset, split, i, min(size, count - i)) for i in range(0, count, size)]
@@ -66,15 +76,17 @@ def find_parts(name: str) -> list[TfdsPart]:
 def _builder(dataset: str) -> Any:
     # Imported here: it takes seconds.
     import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
 
     try:
         if (Path(dataset).expanduser() / "dataset_info.json").is_file():
             return tfds.builder_from_directory(str(Path(dataset).expanduser()))
-        return tfds.builder(dataset)
+        # Not tfds.builder: it runs the set's own code where there is some, and that wants TensorFlow.
+        return read_only_builder.builder_from_files(dataset)
     except Exception as error:  # what it raises depends on what of the name is wrong
         raise UserError(
             f"tensorflow-datasets cannot open {dataset!r}: {str(error).splitlines()[0] if str(error) else error!r}; "
-            "prepare it first with tfds, file_format array_record, and set TFDS_DATA_DIR or give its folder"
+            f"{_PREPARE}"
         ) from error
 
 
