@@ -166,3 +166,10 @@ def test_a_quote_that_is_not_closed_is_refused(tmp_path, rows):
     (folder / "captions.csv").write_text("file,text\np1.png,fine\n" + rows)
     with pytest.raises(UserError, match=r"captions\.csv: the row that begins in line 3: .*quotes"):
         opened(folder)
+
+
+def test_half_an_emoji_becomes_a_question_mark(tmp_path):
+    folder = make(tmp_path / "f", 1)
+    (folder / "captions.csv").unlink()
+    (folder / "captions.jsonl").write_text('{"file": "p0.png", "text": "cut \\ud83d"}')
+    assert opened(folder)[0]["caption"] == "cut ?"

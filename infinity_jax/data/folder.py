@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 from absl import logging
 
 from infinity_jax.data import pictures
+from infinity_jax.data.captions import plain
 from infinity_jax.data.sources import Record
 from infinity_jax.errors import UserError
 
@@ -191,7 +192,7 @@ def _entry(line: int, row: dict[str, Any]) -> Entry | Skipped:
         return Skipped(line, f"no picture ({' or '.join(FILE_KEYS)})")
     if not isinstance(caption, str) or not caption.strip():
         return Skipped(line, f"{file}: no caption ({' or '.join(CAPTION_KEYS)})")
-    return Entry(line, file, " ".join(caption.split()))
+    return Entry(line, file, " ".join(plain(caption).split()))
 
 
 def check_pictures(folder: Path, files: list[str], data_dir: Path) -> dict[str, str]:

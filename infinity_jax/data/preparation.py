@@ -113,7 +113,7 @@ def locked(out: Path, note: Mapping[str, Any]) -> Iterator[None]:
 def _stopped(out: Path, error: OSError) -> str:
     if error.errno in _FULL:
         return f"{out} cannot be written: {error}; free some space or give another --out; the same command goes on"
-    if error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(out):
+    if Path(str(error.filename)).is_relative_to(out):
         return f"{out} cannot be written: {error}; mend that or give another --out; the same command goes on"
     return f"preparing {out} stopped: {error}; mend that, and the same command goes on"
 

@@ -118,10 +118,8 @@ def row_of(name: str, fields: Mapping[str, Any], find: Callable[[Path], Path | N
         return Skipped(name, "no image_path", f"the row has {', '.join(map(str, fields)) or 'no columns'}")
     try:
         found = find(Path(path))
-    except (
-        OSError,
-        ValueError,
-    ) as error:  # a folder that may not be read; a data: URL, far too long for a name
+    except (OSError, ValueError) as error:
+        # A folder that may not be read, or a data: URL, far too long for a name.
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return Skipped(f"{name}:{path[:200]}", "cannot be read", reason or repr(error))
     name = f"{name}:{path}"
