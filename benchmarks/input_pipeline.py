@@ -95,8 +95,18 @@ def our_batches(shards: Path, sizes: dict[str, tuple[int, int]]) -> Iterator[int
         yield len(batch["image"])
 
 
-def rate(stream: Iterator[int], seconds: float) -> float:
+def wait_until_idle() -> None:
+    """Returns when no thread of this process works any more: the one before still fills its buffers."""
+    used = -1.0
+    while time.process_time() - used > 0.01:
+        used = time.process_time()
+        time.sleep(0.2)
+
+
+def rate(make: Callable[[], Iterator[int]], seconds: float) -> float:
     """Pictures by seconds of CPU time."""
+    wait_until_idle()
+    stream = make()
     next(stream)
     begun, used, made = time.monotonic(), time.process_time(), 0
     while time.monotonic() - begun < seconds:
@@ -115,7 +125,7 @@ def speeds(folder: Path, count: int, seconds: float) -> dict[int, tuple[float, f
             lambda side=side, sizes=sizes: our_batches(folder / f"{side}-shards", sizes),
             lambda files=files, sizes=sizes: plain_loop(files, sizes),
         ]
-        rates = [[rate(make(), seconds / ROUNDS) for make in makers] for _ in range(ROUNDS)]
+        rates = [[rate(make, seconds / ROUNDS) for make in makers] for _ in range(ROUNDS)]
         found[side] = tuple(np.median(rates, axis=0).tolist())
         ours, plain = found[side]
         print(f"{side:>5} pixels: {ours:7.1f} a second and core, plain loop {plain:7.1f}", flush=True)
