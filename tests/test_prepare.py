@@ -95,7 +95,8 @@ def test_a_second_run_changes_nothing_and_another_source_is_refused(release, pre
 
 
 STOPPED = """
-import os, sys
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
 from infinity_jax import cli
 from infinity_jax.data import pictures
 check, seen = pictures.check, []
