@@ -77,9 +77,9 @@ def test_the_bundled_pictures_lie_in_its_format(tmp_path):
 
 @pytest.mark.parametrize("name", ["", "coco_captions", "coco_captions/2014", "coco_captions/2014:1.1.0"])
 def test_several_captions_of_a_picture_in_a_folder_or_by_name(coco, name, tmp_path, monkeypatch):
-    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import constants
 
-    monkeypatch.setattr(tfds.core.constants, "DATA_DIR", str(coco))  # $TFDS_DATA_DIR is read at the import
+    monkeypatch.setattr(constants, "DATA_DIR", str(coco))  # $TFDS_DATA_DIR is read at the import
     source = name or coco / "coco_captions" / "2014" / "1.1.0"
     summary = preparation.prepare(f"tfds:{source}", tmp_path / "out", workers=1)
     assert summary["pictures"] == 3 and summary["columns"]["scores"] == {"image/id": 3, "score": 3}
