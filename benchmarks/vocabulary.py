@@ -2,8 +2,8 @@
 
 python benchmarks/vocabulary.py --workdir runs/vocabulary --json vocabulary.json --plot vocabulary.png
 
-Trains one tokenizer for each number of bits, all alike, and evaluates it; half an hour on two cores. The same command
-again goes on where it was stopped.
+Trains one tokenizer for each number of bits, all alike, and evaluates it. The same command again goes on where it was
+stopped, and two of them with other --bits may run side by side.
 """
 
 import argparse

@@ -103,6 +103,8 @@ def _check_data(data: Mapping[str, Any], train: TrainConfig, batch_size_at: Call
             f"the checkpoint's run has train.seed {data['seed']}, this config {train.seed}; "
             f"set --config.train.seed={data['seed']} to resume, or use another --workdir"
         )
+    if data["next_step"] >= train.steps:
+        return  # this run reads nothing more, and may plan no batches so far on
     read = sum(map(batch_size_at, range(data["next_step"])))
     if data["examples"] != read:
         logging.warning(

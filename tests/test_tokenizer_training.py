@@ -124,6 +124,9 @@ def test_an_adversarial_run_of_several_resolutions_goes_on_where_it_stopped(tmp_
     resumed = run(tmp_path / "parts", 4)
     jax.tree.map(np.testing.assert_array_equal, whole, resumed)
     assert int(resumed.adversary.step) == 3
+    assert int(run(tmp_path / "parts", 2).step) == 4, (
+        "a run that has more steps than are asked for is left as it is"
+    )
 
 
 @pytest.mark.parametrize("loss", discriminator.LOSSES)
