@@ -9,14 +9,14 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from infinity_jax import argument_types, compile_command, exit_codes, processes, sample_command
+from infinity_jax import argument_types, compile_command, exit_codes, processes, sample_command, sweep_command
 from infinity_jax import evaluate_tokenizer_command as tokenizer_evaluation
 from infinity_jax.config import WEIGHT_DTYPES
 from infinity_jax.convert import command_line
 from infinity_jax.errors import UserError
 
 # Commands that take --config.KEY=VALUE.
-_CONFIGURED = ("train", "train-tokenizer", "prepare")
+_CONFIGURED = ("train", "train-tokenizer", "prepare", "sweep", "ablate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -216,6 +216,9 @@ def _parser() -> argparse.ArgumentParser:
 
     summary, examples = compile_command.SUMMARY, compile_command.EXAMPLES
     compile_command.add_arguments(_add(commands, "compile", compile_command.run, summary, examples))
+
+    summary, examples = sweep_command.SUMMARY, sweep_command.EXAMPLES
+    sweep_command.add_arguments(_add(commands, "sweep", sweep_command.run, summary, examples))
     return parser
 
 

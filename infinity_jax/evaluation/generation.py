@@ -1,0 +1,134 @@
+"""How good generated pictures are: EffNet-KID, and whether the real picture of a prompt is the nearest one."""
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, UInt8
+
+from infinity_jax.data import pictures, sources
+from infinity_jax.errors import UserError
+from infinity_jax.evaluation import gallery
+from infinity_jax.evaluation.kid import effnet_kid
+from infinity_jax.evaluation.retrieval import retrieval
+from infinity_jax.pipeline import InfinityPipeline, SampleConfig
+
+FEWEST_PICTURES = 4  # for EffNet-KID
+
+
+class Split(NamedTuple):
+    """One split in memory: uint8 pictures [N,H,W,3] and captions [N]."""
+
+    source: sources.Source
+    images: UInt8[np.ndarray, "N H W 3"]
+    captions: list[str]
+
+
+class RealPictures(NamedTuple):
+    """A data set's pictures, at the size that a checkpoint draws."""
+
+    train: Split
+    validation: Split
+    compositions: Split
+
+    def choose_prompts(self, first: int, total: int, seed: int) -> Int[np.ndarray, " n"]:
+        """Places of `total` different train captions (at most half of them), the `first` ones without a skin tone.
+
+        Raises:
+          UserError: the data set is too small.
+        """
+        captions = self.train.captions
+        order = np.random.default_rng(seed).permutation(len(captions))
+        plain = np.array(["skin tone" not in caption for caption in captions])[order]
+        start = order[plain][:first]
+        rest = order[~np.isin(order, start)]
+        chosen = np.concatenate([start, rest])[: max(first, min(total, len(captions) // 2))]
+        if len(chosen) < FEWEST_PICTURES or len(captions) - len(chosen) < FEWEST_PICTURES:
+            raise UserError(
+                f"evaluation compares {len(chosen)} of {len(captions)} training pictures with the others; "
+                f"both parts need at least {FEWEST_PICTURES}: use a larger data set or fewer --prompts"
+            )
+        return chosen
+
+
+class Generated(NamedTuple):
+    """Pictures uint8 [n,H,W,3] of the chosen train prompts, and of the captions of all held-out compositions."""
+
+    chosen: Int[np.ndarray, " n"]
+    images: UInt8[np.ndarray, "n H W 3"]
+    composed: UInt8[np.ndarray, "m H W 3"]
+
+
+@functools.lru_cache(maxsize=1)
+def real_pictures(source_name: str, side: int) -> RealPictures:
+    """All splits of a data set, as squares of `side` pixels."""
+    return RealPictures(*(_read(source_name, split, side) for split in sources.SPLITS))
+
+
+def _read(source_name: str, split: str, side: int) -> Split:
+    source = sources.open_source(source_name, split)
+    records = [source[i] for i in range(len(source))]
+    images = pictures.decode_squares(records, side)
+    return Split(source, images, [record["caption"] for record in records])
+
+
+def generate(
+    pipeline: InfinityPipeline,
+    real: RealPictures,
+    settings: SampleConfig,
+    chosen: Int[np.ndarray, " n"],
+    seed: int,
+) -> Generated:
+    """Draws what `quality` looks at, picture i with seed `seed` + i."""
+
+    def draw(captions: Sequence[str]) -> np.ndarray:
+        return pipeline.arrays(captions, [seed + i for i in range(len(captions))], settings)
+
+    composed = np.zeros_like(real.compositions.images)
+    if real.compositions.captions:
+        composed = draw(real.compositions.captions)
+    return Generated(chosen, draw([real.train.captions[i] for i in chosen]), composed)
+
+
+def quality(real: RealPictures, generated: Generated, prompts: int) -> dict[str, Any]:
+    """EffNet-KID beside real against real, and retrieval among all pictures of all splits.
+
+    Args:
+      prompts: how many of the chosen prompts retrieval asks for.
+    Returns:
+      `kid` and `kid_error`, of the generated pictures against the train pictures that were not chosen; `real_kid` and
+      `real_kid_error`, the same of the chosen real ones; `kid_pictures`; `retrieval_top1`, `retrieval_top5`, shares of
+      the prompts whose own picture is the nearest, among the five nearest of `retrieval_gallery`; the same of the
+      held-out compositions, None where there are none.
+    """
+    features = gallery.gallery_features(real.train.images)
+    everything = np.concatenate(
+        [
+            features,
+            *(gallery.gallery_features(s.images) for s in (real.compositions, real.validation) if s.captions),
+        ]
+    )
+    chosen = generated.chosen
+    drawn = gallery.features_of(generated.images)
+    others = np.setdiff1d(np.arange(len(features)), chosen)
+    kid, error = effnet_kid(drawn, features[others])
+    real_kid, real_error = effnet_kid(features[chosen], features[others])
+    found = retrieval(drawn[:prompts], everything, chosen[:prompts])
+    numbers = {
+        "kid": kid,
+        "kid_error": error,
+        "real_kid": real_kid,
+        "real_kid_error": real_error,
+        "kid_pictures": len(chosen),
+        "retrieval_top1": found["top1"],
+        "retrieval_top5": found["top5"],
+        "retrieval_gallery": len(everything),
+        "retrieval_compositions_top1": None,
+        "retrieval_compositions_top5": None,
+    }
+    if real.compositions.captions:
+        places = np.arange(len(features), len(features) + len(generated.composed))
+        found = retrieval(gallery.features_of(generated.composed), everything, places)
+        numbers |= {f"retrieval_compositions_{name}": value for name, value in found.items()}
+    return numbers

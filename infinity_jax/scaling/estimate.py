@@ -1,0 +1,150 @@
+"""What a cell will need before it runs: parameters, tokens, FLOP, memory and time."""
+
+import dataclasses
+import functools
+import os
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from infinity_jax import flops, memory, scales
+from infinity_jax.chips import CHIPS
+from infinity_jax.config import TransformerConfig, from_dict
+from infinity_jax.data import sources
+from infinity_jax.errors import UserError
+from infinity_jax.mesh import parse_mesh
+from infinity_jax.scaling.grid import Cell, Hardware
+from infinity_jax.train_config import TrainConfig, from_section
+
+_SIDE = 2048  # of the product that this machine's rate is measured with
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A cell in numbers.
+
+    Attributes:
+      cell: which.
+      model, train: its configs.
+      parameters: of the transformer.
+      pictures, tokens: seen in the whole training, repetitions counted.
+      flops: of the whole training, by formula (`flops.train_flops`).
+      memory: bytes on each device; None where there is no formula for the mesh, the head or the remat policy.
+      seconds: of the training, at the hardware's peak times its utilisation.
+      available: bytes that each device has.
+    """
+
+    cell: Cell
+    model: TransformerConfig
+    train: TrainConfig
+    parameters: int
+    pictures: int
+    tokens: int
+    flops: int
+    memory: int | None
+    seconds: float
+    available: int
+
+    @property
+    def fits(self) -> bool:
+        """Whether the memory that is known of is there."""
+        return self.memory is None or self.memory <= self.available
+
+    def row(self) -> dict[str, Any]:
+        """The columns of the table of runs that are known before the run."""
+        optim = self.cell.config.optim
+        return {
+            "name": self.cell.name,
+            "status": "planned" if self.fits else "does not fit",
+            **self.cell.labels,
+            "seed": self.train.seed,
+            "parameters": self.parameters,
+            "layers": self.model.layers,
+            "width": self.model.width,
+            "heads": self.model.heads,
+            "bits": self.model.bits,
+            "batch_size": self.train.batch_size,
+            "steps": self.train.steps,
+            "pictures": self.pictures,
+            "tokens": self.tokens,
+            "flop": self.flops,
+            "learning_rate": optim.learning_rate,
+            "rate_schedule": optim.schedule,
+            "memory": self.memory,
+            "estimated_seconds": round(self.seconds, 1),
+        }
+
+
+def estimate(cell: Cell, hardware: Hardware) -> Estimate:
+    """What a cell needs on the given hardware; UserError names the cell where its config has a mistake."""
+    config = cell.config
+    try:
+        model = from_dict(TransformerConfig, config.model, "model")
+        train = _train_section(config)
+        schedule = scales.make_schedule(config.data.scales)
+        needed = _memory(config, model, train, schedule, hardware)
+    except UserError as error:
+        raise UserError(f"cell {cell.name}: {error}") from error
+    pictures = train.steps * train.batch_size
+    total = pictures * flops.train_flops(model, schedule, config.text.max_length)
+    return Estimate(
+        cell,
+        model,
+        train,
+        flops.parameter_count(model),
+        pictures,
+        pictures * schedule.length,
+        total,
+        needed,
+        total / (_peak(hardware) * hardware.count * hardware.utilisation),
+        CHIPS[hardware.chip].memory if hardware.chip else _main_memory(),
+    )
+
+
+def _train_section(config: Any) -> TrainConfig:
+    """The section `train`; the data set is opened only where steps are counted in epochs."""
+    epochs = any("epoch" in str(value) for value in config.train.values())
+    return from_section(config.train, len(sources.open_source(config.data.source, "train")) if epochs else 0)
+
+
+def _memory(
+    config: Any,
+    model: TransformerConfig,
+    train: TrainConfig,
+    schedule: scales.ScaleSchedule,
+    hardware: Hardware,
+) -> int | None:
+    mesh = parse_mesh(config.mesh.shape or f"fsdp={hardware.count}", config.mesh.slices)
+    if not memory.has_formula(model, mesh):
+        return None
+    text = config.text.max_length
+    return memory.train_memory(model, schedule, text, train.batch_size, train.microbatches, mesh).total
+
+
+def _peak(hardware: Hardware) -> float:
+    """FLOP a second of one device."""
+    if not hardware.chip:
+        return _measured_rate()
+    if hardware.chip not in CHIPS:
+        raise UserError(f"unknown hardware.chip {hardware.chip!r}; known: {', '.join(CHIPS)}")
+    return CHIPS[hardware.chip].peak_flops
+
+
+@functools.cache
+def _measured_rate() -> float:
+    """FLOP a second of a product of bfloat16 matrices with sums in float32, the best of five."""
+    multiply = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
+    matrix = jnp.ones((_SIDE, _SIDE), "bfloat16")
+    best = float("inf")
+    for _ in range(6):  # the first one compiles
+        started = time.perf_counter()
+        jax.block_until_ready(multiply(matrix, matrix))
+        best = min(best, time.perf_counter() - started)
+    return 2 * _SIDE**3 / best
+
+
+def _main_memory() -> int:
+    """Bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

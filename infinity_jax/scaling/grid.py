@@ -1,0 +1,129 @@
+"""A grid of runs from one config file: every combination of a label of each axis is a cell."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from infinity_jax import config_files
+from infinity_jax.config import Section, from_dict
+from infinity_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Hardware:
+    """What a cell will run on, for the estimates of time and memory.
+
+    Attributes:
+      chip: a name of `chips.CHIPS`; "" is this machine.
+      count: devices.
+      utilisation: share of the chips' peak that training reaches; of this machine its rate is measured instead.
+    """
+
+    chip: str = ""
+    count: int = 1
+    utilisation: float = 0.4
+
+
+@dataclasses.dataclass(frozen=True)
+class GridConfig:
+    """What a sweep's config file says.
+
+    Attributes:
+      base: a config file of `infinity-jax train`, with `:argument` or not. "{size}" and other axes' names in braces
+        stand for the cell's labels.
+      changes: "KEY=VALUE ..." for all cells, keys of the base config.
+      axes: axis -> its labels in order, each "LABEL" or "LABEL: KEY=VALUE ...".
+      checkpoint: cells do not train but draw with this checkpoint, a folder or "bundled", and their own config.sample;
+        "" trains.
+      pictures: that are drawn after each cell with its config.sample, for EffNet-KID and retrieval; 0 draws none.
+      hardware: see `Hardware`.
+      compare: the axis whose labels an ablation compares; the others are repetitions. "" in a plain sweep.
+      columns: columns of the table of runs that an ablation compares.
+      paper: what the paper reports, one text for each label of `compare`.
+      source: where in the paper.
+    """
+
+    base: str
+    axes: Section
+    changes: str = ""
+    checkpoint: str = ""
+    pictures: int = 0
+    hardware: Section = dataclasses.field(default_factory=dict)
+    compare: str = ""
+    columns: tuple[str, ...] = ()
+    paper: tuple[str, ...] = ()
+    source: str = ""
+
+    def __post_init__(self):
+        if not self.axes:
+            raise UserError('a sweep needs axes, like config.axes.size = ("small: model.layers=2", "large")')
+        for axis, labels in self.axes.items():
+            names = [_parse(text)[0] for text in labels]
+            if not names or len(set(names)) < len(names):
+                raise UserError(f"axes.{axis} has the labels {names}; give at least one, each once")
+        if self.compare and self.compare not in self.axes:
+            raise UserError(f"compare {self.compare!r} is no axis; the axes are {', '.join(self.axes)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One run of a grid.
+
+    Attributes:
+      name: "size=270k,seed=0", the name of its folder.
+      labels: axis -> label.
+      config: of `infinity-jax train`, a locked ConfigDict.
+    """
+
+    name: str
+    labels: Mapping[str, str]
+    config: Any
+
+
+def load(path: str, overrides: Sequence[str] = ()) -> tuple[GridConfig, list[Cell]]:
+    """The grid of a config file and its cells, the last axis running fastest.
+
+    Raises:
+      UserError: the file, or the config of a cell, has a mistake; the message names the cell.
+    """
+    values = config_files.load(path, overrides)
+    grid = from_dict(GridConfig, {key: values[key] for key in values}, "config")
+    parsed = {axis: [_parse(text) for text in labels] for axis, labels in grid.axes.items()}
+    cells = []
+    for choice in itertools.product(*parsed.values()):
+        labels = dict(zip(parsed, (label for label, _ in choice), strict=True))
+        name = ",".join(f"{axis}={label}" for axis, label in labels.items())
+        changes = [*grid.changes.split(), *(change for _, changes in choice for change in changes)]
+        try:
+            config = config_files.load(_filled(grid.base, labels), [f"--config.{change}" for change in changes])
+        except UserError as error:
+            raise UserError(f"cell {name}: {error}") from error
+        cells.append(Cell(name, labels, config))
+    return grid, cells
+
+
+def hardware(grid: GridConfig) -> Hardware:
+    """The section `hardware`, checked."""
+    return from_dict(Hardware, grid.hardware, "hardware")
+
+
+def _parse(text: str) -> tuple[str, list[str]]:
+    """A label and its changes "KEY=VALUE"."""
+    label, _, changes = str(text).partition(":")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", label):
+        raise UserError(
+            f"label {label!r} of {text!r} becomes a part of a folder's name: use letters, digits and . _ + -, "
+            'like "270k: model.layers=2 model.width=64"'
+        )
+    return label, changes.split()
+
+
+def _filled(base: str, labels: Mapping[str, str]) -> str:
+    try:
+        return base.format_map(labels)
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"base {base!r} names {error}, which is no axis; the axes are {', '.join(labels)}"
+        ) from error

@@ -1,0 +1,138 @@
+"""One cell of a grid: train, draw, measure, and its row in the table of runs."""
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from infinity_jax import json_files, metrics, origin, train
+from infinity_jax.config import from_dict
+from infinity_jax.errors import UserError
+from infinity_jax.pipeline import InfinityPipeline, SampleConfig
+from infinity_jax.scaling.estimate import Estimate
+from infinity_jax.scaling.grid import Cell, GridConfig
+
+ROW, CONFIG = "row.json", "config.json"
+PROMPTS = 256  # for retrieval, or all pictures where they are fewer
+_QUALITY = ("kid", "kid_error", "retrieval_top1", "retrieval_top5", "retrieval_compositions_top1")
+
+
+class CellFailed(Exception):
+    """A cell that went wrong in a way that leaves the others alone; the message is one line."""
+
+
+def folder(workdir: Path, cell: Cell) -> Path:
+    """Where a cell keeps its config, its training run and, when it is done, its row."""
+    return workdir / "cells" / cell.name
+
+
+def finished_row(workdir: Path, cell: Cell) -> dict[str, Any] | None:
+    """The row of a cell that is done; None if it is not."""
+    path = folder(workdir, cell) / ROW
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def check_unchanged(workdir: Path, cell: Cell, grid: GridConfig) -> None:
+    """Raises UserError if the cell was begun with another config: the table would mix two sweeps."""
+    path = folder(workdir, cell) / CONFIG
+    if not path.exists():
+        return
+    before, now = json.loads(path.read_text()), json.loads(json.dumps(_record(cell, grid)))
+    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    if changed:
+        key = changed[0]
+        raise UserError(
+            f"{path.parent} was begun with {key}={before.get(key)!r}, and the config now says {now.get(key)!r}; "
+            "use another --workdir, or remove that folder to run the cell again"
+        )
+
+
+def run(workdir: Path, cell: Cell, grid: GridConfig, estimate: Estimate) -> dict[str, Any]:
+    """Runs a cell, or goes on with it, and writes its row.
+
+    Raises:
+      CellFailed: its training or its evaluation cannot be done.
+    """
+    here = folder(workdir, cell)
+    if jax.process_index() == 0:
+        here.mkdir(parents=True, exist_ok=True)
+        json_files.write(here / CONFIG, _record(cell, grid))
+    with _failing():
+        checkpoint = grid.checkpoint or str(here / "run")
+        numbers: dict[str, Any] = {}
+        if not grid.checkpoint:
+            train.main(cell.config, here / "run")
+            numbers |= _trained(here / "run")
+        if grid.pictures and jax.process_index() == 0:
+            numbers |= _drawn(checkpoint, cell, grid.pictures)
+    row = estimate.row() | numbers | {"status": "done", "commit": origin.describe()["commit"][:12]}
+    row |= {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+    if jax.process_index() == 0:
+        json_files.write(here / ROW, row)
+    # A program of this cell is of no use to the next one.
+    jax.clear_caches()
+    return row
+
+
+@contextlib.contextmanager
+def _failing() -> Iterator[None]:
+    try:
+        yield
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        raise CellFailed(" ".join(str(error).split())[:300]) from error
+
+
+def _record(cell: Cell, grid: GridConfig) -> dict[str, Any]:
+    """What a cell's numbers depend on, by "section.key"."""
+    flat = {"checkpoint": grid.checkpoint, "pictures": grid.pictures}
+    for section, values in cell.config.to_dict().items():
+        if isinstance(values, dict):
+            flat |= {f"{section}.{key}": value for key, value in values.items()}
+        else:
+            flat[section] = values
+    return flat
+
+
+def _trained(run: Path) -> dict[str, Any]:
+    """What a finished training left in its metrics."""
+    lines = metrics.read_lines(run / "metrics.jsonl")
+    evaluations = metrics.read_lines(run / "evaluations.jsonl")
+    seconds, before = 0.0, 0
+    for line in lines:
+        seconds += line["seconds_per_step"] * (line["step"] - before)
+        before = line["step"]
+    numbers = {
+        "train_loss": lines[-1]["loss"],
+        "seconds": round(seconds, 1),
+        "pictures_per_second": round(lines[-1]["images_per_second"], 2),
+    }
+    if evaluations:
+        last = evaluations[-1]
+        numbers |= {
+            "validation_loss": last["validation_loss"],
+            "bit_accuracy": last["validation_bit_accuracy"],
+            "validation_loss_per_scale": last["validation_loss_per_scale"],
+            "validation_curve": {line["step"]: line["validation_loss"] for line in evaluations},
+        }
+    return numbers
+
+
+def _drawn(checkpoint: str, cell: Cell, pictures: int) -> dict[str, Any]:
+    """How good the pictures of a checkpoint are with the cell's config.sample; seeds begin with config.train.seed."""
+    from infinity_jax.evaluation import generation
+
+    pipeline = InfinityPipeline.from_pretrained(checkpoint)
+    settings = from_dict(SampleConfig, cell.config.sample, "sample")
+    logging.info("%s: drawing %d pictures", cell.name, pictures)
+    real = generation.real_pictures(pipeline.model.source, pipeline.model.tokenizer.side)
+    # The same prompts for all cells, so that cells differ in nothing else.
+    chosen = real.choose_prompts(min(pictures, PROMPTS), pictures, seed=0)
+    drawn = generation.generate(pipeline, real, settings, chosen, cell.config.train.seed * pictures)
+    numbers = generation.quality(real, drawn, PROMPTS)
+    return {name: numbers[name] for name in _QUALITY} | {"sample": json.dumps(dataclasses.asdict(settings))}
+

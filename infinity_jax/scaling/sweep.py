@@ -1,0 +1,124 @@
+"""`infinity-jax sweep`: runs the cells of a grid one after the other, and keeps the table of runs up to date."""
+
+import fcntl
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from infinity_jax.errors import UserError
+from infinity_jax.scaling import grid, runs, table
+from infinity_jax.scaling.estimate import Estimate, estimate
+
+TABLE = "runs.csv"
+
+
+def plan(path: str, overrides: Sequence[str]) -> tuple[grid.GridConfig, list[Estimate]]:
+    """The grid of a config file, and its cells with what each needs, in the config's order."""
+    config, cells = grid.load(path, overrides)
+    hardware = grid.hardware(config)
+    return config, [estimate(cell, hardware) for cell in cells]
+
+
+def describe(config: grid.GridConfig, estimates: Sequence[Estimate]) -> str:
+    """A line for each cell: parameters, tokens, FLOP, memory, time, and whether it fits."""
+    hardware = grid.hardware(config)
+    width = max(len(e.cell.name) for e in estimates)
+    head = ("number", f"{'cell':{width}}", "parameters", "  tokens", "    FLOP", "   memory", "     time")
+    lines = ["  ".join(head)]
+    for number, e in enumerate(estimates):
+        memory = "  unknown" if e.memory is None else f"{e.memory / 2**30:5.2f} GiB"
+        lines.append(
+            f"{number:6}  {e.cell.name:{width}}  {e.parameters:10.4g}  {e.tokens:8.3g}  {e.flops:8.3g}  {memory}  "
+            f"{_hours(e.seconds)}{'' if e.fits else '  DOES NOT FIT'}"
+        )
+    where = f"{hardware.count} x {hardware.chip}" if hardware.chip else "this machine"
+    total = sum(e.seconds for e in estimates if e.fits)
+    lines.append(
+        f"{len(estimates)} cells, {_hours(total).strip()} of training one after the other on {where} at "
+        f"{hardware.utilisation:.0%} of its peak rate; memory is that of each device, of "
+        f"{estimates[0].available / 2**30:.1f} GiB"
+    )
+    return "\n".join(lines)
+
+
+def run(
+    path: str,
+    overrides: Sequence[str],
+    workdir: str | Path,
+    only: Sequence[int] | None = None,
+    progress: Callable[[str], Any] = logging.info,
+) -> list[dict[str, Any]]:
+    """Runs what is missing and writes `workdir`/runs.csv after each cell; the same call again goes on.
+
+    A cell that is done is not run again, one that was begun goes on from its checkpoint, one that failed is tried
+    again. Of several processes that share `workdir`, each may run other cells.
+
+    Args:
+      path, overrides: the config file and its changes.
+      workdir: gets cells/NAME/ with a training run each, and the table.
+      only: numbers of the cells to run, from 0; None is all.
+      progress: is told of each cell.
+    Returns:
+      the rows of the whole table.
+    Raises:
+      UserError: a mistake in the config, a cell that was begun with another one, or cells that failed; what is done
+        is in the table.
+    """
+    config, estimates = plan(path, overrides)
+    workdir = Path(workdir)
+    for number in only or ():
+        if not 0 <= number < len(estimates):
+            raise UserError(f"there is no cell {number}; this sweep has 0 to {len(estimates) - 1}")
+    for e in estimates:
+        runs.check_unchanged(workdir, e.cell, config)
+    failed: dict[str, str] = {}
+    for number, e in enumerate(estimates):
+        if (only is None or number in only) and e.fits and runs.finished_row(workdir, e.cell) is None:
+            progress(f"cell {number + 1} of {len(estimates)}: {e.cell.name}, about {_hours(e.seconds).strip()}")
+            try:
+                runs.run(workdir, e.cell, config, e)
+            except runs.CellFailed as error:
+                failed[e.cell.name] = str(error)
+                progress(f"cell {e.cell.name} failed: {error}")
+        rows = _collect(workdir, estimates, failed)
+    if failed:
+        name, error = next(iter(failed.items()))
+        raise UserError(
+            f"{len(failed)} of {len(estimates)} cells failed, the first is {name}: {error}. The others are in "
+            f"{workdir / TABLE}; mend it and run the same command again"
+        )
+    return rows
+
+
+def _collect(
+    workdir: Path, estimates: Sequence[Estimate], failed: dict[str, str]
+) -> list[dict[str, Any]]:
+    """Writes the table of what the cells' folders say now."""
+    if jax.process_index() != 0:
+        return []
+    workdir.mkdir(parents=True, exist_ok=True)
+    # Jobs of an array end at any time: each must see the rows of those that wrote the table before.
+    with open(workdir / f".{TABLE}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = [_row(workdir, e, failed.get(e.cell.name)) for e in estimates]
+        table.write(workdir / TABLE, rows)
+    return rows
+
+
+def _row(workdir: Path, e: Estimate, error: str | None) -> dict[str, Any]:
+    done = runs.finished_row(workdir, e.cell)
+    if done is not None:
+        return done
+    if error is not None:
+        return e.row() | {"status": "failed", "error": error}
+    begun = runs.folder(workdir, e.cell).is_dir()
+    return e.row() | ({"status": "running"} if begun else {})
+
+
+def _hours(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:6.0f} s"
+    return f"{seconds / 60:6.1f} min" if seconds < 7200 else f"{seconds / 3600:6.1f} h"

@@ -1,0 +1,57 @@
+"""Arguments of `infinity-jax sweep` and `infinity-jax ablate`."""
+
+import argparse
+
+from infinity_jax import argument_types, processes
+
+SUMMARY = "train a grid of models, one cell after the other, into one table of runs"
+EXAMPLES = """infinity-jax sweep --config configs/sweeps/emoji.py --dry-run
+  infinity-jax sweep --config configs/sweeps/emoji.py --workdir runs/sweep
+  infinity-jax sweep --config configs/sweeps/emoji.py --workdir runs/sweep --cell 3
+the same command again goes on; exit code 2 where a cell failed, 3 of --dry-run where one does not fit"""
+DOES_NOT_FIT = 3
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds those of sweep."""
+    add = command.add_argument
+    add("--config", required=True, metavar="FILE[:ARGUMENT]", help="a grid, like configs/sweeps/emoji.py")
+    add("--workdir", metavar="DIR", help="gets runs.csv and a folder for each cell; resumed if it has any")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="only say what each cell needs: parameters, tokens, FLOP, memory, time",
+    )
+    add(
+        "--cell",
+        type=argument_types.whole_number,
+        action="append",
+        metavar="N",
+        help="run only this cell, by the number that --dry-run shows; may be repeated",
+    )
+    processes.add_arguments(command)
+    _add_changes(command)
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Plans or runs the sweep."""
+    from infinity_jax.errors import UserError
+
+    if arguments.workdir is None and not arguments.dry_run:
+        raise UserError("sweep needs --workdir DIR, or --dry-run to only see what it would do")
+    from infinity_jax import distributed
+    from infinity_jax.scaling import sweep
+
+    if arguments.dry_run:
+        config, estimates = sweep.plan(arguments.config, overrides)
+        print(sweep.describe(config, estimates))
+        return 0 if all(e.fits for e in estimates) else DOES_NOT_FIT
+    distributed.start(processes.of(arguments))
+    sweep.run(arguments.config, overrides, arguments.workdir, arguments.cell)
+    return 0
+
+
+def _add_changes(command: argparse.ArgumentParser) -> None:
+    # Shown in the help only: argparse hands these on as unknown arguments, and config_files reads them.
+    group = command.add_argument_group("changes to the config")
+    group.add_argument("--config.KEY=VALUE", dest="_", metavar="", help="change one key; may be repeated")
