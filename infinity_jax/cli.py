@@ -219,6 +219,10 @@ def _parser() -> argparse.ArgumentParser:
 
     summary, examples = sweep_command.SUMMARY, sweep_command.EXAMPLES
     sweep_command.add_arguments(_add(commands, "sweep", sweep_command.run, summary, examples))
+    summary, examples = sweep_command.ABLATE_SUMMARY, sweep_command.ABLATE_EXAMPLES
+    sweep_command.add_ablate_arguments(
+        _add(commands, "ablate", sweep_command.run_ablation, summary, examples)
+    )
     return parser
 
 

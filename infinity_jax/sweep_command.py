@@ -1,21 +1,41 @@
 """Arguments of `infinity-jax sweep` and `infinity-jax ablate`."""
 
 import argparse
+from collections.abc import Callable
+from pathlib import Path
 
 from infinity_jax import argument_types, processes
+from infinity_jax.errors import UserError
 
 SUMMARY = "train a grid of models, one cell after the other, into one table of runs"
 EXAMPLES = """infinity-jax sweep --config configs/sweeps/emoji.py --dry-run
   infinity-jax sweep --config configs/sweeps/emoji.py --workdir runs/sweep
   infinity-jax sweep --config configs/sweeps/emoji.py --workdir runs/sweep --cell 3
 the same command again goes on; exit code 2 where a cell failed, 3 of --dry-run where one does not fit"""
+ABLATE_SUMMARY = "one of the paper's ablations on the bundled pictures, as a table beside the paper's numbers"
+ABLATE_EXAMPLES = """infinity-jax ablate self-correction --workdir runs/self_correction
+  infinity-jax ablate decoding --workdir runs/decoding --config.checkpoint=runs/emoji
+the same command again goes on"""
+ABLATIONS = Path(__file__).parents[1] / "configs" / "ablations"
 DOES_NOT_FIT = 3
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds those of sweep."""
+    metavar, text = "FILE[:ARGUMENT]", "a grid, like configs/sweeps/emoji.py"
+    command.add_argument("--config", required=True, metavar=metavar, help=text)
+    _add_common(command)
+
+
+def add_ablate_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds those of ablate."""
+    text = "self-correction, decoding, classifier, positions, vocabulary; or a grid's config file"
+    command.add_argument("name", metavar="NAME", help=text)
+    _add_common(command)
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--config", required=True, metavar="FILE[:ARGUMENT]", help="a grid, like configs/sweeps/emoji.py")
     add("--workdir", metavar="DIR", help="gets runs.csv and a folder for each cell; resumed if it has any")
     add(
         "--dry-run",
@@ -30,28 +50,37 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="run only this cell, by the number that --dry-run shows; may be repeated",
     )
     processes.add_arguments(command)
-    _add_changes(command)
+    # Shown in the help only: argparse hands these on as unknown arguments, and config_files reads them.
+    group = command.add_argument_group("changes to the config")
+    group.add_argument("--config.KEY=VALUE", dest="_", metavar="", help="change one key; may be repeated")
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Plans or runs the sweep."""
-    from infinity_jax.errors import UserError
+    from infinity_jax.scaling import sweep
 
-    if arguments.workdir is None and not arguments.dry_run:
-        raise UserError("sweep needs --workdir DIR, or --dry-run to only see what it would do")
+    return _run(arguments, arguments.config, overrides, sweep.run)
+
+
+def run_ablation(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Plans or runs the ablation."""
+    from infinity_jax.scaling import ablations
+
+    name = arguments.name
+    path = name if ".py" in name else str(ABLATIONS / f"{name.replace('-', '_')}.py")
+    return _run(arguments, path, overrides, ablations.main)
+
+
+def _run(arguments: argparse.Namespace, path: str, overrides: list[str], main: Callable) -> int:
     from infinity_jax import distributed
     from infinity_jax.scaling import sweep
 
     if arguments.dry_run:
-        config, estimates = sweep.plan(arguments.config, overrides)
+        config, estimates = sweep.plan(path, overrides)
         print(sweep.describe(config, estimates))
         return 0 if all(e.fits for e in estimates) else DOES_NOT_FIT
+    if arguments.workdir is None:
+        raise UserError("give --workdir DIR, where the runs go, or --dry-run to only see what they need")
     distributed.start(processes.of(arguments))
-    sweep.run(arguments.config, overrides, arguments.workdir, arguments.cell)
+    main(path, overrides, arguments.workdir, arguments.cell)
     return 0
-
-
-def _add_changes(command: argparse.ArgumentParser) -> None:
-    # Shown in the help only: argparse hands these on as unknown arguments, and config_files reads them.
-    group = command.add_argument_group("changes to the config")
-    group.add_argument("--config.KEY=VALUE", dest="_", metavar="", help="change one key; may be repeated")

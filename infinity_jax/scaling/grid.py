@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infinity_jax import config_files
-from infinity_jax.config import Section, from_dict
+from infinity_jax.config import from_dict
 from infinity_jax.errors import UserError
 
 
@@ -35,6 +35,8 @@ class GridConfig:
         stand for the cell's labels.
       changes: "KEY=VALUE ..." for all cells, keys of the base config.
       axes: axis -> its labels in order, each "LABEL" or "LABEL: KEY=VALUE ...".
+      tokenizers: that are trained first, into WORKDIR/tokenizers/LABEL: "LABEL: FILE KEY=VALUE ...", where FILE is a
+        config of `infinity-jax train-tokenizer`. Cells use one by tokenizer={workdir}/tokenizers/LABEL.
       checkpoint: cells do not train but draw with this checkpoint, a folder or "bundled", and their own config.sample;
         "" trains.
       pictures: that are drawn after each cell with its config.sample, for EffNet-KID and retrieval; 0 draws none.
@@ -46,11 +48,12 @@ class GridConfig:
     """
 
     base: str
-    axes: Section
+    axes: Any
     changes: str = ""
+    tokenizers: tuple[str, ...] = ()
     checkpoint: str = ""
     pictures: int = 0
-    hardware: Section = dataclasses.field(default_factory=dict)
+    hardware: Any = dataclasses.field(default_factory=dict)
     compare: str = ""
     columns: tuple[str, ...] = ()
     paper: tuple[str, ...] = ()
@@ -82,9 +85,11 @@ class Cell:
     config: Any
 
 
-def load(path: str, overrides: Sequence[str] = ()) -> tuple[GridConfig, list[Cell]]:
+def load(path: str, overrides: Sequence[str] = (), workdir: str = "WORKDIR") -> tuple[GridConfig, list[Cell]]:
     """The grid of a config file and its cells, the last axis running fastest.
 
+    Args:
+      workdir: of the sweep, what "{workdir}" in a change becomes.
     Raises:
       UserError: the file, or the config of a cell, has a mistake; the message names the cell.
     """
@@ -97,11 +102,22 @@ def load(path: str, overrides: Sequence[str] = ()) -> tuple[GridConfig, list[Cel
         name = ",".join(f"{axis}={label}" for axis, label in labels.items())
         changes = [*grid.changes.split(), *(change for _, changes in choice for change in changes)]
         try:
-            config = config_files.load(_filled(grid.base, labels), [f"--config.{change}" for change in changes])
+            config = config_files.load(_filled(grid.base, labels), _flags(changes, workdir))
         except UserError as error:
             raise UserError(f"cell {name}: {error}") from error
         cells.append(Cell(name, labels, config))
     return grid, cells
+
+
+def tokenizer_configs(grid: GridConfig) -> dict[str, Any]:
+    """The tokenizers that are trained first: label -> config of `infinity-jax train-tokenizer`."""
+    configs = {}
+    for text in grid.tokenizers:
+        label, words = _parse(text)
+        if not words:
+            raise UserError(f'tokenizers {text!r} names no config file; write "{label}: FILE KEY=VALUE ..."')
+        configs[label] = config_files.load(words[0], _flags(words[1:]))
+    return configs
 
 
 def hardware(grid: GridConfig) -> Hardware:
@@ -118,6 +134,10 @@ def _parse(text: str) -> tuple[str, list[str]]:
             'like "270k: model.layers=2 model.width=64"'
         )
     return label, changes.split()
+
+
+def _flags(changes: Sequence[str], workdir: str = "") -> list[str]:
+    return [f"--config.{change.replace('{workdir}', workdir)}" for change in changes]
 
 
 def _filled(base: str, labels: Mapping[str, str]) -> str:

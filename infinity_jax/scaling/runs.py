@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import statistics
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -102,14 +103,13 @@ def _trained(run: Path) -> dict[str, Any]:
     """What a finished training left in its metrics."""
     lines = metrics.read_lines(run / "metrics.jsonl")
     evaluations = metrics.read_lines(run / "evaluations.jsonl")
-    seconds, before = 0.0, 0
-    for line in lines:
-        seconds += line["seconds_per_step"] * (line["step"] - before)
-        before = line["step"]
+    # The first number has the compilation in it, and others may have a pause.
+    step = statistics.median(line["seconds_per_step"] for line in lines)
+    pictures = statistics.median(line["images_per_second"] for line in lines)
     numbers = {
         "train_loss": lines[-1]["loss"],
-        "seconds": round(seconds, 1),
-        "pictures_per_second": round(lines[-1]["images_per_second"], 2),
+        "seconds": round(step * lines[-1]["step"], 1),
+        "pictures_per_second": round(pictures, 2),
     }
     if evaluations:
         last = evaluations[-1]
@@ -135,4 +135,3 @@ def _drawn(checkpoint: str, cell: Cell, pictures: int) -> dict[str, Any]:
     drawn = generation.generate(pipeline, real, settings, chosen, cell.config.train.seed * pictures)
     numbers = generation.quality(real, drawn, PROMPTS)
     return {name: numbers[name] for name in _QUALITY} | {"sample": json.dumps(dataclasses.asdict(settings))}
-

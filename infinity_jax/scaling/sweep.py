@@ -8,6 +8,7 @@ from typing import Any
 import jax
 from absl import logging
 
+from infinity_jax import train_tokenizer
 from infinity_jax.errors import UserError
 from infinity_jax.scaling import grid, runs, table
 from infinity_jax.scaling.estimate import Estimate, estimate
@@ -15,9 +16,11 @@ from infinity_jax.scaling.estimate import Estimate, estimate
 TABLE = "runs.csv"
 
 
-def plan(path: str, overrides: Sequence[str]) -> tuple[grid.GridConfig, list[Estimate]]:
+def plan(
+    path: str, overrides: Sequence[str], workdir: str = "WORKDIR"
+) -> tuple[grid.GridConfig, list[Estimate]]:
     """The grid of a config file, and its cells with what each needs, in the config's order."""
-    config, cells = grid.load(path, overrides)
+    config, cells = grid.load(path, overrides, workdir)
     hardware = grid.hardware(config)
     return config, [estimate(cell, hardware) for cell in cells]
 
@@ -67,17 +70,23 @@ def run(
       UserError: a mistake in the config, a cell that was begun with another one, or cells that failed; what is done
         is in the table.
     """
-    config, estimates = plan(path, overrides)
+    config, estimates = plan(path, overrides, str(workdir))
     workdir = Path(workdir)
     for number in only or ():
         if not 0 <= number < len(estimates):
             raise UserError(f"there is no cell {number}; this sweep has 0 to {len(estimates) - 1}")
     for e in estimates:
         runs.check_unchanged(workdir, e.cell, config)
+    tokenizers = grid.tokenizer_configs(config)
+    for label, tokenizer in tokenizers.items():
+        progress(f"tokenizer {label}")
+        train_tokenizer.main(tokenizer, workdir / "tokenizers" / label)
     failed: dict[str, str] = {}
     for number, e in enumerate(estimates):
         if (only is None or number in only) and e.fits and runs.finished_row(workdir, e.cell) is None:
-            progress(f"cell {number + 1} of {len(estimates)}: {e.cell.name}, about {_hours(e.seconds).strip()}")
+            progress(
+                f"cell {number + 1} of {len(estimates)}: {e.cell.name}, about {_hours(e.seconds).strip()}"
+            )
             try:
                 runs.run(workdir, e.cell, config, e)
             except runs.CellFailed as error:
@@ -93,9 +102,7 @@ def run(
     return rows
 
 
-def _collect(
-    workdir: Path, estimates: Sequence[Estimate], failed: dict[str, str]
-) -> list[dict[str, Any]]:
+def _collect(workdir: Path, estimates: Sequence[Estimate], failed: dict[str, str]) -> list[dict[str, Any]]:
     """Writes the table of what the cells' folders say now."""
     if jax.process_index() != 0:
         return []

@@ -1,0 +1,53 @@
+"""Bitwise self-correction on the bundled pictures: none, flips alone, and three strengths (paper Tables 7 and 8).
+
+    infinity-jax ablate self-correction --workdir runs/self_correction
+
+15 runs, about an hour on two cores; what they gave here is in results/ablations/self_correction/.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """The grid; its keys are documented in infinity_jax/scaling/grid.py."""
+    config = ConfigDict(sort_keys=False)
+    config.base = str(Path(__file__).parents[1] / "emoji.py")
+    config.changes = (
+        "model.layers=4 model.width=128 model.heads=2 optim.learning_rate=2e-3 optim.warmup_steps=20 "
+        "optim.ema_decay=0.0 train.steps=300 train.log_every=10 train.evaluate_every=100 train.checkpoint_every=300 "
+        "train.keep_checkpoints=1 train.sample_every=0 sample.cfg=3.0 sample.tau=1.0"
+    )
+    config.axes = ConfigDict(
+        dict(
+            correction=(
+                "none: correction.p=0.0",
+                "flips-alone: correction.p=0.2 correction.requantise=False",
+                "p10: correction.p=0.1",
+                "p20: correction.p=0.2",
+                "p30: correction.p=0.3",
+            ),
+            seed=("0: train.seed=0", "1: train.seed=1", "2: train.seed=2"),
+        ),
+        sort_keys=False,
+    )
+    config.pictures = 256
+    config.hardware = ConfigDict(dict(chip="", count=1, utilisation=0.3))
+    config.compare = "correction"
+    config.columns = (
+        "kid",
+        "retrieval_top1",
+        "retrieval_top5",
+        "retrieval_compositions_top1",
+        "validation_loss",
+    )
+    config.paper = (
+        "9.76, 0.52, 29.53",
+        "9.69, 0.52, 29.20",
+        "3.45, 0.751, 30.47",
+        "3.48, 0.763, 30.71",
+        "3.33, 0.775, 31.05",
+    )
+    config.source = "Tables 7 and 8: FID, ImageReward, HPSv2.1"
+    return config

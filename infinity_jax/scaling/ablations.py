@@ -1,0 +1,136 @@
+"""`infinity-jax ablate`: a grid whose axis `compare` is set side by side, beside what the paper reports."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+from scipy import stats
+
+from infinity_jax import json_files
+from infinity_jax.errors import UserError
+from infinity_jax.scaling import grid, sweep
+
+CONFIDENCE = 0.95
+Rows = Sequence[Mapping[str, Any]]
+
+
+def main(
+    path: str, overrides: Sequence[str], workdir: str | Path, only: Sequence[int] | None = None
+) -> list[dict[str, Any]]:
+    """Runs the grid's cells that are missing, then writes the comparison of those that are done.
+
+    Args:
+      path, overrides: the config file and its changes; see `grid.GridConfig`.
+      workdir: gets what a sweep writes, and table.md, table.json, comparison.png.
+      only: numbers of the cells to run, from 0; None is all.
+    Returns:
+      what table.json holds, see `compare`.
+    Raises:
+      UserError: as `sweep.run`; the config says nothing to compare.
+    """
+    config, _ = grid.load(path, overrides, str(workdir))
+    if not config.compare or not config.columns:
+        raise UserError(f"{path} has no `compare` and `columns`; it is for infinity-jax sweep")
+    rows = [row for row in sweep.run(path, overrides, workdir, only) if row["status"] == "done"]
+    if not rows:
+        return []
+    compared = compare(rows, config)
+    json_files.write(Path(workdir) / "table.json", compared)
+    text = markdown(compared, config)
+    (Path(workdir) / "table.md").write_text(text)
+    draw(compared, config, Path(workdir) / "comparison.png")
+    logging.info("%s", text)
+    return compared
+
+
+def compare(rows: Rows, config: grid.GridConfig) -> list[dict[str, Any]]:
+    """Each label of the compared axis: mean of each column, and its difference to the first label.
+
+    Returns:
+      for each label with finished rows {"label", "runs", "paper", and each column: {"values", "mean", "interval",
+      "difference", "difference_interval"}}. Intervals are half widths of Student's 95% interval of the mean over the
+      repetitions, None of one alone; differences are taken between cells that are alike in all other axes.
+    """
+    axes = [axis for axis in config.axes if axis != config.compare]
+    labels = [str(text).partition(":")[0] for text in config.axes[config.compare]]
+    by_label = {label: [row for row in rows if row[config.compare] == label] for label in labels}
+
+    def alike(row: Mapping[str, Any]) -> tuple:
+        return tuple(str(row[axis]) for axis in axes)
+
+    first = {alike(row): row for row in by_label[labels[0]]}
+    compared = []
+    for number, (label, own) in enumerate(by_label.items()):
+        if not own:
+            continue
+        entry: dict[str, Any] = {"label": label, "runs": len(own)}
+        entry["paper"] = config.paper[number] if number < len(config.paper) else ""
+        for column in config.columns:
+            values = [row[column] for row in own]
+            pairs = [(row[column], first[alike(row)][column]) for row in own if alike(row) in first]
+            differences = [a - b for a, b in pairs] if number else []
+            entry[column] = {"values": values} | _interval("", values) | _interval("difference", differences)
+        compared.append(entry)
+    return compared
+
+
+def _interval(name: str, values: Sequence[float]) -> dict[str, float | None]:
+    """Mean and half width of its interval, as {NAME or "mean", NAME_interval}."""
+    mean, n = (float(np.mean(values)) if values else None), len(values)
+    half = None
+    if n > 1:
+        half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1) * np.std(values, ddof=1) / np.sqrt(n))
+    return {name or "mean": mean, f"{name}_interval" if name else "interval": half}
+
+
+def markdown(compared: Sequence[Mapping[str, Any]], config: grid.GridConfig) -> str:
+    """The comparison as a table: mean ± interval, in bold where it differs surely from the first row."""
+    head = [config.compare, "runs", *config.columns, *([f"paper, {config.source}"] if config.paper else [])]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for entry in compared:
+        cells = [_cell(entry[column]) for column in config.columns]
+        paper = [entry["paper"]] if config.paper else []
+        lines.append(f"| {' | '.join([entry['label'], str(entry['runs']), *cells, *paper])} |")
+    lines.append("")
+    lines.append(
+        "Mean ± half the 95% interval (Student) over the runs. Bold: the difference to the first row, between runs "
+        "that are otherwise alike, has an interval without 0."
+    )
+    return "\n".join(lines) + "\n"
+
+
+def _cell(numbers: Mapping[str, Any]) -> str:
+    text = f"{numbers['mean']:.4g}"
+    if numbers["interval"] is not None:
+        text += f" ± {numbers['interval']:.2g}"
+    half = numbers["difference_interval"]
+    return f"**{text}**" if half is not None and abs(numbers["difference"]) > half else text
+
+
+def draw(compared: Sequence[Mapping[str, Any]], config: grid.GridConfig, file: Path) -> None:
+    """A panel for each column: every run a point, the mean a line, the interval a bar."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns = config.columns
+    labels, places = [entry["label"] for entry in compared], np.arange(len(compared))
+    size = (3.2 * len(columns), 0.42 * len(compared) + 1.3)
+    figure, panels = pyplot.subplots(1, len(columns), figsize=size, sharey=True, squeeze=False)
+    for panel, column in zip(panels[0], columns, strict=True):
+        for place, entry in zip(places, compared, strict=True):
+            numbers = entry[column]
+            panel.errorbar(
+                numbers["mean"], place, xerr=numbers["interval"] or 0, fmt="|", color="black", capsize=4
+            )
+            panel.plot(numbers["values"], [place] * len(numbers["values"]), "o", color="tab:blue", alpha=0.6)
+        panel.set_xlabel(column)
+        panel.grid(axis="x", alpha=0.3)
+    panels[0][0].set_yticks(places, labels)
+    panels[0][0].invert_yaxis()
+    figure.tight_layout()
+    figure.savefig(file, dpi=140)
+    pyplot.close(figure)
