@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from infinity_jax import config_files
 
-# Steps, batch size, learning rate: as many pictures of 64x64 as a third of configs/emoji.py.
+# Scales, steps, batch size, learning rate; together two thirds of the tokens that configs/emoji.py trains on.
 STAGES = {
     "px32": ("32px_of_64px", 2000, 64, 1e-3),
     "px48": ("48px_of_64px", 2000, 32, 1e-3),

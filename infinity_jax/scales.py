@@ -190,11 +190,11 @@ def _square_schedule(preset: str) -> ScaleSchedule:
     pixels, _, all_scales = preset.rpartition(_FIRST_SCALES)
     sizes = tuple((n, n) for n in SMALL_PRESETS[all_scales])
     schedule = ScaleSchedule(sizes, sizes[-1])
-    if not pixels:
+    if all_scales == preset:
         return schedule
     ends = [str(8 * n) for n, _ in sizes]
     if pixels not in ends:
-        raise UserError(f"{all_scales} has no scale of {pixels} pixels; there are: {', '.join(ends)}")
+        raise UserError(f"{all_scales} has no scale of {pixels or 'no'} pixels; there are: {', '.join(ends)}")
     return schedule.prefix(ends.index(pixels) + 1)
 
 

@@ -5,6 +5,7 @@ weights where that run kept an average, with a new optimiser and its own warm-up
 stages: process 0 says which are finished.
 """
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,16 @@ from infinity_jax.errors import UserError
 
 _STARTS = ("init_from", "restore_from")
 # What may be changed of a stage that is finished without a word: nothing that its weights depend on.
-_HARMLESS = ("sample.", "mesh.", "train.init_from", "train.log_", "train.sample_", "train.evaluate_", "train.keep_", "train.checkpoint_")
+_HARMLESS = (
+    "sample.",
+    "mesh.",
+    "train.init_from",
+    "train.log_",
+    "train.sample_",
+    "train.evaluate_",
+    "train.keep_",
+    "train.checkpoint_",
+)
 
 
 def main(config: Any, workdir: str | Path) -> None:
@@ -58,7 +68,7 @@ def linked(config: Any, workdir: Path) -> dict[str, Any]:
     """
     stages = {name: config.stages[name].copy_and_resolve_references() for name in config.stages}
     names = list(stages)
-    for before, name in zip(names[:-1], names[1:], strict=True):
+    for before, name in itertools.pairwise(names):
         section = stages[name].train
         for key in _STARTS:
             if section[key] not in ("", config.train[key]):
@@ -114,10 +124,11 @@ def _check_order(names: Sequence[str], done: Sequence[int], steps: Sequence[int]
     for number, name in enumerate(names[:-1]):
         begun = [names[after] for after in range(number + 1, len(names)) if done[after]]
         if begun and done[number] < steps[number]:
+            remedy = f"set --config.stages.{name}.train.steps={done[number]} to go on from what is there, or "
             raise UserError(
                 f"stage {begun[0]} has begun, and stage {name} before it has {done[number]} of {steps[number]} steps; "
-                f"set --config.stages.{name}.train.steps={done[number]} to go on from what is there, or remove "
-                f"{', '.join(str(workdir / after) for after in begun)} to train again from stage {name}"
+                f"{remedy if done[number] else ''}remove {', '.join(str(workdir / after) for after in begun)} to "
+                f"train again from stage {name} on"
             )
 
 
@@ -129,9 +140,7 @@ def _name_changes(name: str, config: Any, workdir: Path) -> None:
     finally:
         reader.close()
     now = _flat(json.loads(json.dumps(config.to_dict())))
-    changed = [
-        key for key in now if key in was and was[key] != now[key] and not key.startswith(_HARMLESS)
-    ]
+    changed = [key for key in now if key in was and was[key] != now[key] and not key.startswith(_HARMLESS)]
     if changed:
         logging.warning(
             "stage %s is finished and stays as it is, but its config has changed since: %s. To train it again, remove "

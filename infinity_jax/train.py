@@ -62,7 +62,10 @@ def read_config(config: Any) -> RunConfig:
     Raises:
       UserError: a value stands in the way, or the mesh cannot share the model or the batch.
     """
-    model, data = from_dict(TransformerConfig, config.model, "model"), from_dict(DataConfig, config.data, "data")
+    model, data = (
+        from_dict(TransformerConfig, config.model, "model"),
+        from_dict(DataConfig, config.data, "data"),
+    )
     parts = (
         model,
         from_dict(CorrectionConfig, config.correction, "correction"),

@@ -164,7 +164,9 @@ class _Loop:
             # Also after the last step, which another run may follow: the next stage.
             stop = stop or stop_asked()
             if stop is not None:
-                logging.warning("stopped at step %d, saved; the same command goes on from there", int(state.step))
+                logging.warning(
+                    "stopped at step %d, saved; the same command goes on from there", int(state.step)
+                )
                 raise SystemExit(0 if stop == signal.SIGTERM else 130)
         return state
 
