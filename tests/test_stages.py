@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
+import several
 import stage_run
 import synthetic_pictures
 import toy_run
@@ -212,3 +213,28 @@ def test_the_papers_stages_are_those_of_the_configs_of_one_stage(argument, one):
     assert stages_of == {
         name: config_files.load(f"{one},{budget}").to_dict() for name, budget in budgets.items()
     }
+
+
+def test_two_processes_go_through_the_stages_together_and_stop_together(tmp_path):
+    """One of them gets the signal in the last step of the first stage; they agree on where to stop."""
+
+    def run(*last: str) -> None:
+        program, address = Path(__file__).with_name("process_stages.py"), f"127.0.0.1:{several.free_port()}"
+        both = []
+        for number in "01":
+            options = ["--coordinator", address, "--processes", "2", "--process", number, "--platform", "cpu"]
+            command = [
+                sys.executable,
+                program,
+                *options,
+                tmp_path,
+                "10",
+                "3000",
+                *(last if number == "1" else ()),
+            ]
+            both.append(subprocess.Popen(command, env=several.ENVIRONMENT, stderr=subprocess.PIPE, text=True))
+        said = [process.communicate()[1] for process in both]
+        assert [process.returncode for process in both] == [0, 0], said
+
+    run("10")
+    assert (tmp_path / "first" / "checkpoints" / "10").is_dir() and not (tmp_path / "third").exists()
