@@ -41,7 +41,7 @@ def load(path: str, overrides: Sequence[str] = (), stages: bool = False) -> Any:
     return _parse(path, _in_every_stage(overrides, config)) if overrides else config
 
 
-def _in_every_stage(overrides: Sequence[str], config: ml_collections.ConfigDict) -> list[str]:
+def _in_every_stage(overrides: Sequence[str], config: Any) -> list[str]:
     """The overrides in the order in which they count, with a copy of those of no stage for each stage."""
     shared, own = [], []
     for override in overrides:
@@ -79,7 +79,7 @@ def with_stages(config: ml_collections.ConfigDict, stages: Mapping[str, Any]) ->
     return config
 
 
-def _parse(path: str, overrides: Sequence[str]) -> ml_collections.ConfigDict:
+def _parse(path: str, overrides: Sequence[str]) -> Any:
     argv = ["infinity-jax", f"--config={path}", *overrides]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True, sys_argv=argv)

@@ -19,7 +19,7 @@ STEPS = {"first": 4, "second": 8, "third": 5}
 MODEL = TransformerConfig(layers=1, width=64, heads=2, text_channels=384, text_length=8)
 
 
-def config(**steps: int) -> ConfigDict:
+def config(**steps: int) -> Any:
     """Three stages; `steps` changes the length of some."""
     train = dict(
         steps=1, batch_size=8, seed=0, log_every=2, checkpoint_every=3, init_from="", restore_from=""
