@@ -69,11 +69,11 @@ def _train_tokenizer(arguments: argparse.Namespace, overrides: list[str]) -> Non
 def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from infinity_jax import config_files
 
-    config = config_files.load(arguments.config, overrides)
-    from infinity_jax import distributed, train
+    config = config_files.load(arguments.config, overrides, stages=True)
+    from infinity_jax import distributed, stages, train
 
     distributed.start(processes.of(arguments))
-    train.main(config, arguments.workdir)
+    (stages if "stages" in config else train).main(config, arguments.workdir)
 
 
 def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
@@ -159,7 +159,8 @@ def _parser() -> argparse.ArgumentParser:
         "train the transformer; the same command again resumes",
         "infinity-jax train --config configs/emoji.py --workdir runs/emoji\n"
         "  infinity-jax train --config configs/emoji.py --config.data.source=folder:my_pictures "
-        "--config.train.steps=2000 --workdir runs/mine",
+        "--config.train.steps=2000 --workdir runs/mine\n"
+        "  infinity-jax train --config configs/emoji_progressive.py --workdir runs/stages",
     )
     _add_run_arguments(command)
 

@@ -32,6 +32,7 @@ SMALL_PRESETS = {
     "96px": (1, 2, 3, 4, 6, 8, 12),
     "128px": (1, 2, 3, 4, 6, 8, 12, 16),
 }
+_FIRST_SCALES = "px_of_"  # "32px_of_64px": the first scales of "64px", up to 32 pixels
 # Every size 1..16, then coarser steps: what the tokenizer trains on (spec section 2).
 _DENSE_SIZES = (*range(1, 17), 20, 24, 28, 32, 40, 48, 56, 64)
 
@@ -146,19 +147,19 @@ def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
     """The schedule of a budget ("0.06M", "0.25M", "0.60M", "1M") or a small preset ("64px").
 
     Args:
-      preset: a name of `BUDGETS` or `SMALL_BUDGETS` (any of the 15 aspect ratios) or of `SMALL_PRESETS` (square only).
+      preset: a name of `BUDGETS` or `SMALL_BUDGETS` (any of the 15 aspect ratios) or of `SMALL_PRESETS` (square only);
+        or the first scales of a small preset, with its positions, as a budget has those of Table 10: "32px_of_64px".
       aspect_ratio: "height:width".
     Raises:
       UserError: unknown preset or ratio; it names those that exist.
     """
     ratio = parse_aspect_ratio(aspect_ratio)
-    if preset in SMALL_PRESETS:
+    if whole(preset) in SMALL_PRESETS:
         if ratio != (1, 1):
             raise UserError(
                 f"preset {preset!r} is square: aspect ratio {aspect_ratio!r} is unknown to it; use 1:1"
             )
-        sizes = tuple((n, n) for n in SMALL_PRESETS[preset])
-        return ScaleSchedule(sizes, sizes[-1])
+        return _square_schedule(preset)
     scales_of = BUDGETS | SMALL_BUDGETS
     if preset not in scales_of:
         known = ", ".join((*scales_of, *SMALL_PRESETS))
@@ -171,7 +172,30 @@ def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
 
 def schedule_of_ratio(preset: str, ratio: str) -> ScaleSchedule:
     """The schedule for pictures of a ratio: a square preset has one for all, and they are cropped."""
-    return make_schedule(preset, "1:1" if preset in SMALL_PRESETS else ratio)
+    return make_schedule(preset, "1:1" if whole(preset) in SMALL_PRESETS else ratio)
+
+
+def whole(preset: str) -> str:
+    """The preset whose last scale the positions of `preset` refer to: "1M" for all budgets, else mostly itself.
+
+    A model and a tokenizer for one of the presets with the same whole can go on with another.
+    """
+    if preset in BUDGETS:
+        return "1M"
+    return preset.rpartition(_FIRST_SCALES)[2]
+
+
+def _square_schedule(preset: str) -> ScaleSchedule:
+    """Of a small preset or of its first scales. Raises UserError if no scale has so many pixels."""
+    pixels, _, all_scales = preset.rpartition(_FIRST_SCALES)
+    sizes = tuple((n, n) for n in SMALL_PRESETS[all_scales])
+    schedule = ScaleSchedule(sizes, sizes[-1])
+    if all_scales == preset:
+        return schedule
+    ends = [str(8 * n) for n, _ in sizes]
+    if pixels not in ends:
+        raise UserError(f"{all_scales} has no scale of {pixels or 'no'} pixels; there are: {', '.join(ends)}")
+    return schedule.prefix(ends.index(pixels) + 1)
 
 
 def dense_schedule(last: int) -> ScaleSchedule:

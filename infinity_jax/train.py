@@ -35,6 +35,52 @@ from infinity_jax.train_state import TrainState, averaged
 from infinity_jax.train_step import LossConfig, make_eval_step, make_train_step
 
 
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A config's sections as a run reads them, its devices and its opened data.
+
+    Attributes:
+      source: pictures and captions of the train split.
+      records: prepared shards to train and to evaluate on, where the data is such.
+    """
+
+    model: TransformerConfig
+    correction: CorrectionConfig
+    loss: LossConfig
+    optim: optim.OptimConfig
+    sample: SampleConfig
+    data: DataConfig
+    layout: sharding.Layout
+    source: sources.Source
+    records: tuple[MixedRecords, MixedRecords | None] | None
+    train: train_config.TrainConfig
+
+
+def read_config(config: Any) -> RunConfig:
+    """What a config says, checked; nothing is encoded, which may take hours, and nothing is written.
+
+    Raises:
+      UserError: a value stands in the way, or the mesh cannot share the model or the batch.
+    """
+    model, data = (
+        from_dict(TransformerConfig, config.model, "model"),
+        from_dict(DataConfig, config.data, "data"),
+    )
+    parts = (
+        model,
+        from_dict(CorrectionConfig, config.correction, "correction"),
+        from_dict(LossConfig, config.loss, "loss"),
+        from_dict(optim.OptimConfig, config.optim, "optim"),
+        from_dict(SampleConfig, config.sample, "sample"),
+        data,
+        layout := sharding.layout_from_config(config.mesh, model),
+    )
+    source, records = _open(data)
+    train = train_config.from_section(config.train, len(source))
+    layout.batch(train.batch_size, train.microbatches)
+    return RunConfig(*parts, source, records, train)
+
+
 def main(config: Any, workdir: str | Path) -> TrainState:
     """Trains a transformer into `workdir`, or goes on with the run that is there.
 
@@ -48,19 +94,9 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     Raises:
       UserError: a value of the config, the data, a checkpoint or the disk stands in the way; the message says which.
     """
-    model_config = from_dict(TransformerConfig, config.model, "model")
-    correction_config = from_dict(CorrectionConfig, config.correction, "correction")
-    loss_config = from_dict(LossConfig, config.loss, "loss")
-    optim_config = from_dict(optim.OptimConfig, config.optim, "optim")
-    sample_config = from_dict(SampleConfig, config.sample, "sample")
-    data = from_dict(DataConfig, config.data, "data")
-    workdir = Path(workdir)
-    # What the mesh cannot share is told before anything is encoded, which may take hours.
-    layout = sharding.layout_from_config(config.mesh, model_config)
-    source, records = _open(data)
-    train = train_config.from_section(config.train, len(source))
-    layout.batch(train.batch_size, train.microbatches)
-
+    workdir, run = Path(workdir), read_config(config)
+    model_config, optim_config, data, train, layout = run.model, run.optim, run.data, run.train, run.layout
+    source, records = run.source, run.records
     tokenizer = distributed.lead_first(
         lambda: keep_tokenizer(config.tokenizer, workdir, model_config, data.scales)
     )
@@ -90,7 +126,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
             averaged(state),
             config.text.to_dict(),
             data.source,
-            dataclasses.asdict(sample_config),
+            dataclasses.asdict(run.sample),
             {},
         )
         return InfinityPipeline(trained, text_encoder, layout)
@@ -122,8 +158,8 @@ def main(config: Any, workdir: str | Path) -> TrainState:
                 model,
                 schedule,
                 tokenizer.config,
-                correction_config,
-                loss_config,
+                run.correction,
+                run.loss,
                 optim_config,
                 optimiser,
                 train.microbatches,
@@ -173,7 +209,17 @@ def not_a_kernel(name: str) -> bool:
 def keep_tokenizer(
     path: str, workdir: Path, model: TransformerConfig, preset: str
 ) -> pretrained.TrainedTokenizer:
-    """The tokenizer to train with, copied into the workdir at the first start so that the run is complete in itself.
+    """`fitting_tokenizer`, copied into the workdir at the first start so that the run is complete in itself."""
+    tokenizer, copy = fitting_tokenizer(path, workdir, model, preset), workdir / "tokenizer"
+    if not copy.is_dir():
+        pretrained.save_tokenizer(copy, tokenizer)
+    return tokenizer
+
+
+def fitting_tokenizer(
+    path: str, workdir: Path, model: TransformerConfig, preset: str
+) -> pretrained.TrainedTokenizer:
+    """The tokenizer to train with: the workdir's copy, or that of `path` if there is none yet.
 
     Raises:
       UserError: it does not fit the model or the scale preset.
@@ -187,16 +233,13 @@ def keep_tokenizer(
             f"use --config.model.bits={bits} or another --config.tokenizer"
         )
     small = preset in scales.SMALL_BUDGETS  # for trying things out: any tokenizer will do
-    if not small and tokenizer.scales != preset and not {tokenizer.scales, preset} <= scales.BUDGETS.keys():
+    if not small and scales.whole(tokenizer.scales) != scales.whole(preset):
         raise UserError(
             f"the tokenizer {path!r} was trained for scales {tokenizer.scales!r} but config.data.scales is {preset!r}; "
             "use the same for both"
         )
-    # A tokenizer for one pixel budget serves the others too; the copy is of what this run draws.
-    tokenizer = dataclasses.replace(tokenizer, scales=preset)
-    if not copy.is_dir():
-        pretrained.save_tokenizer(copy, tokenizer)
-    return tokenizer
+    # A tokenizer for one pixel budget serves the others too; what is drawn is this run's.
+    return dataclasses.replace(tokenizer, scales=preset)
 
 
 def _check_text(text_encoder: TextEncoder, model: TransformerConfig) -> None:

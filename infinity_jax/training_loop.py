@@ -141,6 +141,7 @@ class _Loop:
             contextlib.closing(self.progress),
             _closing(batches(first, rows_of)) as stream,
         ):
+            stop = None
             for step in range(first + 1, train.steps + 1):
                 asked = time.perf_counter()
                 batch = next(stream, None)
@@ -154,14 +155,19 @@ class _Loop:
                 self.log_pending()
                 if step % train.log_every == 0 or step == train.steps:
                     self.pending = (step, metrics)
-                stop = stop_asked(step)
+                stop = stop_asked()
                 self.after_step(step, state, metrics, stop is not None)
                 self.progress.advance()
-                if stop is not None and step < train.steps:
-                    self.checkpointer.wait()
-                    logging.warning("stopped at step %d, saved; the same command goes on from there", step)
-                    raise SystemExit(0 if stop == signal.SIGTERM else 130)
+                if stop is not None:
+                    break
             self.checkpointer.wait()
+            # Also after the last step, which another run may follow: the next stage.
+            stop = stop or stop_asked()
+            if stop is not None:
+                logging.warning(
+                    "stopped at step %d, saved; the same command goes on from there", int(state.step)
+                )
+                raise SystemExit(0 if stop == signal.SIGTERM else 130)
         return state
 
     def after_step(self, step: int, state: TrainState, metrics: Mapping[str, Any], stopping: bool) -> None:

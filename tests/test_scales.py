@@ -54,3 +54,26 @@ def test_dense_schedule_contains_the_square_schedules():
     for preset in ("64px", "0.06M", "1M"):
         sizes = scales.make_schedule(preset).sizes
         assert set(sizes) <= set(scales.dense_schedule(sizes[-1][0]).sizes)
+
+
+def test_the_first_scales_of_a_small_preset_have_its_positions():
+    whole = scales.make_schedule("64px")
+    assert scales.make_schedule("32px_of_64px") == whole.prefix(4)
+    assert scales.make_schedule("48px_of_64px") == whole.prefix(5)
+    assert scales.make_schedule("64px_of_64px") == whole
+    assert scales.make_schedule("32px").position_size == (4, 4)  # a preset of its own
+    assert scales.schedule_of_ratio("32px_of_64px", "2:1") == whole.prefix(4)
+
+
+def test_presets_that_share_positions():
+    assert {scales.whole(preset) for preset in scales.BUDGETS} == {"1M"}
+    assert {scales.whole(preset) for preset in ("32px_of_64px", "48px_of_64px", "64px")} == {"64px"}
+    assert scales.whole("32px") == "32px"
+
+
+@pytest.mark.parametrize("preset", ["40px_of_64px", "32px_of_1M", "px_of_64px", "32px_of_", "_of_64px"])
+def test_first_scales_that_do_not_exist_are_refused(preset):
+    with pytest.raises(
+        UserError, match=r"no scale of .*there are: 8, 16, 24, 32, 48, 64|unknown scale preset"
+    ):
+        scales.make_schedule(preset)
