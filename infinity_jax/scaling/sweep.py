@@ -38,7 +38,7 @@ def describe(config: grid.GridConfig, estimates: Sequence[Estimate]) -> str:
             f"{_hours(e.seconds)}{'' if e.fits else '  DOES NOT FIT'}"
         )
     where = f"{hardware.count} x {hardware.chip}" if hardware.chip else "this machine"
-    total = sum(e.seconds for e in estimates if e.fits)
+    total = sum((e.seconds for e in estimates if e.fits), 0.0)
     lines.append(
         f"{len(estimates)} cells, {_hours(total).strip()} of training one after the other on {where} at "
         f"{hardware.utilisation:.0%} of its peak rate; memory is that of each device, of "

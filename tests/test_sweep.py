@@ -1,0 +1,283 @@
+"""Sweeps and ablations: the grid, what a cell needs, resuming, failures, and the comparison of repetitions."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from scipy import stats
+
+from infinity_jax import cli
+from infinity_jax.errors import UserError
+from infinity_jax.scaling import ablations, grid, runs, sweep, table
+
+ROOT = Path(__file__).parents[1]
+GRID = """
+from ml_collections import ConfigDict
+
+def get_config():
+    config = ConfigDict(sort_keys=False)
+    config.base = {base!r}
+    config.changes = {changes!r}
+    config.axes = ConfigDict(dict(
+        size=("small: model.layers=1 model.width=64", "large: model.layers=2 model.width=64"),
+        seed=("0: train.seed=0", "1: train.seed=1"),
+    ), sort_keys=False)
+    config.hardware = ConfigDict(dict(chip={chip!r}, count=1, utilisation=0.5))
+    config.tokenizers = ()
+    config.checkpoint = ""
+    config.pictures = 0
+    config.compare = "size"
+    config.columns = ("validation_loss",)
+    config.paper = ("1.0", "0.9")
+    config.source = "Table 0"
+    return config
+"""
+CHANGES = "model.heads=2 train.steps=4 train.batch_size=2 train.log_every=1 train.checkpoint_every=1 train.evaluate_every=2"
+
+
+@pytest.fixture
+def file(tmp_path):
+    """A function that writes a grid's config file."""
+
+    def write(
+        changes: str = CHANGES, chip: str = "v5e", base: str = str(ROOT / "configs" / "emoji.py")
+    ) -> str:
+        path = tmp_path / "grid.py"
+        path.write_text(GRID.format(base=base, changes=changes, chip=chip))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def trainings(monkeypatch):
+    """Names of the runs that were trained; training itself is a stand-in that leaves metrics behind."""
+    done = []
+
+    def train(config, workdir):
+        done.append(workdir.parent.name)
+        workdir.mkdir(parents=True, exist_ok=True)
+        loss = 0.5 / config.model.layers + 0.01 * config.train.seed
+        steps = range(1, config.train.steps + 1)
+        line = {"loss": loss, "seconds_per_step": 0.5, "images_per_second": 4.0}
+        (workdir / "metrics.jsonl").write_text("".join(json.dumps({"step": s} | line) + "\n" for s in steps))
+        numbers = {
+            "validation_loss": loss,
+            "validation_bit_accuracy": 0.8,
+            "validation_loss_per_scale": [0.3, loss],
+        }
+        (workdir / "evaluations.jsonl").write_text(json.dumps({"step": 4} | numbers) + "\n")
+
+    monkeypatch.setattr(runs.train, "main", train)
+    return done
+
+
+def test_cells_are_all_combinations_and_change_only_what_they_say(file):
+    _, cells = grid.load(file())
+    assert [cell.name for cell in cells] == [
+        f"size={size},seed={seed}" for size in ("small", "large") for seed in (0, 1)
+    ]
+    assert [(c.config.model.layers, c.config.train.seed) for c in cells] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert all(c.config.train.steps == 4 and c.config.optim.b2 == 0.97 for c in cells)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ("train.stepz=4", "cell size=small,seed=0: unknown config key config.train.stepz; did you mean"),
+        ("train.steps=many", "cell size=small,seed=0: .*invalid literal"),
+        ("model.width=65", "cell size=small,seed=0: "),
+    ],
+)
+def test_a_mistake_in_a_cell_is_named_before_anything_runs(file, trainings, tmp_path, changes, message):
+    with pytest.raises(UserError, match=message):
+        sweep.run(
+            file(changes=f"{changes} model.heads=2"), ["--config.axes.size=('small',)"], tmp_path / "work"
+        )
+    assert not trainings and not (tmp_path / "work").exists()
+
+
+def test_mistakes_of_the_grid_itself(file):
+    with pytest.raises(
+        UserError, match=r"label 'a/b' of 'a/b: train\.steps=1' becomes a part of a folder's name"
+    ):
+        grid.load(file(), ["--config.axes.size=('a/b: train.steps=1',)"])
+    with pytest.raises(
+        UserError, match=r"axes.size has the labels \['a', 'a'\]; give at least one, each once"
+    ):
+        grid.load(file(), ["--config.axes.size=('a', 'a: train.steps=1')"])
+    with pytest.raises(UserError, match="compare 'colour' is no axis; the axes are size, seed"):
+        grid.load(file(), ["--config.compare=colour"])
+    with pytest.raises(UserError, match="names 'colour', which is no axis"):
+        grid.load(file(base="configs/t2i.py:{colour}"))
+
+
+def test_labels_fill_the_base_config():
+    _, cells = grid.load(str(ROOT / "configs" / "sweeps" / "paper.py"))
+    assert len(cells) == 3 * 4 * 5
+    widths = {cell.labels["size"]: cell.config.model.width for cell in cells}
+    assert widths == {"125m": 768, "361m": 1152, "940m": 1536, "2.2b": 2080, "4.7b": 2688}
+    assert {cell.config.model.bits for cell in cells} == {16, 24, 32, 64}
+    assert {cell.config.train.batch_size for cell in cells} == {4096}
+
+
+def test_a_plan_says_what_a_cell_needs(file, capsys):
+    assert cli.main(["sweep", "--config", file(), "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1 + 4 + 1 and "v5e at 50% of its peak rate" in lines[-1]
+    _, estimates = sweep.plan(file(), [])
+    small, large = estimates[0], estimates[2]
+    assert small.pictures == 8 and small.tokens == 8 * 130
+    assert large.flops > small.flops and large.parameters > small.parameters
+    assert small.seconds == pytest.approx(small.flops / (197e12 * 0.5))
+
+
+def test_what_does_not_fit_is_marked_and_not_run(file, trainings, tmp_path, capsys):
+    huge = file(changes="model.heads=2 train.batch_size=4194304 train.steps=1")
+    assert cli.main(["sweep", "--config", huge, "--dry-run"]) == 3
+    assert capsys.readouterr().out.count("DOES NOT FIT") == 4
+    rows = sweep.run(huge, [], tmp_path / "work")
+    assert [row["status"] for row in rows] == ["does not fit"] * 4 and not trainings
+
+
+def test_the_same_command_again_runs_what_is_missing(file, trainings, tmp_path):
+    first = sweep.run(file(), [], tmp_path / "work", only=[1, 2])
+    assert [row["status"] for row in first] == ["planned", "done", "done", "planned"]
+    rows = sweep.run(file(), [], tmp_path / "work")
+    assert [row["status"] for row in rows] == ["done"] * 4
+    assert sorted(trainings) == sorted(row["name"] for row in rows) and len(trainings) == 4
+    (tmp_path / "work" / "runs.csv").unlink()
+    sweep.run(file(), [], tmp_path / "work")
+    assert len(trainings) == 4
+    read = table.read(tmp_path / "work" / "runs.csv")
+    assert [row["validation_loss"] for row in read] == [0.5, 0.51, 0.25, 0.26]
+    assert read[0]["validation_curve"] == {4: 0.5} and read[0]["seconds"] == 2.0
+    assert [row["size"] for row in read] == ["small", "small", "large", "large"]
+
+
+def test_a_failed_cell_leaves_the_others_and_is_tried_again(file, trainings, tmp_path, monkeypatch, capsys):
+    train = runs.train.main
+
+    def refuse(config, workdir):
+        if config.model.layers == 2 and config.train.seed == 0:
+            raise UserError("loss is nan at step 3; try\na lower rate")
+        train(config, workdir)
+
+    command = ["sweep", "--config", file(), "--workdir", str(tmp_path / "work")]
+    monkeypatch.setattr(runs.train, "main", refuse)
+    assert cli.main(command) == 2
+    assert "1 of 4 cells failed, the first is size=large,seed=0: loss is nan" in capsys.readouterr().err
+    rows = table.read(tmp_path / "work" / "runs.csv")
+    assert [row["status"] for row in rows] == ["done", "done", "failed", "done"]
+    assert rows[2]["error"] == "loss is nan at step 3; try a lower rate"
+    monkeypatch.setattr(runs.train, "main", train)
+    assert cli.main(command) == 0
+    assert {row["status"] for row in table.read(tmp_path / "work" / "runs.csv")} == {"done"}
+
+
+def test_another_config_in_the_same_workdir_is_refused(file, trainings, tmp_path):
+    sweep.run(file(), [], tmp_path / "work", only=[0])
+    with pytest.raises(UserError, match="begun with train.batch_size=2, and the config now says 3"):
+        sweep.run(file(CHANGES.replace("batch_size=2", "batch_size=3")), [], tmp_path / "work")
+    assert len(trainings) == 1
+
+
+def test_a_cell_that_is_not_there(file, tmp_path):
+    with pytest.raises(UserError, match="there is no cell 4; this sweep has 0 to 3"):
+        sweep.run(file(), [], tmp_path / "work", only=[4])
+    assert cli.main(["sweep", "--config", file()]) == 2
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablations").glob("*.py")), ids=lambda p: p.stem)
+def test_every_ablation_can_be_planned(path):
+    config, estimates = sweep.plan(str(path), ["--config.hardware.chip=v5e"])
+    labels = config.axes[config.compare]
+    assert len(estimates) == len(labels) * len(config.axes.seed)
+    assert len(config.paper) <= len(labels) and config.columns
+    assert grid.tokenizer_configs(config).keys() == {text.partition(":")[0] for text in config.tokenizers}
+
+
+def test_a_comparison_has_students_intervals_and_pairs_what_is_alike():
+    losses = {"a": [1.0, 2.0, 3.0], "b": [0.9, 1.92, 2.88]}
+    rows = [
+        {"kind": kind, "seed": str(seed), "loss": loss}
+        for kind, values in losses.items()
+        for seed, loss in enumerate(values)
+    ]
+    axes = ConfigDict(dict(kind=("a: train.steps=1", "b"), seed=("0", "1", "2")), sort_keys=False)
+    config = grid.GridConfig(
+        "base", axes, compare="kind", columns=("loss",), paper=("7", "8"), source="Table 1"
+    )
+    a, b = ablations.compare(rows, config)
+    assert a["loss"]["mean"] == 2 and a["paper"] == "7" and a["runs"] == 3
+    low, high = stats.t.interval(0.95, 2, loc=2, scale=stats.sem(losses["a"]))
+    assert a["loss"]["interval"] == pytest.approx((high - low) / 2)
+    assert a["loss"]["difference"] is None
+    assert b["loss"]["difference"] == pytest.approx(-0.1)
+    differences = np.subtract(losses["b"], losses["a"])
+    assert b["loss"]["difference_interval"] == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(differences))
+    # Far smaller than the spread between seeds, but the same in each: sure.
+    lines = ablations.markdown([a, b], config).splitlines()
+    assert lines[0] == "| kind | runs | loss | paper, Table 1 |"
+    assert lines[2] == "| a | 3 | 2 ± 2.5 | 7 |" and lines[3].startswith("| b | 3 | **1.9 ± ")
+
+
+def test_a_comparison_of_single_runs_has_no_intervals(tmp_path):
+    axes = ConfigDict(dict(kind=("a", "b", "c"), seed=("0",)), sort_keys=False)
+    config = grid.GridConfig("base", axes, compare="kind", columns=("loss",))
+    rows = [{"kind": "a", "seed": "0", "loss": 1.0}, {"kind": "c", "seed": "0", "loss": 3.0}]
+    compared = ablations.compare(rows, config)
+    assert [entry["label"] for entry in compared] == ["a", "c"]
+    assert compared[1]["loss"]["interval"] is None and compared[1]["loss"]["difference_interval"] is None
+    assert "paper" not in ablations.markdown(compared, config)
+    ablations.draw(compared, config, tmp_path / "comparison.png")
+    assert (tmp_path / "comparison.png").stat().st_size > 1000
+
+
+def test_an_ablation_writes_its_table(file, trainings, tmp_path):
+    assert cli.main(["ablate", file(), "--workdir", str(tmp_path / "work")]) == 0
+    compared = json.loads((tmp_path / "work" / "table.json").read_text())
+    assert [entry["validation_loss"]["values"] for entry in compared] == [[0.5, 0.51], [0.25, 0.26]]
+    assert (
+        (tmp_path / "work" / "table.md")
+        .read_text()
+        .startswith("| size | runs | validation_loss | paper, Table 0 |")
+    )
+    with pytest.raises(UserError, match="has no `compare` and `columns`"):
+        ablations.main(file(), ["--config.compare="], tmp_path / "other")
+
+
+@pytest.mark.slow
+def test_a_sweep_that_is_killed_goes_on_to_the_same_table(file, tmp_path):
+    """The real training on the bundled pictures, killed after the first checkpoint of the second cell."""
+    path = file(f"{CHANGES} train.sample_every=0")
+
+    def command(workdir: str) -> subprocess.Popen:
+        only = [word for number in ("0", "2") for word in ("--cell", number)]
+        arguments = ["sweep", "--config", path, "--workdir", str(tmp_path / workdir), *only]
+        return subprocess.Popen([sys.executable, "-m", "infinity_jax.cli", *arguments], cwd=ROOT)
+
+    assert command("whole").wait() == 0
+    process = command("killed")
+    second = tmp_path / "killed" / "cells" / "size=large,seed=0" / "run" / "checkpoints"
+    while not any(second.glob("[0-9]*")) and process.poll() is None:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    assert command("killed").wait() == 0
+    timing = ("seconds", "pictures_per_second")
+    whole, killed = (
+        [
+            {k: v for k, v in row.items() if k not in timing}
+            for row in table.read(tmp_path / name / "runs.csv")
+        ]
+        for name in ("whole", "killed")
+    )
+    assert whole == killed and [row["status"] for row in whole] == ["done", "planned", "done", "planned"]
