@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -66,7 +67,9 @@ def test_each_token_is_moved_by_its_own_vector(params):
         condition = model.apply(variables, TEXT, MASK, method="text_condition")
         ends = zip(SCHEDULE.offsets, SCHEDULE.offsets[1:], strict=False)
         inputs = [INPUTS[:, start - 1 : end - 1] if start else None for start, end in ends]
-        tokens = [model.apply(variables, condition, x, k, method="embed") for k, x in enumerate(inputs)]
+        tokens: list[Any] = [
+            model.apply(variables, condition, x, k, method="embed") for k, x in enumerate(inputs)
+        ]
         return jnp.concatenate(tokens, 1)
 
     moved = embedded(rows) - embedded(jnp.zeros_like(rows))
