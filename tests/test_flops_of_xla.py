@@ -10,9 +10,7 @@ from xla_flops import PUBLISHED, SMALL, published, small
 NEAR = pytest.approx(1, abs=0.03)
 
 
-@pytest.mark.parametrize(
-    "case", [small(*SMALL[0]), small(*SMALL[-1]), published("125m", "1M"), published("4.7b", "0.06M")]
-)
+@pytest.mark.parametrize("case", [small(*SMALL[0]), published("125m", "1M")])
 def test_products_of_some_train_steps(case):
     assert case.products(is_train=True) == NEAR
 
