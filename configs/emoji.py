@@ -30,6 +30,7 @@ def get_config(argument: str = "") -> ConfigDict:
             heads=4,
             bits=32,
             head="bits",
+            positions="rope2d",
             text_channels=384,
             text_length=32,
             drop_path=0.0,

@@ -11,12 +11,14 @@ from typing import Any, TypeVar
 from ml_collections import ConfigDict
 
 from infinity_jax.errors import UserError
+from infinity_jax.scales import ScaleSchedule, make_schedule
 
 T = TypeVar("T")
 Section = Mapping[str, Any] | ConfigDict
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "block", "dots", "offload")
 HEADS = ("bits", "index")
+LEARNED = "learned:"  # of `TransformerConfig.positions`, before the name of a scale preset
 MOST_INDEX_BITS = 16  # the classifier's size doubles with every bit
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16")  # of weights on disk
 
@@ -96,6 +98,10 @@ class TransformerConfig:
       bits: bits per token that it reads and predicts.
       head: how it predicts them: "bits", two classes for each bit; "index", the conventional classifier of the paper's
         Table 5, one among 2^bits classes, for at most 16 bits.
+      positions: how tokens know their place: "rope2d", by rotary positions and a learned embedding of each scale;
+        "learned:PRESET", the baseline of the paper's Fig. 13 (its learnable APE): a learned vector for each place of
+        each scale of a scale preset's square pictures, like "learned:64px", is added to the residual stream instead of
+        the scale embedding, and nothing is rotated. Such a model knows the preset's scales, or the first of them, only.
       text_channels: channels of the text encoder's features.
       text_length: rows of the learned table that replaces the caption for guidance = the longest caption.
       drop_path: rate of stochastic depth in the last layer; it grows linearly from 0 in the first.
@@ -111,6 +117,7 @@ class TransformerConfig:
     heads: int = 8
     bits: int = 32
     head: str = "bits"
+    positions: str = "rope2d"
     text_channels: int = 2048
     text_length: int = 512
     drop_path: float = 0.1
@@ -142,6 +149,11 @@ class TransformerConfig:
             f"head 'index' would have 2^{self.bits} classes, {self.head_logits * w:.3g} weights with width {w}; it "
             f"works up to {MOST_INDEX_BITS} bits: use a tokenizer of fewer bits, or head 'bits'",
         )
+        _check(
+            self.positions == "rope2d" or self.positions.startswith(LEARNED),
+            f"unknown positions {self.positions!r}; use 'rope2d' or '{LEARNED}PRESET' with a scale preset, like 64px",
+        )
+        _ = self.learned_schedule  # raises if there is no such preset
 
     @property
     def head_size(self) -> int:
@@ -152,6 +164,21 @@ class TransformerConfig:
     def head_logits(self) -> int:
         """Logits of one token: two a bit, or one for each of 2^bits indices."""
         return 2 * self.bits if self.head == "bits" else 2**self.bits
+
+    @property
+    def learned_schedule(self) -> ScaleSchedule | None:
+        """The schedule of which each token has a learned position; None with "rope2d"."""
+        learned = self.positions.startswith(LEARNED)
+        return make_schedule(self.positions.removeprefix(LEARNED)) if learned else None
+
+    def check_schedule(self, schedule: ScaleSchedule) -> None:
+        """Raises UserError unless the model has positions for a schedule: rotary ones are for all."""
+        known = schedule.sizes if self.learned_schedule is None else self.learned_schedule.sizes
+        if schedule.sizes != known[: schedule.n_scales]:
+            raise UserError(
+                f"positions {self.positions!r} are learned for the scales {self.learned_schedule} alone, and this "
+                f"schedule is {schedule}; use square pictures of that preset, or a model with positions 'rope2d'"
+            )
 
     @property
     def pool_heads(self) -> int:

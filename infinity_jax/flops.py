@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.model.transformer import init_variables
-from infinity_jax.scales import ScaleSchedule, make_schedule
+from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Decoder
 
 
@@ -47,8 +47,9 @@ def parameter_count(config: TransformerConfig) -> int:
     """Parameters of the transformer, from the shapes of its arrays; none is made."""
 
     def variables():
-        # Parameters do not depend on the schedule.
-        return nn.meta.unbox(init_variables(config, jax.random.key(0), make_schedule("32px"))["params"])
+        # Parameters do not depend on the schedule; all presets begin so.
+        schedule = ScaleSchedule(((1, 1), (2, 2)), (2, 2))
+        return nn.meta.unbox(init_variables(config, jax.random.key(0), schedule)["params"])
 
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(variables)))
 

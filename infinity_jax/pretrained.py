@@ -178,7 +178,7 @@ def transformer_variables(config: TransformerConfig) -> PyTree:
     """The transformer's parameters as ShapeDtypeStructs, boxed with their logical axis names."""
     from infinity_jax.model.transformer import init_variables
 
-    # Parameters do not depend on the schedule; the shortest is the cheapest to trace.
+    # Parameters do not depend on the schedule; all presets begin so, and the shortest is the cheapest to trace.
     schedule = scales.ScaleSchedule(((1, 1), (2, 2)), (2, 2))
     return jax.eval_shape(lambda: init_variables(config, jax.random.key(0), schedule)["params"])
 

@@ -57,6 +57,9 @@ class ScaleSchedule:
             if h < 1 or w < 1:
                 raise UserError(f"scale sizes must be at least 1x1; got {h}x{w}")
 
+    def __str__(self) -> str:
+        return " ".join(f"{h}x{w}" for h, w in self.sizes)
+
     @property
     def n_scales(self) -> int:
         """Number of scales, K."""

@@ -102,13 +102,14 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     )
     text_encoder = load_text_encoder(config.text.encoder, config.text.max_length, config.text.path)
     _check_text(text_encoder, model_config)
-    if records is None:
-        feed = EncodedFeed(source, data, tokenizer, text_encoder)
+    common = (data, tokenizer, text_encoder)
+    feed = EncodedFeed(source, *common) if records is None else RecordFeed(*records, *common)
+    for schedule in feed.schedules.values():
+        model_config.check_schedule(schedule)
+    if isinstance(feed, EncodedFeed):
         feed.encode()
-    else:
-        feed = RecordFeed(*records, data, tokenizer, text_encoder)
-        if jax.process_index() == 0:
-            records[0].note(workdir)
+    elif jax.process_index() == 0:
+        feed.records.note(workdir)
 
     model = Transformer(model_config)
     optimiser = optim.make_optimiser(optim_config, train.steps, no_decay=not_a_kernel)

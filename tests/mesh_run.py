@@ -31,13 +31,14 @@ from infinity_jax.train_step import LossConfig, make_train_step
 
 
 def model_of(width: int) -> TransformerConfig:
-    """Heads of 20 or 24 channels. A width of 100 is not divisible by 8 devices; 80 predicts indices, others bits."""
+    """Heads of 20 or 24 channels. A width of 100 is not divisible by 8 devices; 80 has the paper's baselines."""
     return TransformerConfig(
         layers=2,
         width=width,
         heads=5 if width == 100 else 4,
         bits=8,
         head="index" if width == 80 else "bits",
+        positions="learned:32px" if width == 80 else "rope2d",
         text_channels=128,
         text_length=8,
         drop_path=0.2,

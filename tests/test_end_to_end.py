@@ -104,6 +104,24 @@ def test_an_exported_checkpoint_draws_the_same_and_can_be_trained_on(run, traine
     assert from_folder[0]["loss"] != trained[0]["loss"]
 
 
+def test_a_model_with_learned_positions_trains_and_its_export_draws(run, trained, capsys):
+    command, root, _ = run
+    learned = "--config.model.positions=learned:64px"
+    numbers = _train(run, "learned", learned)
+    assert len(numbers) == 2 and numbers[0]["loss"] != trained[0]["loss"]
+    command(
+        "export", "--checkpoint", root / "learned", "--out", root / "exported_learned", "--dtype", "float32"
+    )
+    for checkpoint, out in (("learned", "of_run"), ("exported_learned", "of_export")):
+        command("sample", "red disc", "--checkpoint", root / checkpoint, "--out", root / out)
+    ours, exported = (
+        np.asarray(Image.open(root / name / "0000-red-disc.png")) for name in ("of_run", "of_export")
+    )
+    np.testing.assert_array_equal(ours, exported)
+    _train(run, "wrong", "--config.model.positions=learned:32px", code=2)
+    assert "this schedule is 1x1 2x2 3x3 4x4 6x6 8x8; use" in capsys.readouterr().err
+
+
 def test_a_tokenizer_is_measured_on_the_data_it_was_trained_on(run, trained):
     command, root, data = run
     for checkpoint in ("tokenizer", "whole"):  # its own workdir, and the one of a transformer that reads it

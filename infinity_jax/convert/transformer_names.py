@@ -29,11 +29,17 @@ def transformer_links(
       chunks: layer i is "block_chunks.{i // n}.module.{i % n}" with n = layers / chunks; 0: it is "blocks.{i}".
       caption_rows: rows of the published table of the empty caption, if not the config's text_length.
     Raises:
-      UserError: the layers cannot be grouped so, or the model has another head than the release.
+      UserError: the layers cannot be grouped so, or the model has another head or other positions than the
+        release.
     """
     if config.head != "bits":
         raise UserError(
             f"the release has names for the weights of head 'bits' alone; this model's head is {config.head!r}. Use "
+            "`infinity-jax export` to share it"
+        )
+    if config.positions != "rope2d":
+        raise UserError(
+            f"the release has no name for learned positions, and this model's are {config.positions!r}. Use "
             "`infinity-jax export` to share it"
         )
     if chunks and config.layers % chunks:

@@ -55,10 +55,10 @@ class Condition:
 
 
 @computed_again
-def _turned(x_BHLd: jax.Array, scale: jax.Array | float, cos_Ln, sin_Ln) -> jax.Array:
-    """Queries or keys of length `scale`, turned to their positions."""
+def _turned(x_BHLd: jax.Array, scale: jax.Array | float, *cos_and_sin_Ln) -> jax.Array:
+    """Queries or keys of length `scale`, turned to their positions if these are rotary."""
     normalised = x_BHLd * jax.lax.rsqrt(jnp.maximum(jnp.square(x_BHLd).sum(-1, keepdims=True), 1e-24))
-    return rotate(normalised * scale, cos_Ln, sin_Ln)
+    return rotate(normalised * scale, *cos_and_sin_Ln) if cos_and_sin_Ln else normalised * scale
 
 
 @computed_again
@@ -72,7 +72,7 @@ def _gelu(x: jax.Array) -> jax.Array:
 
 
 class SelfAttention(nn.Module):
-    """Cosine attention with a learned log-scale per head and rotary positions."""
+    """Cosine attention with a learned log-scale per head, and rotary positions or none."""
 
     config: TransformerConfig
 
@@ -90,11 +90,11 @@ class SelfAttention(nn.Module):
         )
         self.out = Dense((c.width, c.width), ("merged_heads", "embed"), output_init(c), c.compute_dtype)
 
-    def project(self, x_BLC: jax.Array, cos_Ln, sin_Ln) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys, values, each float32 [B, H, L, head], turned to their positions."""
+    def project(self, x_BLC: jax.Array, *cos_and_sin_Ln) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Queries, keys, values, each float32 [B, H, L, head], turned to their positions if these are given."""
         q, k, v = (layer(x_BLC).swapaxes(1, 2) for layer in (self.query, self.key, self.value))
         scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
-        q, k = _turned(q, scale[:, None, None], cos_Ln, sin_Ln), _turned(k, 1.0, cos_Ln, sin_Ln)
+        q, k = _turned(q, scale[:, None, None], *cos_and_sin_Ln), _turned(k, 1.0, *cos_and_sin_Ln)
         q, k, v = (constrain(x, "batch", "attention_heads", None, None) for x in (q, k, v))
         return q, k, v
 
@@ -190,9 +190,9 @@ class Block(nn.Module):
             each picture is multiplied by; None is 1.
         """
         x_BLC = checkpoint_name(constrain(x_BLC, "batch", "tokens", None), INPUT)
-        cos_Ln, sin_Ln = rope_table(self.schedule, self.config.head_size)
         gamma1, gamma2, *modulation = self._modulation(condition)
-        q, k, v = self.self_attention.project(modulate(x_BLC, modulation[0], modulation[2]), cos_Ln, sin_Ln)
+        normed_BLC = modulate(x_BLC, modulation[0], modulation[2])
+        q, k, v = self.self_attention.project(normed_BLC, *self._rotary_positions(0, self.schedule.length))
         attended = block_causal_attention(q, k, v, self.schedule, self.config.compute_dtype)
         if path_factors_2B is not None:
             gamma1, gamma2 = gamma1 * path_factors_2B[0][:, None], gamma2 * path_factors_2B[1][:, None]
@@ -226,7 +226,8 @@ class Block(nn.Module):
         x_BNC = constrain(x_BNC, "batch", None, None)
         gamma1, gamma2, *modulation = self._modulation(condition)
         take, fill = choose(x_BNC, 0)
-        positions = (take(table_Nn[None])[:, None] for table_Nn in self._positions(scale))
+        tables = self._rotary_positions(*self.schedule.offsets[scale : scale + 2])
+        positions = (take(table_Nn[None])[:, None] for table_Nn in tables)
         q, k, v = self.self_attention.project(modulate(take(x_BNC), modulation[0], modulation[2]), *positions)
         new = (stored(k.astype(self.config.compute_dtype)), stored(v.astype(self.config.compute_dtype)))
         keys, values = (loaded(jnp.concatenate(each, 2)) for each in zip(*past, new, strict=True))
@@ -244,9 +245,10 @@ class Block(nn.Module):
         """Keys and values of the text for the cross-attention, each float32 [B, H, T, head]."""
         return self.cross_attention.keys_values(context_BTC)
 
-    def _positions(self, scale: int):
-        """The scale's rows of the rotary table; they depend on the scale, not on what was cached before it."""
-        start, end = self.schedule.offsets[scale : scale + 2]
+    def _rotary_positions(self, start: int, end: int):
+        """Rows of the rotary tables, of the schedule's tokens from `start` to `end`; () with learned positions."""
+        if self.config.learned_schedule is not None:
+            return ()
         return tuple(table_Ln[start:end] for table_Ln in rope_table(self.schedule, self.config.head_size))
 
     def _modulation(self, condition: Condition) -> list[jax.Array]:

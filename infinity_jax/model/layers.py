@@ -13,7 +13,7 @@ Logical axis names, for sharding rules:
 | mlp          | hidden channels of the feed-forward layer         |
 | text         | channels of the text encoder                      |
 | text_rows    | rows of the learned table of the empty caption    |
-| scales       | rows of the scale embedding                       |
+| scales       | rows of the embedding of scales or of positions   |
 | bits         | bits that come in, or logits that go out          |
 | indices      | logits of all 2^bits indices                      |
 | adaln        | the 6 (block) or 2 (head) modulations             |

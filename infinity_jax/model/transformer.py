@@ -35,8 +35,14 @@ class Transformer(nn.Module):
             (c.width, 6, c.width), ("embed", "adaln", "embed_out"), adaln_init(c), c.compute_dtype
         )
         self.start_position = parameter(self, "start_position", weight_init(c), (c.width,), ("embed",))
-        axes = ("scales", "embed")
-        self.scale_embedding = parameter(self, "scale_embedding", weight_init(c), (SCALE_ROWS, c.width), axes)
+        # The rows: one for each scale, or one for each of its tokens.
+        learned, axes = c.learned_schedule, ("scales", "embed")
+        if learned is None:
+            shape = (SCALE_ROWS, c.width)
+            self.scale_embedding = parameter(self, "scale_embedding", weight_init(c), shape, axes)
+        else:
+            shape = (learned.length, c.width)
+            self.position_embedding = parameter(self, "position_embedding", weight_init(c), shape, axes)
         self.embed_bits = Dense((c.bits, c.width), ("bits", "embed"), weight_init(c), c.compute_dtype)
         if c.head == "bits":
             self.bit_head = BitHead(c)
@@ -66,8 +72,8 @@ class Transformer(nn.Module):
           float32 logits; class 1 of the last axis means the bit is set. With head "index": one for each of V = 2^d
           indices (`tokenizer.indices`).
         Raises:
-          UserError: the inputs do not fit the schedule, the schedule has more than 15 scales, or captions
-            are dropped and the text is longer than `text_length`.
+          UserError: the inputs do not fit the schedule, the schedule has more than 15 scales or is not that of learned
+            positions, or captions are dropped and the text is longer than `text_length`.
         """
         c = self.config
         if inputs_BLd.shape[1:] != (schedule.length - 1, c.bits):
@@ -79,13 +85,18 @@ class Transformer(nn.Module):
             raise UserError(
                 f"the schedule has {schedule.n_scales} scales; the model has room for {SCALE_ROWS}"
             )
+        c.check_schedule(schedule)
         if drop_caption_B is not None:
             empty_TC = self.text.empty(text_BTC.shape[1])
             text_BTC = jnp.where(drop_caption_B[:, None, None], empty_TC, text_BTC)
         condition = self.text_condition(text_BTC, text_mask_BT)
         scale_of_token = jnp.asarray(schedule.scale_of_token)
         x_BLC = jnp.concatenate([self.start(condition), self.embed_bits(inputs_BLd)], 1)
-        x_BLC = constrain(x_BLC + self.scale_embedding[scale_of_token], "batch", "tokens", None)
+        if c.learned_schedule is None:
+            x_BLC += self.scale_embedding[scale_of_token]
+        else:
+            x_BLC += self.position_embedding[: schedule.length]
+        x_BLC = constrain(x_BLC, "batch", "tokens", None)
         blocks = nn.scan(
             _rematerialised(c.remat),
             variable_axes={"params": 0},
@@ -113,7 +124,7 @@ class Transformer(nn.Module):
         return self.text.empty(length)
 
     def start(self, condition: Condition) -> jax.Array:
-        """<SOS>, the first scale's only input, float32 [B, 1, C], without the scale embedding."""
+        """<SOS>, the first scale's only input, float32 [B, 1, C], without the embedding of scale or position."""
         return (condition.vector_BC + self.start_position)[:, None]
 
     def embed(self, condition: Condition, inputs_BNd: jax.Array | None, scale: int) -> jax.Array:
@@ -123,7 +134,11 @@ class Transformer(nn.Module):
           inputs_BNd: float32, the resized running sum; None for the first scale.
         """
         tokens = self.start(condition) if inputs_BNd is None else self.embed_bits(inputs_BNd)
-        return tokens + self.scale_embedding[scale]
+        learned = self.config.learned_schedule
+        if learned is None:
+            return tokens + self.scale_embedding[scale]
+        start, end = learned.offsets[scale : scale + 2]
+        return tokens + self.position_embedding[start:end]
 
     def head(self, x_BNC: jax.Array, condition: Condition) -> jax.Array:
         """Logits float32 [B, N, d, 2], or [B, N, 2^d] of indices, from the last block's output."""

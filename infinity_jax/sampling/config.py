@@ -52,6 +52,7 @@ class SamplerConfig:
                 f"the tokenizer gives {self.tokenizer.transformer_bits} bits a token, "
                 f"the transformer has {self.model.bits}; they must be trained together"
             )
+        self.model.check_schedule(self.schedule)
         n = self.model.layers
         named = self.feature_layers and all(-n <= layer < n for layer in self.feature_layers)
         if self.mixes_features and not named:
