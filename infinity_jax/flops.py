@@ -5,6 +5,7 @@ that see each other; norms, softmax and the optimiser are small beside them.
 """
 
 import dataclasses
+import functools
 import math
 
 import flax.linen as nn
@@ -43,6 +44,7 @@ class ForwardFlops:
         return sum(dataclasses.astuple(self))
 
 
+@functools.cache
 def parameter_count(config: TransformerConfig) -> int:
     """Parameters of the transformer, from the shapes of its arrays; none is made."""
 

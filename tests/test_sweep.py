@@ -15,7 +15,7 @@ from scipy import stats
 
 from infinity_jax import cli
 from infinity_jax.errors import UserError
-from infinity_jax.scaling import ablations, grid, runs, sweep, table
+from infinity_jax.scaling import ablations, cells, grid, sweep, table
 
 ROOT = Path(__file__).parents[1]
 GRID = """
@@ -75,17 +75,17 @@ def trainings(monkeypatch):
         }
         (workdir / "evaluations.jsonl").write_text(json.dumps({"step": 4} | numbers) + "\n")
 
-    monkeypatch.setattr(runs.train, "main", train)
+    monkeypatch.setattr(cells.train, "main", train)
     return done
 
 
 def test_cells_are_all_combinations_and_change_only_what_they_say(file):
-    _, cells = grid.load(file())
-    assert [cell.name for cell in cells] == [
+    _, every = grid.load(file())
+    assert [cell.name for cell in every] == [
         f"size={size},seed={seed}" for size in ("small", "large") for seed in (0, 1)
     ]
-    assert [(c.config.model.layers, c.config.train.seed) for c in cells] == [(1, 0), (1, 1), (2, 0), (2, 1)]
-    assert all(c.config.train.steps == 4 and c.config.optim.b2 == 0.97 for c in cells)
+    assert [(c.config.model.layers, c.config.train.seed) for c in every] == [(1, 0), (1, 1), (2, 0), (2, 1)]
+    assert all(c.config.train.steps == 4 and c.config.optim.b2 == 0.97 for c in every)
 
 
 @pytest.mark.parametrize(
@@ -120,12 +120,12 @@ def test_mistakes_of_the_grid_itself(file):
 
 
 def test_labels_fill_the_base_config():
-    _, cells = grid.load(str(ROOT / "configs" / "sweeps" / "paper.py"))
-    assert len(cells) == 3 * 4 * 5
-    widths = {cell.labels["size"]: cell.config.model.width for cell in cells}
+    _, every = grid.load(str(ROOT / "configs" / "sweeps" / "paper.py"))
+    assert len(every) == 3 * 4 * 5
+    widths = {cell.labels["size"]: cell.config.model.width for cell in every}
     assert widths == {"125m": 768, "361m": 1152, "940m": 1536, "2.2b": 2080, "4.7b": 2688}
-    assert {cell.config.model.bits for cell in cells} == {16, 24, 32, 64}
-    assert {cell.config.train.batch_size for cell in cells} == {4096}
+    assert {cell.config.model.bits for cell in every} == {16, 24, 32, 64}
+    assert {cell.config.train.batch_size for cell in every} == {4096}
 
 
 def test_a_plan_says_what_a_cell_needs(file, capsys):
@@ -163,7 +163,7 @@ def test_the_same_command_again_runs_what_is_missing(file, trainings, tmp_path):
 
 
 def test_a_failed_cell_leaves_the_others_and_is_tried_again(file, trainings, tmp_path, monkeypatch, capsys):
-    train = runs.train.main
+    train = cells.train.main
 
     def refuse(config, workdir):
         if config.model.layers == 2 and config.train.seed == 0:
@@ -171,13 +171,13 @@ def test_a_failed_cell_leaves_the_others_and_is_tried_again(file, trainings, tmp
         train(config, workdir)
 
     command = ["sweep", "--config", file(), "--workdir", str(tmp_path / "work")]
-    monkeypatch.setattr(runs.train, "main", refuse)
+    monkeypatch.setattr(cells.train, "main", refuse)
     assert cli.main(command) == 2
     assert "1 of 4 cells failed, the first is size=large,seed=0: loss is nan" in capsys.readouterr().err
     rows = table.read(tmp_path / "work" / "runs.csv")
     assert [row["status"] for row in rows] == ["done", "done", "failed", "done"]
     assert rows[2]["error"] == "loss is nan at step 3; try a lower rate"
-    monkeypatch.setattr(runs.train, "main", train)
+    monkeypatch.setattr(cells.train, "main", train)
     assert cli.main(command) == 0
     assert {row["status"] for row in table.read(tmp_path / "work" / "runs.csv")} == {"done"}
 

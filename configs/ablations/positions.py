@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     )
     config.axes = ConfigDict(
         dict(
-            positions=("learned: model.positions=learned", "RoPE2d: model.positions=rope2d"),
+            positions=("learned: model.positions=learned:64px", "RoPE2d: model.positions=rope2d"),
             seed=("0: train.seed=0", "1: train.seed=1", "2: train.seed=2"),
         ),
         sort_keys=False,

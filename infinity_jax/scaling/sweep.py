@@ -10,7 +10,7 @@ from absl import logging
 
 from infinity_jax import train_tokenizer
 from infinity_jax.errors import UserError
-from infinity_jax.scaling import grid, runs, table
+from infinity_jax.scaling import cells, grid, table
 from infinity_jax.scaling.estimate import Estimate, estimate
 
 TABLE = "runs.csv"
@@ -20,9 +20,9 @@ def plan(
     path: str, overrides: Sequence[str], workdir: str = "WORKDIR"
 ) -> tuple[grid.GridConfig, list[Estimate]]:
     """The grid of a config file, and its cells with what each needs, in the config's order."""
-    config, cells = grid.load(path, overrides, workdir)
+    config, planned = grid.load(path, overrides, workdir)
     hardware = grid.hardware(config)
-    return config, [estimate(cell, hardware) for cell in cells]
+    return config, [estimate(cell, hardware) for cell in planned]
 
 
 def describe(config: grid.GridConfig, estimates: Sequence[Estimate]) -> str:
@@ -76,20 +76,20 @@ def run(
         if not 0 <= number < len(estimates):
             raise UserError(f"there is no cell {number}; this sweep has 0 to {len(estimates) - 1}")
     for e in estimates:
-        runs.check_unchanged(workdir, e.cell, config)
+        cells.check_unchanged(workdir, e.cell, config)
     tokenizers = grid.tokenizer_configs(config)
     for label, tokenizer in tokenizers.items():
         progress(f"tokenizer {label}")
         train_tokenizer.main(tokenizer, workdir / "tokenizers" / label)
     failed: dict[str, str] = {}
     for number, e in enumerate(estimates):
-        if (only is None or number in only) and e.fits and runs.finished_row(workdir, e.cell) is None:
+        if (only is None or number in only) and e.fits and cells.finished_row(workdir, e.cell) is None:
             progress(
                 f"cell {number + 1} of {len(estimates)}: {e.cell.name}, about {_hours(e.seconds).strip()}"
             )
             try:
-                runs.run(workdir, e.cell, config, e)
-            except runs.CellFailed as error:
+                cells.run(workdir, e.cell, config, e)
+            except cells.CellFailed as error:
                 failed[e.cell.name] = str(error)
                 progress(f"cell {e.cell.name} failed: {error}")
         rows = _collect(workdir, estimates, failed)
@@ -116,12 +116,12 @@ def _collect(workdir: Path, estimates: Sequence[Estimate], failed: dict[str, str
 
 
 def _row(workdir: Path, e: Estimate, error: str | None) -> dict[str, Any]:
-    done = runs.finished_row(workdir, e.cell)
+    done = cells.finished_row(workdir, e.cell)
     if done is not None:
         return done
     if error is not None:
         return e.row() | {"status": "failed", "error": error}
-    begun = runs.folder(workdir, e.cell).is_dir()
+    begun = cells.folder(workdir, e.cell).is_dir()
     return e.row() | ({"status": "running"} if begun else {})
 
 
