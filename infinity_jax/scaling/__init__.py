@@ -1,0 +1,1 @@
+"""Scaling laws: a sweep of runs, its table, and what is fitted to it."""
