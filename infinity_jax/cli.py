@@ -14,6 +14,7 @@ from infinity_jax import evaluate_tokenizer_command as tokenizer_evaluation
 from infinity_jax.config import WEIGHT_DTYPES
 from infinity_jax.convert import command_line
 from infinity_jax.errors import UserError
+from infinity_jax.scaling import scaling_command
 
 # Commands that take --config.KEY=VALUE.
 _CONFIGURED = ("train", "train-tokenizer", "prepare")
@@ -216,6 +217,9 @@ def _parser() -> argparse.ArgumentParser:
 
     summary, examples = compile_command.SUMMARY, compile_command.EXAMPLES
     compile_command.add_arguments(_add(commands, "compile", compile_command.run, summary, examples))
+
+    summary, examples = scaling_command.SUMMARY, scaling_command.EXAMPLES
+    scaling_command.add_arguments(_add(commands, "scaling", scaling_command.run, summary, examples))
     return parser
 
 
