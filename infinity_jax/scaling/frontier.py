@@ -88,7 +88,7 @@ def levels(runs: Sequence[Run]) -> np.ndarray:
     return np.append(inside, np.geomspace(flops.max(), BEYOND * flops.max(), _POINTS)[1:])
 
 
-def outside(runs: Sequence[Run], parameters: float, pictures: float, flop: float) -> list[str]:
+def outside(runs: Sequence[Run], parameters: Any, pictures: Any, flop: Any) -> list[str]:
     """Which of "N", "D", "C" lie outside the runs' own, by more than rounding: there a prediction is extrapolated."""
     return [
         letter

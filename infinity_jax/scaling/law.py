@@ -12,14 +12,14 @@ from jaxtyping import Float
 # Exponents outside are taken for a fit that the runs do not determine.
 EXPONENTS = (0.02, 3.0)
 # Where the search starts, for a and for b.
-STARTS = (0.05, 0.1, 0.2, 0.35, 0.6, 1.0, 1.7)
+STARTS = (0.06, 0.15, 0.35, 0.8, 1.6)
 RESAMPLES = 1000
 PERCENT = 95
 # The usual tuning of Huber's loss: 95% as efficient as least squares where the noise is normal.
 _HUBER = 1.345
 # Scale of residuals below which runs differ by rounding alone.
 _LEAST_SIGMA = 1e-6
-_ITERATIONS = 100
+_ITERATIONS = 60
 _SUBSETS = tuple([i for i in range(3) if bits & 1 << i] for bits in range(1, 8))
 
 
@@ -95,8 +95,7 @@ def fit(
     problem = _Problem.of(parameters_n, pictures_n)
     starts = np.log([(a, b) for a in STARTS for b in STARTS])
     # The scale of the residuals is not known yet: one so small fits nearly by absolute values, bent least by outliers.
-    exponents, _ = problem.minimise(losses_n[None], starts, 1e-3)
-    sigma = problem.sigma(losses_n, *exponents[0], 1e-3)
+    sigma = problem.sigma(losses_n, *problem.minimise(losses_n[None], starts, 1e-3))
     exponents, coefficients = problem.minimise(losses_n[None], starts, _HUBER * sigma)
     law = problem.law(exponents, coefficients)
     law = Law(*(float(value[0]) for value in dataclasses.astuple(law)))
@@ -214,9 +213,8 @@ class _Problem:
         (a, b), (E, A, B) = exponents.T, coefficients.T
         return Law(E, A * np.exp(a * self.centre[0]), a, B * np.exp(b * self.centre[1]), b)
 
-    def sigma(self, losses_n: np.ndarray, a: float, b: float, delta: float) -> float:
+    def sigma(self, losses_n: np.ndarray, exponents: np.ndarray, coefficients: np.ndarray) -> float:
         """Standard deviation of the residuals by their median size, which a few outliers do not move."""
-        (exponents, coefficients) = self.minimise(losses_n[None], np.log([(a, b)]), delta)
         residual = self._columns(exponents)[0] @ coefficients[0] / losses_n - 1
         n = len(losses_n)
         return max(1.4826 * float(np.median(np.abs(residual))) * np.sqrt(n / (n - 5)), _LEAST_SIGMA)

@@ -1,6 +1,7 @@
 """The figures of a scaling report. Solid lines lie where there are runs; dashed ones are extrapolated."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -15,7 +16,7 @@ from infinity_jax.scaling.frontier import levels, outside
 from infinity_jax.scaling.law import PERCENT
 from infinity_jax.scaling.runs import Run, column, sizes
 
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 10,
     "axes.grid": True,
     "grid.alpha": 0.25,
@@ -278,7 +279,7 @@ def title(metric: str) -> str:
     return _TITLES.get(plain_name(metric), metric.removeprefix("metric_"))
 
 
-def short(value: float) -> str:
+def short(value: float | int) -> str:
     """9600 -> "9.6k", 1.2e7 -> "12M", 2e9 -> "2B"."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:

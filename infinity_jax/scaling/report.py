@@ -57,7 +57,7 @@ Losses are in nats a bit. Intervals are {PERCENT}%, from {found["resamples"]} re
 """
 
 
-def number(value: float | None) -> str:
+def number(value: float | int | None) -> str:
     """Four digits that count; "-" for None."""
     return "-" if value is None else f"{value:.4g}"
 

@@ -90,6 +90,8 @@ def _rendered(figure: Figure, form: str) -> bytes:
     with matplotlib.rc_context(plots.STYLE):
         # No date, so that the same table gives the same file.
         figure.savefig(content, format=form, dpi=150, metadata={"Date": None} if form == "svg" else None)
+    # The places that were found serve the next format: finding them is most of the work.
+    figure.set_layout_engine("none")
     return content.getvalue()
 
 
