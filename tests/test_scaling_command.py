@@ -9,6 +9,7 @@ from PIL import Image
 from infinity_jax import cli
 from infinity_jax.errors import UserError
 from infinity_jax.scaling import plots, scaling, table
+from infinity_jax.scaling.analysis import analyse
 
 FIGURES = {"loss_steps", "loss_flop", "law", "residuals", "isoflop", "frontier", "metrics"}
 
@@ -41,6 +42,17 @@ def test_writes_the_fit_figures_and_report(written):
         with Image.open(written / f"{name}.png") as picture:
             assert picture.width > 600 and len(set(picture.convert("L").resize((64, 64)).tobytes())) > 10
         assert (written / f"{name}.svg").read_text().rstrip().endswith("</svg>")
+
+
+def test_axes_are_filled_by_the_runs():
+    runs = scaling_tables.selected(scaling_tables.with_curves(scaling_tables.rows(noise=0.001)))
+    figures = plots.figures(analyse("", runs, 0, resamples=20))
+    for name in ("law", "residuals"):
+        for axes in figures[name].axes:
+            column = axes.get_xlabel().split()[0]
+            values = [getattr(run, column) for run in runs]
+            low, high = axes.get_xlim()
+            assert min(values) / 2 < low < min(values) and max(values) < high < 20 * max(values)
 
 
 def test_fit_json_has_constants_intervals_and_marks(written):

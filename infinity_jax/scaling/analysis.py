@@ -132,7 +132,7 @@ def _of_check(check: HeldOut | None) -> list[str]:
 
 def _of_parabolas(found: IsoFlop) -> list[str]:
     if not found.parabolas:
-        return [f"no IsoFLOP parabolas: no FLOP is reached by {LEAST_SIZES} sizes; add lengths between"]
+        return [f"no IsoFLOP parabolas: no FLOP is reached by {LEAST_SIZES} sizes; spread the lengths wider"]
     warnings = []
     if found.source == "curves":
         warnings.append(

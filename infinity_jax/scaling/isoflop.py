@@ -80,7 +80,7 @@ def isoflop(runs: Sequence[Run], losses_Rn: Float[np.ndarray, "R n"]) -> IsoFlop
     exponent = constant = exponent_interval = None
     if len(inside) >= 2:
         logs = np.log([parabola.flop for parabola, _ in inside])
-        minima = np.log([parabola.minimum for parabola, _ in inside])
+        minima = np.log(np.asarray([parabola.minimum for parabola, _ in inside], float))
         exponent, log_constant = (float(value) for value in np.polyfit(logs, minima, 1))
         constant = float(np.exp(log_constant))
         sampled = np.log([minima_R for _, minima_R in inside])
@@ -120,7 +120,7 @@ def _ends(group: list[Run], column_of: dict[int, np.ndarray]) -> _Line:
 def _curve(group: list[Run], column_of: dict[int, np.ndarray]) -> _Line:
     """The longest run, scaled as a whole where its end was resampled."""
     run = max(group, key=lambda run: run.pictures)
-    points = {run.flop: run.loss}
+    points: dict[float, float] = {run.flop: run.loss}
     if run.steps:
         kept = {step: loss for step, loss in run.curve.items() if _SKIPPED * run.steps <= step < run.steps}
         points |= {run.flop * step / run.steps: loss for step, loss in kept.items()}

@@ -132,12 +132,13 @@ def _law(analysis: Analysis) -> Figure:
         row[1].annotate(
             f"D = {short(seen)}", (x[-1], y[-1]), (4, 0), textcoords="offset points", fontsize=8, va="center"
         )
-    row[1].set_xlim(right=2.5 * _BEYOND * parameters.max())
     for axes, label in zip(row, (PICTURES, PARAMETERS), strict=True):
         axes.axhline(law.E, color="0.5", lw=1, ls=":")
         axes.annotate(f"E = {law.E:.3g}", (0.99, law.E), (0, 3), xycoords=("axes fraction", "data"),
                       textcoords="offset points", ha="right", fontsize=9, color="0.35")  # fmt: skip
         _label(axes, label, LOSS)
+    # Room for the lines' names; on the axis in logs, or the left end would stay where it was without.
+    row[1].set_xlim(right=3.5 * _BEYOND * parameters.max())
     extra = {
         "measured": _MEASURED,
         "law": Line2D([], [], color="0.3"),
@@ -238,9 +239,10 @@ def _frontier(analysis: Analysis) -> Figure:
         "law": Line2D([], [], color="tab:blue", lw=2),
         "extrapolated": Line2D([], [], color="tab:blue", ls="--"),
         f"{PERCENT}% interval": Line2D([], [], color="tab:blue", alpha=0.3, lw=7),
-        "IsoFLOP minima": Line2D([], [], color="tab:orange", marker="*", ms=11, linestyle=""),
         "runs": Line2D([], [], color="0.6", marker="o", ms=4, linestyle=""),
     }
+    if any(parabola.place == "inside" for parabola in analysis.isoflop.parabolas):
+        handles["IsoFLOP minima"] = Line2D([], [], color="tab:orange", marker="*", ms=11, linestyle="")
     row[1].legend(list(handles.values()), list(handles), loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
@@ -263,6 +265,7 @@ def _metrics(analysis: Analysis) -> Figure:
         axes.plot(ends, np.polyval(np.polyfit(loss, values, 1), ends), color="0.4", lw=1)
         better = "lower" if found.lower_is_better else "higher"
         axes.set(xlabel=LOSS, ylabel=f"{title(found.metric)} ({better} is better)")
+        axes.locator_params(axis="x", nbins=5)
         axes.set_title(f"r = {found.pearson:.3f}", fontsize=10)
     for axes in list(grid.flat)[len(shown) :]:
         axes.set_axis_off()
