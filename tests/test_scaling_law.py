@@ -132,6 +132,15 @@ def test_a_degenerate_fit_is_said_and_not_an_error(law, noise, warning):
     assert any(text.startswith(warning) or warning in text for text in found.warnings), found.warnings
 
 
+def test_the_fewest_runs_are_fitted():
+    table = scaling_tables.rows(noise=0.01, sizes=(10**5, 10**6, 10**7))
+    kept = [row for row in table if row["steps"] == 600 or row["parameters"] == 10**6]
+    kept.append(table[0])
+    found = analyse("", scaling_tables.selected(kept), 0, 300)
+    assert all(np.isfinite(value).all() for value in dataclasses.astuple(found.fit.samples))
+    assert any("no run was held out" in text for text in found.warnings)
+
+
 def test_losses_that_rise_with_everything_are_no_error():
     table = scaling_tables.rows(noise=0)
     for number, row in enumerate(table):

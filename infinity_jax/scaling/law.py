@@ -19,6 +19,8 @@ PERCENT = 95
 _HUBER = 1.345
 # Scale of residuals below which runs differ by rounding alone.
 _LEAST_SIGMA = 1e-6
+# With one or two residuals too many, Student's t would have losses that are not numbers.
+_MOST_NOISE = 1.0
 _ITERATIONS = 60
 _SUBSETS = tuple([i for i in range(3) if bits & 1 << i] for bits in range(1, 8))
 
@@ -108,6 +110,7 @@ def fit(
     # So few residuals tell their own scale badly, as in Student's t.
     scale_R = np.sqrt(degrees / random.chisquare(degrees, resamples))
     noise_Rn = random.choice(free_n, (resamples, len(free_n))) * scale_R[:, None]
+    noise_Rn = np.clip(noise_Rn, -_MOST_NOISE, _MOST_NOISE)
     starts = np.concatenate([np.log(exponents), np.log([(0.2, 0.2), (0.6, 0.6)])])
     samples = problem.law(*problem.minimise(fitted_n * np.exp(noise_Rn), starts, _HUBER * sigma))
     return Fit(law, samples, fitted_n, residuals_n, noise_Rn, sigma)

@@ -171,23 +171,25 @@ def _isoflop(found: Mapping[str, Any]) -> str:
         return ""
     rows = []
     for parabola in found["parabolas"]:
-        place = parabola["place"]
-        words = {
-            "inside": "",
-            "none": "no minimum",
-            "below": "below the smallest",
-            "above": "above the largest",
-        }[place]
-        minimum = "-" if parabola["minimum"] is None else short(parabola["minimum"])
-        ends = parabola["minimum_interval"]
+        sizes = parabola["parameters"]
+        # How far outside a minimum lies says nothing.
+        minimum, ends, lowest = {
+            "inside": (
+                short(parabola["minimum"] or 0),
+                parabola["minimum_interval"],
+                number(parabola["lowest"]),
+            ),
+            "below": (f"below {short(sizes[0])}", None, "-"),
+            "above": (f"above {short(sizes[-1])}", None, "-"),
+            "none": ("no minimum", None, "-"),
+        }[parabola["place"]]
         rows.append(
             (
                 f"{parabola['flop']:.3g}",
                 escape(", ".join(parabola["sizes"])),
-                minimum,
+                minimum if parabola["place"] == "inside" else f'<span class="outside">{minimum}</span>',
                 "-" if ends is None else f"[{short(ends[0])}, {short(ends[1])}]",
-                number(parabola["lowest"]),
-                f'<span class="outside">{words}</span>',
+                lowest,
             )
         )
     slope = ""
@@ -196,7 +198,7 @@ def _isoflop(found: Mapping[str, Any]) -> str:
             f"<p>Through the minima inside: N<sub>opt</sub> ~ C<sup>{found['exponent']:.3f}</sup>"
             f" {between(found['exponent_interval'])}.</p>"
         )
-    return "<h3>IsoFLOP</h3>" + _table(("FLOP C", "sizes", "best N", "interval", "loss", ""), rows) + slope
+    return "<h3>IsoFLOP</h3>" + _table(("FLOP C", "sizes", "best N", "interval", "loss"), rows) + slope
 
 
 def _frontier(group: Mapping[str, Any]) -> str:
@@ -249,9 +251,10 @@ def _correlations(found: Sequence[Mapping[str, Any]], paper: Mapping[str, float]
         )
         for one in found
     ]
+    header = ("metric", "runs", "Pearson r", "interval", "better is", "paper")
     figures = ", ".join(f"{escape(name)} {value:.3f}" for name, value in paper.items())
     return (
         "<h3>Validation loss and metrics</h3>"
-        + (_table(("metric", "runs", "Pearson r", "interval", "better is", "paper"), rows) if rows else "")
+        + (_table(header, rows) if rows else "<p>The table has no metrics.</p>")
         + f'<p class="note">The paper\'s Fig. 10, sizes from 125M to 4.7B: {figures}.</p>'
     )
