@@ -14,6 +14,7 @@ from infinity_jax import evaluate_tokenizer_command as tokenizer_evaluation
 from infinity_jax.config import WEIGHT_DTYPES
 from infinity_jax.convert import command_line
 from infinity_jax.errors import UserError
+from infinity_jax.scaling import scaling_command
 
 # Commands that take --config.KEY=VALUE.
 _CONFIGURED = ("train", "train-tokenizer", "prepare", "sweep", "ablate")
@@ -224,6 +225,8 @@ def _parser() -> argparse.ArgumentParser:
     sweep_command.add_ablate_arguments(
         _add(commands, "ablate", sweep_command.run_ablation, summary, examples)
     )
+    summary, examples = scaling_command.SUMMARY, scaling_command.EXAMPLES
+    scaling_command.add_arguments(_add(commands, "scaling", scaling_command.run, summary, examples))
     return parser
 
 

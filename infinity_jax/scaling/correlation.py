@@ -1,0 +1,85 @@
+"""Pearson correlation of the validation loss with metrics of generated pictures (paper section 4.5, Fig. 10)."""
+
+import dataclasses
+from collections.abc import Sequence
+from statistics import NormalDist
+
+import numpy as np
+from jaxtyping import Float
+
+from infinity_jax.scaling.law import PERCENT
+from infinity_jax.scaling.runs import Run
+
+# The paper's, over its sizes from 125M to 4.7B: what it measured, by the name of a column without marks.
+PAPER = {
+    "geneval": ("GenEval", -0.983),
+    "imagereward": ("ImageReward", -0.981),
+    "hpsv21": ("HPSv2.1", -0.979),
+}
+LOWER_IS_BETTER = ("kid", "fid")
+# With three runs any interval is all of [-1, 1].
+_LEAST_FOR_INTERVAL = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Correlation:
+    """Of one metric with the validation loss, over `runs` runs that have both.
+
+    Attributes:
+      pearson: None where there are fewer than three runs, or all are alike.
+      interval: by Fisher's transformation; None with fewer than four runs.
+      paper: the paper's figure for the same metric.
+    """
+
+    metric: str
+    runs: int
+    pearson: float | None
+    interval: list[float] | None
+    lower_is_better: bool
+    paper: float | None
+
+
+def correlations(runs: Sequence[Run]) -> list[Correlation]:
+    """One for each metric that any of the runs has."""
+    metrics = dict.fromkeys(name for run in runs for name in run.metrics)
+    found = []
+    for name in metrics:
+        having = [run for run in runs if name in run.metrics]
+        losses = np.asarray([run.loss for run in having], float)
+        values = np.asarray([run.metrics[name] for run in having], float)
+        r = pearson(losses, values)
+        plain = plain_name(name)
+        found.append(
+            Correlation(
+                metric=name,
+                runs=len(having),
+                pearson=r,
+                interval=None if r is None else fisher_interval(r, len(having)),
+                lower_is_better=plain.startswith(LOWER_IS_BETTER),
+                paper=PAPER[plain][1] if plain in PAPER else None,
+            )
+        )
+    return found
+
+
+def pearson(x_n: Float[np.ndarray, "n"], y_n: Float[np.ndarray, "n"]) -> float | None:
+    """Pearson's r; None for fewer than three pairs, or where x or y is constant."""
+    if len(x_n) < 3 or np.ptp(x_n) == 0 or np.ptp(y_n) == 0:
+        return None
+    return float(np.clip(np.corrcoef(x_n, y_n)[0, 1], -1, 1))
+
+
+def fisher_interval(r: float, n: int) -> list[float] | None:
+    """The PERCENT interval of a correlation of `n` pairs, atanh(r) being normal with variance 1 / (n - 3)."""
+    if n < _LEAST_FOR_INTERVAL:
+        return None
+    if abs(r) == 1:
+        return [r, r]
+    half = NormalDist().inv_cdf(0.5 + PERCENT / 200) / np.sqrt(n - 3)
+    return [float(np.tanh(np.arctanh(r) - half)), float(np.tanh(np.arctanh(r) + half))]
+
+
+def plain_name(metric: str) -> str:
+    """ "metric_Image_Reward" -> "imagereward", "hpsv2" -> "hpsv21": small letters and digits alone."""
+    plain = "".join(letter for letter in metric.lower().removeprefix("metric_") if letter.isalnum())
+    return "hpsv21" if plain == "hpsv2" else plain

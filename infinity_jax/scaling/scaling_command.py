@@ -1,0 +1,36 @@
+"""Arguments of `infinity-jax scaling`; scipy and matplotlib are imported when it runs."""
+
+import argparse
+
+from infinity_jax import argument_types
+
+SUMMARY = "fit a scaling law to the table of a sweep: constants with intervals, frontier, plots, a report"
+EXAMPLES = """infinity-jax scaling --table runs/sweep/runs.csv --out scaling
+  infinity-jax scaling --table results/emoji/runs.csv --out /tmp/scaling --seed 1
+writes DIR/report.html, DIR/fit.json and each figure as PNG and SVG; rows of different vocabularies are fitted apart"""
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    add = command.add_argument
+    add(
+        "--table",
+        required=True,
+        metavar="FILE",
+        help="runs.csv of `infinity-jax sweep`; rows with status done are fitted",
+    )
+    add("--out", required=True, metavar="DIR", help="the folder to write, made if there is none")
+    add(
+        "--seed",
+        type=argument_types.whole_number,
+        default=0,
+        metavar="N",
+        help="of the resampling that gives the intervals, default 0",
+    )
+
+
+def run(arguments: argparse.Namespace, _: list[str]) -> None:
+    """Fits and writes."""
+    from infinity_jax.scaling import scaling
+
+    scaling.main(arguments.table, arguments.out, arguments.seed)
