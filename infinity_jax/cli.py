@@ -9,7 +9,15 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from infinity_jax import argument_types, compile_command, exit_codes, processes, sample_command
+from infinity_jax import (
+    argument_types,
+    compile_command,
+    exit_codes,
+    fid_command,
+    generate_command,
+    processes,
+    sample_command,
+)
 from infinity_jax import evaluate_tokenizer_command as tokenizer_evaluation
 from infinity_jax.config import WEIGHT_DTYPES
 from infinity_jax.convert import command_line
@@ -166,6 +174,9 @@ def _parser() -> argparse.ArgumentParser:
     summary, examples = sample_command.SUMMARY, sample_command.EXAMPLES
     sample_command.add_arguments(_add(commands, "sample", sample_command.run, summary, examples))
 
+    summary, examples = generate_command.SUMMARY, generate_command.EXAMPLES
+    generate_command.add_arguments(_add(commands, "generate", generate_command.run, summary, examples))
+
     command = _add(
         commands,
         "evaluate",
@@ -189,6 +200,9 @@ def _parser() -> argparse.ArgumentParser:
     tokenizer_evaluation.add_arguments(
         _add(commands, "evaluate-tokenizer", tokenizer_evaluation.run, summary, examples)
     )
+
+    summary, examples = fid_command.SUMMARY, fid_command.EXAMPLES
+    fid_command.add_arguments(_add(commands, "fid", fid_command.run, summary, examples))
 
     command = _add(
         commands,

@@ -11,7 +11,9 @@ from infinity_jax.errors import UserError
 
 def write(file: Path, content: Any) -> None:
     """Writes `content` under a temporary name beside `file` and renames it; OSError if the disk refuses."""
-    temporary = file.with_name(f".{file.name}.{uuid.uuid4().hex}.tmp")  # another process may write the same file
+    temporary = file.with_name(
+        f".{file.name}.{uuid.uuid4().hex}.tmp"
+    )  # another process may write the same file
     with open(temporary, "w") as stream:
         json.dump(content, stream, indent=1, ensure_ascii=False)
         stream.write("\n")

@@ -9,7 +9,18 @@ import pytest
 from infinity_jax import cli
 from infinity_jax.errors import UserError
 
-COMMANDS = ("prepare", "train-tokenizer", "train", "sample", "evaluate", "export", "convert", "compile")
+COMMANDS = (
+    "prepare",
+    "train-tokenizer",
+    "train",
+    "sample",
+    "generate",
+    "evaluate",
+    "fid",
+    "export",
+    "convert",
+    "compile",
+)
 
 
 @pytest.fixture
