@@ -18,8 +18,9 @@ from infinity_jax import cli, generate, picture_files
 from infinity_jax.errors import UserError
 from infinity_jax.field_benchmarks import card, layouts
 from infinity_jax.field_benchmarks.layouts import BENCHMARKS
+from infinity_jax.text.rewriting import Rewriter
 
-TEXT_LENGTH = 64
+TEXT_LENGTH, SIDE = 64, 16
 
 
 @pytest.fixture(scope="module")
@@ -60,14 +61,14 @@ def test_every_benchmark_has_its_files(name, run, tmp_path):
     out = tmp_path / "new" / "out"
     found = run(name, out)
     assert pictures(out) == sorted(field_prompts.FILES[name])
-    side = 2 * 16 if name == "dpg" else 16
+    side = 2 * SIDE if name == "dpg" else SIDE
     for file in field_prompts.FILES[name]:
         with Image.open(out / file) as image:
             image.load()
-            assert image.size == (2 * side, 2 * side) and image.mode == "RGB"
-    number = sum(not file.endswith("COCOval2014000000001.png") for file in field_prompts.FILES[name])
-    assert found["pictures"]["number"] == {"dpg": 8}.get(name, number)
-    assert found["benchmark"] == name and found["pictures"]["height"] == found["pictures"]["width"] == 32
+            assert image.size == (side, side) and image.mode == "RGB"
+    number = 8 if name == "dpg" else len(field_prompts.FILES[name])
+    sizes = {key: found["pictures"][key] for key in ("number", "height", "width")}
+    assert sizes == {"number": number, "height": SIDE, "width": SIDE} and found["benchmark"] == name
     if name == "geneval":
         lines = [json.loads((out / f"{i:05d}/metadata.jsonl").read_text()) for i in range(3)]
         assert lines == field_prompts.GENEVAL
@@ -90,7 +91,8 @@ def test_a_grid_is_read_row_by_row(run, system, tmp_path):
     run("dpg", tmp_path / "d")
     grid = np.asarray(Image.open(tmp_path / "d" / "images" / "COCOval2014000000001.png"))
     (parts,) = [x for _, x in system.stream(["a blue cat"] * 4, [4, 5, 6, 7], batch=4)]
-    quarters = [grid[:32, :32], grid[:32, 32:], grid[32:, :32], grid[32:, 32:]]
+    n = SIDE
+    quarters = [grid[:n, :n], grid[:n, n:], grid[n:, :n], grid[n:, n:]]
     np.testing.assert_array_equal(quarters, parts)
 
 
@@ -191,13 +193,10 @@ def test_impossible_settings_leave_nothing(run, tmp_path):
     assert not (tmp_path / "m").exists()
 
 
-class Rewriter:
-    """Makes prompts longer, if it is not broken."""
+class Longer(Rewriter):
+    """Makes prompts longer without asking anybody, if it is not broken."""
 
     broken = False
-
-    def describe(self):
-        return {"model": "m", "endpoint": "http://h/v1/chat/completions", "template_sha256": "0"}
 
     def __call__(self, prompts):
         if self.broken:
@@ -206,9 +205,9 @@ class Rewriter:
 
 
 def test_rewritten_prompts_are_drawn_and_said(run, system, tmp_path):
-    rewriter = Rewriter()
+    rewriter = Longer("http://127.0.0.1:9/v1?key=secret", "m")
     found = run("mjhq", tmp_path / "m", rewriter=rewriter)
-    assert found["rewriting"] == rewriter.describe()
+    assert found["rewriting"] == rewriter.describe() and "secret" not in json.dumps(found)
     file = tmp_path / "m" / "food" / "c3.png"
     note = picture_files.read_note(file)
     assert note is not None and (note["prompt"], note["drawn"]) == ("a cake", "a cake, in the sun")
