@@ -85,7 +85,7 @@ def test_numbers_are_those_of_the_networks_features(run, weights, monkeypatch, t
     write(tmp_path / "others", others)
     code, numbers = run[0](real=tmp_path / "others")
     variables = load_inception(weights)
-    a, b = (first(variables, np.stack(images)) for images in (generated(), others))
+    a, b = (first(variables, images) for images in (np.stack(generated()), others))
     assert code == 0 and numbers["generated"]["pictures"] == numbers["real"]["pictures"] == 5
     assert numbers["fid"] == pytest.approx(fid(a, b), rel=1e-3)
     assert numbers["kid"] == pytest.approx(kid.kid(a, b)[0], rel=1e-3) and numbers["kid_error"] > 0
