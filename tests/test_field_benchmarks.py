@@ -66,6 +66,7 @@ DAMAGED = {
     "no JSON in a line": ("geneval", '{"tag": "a", "prompt": "b"}\n{"tag": \n', "line 2: no valid JSON"),
     "a line without a prompt": ("geneval", '{"tag": "a"}\n', "line 1: it has no 'prompt'"),
     "an empty prompt": ("geneval", '{"tag": "a", "prompt": " "}', "line 1: prompt 1 of 1 is empty"),
+    "a number for a prompt": ("geneval", '{"tag": "a", "prompt": 3}', "line 1: no text but 3"),
     "a line that is a list": ("geneval", "[1]\n", r"line 1: no object but \[1\]"),
     "an empty file": ("geneval", "", "line 1: no valid JSON"),
     "cut short": ("image_reward", '[{"id": "a",\n "prompt": "b"},\n {"id', "line 3: no valid JSON"),
@@ -119,7 +120,7 @@ def test_files_that_are_not_there_or_not_text(tmp_path):
     with pytest.raises(UserError, match=r"photo.json: No such file"):
         layouts.read(BENCHMARKS["hpsv2"], styles)
     (styles / "photo.json").write_text('["a", 3]')
-    with pytest.raises(UserError, match=r"photo.json, entry 2: prompt 1 of 1 is 3"):
+    with pytest.raises(UserError, match=r"photo.json, entry 2: no text but 3"):
         layouts.read(BENCHMARKS["hpsv2"], styles)
     texts = field_prompts.write("dpg", tmp_path / "dpg")
     (texts / "5.txt").write_text("\n")

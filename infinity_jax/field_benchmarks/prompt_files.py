@@ -60,6 +60,8 @@ def prompt_of(entry: Any, key: str, where: str) -> str:
 
 def plain(text: Any, where: str) -> str:
     """A prompt with its white space made plain; UserError, naming `where`, if it is empty or no text."""
+    if not isinstance(text, str):
+        raise UserError(f"{where}: no text but {_what(text)}; {_REMEDY}")
     try:
         return clean_prompts([text])[0]
     except UserError as error:
