@@ -72,7 +72,11 @@ DAMAGED = {
     "cut short": ("image_reward", '[{"id": "a",\n "prompt": "b"},\n {"id', "line 3: no valid JSON"),
     "an object for a list": ("image_reward", '{"a": 1}', 'no list but {"a": 1}'),
     "nothing in it": ("image_reward", "[]", "holds no prompts"),
-    "no id": ("image_reward", '[{"prompt": "b"}]', "entry 1: it has no 'id'"),
+    "no id": (
+        "image_reward",
+        '\n[\n {"id": "a",\n  "prompt": "b"},\n\n {"prompt": "b"}]',
+        "line 6, entry 2: it has no 'id'",
+    ),
     "a path for an id": ("image_reward", '[{"id": "../a", "prompt": "b"}]', 'entry 1: "../a" cannot name'),
     "an id twice": (
         "image_reward",
@@ -120,7 +124,7 @@ def test_files_that_are_not_there_or_not_text(tmp_path):
     with pytest.raises(UserError, match=r"photo.json: No such file"):
         layouts.read(BENCHMARKS["hpsv2"], styles)
     (styles / "photo.json").write_text('["a", 3]')
-    with pytest.raises(UserError, match=r"photo.json, entry 2: no text but 3"):
+    with pytest.raises(UserError, match=r"photo.json, line 1, entry 2: no text but 3"):
         layouts.read(BENCHMARKS["hpsv2"], styles)
     texts = field_prompts.write("dpg", tmp_path / "dpg")
     (texts / "5.txt").write_text("\n")

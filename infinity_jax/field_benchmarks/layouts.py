@@ -155,9 +155,9 @@ def _hps(files: list[Path]) -> list[Prompt]:
     hpsv2/evaluation.py, which takes every entry of the folder for a style.
     """
     return [
-        Prompt(prompt_files.plain(text, f"{file}, entry {i + 1}"), (f"{file.stem}/{i:05d}.jpg",))
+        Prompt(prompt_files.plain(text, where), (f"{file.stem}/{i:05d}.jpg",))
         for file in files
-        for i, text in enumerate(prompt_files.read_json(file, list))
+        for i, (where, text) in enumerate(prompt_files.entries(file))
     ]
 
 
@@ -168,8 +168,7 @@ def _image_reward(files: list[Path]) -> list[Prompt]:
     know how many pictures a prompt has. 10 are what evaluation/image_reward of FoundationVision/Infinity draws.
     """
     prompts = []
-    for i, entry in enumerate(prompt_files.read_json(files[0], list)):
-        where = f"{files[0]}, entry {i + 1}"
+    for where, entry in prompt_files.entries(files[0]):
         name = prompt_files.file_name(prompt_files.value_of(entry, "id", where), where)
         text = prompt_files.prompt_of(entry, "prompt", where)
         prompts.append(Prompt(text, tuple(f"{name}_{k}.png" for k in range(IMAGE_REWARD.pictures))))

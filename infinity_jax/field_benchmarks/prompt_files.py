@@ -11,6 +11,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.text.prompt import clean_prompts
 
 _REMEDY = "take the benchmark's own file again"
+_BETWEEN = re.compile(r"[,\s]*")  # what stands between the entries of a list
 
 
 def read_text(file: Path) -> str:
@@ -36,6 +37,19 @@ def read_json(file: Path, kind: type) -> Any:
     if not content:
         raise UserError(f"{file}, line 1: it holds no prompts; {_REMEDY}")
     return content
+
+
+def entries(file: Path) -> Iterator[tuple[str, Any]]:
+    """(where, the entry) of each entry of a JSON file that is one list; UserError as in `read_json`."""
+    count = len(read_json(file, list))
+    text, decoder = read_text(file), json.JSONDecoder()
+    position, line = text.index("[") + 1, text.count("\n", 0, text.index("[")) + 1
+    for number in range(1, count + 1):
+        start = _BETWEEN.match(text, position).end()  # pyright: ignore[reportOptionalMemberAccess]
+        line += text.count("\n", position, start)
+        entry, position = decoder.raw_decode(text, start)
+        yield f"{file}, line {line}, entry {number}", entry
+        line += text.count("\n", start, position)
 
 
 def json_lines(file: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
