@@ -8,13 +8,24 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from types import ModuleType
 
-from infinity_jax import argument_types, compile_command, exit_codes, processes, sample_command, sweep_command
+from infinity_jax import (
+    ablate_command,
+    argument_types,
+    compile_command,
+    exit_codes,
+    fid_command,
+    generate_command,
+    processes,
+    sample_command,
+    scaling_command,
+    sweep_command,
+)
 from infinity_jax import evaluate_tokenizer_command as tokenizer_evaluation
 from infinity_jax.config import WEIGHT_DTYPES
 from infinity_jax.convert import command_line
 from infinity_jax.errors import UserError
-from infinity_jax.scaling import scaling_command
 
 # Commands that take --config.KEY=VALUE.
 _CONFIGURED = ("train", "train-tokenizer", "prepare", "sweep", "ablate")
@@ -165,8 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_arguments(command)
 
-    summary, examples = sample_command.SUMMARY, sample_command.EXAMPLES
-    sample_command.add_arguments(_add(commands, "sample", sample_command.run, summary, examples))
+    _add_module(commands, "sample", sample_command)
+    _add_module(commands, "generate", generate_command)
 
     command = _add(
         commands,
@@ -187,10 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument("--sheet", metavar="FILE", help="a PNG of generated beside real pictures")
 
-    summary, examples = tokenizer_evaluation.SUMMARY, tokenizer_evaluation.EXAMPLES
-    tokenizer_evaluation.add_arguments(
-        _add(commands, "evaluate-tokenizer", tokenizer_evaluation.run, summary, examples)
-    )
+    _add_module(commands, "evaluate-tokenizer", tokenizer_evaluation)
+    _add_module(commands, "fid", fid_command)
 
     command = _add(
         commands,
@@ -216,18 +225,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     command_line.add_arguments(command)
 
-    summary, examples = compile_command.SUMMARY, compile_command.EXAMPLES
-    compile_command.add_arguments(_add(commands, "compile", compile_command.run, summary, examples))
-
-    summary, examples = sweep_command.SUMMARY, sweep_command.EXAMPLES
-    sweep_command.add_arguments(_add(commands, "sweep", sweep_command.run, summary, examples))
-    summary, examples = sweep_command.ABLATE_SUMMARY, sweep_command.ABLATE_EXAMPLES
-    sweep_command.add_ablate_arguments(
-        _add(commands, "ablate", sweep_command.run_ablation, summary, examples)
-    )
-    summary, examples = scaling_command.SUMMARY, scaling_command.EXAMPLES
-    scaling_command.add_arguments(_add(commands, "scaling", scaling_command.run, summary, examples))
+    _add_module(commands, "compile", compile_command)
+    _add_module(commands, "sweep", sweep_command)
+    _add_module(commands, "scaling", scaling_command)
+    _add_module(commands, "ablate", ablate_command)
     return parser
+
+
+def _add_module(commands, name: str, module: ModuleType) -> None:
+    """A command whose module has all of it: SUMMARY, EXAMPLES, add_arguments and run."""
+    module.add_arguments(_add(commands, name, module.run, module.SUMMARY, module.EXAMPLES))
 
 
 def _add(commands, name: str, run, summary: str, examples: str) -> argparse.ArgumentParser:

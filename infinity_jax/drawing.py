@@ -70,8 +70,13 @@ def batches(
 
 def padded_length(text_encoder: TextEncoder, texts: Sequence[str]) -> int:
     """The one length that all texts of a call are padded to: 32, 64, ... or the encoder's longest."""
-    longest = int(text_encoder.token_counts(texts).max())
-    return bucket_length(max(longest, _SHORTEST_TEXT), text_encoder.max_length)
+    return max(padded_lengths(text_encoder, texts))
+
+
+def padded_lengths(text_encoder: TextEncoder, texts: Sequence[str]) -> list[int]:
+    """The length that each text would be padded to in a call of its own."""
+    counts = text_encoder.token_counts(texts)
+    return [bucket_length(max(int(n), _SHORTEST_TEXT), text_encoder.max_length) for n in counts]
 
 
 def _fetched(part: range, images: Any) -> tuple[range, np.ndarray]:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from infinity_jax import checkpoint_folder, pretrained
+from infinity_jax import checkpoint_folder, json_files, pretrained
 from infinity_jax.data import pictures, sources
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import bootstrap, gallery, sheets
@@ -76,10 +76,7 @@ def main(
     """
     started = time.monotonic()
     json_file, checkpoint = Path(json_file), checkpoint or pretrained.BUNDLED
-    if not json_file.absolute().parent.is_dir():
-        raise UserError(f"--json {json_file}: its folder does not exist; make it first")
-    if json_file.is_dir():
-        raise UserError(f"--json {json_file} is a folder; name a file in it")
+    json_files.check_target(json_file, "--json")
     lpips_params = load_lpips(*lpips_weights) if lpips_weights else None
     inception = load_inception(inception_weights) if inception_weights else None
     tokenizer = pretrained.load_tokenizer(checkpoint)

@@ -2,15 +2,25 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin
 
 _NOTE = "infinity-jax"
-# The last chunk, without data: its length, name and checksum.
-_PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+# What a whole file ends with. Of a PNG the last chunk, without data: its length, name and checksum.
+_END = {"PNG": b"\0\0\0\0IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
+JPEG_QUALITY = 95
+
+
+def write(image: Image.Image, path: Path, note: Mapping[str, Any]) -> None:
+    """Writes a picture in the format of its name, .png or .jpg (quality 95), as `write_png` does."""
+    if path.suffix == ".png":
+        write_png(image, path, note)
+        return
+    comment = f"{_NOTE} {json.dumps(note)}"
+    _whole(path, lambda file: image.save(file, format="JPEG", quality=JPEG_QUALITY, comment=comment))
 
 
 def write_png(
@@ -27,9 +37,13 @@ def write_png(
     text = PngImagePlugin.PngInfo()
     if note is not None:
         text.add_text(_NOTE, json.dumps(note))
+    _whole(path, lambda file: image.save(file, format="PNG", optimize=smallest, pnginfo=text))
+
+
+def _whole(path: Path, save: Callable[[Path], None]) -> None:
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
     try:
-        image.save(unfinished, format="PNG", optimize=smallest, pnginfo=text)
+        save(unfinished)
         os.replace(unfinished, path)
     except OSError as error:
         if error.errno is not None and error.filename is None:  # of a full disk, which is found while writing
@@ -39,13 +53,26 @@ def write_png(
         unfinished.unlink(missing_ok=True)
 
 
+def remove_unfinished(paths: Iterable[Path]) -> None:
+    """Removes what killed processes left of these pictures; no other process may be writing one of them."""
+    names_in: dict[Path, set[str]] = {}
+    for path in paths:
+        names_in.setdefault(path.parent, set()).add(path.name)
+    for folder, names in names_in.items():
+        for file in folder.glob(".*.unfinished"):
+            if file.name[1:].rsplit(".", 2)[0] in names:
+                file.unlink(missing_ok=True)
+
+
 def read_note(path: Path) -> dict[str, Any] | None:
-    """The note of a picture that `write_png` wrote; None where there is no such file, or half of one."""
+    """The note of a picture that was written here; None where there is no such file, or half of one."""
     try:
         with open(path, "rb") as file, Image.open(file) as image:
-            note = json.loads(image.info[_NOTE])
-            file.seek(-len(_PNG_END), os.SEEK_END)
-            whole = file.read() == _PNG_END
+            text = image.info[_NOTE] if image.format == "PNG" else image.info["comment"].decode()
+            note = json.loads(text.removeprefix(_NOTE))
+            end = _END[image.format or ""]
+            file.seek(-len(end), os.SEEK_END)
+            whole = file.read() == end
     except (OSError, KeyError, ValueError, SyntaxError):
         return None
     return note if whole and isinstance(note, dict) else None

@@ -255,6 +255,12 @@ class InfinityPipeline:
             call, self.text_encoder, self._rounded_params, self.model.tokenizer.params, self.layout
         )
 
+    def picture_size(self, aspect_ratio: str = "1:1", budget: str | None = None) -> tuple[int, int]:
+        """(height, width) in pixels; arguments as in `__call__`. Raises UserError for what cannot be drawn."""
+        height, width = self._schedule(aspect_ratio, budget).last
+        stride = self.model.tokenizer.config.transformer_stride
+        return height * stride, width * stride
+
     @functools.cached_property
     def _rounded_params(self) -> Any:
         """The transformer's parameters as the products read them: rounded once, not in every batch."""

@@ -3,9 +3,7 @@
 import dataclasses
 import json
 import re
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +12,15 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from infinity_jax import picture_files
+from infinity_jax import picture_writing
 from infinity_jax.evaluation import sheets
+from infinity_jax.picture_writing import Wanted
 from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.train_state import TrainState
 
 SHEET_PICTURES = 24
 # A sheet of a long list shows its first pictures: at most so many, and so many pixels.
 _LARGEST_SHEET, _SHEET_PIXELS = 64, 1 << 25
-_WRITING_THREADS = 4
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 def main(
@@ -85,7 +82,7 @@ def main(
         "checkpoint": str(checkpoint or "bundled"),
     }
     wanted = _wanted(folder, prompts, seed, common)
-    missing = [p for p in wanted if not (skip_existing and picture_files.read_note(p.path) == p.note)]
+    missing = [p for p in wanted if not (skip_existing and p.is_there())]
     if kept := len(wanted) - len(missing):
         logging.info("%d of %d pictures are there already and kept", kept, len(wanted))
     if missing:
@@ -100,7 +97,7 @@ def main(
         )
         # Not before all that was asked for has been found to be possible.
         folder.mkdir(parents=True, exist_ok=True)
-        _write(missing, drawn)
+        picture_writing.write_all(missing, drawn, "--skip-existing goes on from there")
     shown = _draw_sheet(wanted, folder / "sheet.png", attribution(pipeline.model.source))
     logging.info(
         "wrote %d pictures and sheet.png%s to %s",
@@ -110,19 +107,11 @@ def main(
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class _Wanted:
-    """A picture: its file, and the note that says how it is made."""
-
-    path: Path
-    note: Mapping[str, Any]
-
-
-def _wanted(folder: Path, prompts: Sequence[str], seed: int, common: Mapping[str, Any]) -> list[_Wanted]:
+def _wanted(folder: Path, prompts: Sequence[str], seed: int, common: Mapping[str, Any]) -> list[Wanted]:
     digits = max(4, len(str(len(prompts) - 1)))
     return [
         # As JSON gives them back, lists for tuples, so that notes can be compared.
-        _Wanted(
+        Wanted(
             folder / f"{i:0{digits}d}-{file_stem(prompt)}.png",
             json.loads(json.dumps({"prompt": prompt, "seed": seed + i, **common})),
         )
@@ -130,58 +119,7 @@ def _wanted(folder: Path, prompts: Sequence[str], seed: int, common: Mapping[str
     ]
 
 
-def _write(pictures: Sequence[_Wanted], drawn: Iterator[tuple[range, np.ndarray]]) -> None:
-    """Writes pictures in threads, each batch while the next one is drawn."""
-    progress = _Progress(len(pictures))
-    writing: list[Future[None]] = []
-    with ThreadPoolExecutor(_WRITING_THREADS) as threads:
-        try:
-            for numbers, images in drawn:
-                progress.finish(writing)
-                writing = [
-                    threads.submit(
-                        picture_files.write_png, Image.fromarray(x), pictures[i].path, pictures[i].note
-                    )
-                    for i, x in zip(numbers, images, strict=True)
-                ]
-            progress.finish(writing)
-        except BaseException:
-            threads.shutdown(cancel_futures=True)
-            logging.info(
-                "stopped with %d of %d pictures; --skip-existing goes on from there",
-                progress.done,
-                len(pictures),
-            )
-            raise
-
-
-class _Progress:
-    """Counts pictures that are written, with a line in the log now and then."""
-
-    def __init__(self, total: int):
-        self.done = 0
-        self._total = total
-        self._first: tuple[float, int] | None = None
-        self._shown = time.monotonic()
-
-    def finish(self, writing: Sequence[Future[None]]) -> None:
-        """Waits for the pictures of a batch; raises what went wrong with one."""
-        for future in writing:
-            future.result()
-        self.done += len(writing)
-        now = time.monotonic()
-        if self._first is None:
-            # The first batch waits for the compiler, so it does not count for the speed.
-            self._first = (now, self.done) if self.done else None
-            return
-        if now - self._shown >= _SECONDS_BETWEEN_LINES or self.done == self._total:
-            self._shown = now
-            start, already = self._first
-            speed = (self.done - already) / (now - start)
-            logging.info("%d of %d pictures (%.3g a second)", self.done, self._total, speed)
-
-
-def _draw_sheet(pictures: Sequence[_Wanted], path: Path, footer: str) -> int:
+def _draw_sheet(pictures: Sequence[Wanted], path: Path, footer: str) -> int:
     """A sheet of the first pictures, from their files; returns how many it shows."""
     with Image.open(pictures[0].path) as first:
         pixels = first.width * first.height

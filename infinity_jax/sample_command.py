@@ -1,8 +1,9 @@
 """Arguments of `infinity-jax sample`; jax is imported when it runs."""
 
 import argparse
+from typing import Any
 
-from infinity_jax import argument_types
+from infinity_jax import argument_types, rewriting_arguments
 
 SUMMARY = "draw pictures from prompts"
 EXAMPLES = """infinity-jax sample "red heart" "woman astronaut" --out out/
@@ -35,16 +36,23 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep pictures in DIR that an earlier run made of the same prompt, seed and settings, and draw the rest",
     )
+    add("--aspect-ratio", default="1:1", metavar="H:W", help="height:width, default 1:1")
+    add("--negative-prompt", default="", metavar="TEXT", help="what to steer away from")
     add_settings(command)
+    add_drawing(command)
+    rewriting_arguments.add_arguments(command)
+
+
+def add_drawing(command: argparse.ArgumentParser) -> None:
+    """Adds those of the commands that draw long lists; `drawing_options` reads them."""
+    add = command.add_argument
     add(
         "--top-p",
         type=argument_types.probability,
         metavar="X",
         help="a bit value with probability <= 1 - X is never drawn",
     )
-    add("--aspect-ratio", default="1:1", metavar="H:W", help="height:width, default 1:1")
     add("--budget", metavar="NAME", help="pixels: 0.06M 0.25M 0.60M 1M; default: the checkpoint's own")
-    add("--negative-prompt", default="", metavar="TEXT", help="what to steer away from")
     add("--guidance", choices=GUIDANCE, help="what guidance mixes; default: the checkpoint's own")
     add(
         "--unguided-scales",
@@ -123,30 +131,40 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
     """Draws the pictures."""
     from infinity_jax.text import prompt
 
+    rewriter = rewriting_arguments.rewriter_of(arguments)
     prompts = arguments.prompts or prompt.read_prompts(arguments.prompts_file)
+    if rewriter is not None:
+        prompts = rewriter(prompts)
     from infinity_jax import sample
 
     sample.main(
         prompts,
         out=arguments.out,
-        checkpoint=arguments.checkpoint,
         seed=arguments.seed,
-        cfg=arguments.cfg,
-        tau=arguments.tau,
-        top_p=arguments.top_p,
         aspect_ratio=arguments.aspect_ratio,
-        budget=arguments.budget,
         negative_prompt=arguments.negative_prompt,
-        guidance=arguments.guidance,
-        pruning=arguments.pruning,
-        unguided_scales=arguments.unguided_scales,
-        reuse_guidance=arguments.reuse_guidance,
-        batch=arguments.batch,
-        mesh=_mesh(arguments),
-        rules=arguments.rules,
-        scan_layers=arguments.scan_layers,
         skip_existing=arguments.skip_existing,
+        **drawing_options(arguments),
     )
+
+
+def drawing_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_settings` and `add_drawing` added, as keywords of `sample.main`; all but the seed."""
+    return {
+        "checkpoint": arguments.checkpoint,
+        "cfg": arguments.cfg,
+        "tau": arguments.tau,
+        "top_p": arguments.top_p,
+        "budget": arguments.budget,
+        "guidance": arguments.guidance,
+        "pruning": arguments.pruning,
+        "unguided_scales": arguments.unguided_scales,
+        "reuse_guidance": arguments.reuse_guidance,
+        "batch": arguments.batch,
+        "mesh": _mesh(arguments),
+        "rules": arguments.rules,
+        "scan_layers": arguments.scan_layers,
+    }
 
 
 def _mesh(arguments: argparse.Namespace) -> str | None:

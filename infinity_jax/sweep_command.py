@@ -1,8 +1,7 @@
-"""Arguments of `infinity-jax sweep` and `infinity-jax ablate`."""
+"""Arguments of `infinity-jax sweep`."""
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 from infinity_jax import argument_types, processes
 from infinity_jax.errors import UserError
@@ -12,11 +11,6 @@ EXAMPLES = """infinity-jax sweep --config configs/sweeps/emoji.py --dry-run
   infinity-jax sweep --config configs/sweeps/emoji.py --workdir runs/sweep
   infinity-jax sweep --config configs/sweeps/emoji.py --workdir runs/sweep --cell 3
 the same command again goes on; exit code 2 where a cell failed, 3 of --dry-run where one does not fit"""
-ABLATE_SUMMARY = "one of the paper's ablations on the bundled pictures, as a table beside the paper's numbers"
-ABLATE_EXAMPLES = """infinity-jax ablate self-correction --workdir runs/self_correction
-  infinity-jax ablate decoding --workdir runs/decoding --config.checkpoint=runs/emoji
-the same command again goes on"""
-ABLATIONS = Path(__file__).parents[1] / "configs" / "ablations"
 DOES_NOT_FIT = 3
 
 
@@ -24,17 +18,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds those of sweep."""
     metavar, text = "FILE[:ARGUMENT]", "a grid, like configs/sweeps/emoji.py"
     command.add_argument("--config", required=True, metavar=metavar, help=text)
-    _add_common(command)
+    add_common(command)
 
 
-def add_ablate_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds those of ablate."""
-    text = "self-correction, decoding, classifier, positions, vocabulary; or a grid's config file"
-    command.add_argument("name", metavar="NAME", help=text)
-    _add_common(command)
-
-
-def _add_common(command: argparse.ArgumentParser) -> None:
+def add_common(command: argparse.ArgumentParser) -> None:
+    """Adds what sweep and ablate both have."""
     add = command.add_argument
     add("--workdir", metavar="DIR", help="gets runs.csv and a folder for each cell; resumed if it has any")
     add(
@@ -59,19 +47,11 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Plans or runs the sweep."""
     from infinity_jax.scaling import sweep
 
-    return _run(arguments, arguments.config, overrides, sweep.run)
+    return plan_or_run(arguments, arguments.config, overrides, sweep.run)
 
 
-def run_ablation(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Plans or runs the ablation."""
-    from infinity_jax.scaling import ablations
-
-    name = arguments.name
-    path = name if ".py" in name else str(ABLATIONS / f"{name.replace('-', '_')}.py")
-    return _run(arguments, path, overrides, ablations.main)
-
-
-def _run(arguments: argparse.Namespace, path: str, overrides: list[str], main: Callable) -> int:
+def plan_or_run(arguments: argparse.Namespace, path: str, overrides: list[str], main: Callable) -> int:
+    """Does what the arguments of `add_common` say with the grid of a config file; `main` runs it."""
     from infinity_jax import distributed
     from infinity_jax.scaling import sweep
 

@@ -14,11 +14,15 @@ COMMANDS = (
     "train-tokenizer",
     "train",
     "sample",
+    "generate",
     "evaluate",
+    "fid",
     "export",
     "convert",
     "compile",
+    "sweep",
     "scaling",
+    "ablate",
 )
 
 

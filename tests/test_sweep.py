@@ -39,7 +39,10 @@ def get_config():
     config.source = "Table 0"
     return config
 """
-CHANGES = "model.heads=2 train.steps=4 train.batch_size=2 train.log_every=1 train.checkpoint_every=1 train.evaluate_every=2"
+CHANGES = (
+    "model.heads=2 train.steps=4 train.batch_size=2 train.log_every=1 train.checkpoint_every=1 "
+    "train.evaluate_every=2"
+)
 
 
 @pytest.fixture
@@ -184,7 +187,7 @@ def test_a_failed_cell_leaves_the_others_and_is_tried_again(file, trainings, tmp
 
 def test_another_config_in_the_same_workdir_is_refused(file, trainings, tmp_path):
     sweep.run(file(), [], tmp_path / "work", only=[0])
-    with pytest.raises(UserError, match="begun with train.batch_size=2, and the config now says 3"):
+    with pytest.raises(UserError, match=r"begun with train\.batch_size=2, and the config now says 3"):
         sweep.run(file(CHANGES.replace("batch_size=2", "batch_size=3")), [], tmp_path / "work")
     assert len(trainings) == 1
 

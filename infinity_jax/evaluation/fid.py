@@ -18,13 +18,18 @@ def fid(features_a: Float[np.ndarray, "M D"], features_b: Float[np.ndarray, "N D
     """
     if min(len(features_a), len(features_b)) < 2:
         raise ValueError(f"FID takes 2 pictures or more, got {len(features_a)} and {len(features_b)}")
-    if min(len(features_a), len(features_b)) <= FEATURES:
+    warn_of_few(len(features_a), len(features_b))
+    return frechet_distance(*mean_and_covariance(features_a), *mean_and_covariance(features_b))
+
+
+def warn_of_few(pictures_a: int, pictures_b: int) -> None:
+    """Says in the log that FID of so few pictures cannot be compared with published values."""
+    if min(pictures_a, pictures_b) <= FEATURES:
         logging.warning(
             "FID of %d and %d pictures is far above that of many: papers take 10,000 to 50,000",
-            len(features_a),
-            len(features_b),
+            pictures_a,
+            pictures_b,
         )
-    return frechet_distance(*mean_and_covariance(features_a), *mean_and_covariance(features_b))
 
 
 def mean_and_covariance(

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Num
 
 from infinity_jax import resize
 from infinity_jax.convert.torch_networks import convolution_kernel, fold_batch_norm, read_network
@@ -238,9 +238,9 @@ def load_inception(file: str | Path) -> dict[str, Any]:
 
 
 def inception_features(
-    variables: dict, image_NHW3: UInt8[np.ndarray, "N H W 3"]
+    variables: dict, image_NHW3: Num[np.ndarray, "N H W 3"]
 ) -> Float[np.ndarray, "N 2048"]:
-    """Features float32 [N,2048] of uint8 pictures of one size, in batches of one static size."""
+    """Features float32 [N,2048] of pictures 0..255 of one size, uint8 or float32, in batches of one static size."""
     found = [np.zeros((0, FEATURES), np.float32)]
     for batch, n in filled_batches(image_NHW3, _BATCH):
         found.append(np.asarray(_batch_features(variables, batch))[:n])
@@ -248,6 +248,6 @@ def inception_features(
 
 
 @jax.jit
-def _batch_features(variables: dict, image_BHW3: UInt8[Array, "B H W 3"]) -> Float[Array, "B 2048"]:
+def _batch_features(variables: dict, image_BHW3: Num[Array, "B H W 3"]) -> Float[Array, "B 2048"]:
     with jax.default_matmul_precision("highest"):  # as the reference, on accelerators too
         return jnp.asarray(InceptionV3().apply(variables, image_BHW3.astype(jnp.float32) / 127.5 - 1.0))

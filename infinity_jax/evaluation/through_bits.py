@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Num, UInt8
 
 from infinity_jax import scales
 from infinity_jax.data import pictures
@@ -79,8 +79,8 @@ class ThroughBits:
 
 
 def filled_batches(
-    image_NHW3: UInt8[np.ndarray, "N H W 3"], size: int
-) -> Iterator[tuple[UInt8[np.ndarray, "B H W 3"], int]]:
+    image_NHW3: Num[np.ndarray, "N H W 3"], size: int
+) -> Iterator[tuple[Num[np.ndarray, "B H W 3"], int]]:
     """(batch of exactly `size` pictures, how many of them count): copies of the last one fill up the last batch."""
     for start in range(0, len(image_NHW3), size):
         batch = image_NHW3[start : start + size]

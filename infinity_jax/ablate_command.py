@@ -1,0 +1,28 @@
+"""Arguments of `infinity-jax ablate`."""
+
+import argparse
+from pathlib import Path
+
+from infinity_jax import sweep_command
+
+SUMMARY = "one of the paper's ablations on the bundled pictures, as a table beside the paper's numbers"
+EXAMPLES = """infinity-jax ablate self-correction --workdir runs/self_correction
+  infinity-jax ablate decoding --workdir runs/decoding --config.checkpoint=runs/emoji
+the same command again goes on"""
+_CONFIGS = Path(__file__).parents[1] / "configs" / "ablations"
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds them."""
+    text = "self-correction, decoding, classifier, positions, vocabulary; or a grid's config file"
+    command.add_argument("name", metavar="NAME", help=text)
+    sweep_command.add_common(command)
+
+
+def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Plans or runs the ablation."""
+    from infinity_jax.scaling import ablations
+
+    name = arguments.name
+    path = name if ".py" in name else str(_CONFIGS / f"{name.replace('-', '_')}.py")
+    return sweep_command.plan_or_run(arguments, path, overrides, ablations.main)

@@ -1,0 +1,139 @@
+"""The evaluation card, card.json: what pictures were made from and how, and what is to be run on them next."""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import logging
+
+from infinity_jax import checkpoint_folder, json_files, picture_files, pretrained
+from infinity_jax.checkpoint import Checkpointer
+from infinity_jax.errors import UserError
+from infinity_jax.field_benchmarks import prompt_files
+from infinity_jax.field_benchmarks.layouts import PromptSet
+from infinity_jax.pipeline import InfinityPipeline, SampleConfig
+
+NAME = "card.json"
+_PACKAGE = "infinity-jax"
+# What may be another one when a run goes on: it changes no picture, or only its rounding.
+_FREE = ("prompts.path", "checkpoint.path", "evaluator", "machine")
+
+
+def describe(
+    prompt_set: PromptSet,
+    out: Path,
+    pipeline: InfinityPipeline,
+    checkpoint: str,
+    settings: SampleConfig,
+    budget: str | None,
+    seed: int,
+    rewriting: Mapping[str, str] | None,
+    batch: int | None,
+) -> dict[str, Any]:
+    """The card of pictures that are about to be drawn, as JSON gives it back."""
+    benchmark, number = prompt_set.benchmark, len(prompt_set.prompts)
+    height, width = pipeline.picture_size(budget=budget)
+    formats = {".png": "PNG", ".jpg": f"JPEG, quality {picture_files.JPEG_QUALITY}"}
+    suffix = Path(prompt_set.prompts[0].files[0]).suffix
+    values = {
+        "benchmark": benchmark.name,
+        "prompts": {"path": str(prompt_set.path), "sha256": prompt_set.sha256, "number": number},
+        "pictures": {
+            "number": number * benchmark.pictures,
+            "of_a_prompt": benchmark.pictures,
+            "height": height,
+            "width": width,
+            "files": formats[suffix] + (", grids of 2x2" if benchmark.grid else ""),
+        },
+        "checkpoint": {"path": checkpoint, **checkpoint_identity(checkpoint)},
+        "text_encoder": pipeline.text_encoder.name,
+        **dataclasses.asdict(settings),
+        "budget": budget or pipeline.model.tokenizer.scales,
+        "aspect_ratio": "1:1",
+        "seed": seed,
+        "seeds": f"{seed} + {benchmark.pictures} * number of the prompt + number of its picture, both from 0",
+        "rewriting": rewriting,
+        "package": f"{_PACKAGE} {_version()}",
+        "evaluator": {
+            "project": benchmark.project,
+            "commands": benchmark.next_commands(out, prompt_set.path, height),
+        },
+        "machine": {
+            "platform": jax.default_backend(),
+            "device": jax.devices()[0].device_kind,
+            "devices": 1 if pipeline.layout is None else pipeline.layout.mesh.size,
+            "batch": batch,
+        },
+    }
+    return json.loads(json.dumps(values))
+
+
+def keep(folder: Path, card: Mapping[str, Any]) -> None:
+    """Writes the card into a folder that has none.
+
+    Raises:
+      UserError: the pictures there are made in another way, or nothing says how; the message names the difference.
+    """
+    file = folder / NAME
+    if not file.exists():
+        # Another shard may begin at the same time and write the same card.
+        if folder.is_dir() and any(p.name[0] != "." and p.name != NAME for p in folder.iterdir()):
+            raise UserError(f"{folder} holds files but no {NAME}; name an empty folder, or a new one")
+        folder.mkdir(parents=True, exist_ok=True)
+        json_files.write(file, card)
+        return
+    try:
+        there = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error}); name another folder") from error
+    old, new = (dict(_leaves(values)) for values in (there, card))
+    for name in sorted(old.keys() | new.keys()):
+        if old.get(name) != new.get(name) and not name.startswith(_FREE):
+            raise UserError(
+                f"the pictures in {folder} are made with {name} = {json.dumps(old.get(name))}, now it is "
+                f"{json.dumps(new.get(name))}; name another folder, or take the settings of {file}"
+            )
+    if there.get("machine") != card["machine"]:
+        logging.warning(
+            "%s was begun on %s, this is %s: single bits of pictures may be rounded otherwise",
+            folder,
+            there.get("machine"),
+            card["machine"],
+        )
+
+
+def checkpoint_identity(checkpoint: str) -> dict[str, Any]:
+    """What tells this checkpoint's weights from others: {"sha256"} of a folder, {"step", "sha256"} of a training run.
+
+    Of a folder it is the hash of its config and weights, of a run that of its config.
+    """
+    folder = pretrained.resolve(checkpoint)
+    if (folder / checkpoint_folder.CONFIG).is_file():
+        names = (checkpoint_folder.CONFIG, *checkpoint_folder.WEIGHTS.values())
+        return {"sha256": prompt_files.sha256(folder / name for name in names)}
+    reader = Checkpointer(folder / "checkpoints", read_only=True)
+    try:
+        config = json.dumps(reader.config(), sort_keys=True).encode()
+        return {"step": reader.latest_step(), "sha256": hashlib.sha256(config).hexdigest()}
+    finally:
+        reader.close()
+
+
+def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _version() -> str:
+    try:
+        return metadata.version(_PACKAGE)
+    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
+        return "unknown"

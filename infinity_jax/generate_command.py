@@ -1,0 +1,65 @@
+"""Arguments of `infinity-jax generate`; jax is imported when it runs."""
+
+import argparse
+import re
+from pathlib import Path
+
+from infinity_jax import argument_types, rewriting_arguments, sample_command
+from infinity_jax.field_benchmarks import layouts
+
+SUMMARY = "draw the pictures of a benchmark of the field, as its own evaluator reads them"
+EXAMPLES = """infinity-jax generate --benchmark geneval --prompts geneval/prompts/evaluation_metadata.jsonl \\
+      --checkpoint infinity_2b --cfg 4 --out out/geneval
+  infinity-jax generate --benchmark dpg --prompts ELLA/dpg_bench/prompts --out out/dpg --shard 0/8
+  infinity-jax generate --benchmark coco --prompts captions_val2014.json --limit 30000 --out out/coco
+The same command again goes on: whole pictures are kept. DIR/card.json says how they were made, and what to run next;
+with other settings DIR is refused. Shards write into the same DIR, and draw the pictures of a single run."""
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments."""
+    add = command.add_argument
+    add("--benchmark", required=True, choices=tuple(layouts.BENCHMARKS), help="which one")
+    add(
+        "--prompts",
+        required=True,
+        metavar="PATH",
+        help="your copy of its prompts: "
+        + "; ".join(f"{b.name}: {b.prompts}" for b in layouts.BENCHMARKS.values()),
+    )
+    add("--out", required=True, metavar="DIR", help="gets the pictures and card.json")
+    add("--limit", type=argument_types.count, metavar="N", help="only the first N prompts")
+    add(
+        "--shard",
+        type=_shard,
+        default=(0, 1),
+        metavar="I/N",
+        help="only the prompts I, I + N, I + 2N ...; I from 0, so that I/N is 0/8 ... 7/8 of 8 processes",
+    )
+    sample_command.add_settings(command)
+    sample_command.add_drawing(command)
+    rewriting_arguments.add_arguments(command)
+
+
+def run(arguments: argparse.Namespace, _: list[str]) -> None:
+    """Draws the pictures."""
+    rewriter = rewriting_arguments.rewriter_of(arguments)
+    benchmark = layouts.BENCHMARKS[arguments.benchmark]
+    prompt_set = layouts.read(benchmark, Path(arguments.prompts), arguments.limit)
+    from infinity_jax import generate
+
+    generate.main(
+        prompt_set,
+        out=arguments.out,
+        seed=arguments.seed,
+        shard=arguments.shard,
+        rewriter=rewriter,
+        **sample_command.drawing_options(arguments),
+    )
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or int(found[1]) >= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no shard I/N with I from 0 to N - 1, like 0/8")
+    return int(found[1]), int(found[2])
