@@ -1,9 +1,8 @@
 """Attention in plain XLA, for any device and any type: the form for CPUs, and where a fused kernel cannot be used.
 
 Few scores are computed at once, and the backward pass gets the attention weights. On a CPU many are computed a head at
-a time, and in parts where one head has many; there the backward pass computes the weights again, from the largest score
-of each query. That is faster than keeping them: the scores stay in the caches, and main memory would take longer than
-the product.
+a time, and in parts where one head has many; there the backward pass computes the weights again. That is faster than
+keeping them: the scores stay in the caches, and main memory would take longer than the product.
 """
 
 import functools
@@ -24,8 +23,10 @@ from infinity_jax.sharding import on_mesh
 
 MASKED = -1e30
 # On a CPU: scores of all heads from which one head after the other is faster than all at once, and the most scores
-# of one head that are computed in one go (4 MiB).
-MANY_SCORES, SCORES_AT_ONCE = 2**22, 2**20
+# of one head that the backward pass, which has several arrays of them, computes in one go (4 MiB each). The forward
+# pass has one, and takes FORWARD times as many: each product first copies all keys or values into its own order,
+# which many short parts would do again and again.
+MANY_SCORES, SCORES_AT_ONCE, FORWARD = 2**22, 2**20, 4
 
 
 def attend_xla(
@@ -44,16 +45,16 @@ def _attend_forward(q_BHQd, k_BHKd, v_BHKd, mask_BHQK, dtype):
     q_BHQd, k_BHKd, v_BHKd = (x.astype(dtype) for x in (q_BHQd, k_BHKd, v_BHKd))
     forward = functools.partial(_head_forward, dtype=dtype)
     found = _for_each_head(forward, q_BHQd, k_BHKd, v_BHKd, mask_BHQK)
-    out_BHQd, total_BHQ1, kept_BHQN = (checkpoint_name(x, LINEAR) for x in found)
-    rounded = (stored(x) for x in (q_BHQd, k_BHKd, v_BHKd, kept_BHQN))
-    return out_BHQd, (*rounded, mask_BHQK, out_BHQd, total_BHQ1)
+    out_BHQd, total_BHQ1, *weights = (checkpoint_name(x, LINEAR) for x in found)
+    rounded = [stored(x) for x in (q_BHQd, k_BHKd, v_BHKd, *weights)]
+    return out_BHQd, (rounded, mask_BHQK, out_BHQd, total_BHQ1)
 
 
 def _attend_backward(dtype, saved, dout_BHQd):
-    *rounded, mask_BHQK, out_BHQd, total_BHQ1 = saved
-    q_BHQd, k_BHKd, v_BHKd, kept_BHQN = (loaded(x) for x in rounded)
+    rounded, mask_BHQK, out_BHQd, total_BHQ1 = saved
+    q_BHQd, k_BHKd, v_BHKd, *weights = (loaded(x) for x in rounded)
     backward = functools.partial(_head_backward, dtype=dtype)
-    of_queries = (out_BHQd, total_BHQ1, kept_BHQN, dout_BHQd)
+    of_queries = (out_BHQd, total_BHQ1, dout_BHQd, *weights)
     gradients = _for_each_head(backward, q_BHQd, k_BHKd, v_BHKd, mask_BHQK, *of_queries)
     return *gradients, None
 
@@ -93,48 +94,46 @@ def _dot(a, b, contract: tuple[int, int], dtype: str) -> jax.Array:
     return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), **kind)
 
 
-def _scores(q_Qd, k_Kd, mask_QK, dtype: str) -> jax.Array:
+def _weights(q_Qd, k_Kd, mask_QK, dtype: str) -> jax.Array:
+    """Float32, relative to that of the largest score of a query.
+
+    On a CPU all of it is one kernel if nothing else uses the scores or the largest of them.
+    """
     scores_QK = _dot(q_Qd, k_Kd, (1, 1), dtype)
-    return scores_QK if mask_QK is None else jnp.where(mask_QK, scores_QK, MASKED)
+    if mask_QK is not None:
+        scores_QK = jnp.where(mask_QK, scores_QK, MASKED)
+    return jnp.exp(scores_QK - scores_QK.max(1, keepdims=True))
 
 
 # The left operand of all products has its contracted axis last, which is the only quick form on a CPU, and only small
 # arrays are transposed for it.
-def _head_forward(
-    q_Qd, k_Kd, v_Kd, mask_QK, dtype: str, keep_weights: bool
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Of each query of one head: its output, the sum of its weights, and the weights or else its largest score.
-
-    Weights are relative to that of the largest score.
-    """
+def _head_forward(q_Qd, k_Kd, v_Kd, mask_QK, dtype: str, keep_weights: bool) -> tuple[jax.Array, ...]:
+    """Of each query of one head: its output, the sum of its weights, and the weights if they are to be kept."""
 
     def of_some(q_Qd):
-        scores_QK = _scores(q_Qd, k_Kd, mask_QK, dtype)
-        largest_Q1 = scores_QK.max(1, keepdims=True)
-        weights_QK = jnp.exp(scores_QK - largest_Q1)
+        weights_QK = _weights(q_Qd, k_Kd, mask_QK, dtype)
         total_Q1 = weights_QK.sum(1, keepdims=True)
         weights_QK = weights_QK.astype(dtype)
         # Dividing after the product touches `head` numbers a query instead of K.
         out_Qd = _dot(weights_QK, v_Kd, (1, 0), dtype) / total_Q1
-        return out_Qd, total_Q1, weights_QK if keep_weights else largest_Q1
+        return (out_Qd, total_Q1, weights_QK) if keep_weights else (out_Qd, total_Q1)
 
-    parts = 1 if keep_weights else _parts(q_Qd, k_Kd, mask_QK)
+    parts = 1 if keep_weights else _parts(q_Qd, k_Kd, mask_QK, FORWARD * SCORES_AT_ONCE)
     if parts == 1:
         return of_some(q_Qd)
-    out_Qd, total_Q1, largest_Q1 = (_joined(x, len(q_Qd)) for x in lax.map(of_some, _split(q_Qd, parts)))
-    return out_Qd, total_Q1, largest_Q1
+    return tuple(_joined(x, len(q_Qd)) for x in lax.map(of_some, _split(q_Qd, parts)))
 
 
 def _head_backward(
-    q_Qd, k_Kd, v_Kd, mask_QK, out_Qd, total_Q1, kept_QN, dout_Qd, dtype: str, keep_weights: bool
+    q_Qd, k_Kd, v_Kd, mask_QK, out_Qd, total_Q1, dout_Qd, *weights: jax.Array, dtype: str, keep_weights: bool
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of queries, keys and values of one head; `kept_QN` as `_head_forward` returns it."""
+    """Gradients of queries, keys and values of one head; the weights are given if they were kept."""
     dout_Qd = dout_Qd / total_Q1
     mean_Q1 = (dout_Qd * out_Qd).sum(1, keepdims=True)
 
     def of_some(sums_dK, of_queries):
-        q_Qd, dout_Qd, mean_Q1, kept_QN = of_queries
-        weights_QK = kept_QN if keep_weights else jnp.exp(_scores(q_Qd, k_Kd, mask_QK, dtype) - kept_QN)
+        q_Qd, dout_Qd, mean_Q1, *weights = of_queries
+        weights_QK = weights[0] if keep_weights else _weights(q_Qd, k_Kd, mask_QK, dtype)
         dscores_QK = weights_QK.astype(jnp.float32) * (_dot(dout_Qd, v_Kd, (1, 1), dtype) - mean_Q1)
         if mask_QK is not None:  # also where a query sees nothing, and all its weights are 1
             dscores_QK = jnp.where(mask_QK, dscores_QK, 0)
@@ -144,8 +143,8 @@ def _head_backward(
         sums_dK = (dk_dK, dv_dK) if sums_dK is None else (sums_dK[0] + dk_dK, sums_dK[1] + dv_dK)
         return sums_dK, _dot(dscores_QK, k_Kd, (1, 0), dtype)
 
-    of_queries = (q_Qd, dout_Qd.astype(dtype), mean_Q1, kept_QN)
-    parts = 1 if keep_weights else _parts(q_Qd, k_Kd, mask_QK)
+    of_queries = (q_Qd, dout_Qd.astype(dtype), mean_Q1, *weights)
+    parts = 1 if keep_weights else _parts(q_Qd, k_Kd, mask_QK, SCORES_AT_ONCE)
     if parts == 1:
         sums_dK, dq_Qd = of_some(None, of_queries)
     else:
@@ -156,11 +155,14 @@ def _head_backward(
     return dq_Qd, dk_Kd, dv_Kd
 
 
-def _parts(q_Qd, k_Kd, mask_QK) -> int:
-    """In how many parts the queries are taken; a mask of its own for each query is only used on few."""
+def _parts(q_Qd, k_Kd, mask_QK, at_once: int) -> int:
+    """In how many parts the queries are taken, each of at most so many scores.
+
+    A mask of its own for each query is only used on few.
+    """
     if mask_QK is not None and len(mask_QK) > 1:
         return 1
-    return math.ceil(len(q_Qd) * len(k_Kd) / SCORES_AT_ONCE)
+    return math.ceil(len(q_Qd) * len(k_Kd) / at_once)
 
 
 def _split(x_QN, parts: int) -> jax.Array:
