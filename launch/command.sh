@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Sourced by the other scripts, with their arguments: [--dry-run] train|train-tokenizer --config ... --workdir ...
+# Sourced by the other scripts, with their arguments: [--dry-run] train|train-tokenizer|sweep --config ... --workdir ...
 # Sets COMMAND (what follows --dry-run), WORKDIR (its --workdir) and DRY_RUN (1 or empty).
 
 fail() {  # MESSAGE: one line, exit code 2
@@ -45,7 +45,10 @@ if [[ ${1:-} == --dry-run ]]; then
 fi
 # shellcheck disable=SC2034  # for the script that sources this
 COMMAND=("$@")
-[[ ${1:-} == train || ${1:-} == train-tokenizer ]] || fail "'${1:-}' is not train or train-tokenizer; see $0 --help"
+case ${1:-} in
+    train | train-tokenizer | sweep) ;;
+    *) fail "'${1:-}' is not train, train-tokenizer or sweep; see $0 --help" ;;
+esac
 CONFIG='' WORKDIR=''
 while (($#)); do
     case $1 in

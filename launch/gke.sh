@@ -3,7 +3,7 @@
 # preemption or a crash JobSet starts all pods again, and they go on from the newest complete checkpoint. What XPK does
 # with the same image and command is in launch/README.md.
 #
-#   launch/gke.sh [--dry-run] train|train-tokenizer --config FILE --workdir /bucket/... [--config.KEY=VALUE ...]
+#   launch/gke.sh [--dry-run] train|train-tokenizer|sweep --config FILE --workdir /bucket/... [--config.KEY=VALUE ...]
 #
 # Environment:
 #   NAME              of the JobSet; required. To start it anew: kubectl delete jobset NAME

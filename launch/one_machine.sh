@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains on one machine: one process with all its GPUs, TPU chips or CPU.
 #
-#   launch/one_machine.sh [--dry-run] train|train-tokenizer --config FILE --workdir DIR [--config.KEY=VALUE ...]
+#   launch/one_machine.sh [--dry-run] train|train-tokenizer|sweep --config FILE --workdir DIR [--config.KEY=VALUE ...]
 #
 # Environment:
 #   PLATFORM       gpu, tpu or cpu: what devices must be found, no other is fallen back to; required

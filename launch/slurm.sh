@@ -3,7 +3,9 @@
 # job, which starts where it was submitted, srun starts the processes. Before the time limit and at a preemption they
 # get SIGTERM, save and leave; the job is then put back into the queue and goes on from the newest complete checkpoint.
 #
-#   launch/slurm.sh [--dry-run] train|train-tokenizer --config FILE --workdir DIR [--config.KEY=VALUE ...]
+#   launch/slurm.sh [--dry-run] train|train-tokenizer|sweep --config FILE --workdir DIR [--config.KEY=VALUE ...]
+#
+# As a job array (SBATCH_ARRAY_INX=0-14%4) each task of a sweep runs the cell of its number.
 #
 # Environment:
 #   NODES          machines; required
@@ -28,8 +30,10 @@ set -euo pipefail
 start=(srun --kill-on-bad-exit=1 --label)
 if [[ ${SLURM_JOB_ID:-} && ${1:-} != --* ]]; then
     log=infinity-jax-$SLURM_JOB_ID-${SLURM_RESTART_COUNT:-0}.log
+    cell=()
+    if [[ $1 == sweep && ${SLURM_ARRAY_TASK_ID:-} ]]; then cell=(--cell "$SLURM_ARRAY_TASK_ID"); fi
     "${start[@]}" --cpus-per-task="${SLURM_CPUS_PER_TASK:-1}" --output="$log" \
-        infinity-jax "$@" --coordinator auto --processes "$SLURM_NTASKS" --platform gpu
+        infinity-jax "$@" "${cell[@]}" --coordinator auto --processes "$SLURM_NTASKS" --platform gpu
     # Both a finished and a stopped run leave with 0; only the stopped one says so.
     if grep -q "stopped at step" "$log"; then
         echo "stopped before the end, see $log: back into the queue"

@@ -4,7 +4,7 @@
 # looks every minute. After a preemption it requests anew; after a reboot or a crash it starts the same command again,
 # which goes on from the newest complete checkpoint. Ctrl-C ends the watching only; the same line takes it up again.
 #
-#   launch/tpu_vm.sh [--dry-run] train|train-tokenizer --config FILE --workdir DIR [--config.KEY=VALUE ...]
+#   launch/tpu_vm.sh [--dry-run] train|train-tokenizer|sweep --config FILE --workdir DIR [--config.KEY=VALUE ...]
 #
 # Environment:
 #   TPU_NAME          of the queued resource and its nodes; required

@@ -1,4 +1,4 @@
-"""Five sizes from 0.3M to 7M parameters x three lengths, on the bundled pictures: about an hour on one core.
+"""Five sizes from 0.3M to 7M parameters x four lengths, on the bundled pictures: about an hour and a half on one core.
 
     infinity-jax sweep --config configs/sweeps/emoji.py --dry-run
     infinity-jax sweep --config configs/sweeps/emoji.py --workdir runs/sweep
@@ -32,7 +32,12 @@ def get_config(argument: str = "") -> ConfigDict:
     # Every combination of labels is a cell; the last axis runs fastest.
     config.axes = ConfigDict(
         dict(
-            length=("100: train.steps=100", "200: train.steps=200", "400: train.steps=400"),
+            length=(
+                "100: train.steps=100",
+                "200: train.steps=200",
+                "400: train.steps=400",
+                "800: train.steps=800",
+            ),
             size=(
                 "270k: model.layers=2 model.width=64 model.heads=2 optim.learning_rate=4e-3",
                 "750k: model.layers=3 model.width=96 model.heads=2 optim.learning_rate=2.7e-3",
