@@ -43,7 +43,7 @@ def test_a_missing_setting_is_named_in_one_line(script, name):
 @pytest.mark.parametrize(
     "arguments, word",
     [
-        ([], "train or train-tokenizer"),
+        ([], "train, train-tokenizer or sweep"),
         (["sample"], "'sample'"),
         (["train", "--workdir", "/bucket/a"], "--config"),
         (["train", "--config", "configs/t2i.py"], "--workdir"),

@@ -80,7 +80,9 @@ def test_slurm_puts_a_stopped_run_back_into_the_queue_and_a_finished_one_not(tmp
 
 
 def test_a_task_of_a_slurm_array_runs_one_cell_of_a_sweep(tmp_path):
-    program(tmp_path, "srun", 'for word; do case $word in --output=*) touch "${word#*=}" ;; esac; done; echo "$@"')
+    program(
+        tmp_path, "srun", 'for word; do case $word in --output=*) touch "${word#*=}" ;; esac; done; echo "$@"'
+    )
     settings = dict(SLURM_JOB_ID="12", SLURM_NTASKS="4", SLURM_ARRAY_TASK_ID="7")
     for command, cell in ((["sweep", *COMMAND[1:]], True), (COMMAND, False)):
         done = launch("slurm.sh", *command, settings=settings, path=tmp_path, folder=tmp_path)

@@ -142,6 +142,17 @@ def test_a_plan_says_what_a_cell_needs(file, capsys):
     assert small.seconds == pytest.approx(small.flops / (197e12 * 0.5))
 
 
+def test_cells_that_only_draw_are_not_said_to_train(file):
+    _, estimates = sweep.plan(file(), ["--config.checkpoint=bundled", "--config.pictures=8"])
+    assert [e.flops + e.pictures + e.seconds for e in estimates] == [0] * 4
+    assert estimates[1].row() == {
+        "name": "size=small,seed=1",
+        "status": "planned",
+        "size": "small",
+        "seed": 1,
+    }
+
+
 def test_what_does_not_fit_is_marked_and_not_run(file, trainings, tmp_path, capsys):
     huge = file(changes="model.heads=2 train.batch_size=4194304 train.steps=1")
     assert cli.main(["sweep", "--config", huge, "--dry-run"]) == 3

@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
         ),
         sort_keys=False,
     )
-    config.pictures = 256
+    config.pictures = 512
     config.hardware = ConfigDict(dict(chip="", count=1, utilisation=0.3))
     config.compare = "correction"
     config.columns = (

@@ -43,7 +43,7 @@ def get_config() -> ConfigDict:
         ),
         sort_keys=False,
     )
-    config.pictures = 256
+    config.pictures = 512
     config.hardware = ConfigDict(dict(chip="", count=1, utilisation=0.3))
     config.compare = "model"
     config.columns = ("kid", "retrieval_top1", "retrieval_top5", "retrieval_compositions_top1")

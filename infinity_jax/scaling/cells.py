@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from absl import logging
 
 from infinity_jax import json_files, metrics, origin, train
@@ -19,7 +20,6 @@ from infinity_jax.scaling.estimate import Estimate
 from infinity_jax.scaling.grid import Cell, GridConfig
 
 ROW, CONFIG = "row.json", "config.json"
-PROMPTS = 256  # for retrieval, or all pictures where they are fewer
 _QUALITY = ("kid", "kid_error", "retrieval_top1", "retrieval_top5", "retrieval_compositions_top1")
 
 
@@ -131,7 +131,10 @@ def _drawn(checkpoint: str, cell: Cell, pictures: int) -> dict[str, Any]:
     logging.info("%s: drawing %d pictures", cell.name, pictures)
     real = generation.real_pictures(pipeline.model.source, pipeline.model.tokenizer.side)
     # The same prompts for all cells, so that cells differ in nothing else.
-    chosen = real.choose_prompts(min(pictures, PROMPTS), pictures, seed=0)
+    chosen = real.choose_prompts(0, pictures, seed=0)
+    # Retrieval asks for those that are not one of six skin tones of the same picture.
+    plain = np.array(["skin tone" not in real.train.captions[i] for i in chosen])
+    chosen = np.concatenate([chosen[plain], chosen[~plain]])
     drawn = generation.generate(pipeline, real, settings, chosen, cell.config.train.seed * pictures)
-    numbers = generation.quality(real, drawn, PROMPTS)
+    numbers = generation.quality(real, drawn, int(plain.sum()))
     return {name: numbers[name] for name in _QUALITY} | {"sample": json.dumps(dataclasses.asdict(settings))}

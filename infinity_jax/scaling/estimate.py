@@ -27,6 +27,7 @@ class Estimate:
 
     Attributes:
       cell: which.
+      trains: whether it trains, or only draws with a checkpoint; then there is nothing to estimate.
       model, train: its configs.
       parameters: of the transformer.
       pictures, tokens: seen in the whole training, repetitions counted.
@@ -37,6 +38,7 @@ class Estimate:
     """
 
     cell: Cell
+    trains: bool
     model: TransformerConfig
     train: TrainConfig
     parameters: int
@@ -55,11 +57,11 @@ class Estimate:
     def row(self) -> dict[str, Any]:
         """The columns of the table of runs that are known before the run."""
         optim = self.cell.config.optim
-        return {
-            "name": self.cell.name,
-            "status": "planned" if self.fits else "does not fit",
-            **self.cell.labels,
-            "seed": self.train.seed,
+        status = "planned" if self.fits else "does not fit"
+        known = {"name": self.cell.name, "status": status, **self.cell.labels, "seed": self.train.seed}
+        if not self.trains:
+            return known
+        return known | {
             "parameters": self.parameters,
             "layers": self.model.layers,
             "width": self.model.width,
@@ -77,20 +79,21 @@ class Estimate:
         }
 
 
-def estimate(cell: Cell, hardware: Hardware) -> Estimate:
+def estimate(cell: Cell, hardware: Hardware, trains: bool = True) -> Estimate:
     """What a cell needs on the given hardware; UserError names the cell where its config has a mistake."""
     config = cell.config
     try:
         model = from_dict(TransformerConfig, config.model, "model")
         train = _train_section(config)
         schedule = scales.make_schedule(config.data.scales)
-        needed = _memory(config, model, train, schedule, hardware)
+        needed = _memory(config, model, train, schedule, hardware) if trains else None
     except UserError as error:
         raise UserError(f"cell {cell.name}: {error}") from error
-    pictures = train.steps * train.batch_size
+    pictures = train.steps * train.batch_size if trains else 0
     total = pictures * flops.train_flops(model, schedule, config.text.max_length)
     return Estimate(
         cell,
+        trains,
         model,
         train,
         flops.parameter_count(model),

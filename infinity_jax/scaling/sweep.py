@@ -22,7 +22,7 @@ def plan(
     """The grid of a config file, and its cells with what each needs, in the config's order."""
     config, planned = grid.load(path, overrides, workdir)
     hardware = grid.hardware(config)
-    return config, [estimate(cell, hardware) for cell in planned]
+    return config, [estimate(cell, hardware, trains=not config.checkpoint) for cell in planned]
 
 
 def describe(config: grid.GridConfig, estimates: Sequence[Estimate]) -> str:
