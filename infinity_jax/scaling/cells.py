@@ -44,11 +44,12 @@ def check_unchanged(workdir: Path, cell: Cell, grid: GridConfig) -> None:
     if not path.exists():
         return
     before, now = json.loads(path.read_text()), json.loads(json.dumps(_record(cell, grid)))
-    changed = sorted(key for key in before.keys() | now.keys() if before.get(key) != now.get(key))
+    # A key that only one of them has came or went with another version of the program.
+    changed = sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
     if changed:
         key = changed[0]
         raise UserError(
-            f"{path.parent} was begun with {key}={before.get(key)!r}, and the config now says {now.get(key)!r}; "
+            f"{path.parent} was begun with {key}={before[key]!r}, and the config now says {now[key]!r}; "
             "use another --workdir, or remove that folder to run the cell again"
         )
 
