@@ -2,7 +2,7 @@
 
     infinity-jax ablate self-correction --workdir runs/self_correction
 
-15 runs, about an hour on two cores; what they gave here is in results/ablations/self_correction/.
+15 runs, about an hour on one core; what they gave here is in results/ablations/self_correction/.
 """
 
 from pathlib import Path
@@ -16,11 +16,12 @@ def get_config() -> ConfigDict:
     config.base = str(Path(__file__).parents[1] / "emoji.py")
     config.changes = (
         "model.layers=4 model.width=128 model.heads=2 optim.learning_rate=2e-3 optim.warmup_steps=20 "
-        "optim.ema_decay=0.0 train.steps=300 train.log_every=10 train.evaluate_every=100 train.checkpoint_every=300 "
+        "optim.ema_decay=0.0 train.steps=800 train.log_every=20 train.evaluate_every=200 train.checkpoint_every=400 "
         "train.keep_checkpoints=1 train.sample_every=0 sample.cfg=3.0 sample.tau=1.0"
     )
     config.axes = ConfigDict(
         dict(
+            seed=("0: train.seed=0", "1: train.seed=1", "2: train.seed=2"),
             correction=(
                 "none: correction.p=0.0",
                 "flips-alone: correction.p=0.2 correction.requantise=False",
@@ -28,7 +29,6 @@ def get_config() -> ConfigDict:
                 "p20: correction.p=0.2",
                 "p30: correction.p=0.3",
             ),
-            seed=("0: train.seed=0", "1: train.seed=1", "2: train.seed=2"),
         ),
         sort_keys=False,
     )

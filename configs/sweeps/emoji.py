@@ -1,4 +1,4 @@
-"""Five sizes from 0.3M to 7M parameters x four lengths, on the bundled pictures: about an hour and a half on one core.
+"""Five sizes from 0.3M to 7M parameters x five lengths, on the bundled pictures: about two hours and a half on one core.
 
     infinity-jax sweep --config configs/sweeps/emoji.py --dry-run
     infinity-jax sweep --config configs/sweeps/emoji.py --workdir runs/sweep
@@ -37,6 +37,7 @@ def get_config(argument: str = "") -> ConfigDict:
                 "200: train.steps=200",
                 "400: train.steps=400",
                 "800: train.steps=800",
+                "1600: train.steps=1600",
             ),
             size=(
                 "270k: model.layers=2 model.width=64 model.heads=2 optim.learning_rate=4e-3",
