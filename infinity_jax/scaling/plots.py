@@ -273,8 +273,15 @@ def _metrics(analysis: Analysis) -> Figure:
     return figure
 
 
-_TITLES = {"kid": "EffNet-KID", "retrievaltop1": "retrieval, top 1", "retrievaltop5": "retrieval, top 5",
-           "geneval": "GenEval", "imagereward": "ImageReward", "hpsv21": "HPSv2.1"}  # fmt: skip
+_TITLES = {
+    "kid": "EffNet-KID",
+    "retrievaltop1": "retrieval, top 1",
+    "retrievaltop5": "retrieval, top 5",
+    "retrievalcompositionstop1": "unseen, top 1",
+    "geneval": "GenEval",
+    "imagereward": "ImageReward",
+    "hpsv21": "HPSv2.1",
+}
 
 
 def title(metric: str) -> str:
