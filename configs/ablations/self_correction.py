@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config.base = str(Path(__file__).parents[1] / "emoji.py")
     config.changes = (
         "model.layers=4 model.width=128 model.heads=2 optim.learning_rate=2e-3 optim.warmup_steps=20 "
-        "optim.ema_decay=0.0 train.steps=800 train.log_every=20 train.evaluate_every=200 train.checkpoint_every=400 "
+        "optim.ema_decay=0.0 train.steps=500 train.log_every=20 train.evaluate_every=100 train.checkpoint_every=500 "
         "train.keep_checkpoints=1 train.sample_every=0 sample.cfg=3.0 sample.tau=1.0"
     )
     config.axes = ConfigDict(
