@@ -10,7 +10,7 @@ from scipy import stats
 
 from infinity_jax import json_files
 from infinity_jax.errors import UserError
-from infinity_jax.scaling import grid, sweep
+from infinity_jax.scaling import grid, plots, sweep
 
 CONFIDENCE = 0.95
 Rows = Sequence[Mapping[str, Any]]
@@ -127,7 +127,7 @@ def draw(compared: Sequence[Mapping[str, Any]], config: grid.GridConfig, file: P
                 numbers["mean"], place, xerr=numbers["interval"] or 0, fmt="|", color="black", capsize=4
             )
             panel.plot(numbers["values"], [place] * len(numbers["values"]), "o", color="tab:blue", alpha=0.6)
-        panel.set_xlabel(column)
+        panel.set_xlabel(plots.title(column))
         panel.grid(axis="x", alpha=0.3)
     panels[0][0].set_yticks(places, labels)
     panels[0][0].invert_yaxis()
