@@ -84,9 +84,7 @@ def run(
     failed: dict[str, str] = {}
     for number, e in enumerate(estimates):
         if (only is None or number in only) and e.fits and cells.finished_row(workdir, e.cell) is None:
-            progress(
-                f"cell {number + 1} of {len(estimates)}: {e.cell.name}, about {_hours(e.seconds).strip()}"
-            )
+            progress(f"cell {number + 1} of {len(estimates)}: {e.cell.name}")
             try:
                 cells.run(workdir, e.cell, config, e)
             except cells.CellFailed as error:
