@@ -158,12 +158,8 @@ def test_a_plan_says_what_a_cell_needs(file, capsys):
 def test_cells_that_only_draw_are_not_said_to_train(file):
     _, estimates = sweep.plan(file(), ["--config.checkpoint=bundled", "--config.pictures=8"])
     assert [e.flops + e.pictures + e.seconds for e in estimates] == [0] * 4
-    assert estimates[1].row() == {
-        "name": "size=small,seed=1",
-        "status": "planned",
-        "size": "small",
-        "seed": 1,
-    }
+    known = {"name": "size=small,seed=1", "status": "planned", "size": "small", "seed": 1}
+    assert estimates[1].row() == known
 
 
 def test_what_does_not_fit_is_marked_and_not_run(file, trainings, tmp_path, capsys):
@@ -245,7 +241,9 @@ def test_another_config_in_the_same_workdir_is_refused(file, trainings, tmp_path
     assert len(trainings) == 1
 
 
-def test_a_cell_that_is_not_there(file, tmp_path):
+def test_what_is_not_there(file, tmp_path, capsys):
+    assert cli.main(["ablate", "nonsense", "--workdir", str(tmp_path / "work")]) == 2
+    assert "no ablation 'nonsense'; there are: classifier, decoding, positions, " in capsys.readouterr().err
     with pytest.raises(UserError, match="there is no cell 4; this sweep has 0 to 3"):
         sweep.run(file(), [], tmp_path / "work", only=[4])
     assert cli.main(["sweep", "--config", file()]) == 2
@@ -264,11 +262,8 @@ def test_an_ablation_writes_its_table(file, trainings, tmp_path):
     assert cli.main(["ablate", file(), "--workdir", str(tmp_path / "work")]) == 0
     compared = json.loads((tmp_path / "work" / "table.json").read_text())
     assert [entry["validation_loss"]["values"] for entry in compared] == [[0.5, 0.51], [0.25, 0.26]]
-    assert (
-        (tmp_path / "work" / "table.md")
-        .read_text()
-        .startswith("| size | runs | validation_loss | paper, Table 0 |")
-    )
+    text = (tmp_path / "work" / "table.md").read_text()
+    assert text.startswith("| size | runs | validation_loss | paper, Table 0 |")
     with pytest.raises(UserError, match="has no `compare` and `columns`"):
         ablations.main(file(), ["--config.compare="], tmp_path / "other")
 

@@ -71,7 +71,7 @@ def compare(rows: Rows, config: grid.GridConfig) -> list[dict[str, Any]]:
         for column in config.columns:
             values = [row[column] for row in own if row.get(column) is not None]
             pairs = [(row.get(column), first.get(alike(row), {}).get(column)) for row in own]
-            differences = [a - b for a, b in pairs if None not in (a, b)] if number else []
+            differences = [a - b for a, b in pairs if a is not None and b is not None] if number else []
             entry[column] = {"values": values} | _interval("", values) | _interval("difference", differences)
         compared.append(entry)
     return compared

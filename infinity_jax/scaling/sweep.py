@@ -89,8 +89,13 @@ def run(
         progress(f"tokenizer {label}")
         _train_tokenizer(tokenizer, workdir / "tokenizers" / label)
     failed: dict[str, str] = {}
+    rows = _collect(workdir, estimates)
     for number, e in enumerate(estimates):
-        if (only is None or number in only) and e.fits and cells.finished_row(workdir, e.cell) is None:
+        if only is not None and number not in only:
+            continue
+        if not e.fits:
+            progress(f"cell {e.cell.name} does not fit and is left out; --dry-run says what it needs")
+        elif cells.finished_row(workdir, e.cell) is None:
             progress(
                 f"cell {number + 1} of {len(estimates)}: {e.cell.name}, about {_hours(e.seconds).strip()}"
             )
