@@ -4,6 +4,7 @@ import argparse
 from pathlib import Path
 
 from infinity_jax import sweep_command
+from infinity_jax.errors import UserError
 
 SUMMARY = "one of the paper's ablations on the bundled pictures, as a table beside the paper's numbers"
 EXAMPLES = """infinity-jax ablate self-correction --workdir runs/self_correction
@@ -25,4 +26,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
     name = arguments.name
     path = name if ".py" in name else str(_CONFIGS / f"{name.replace('-', '_')}.py")
+    if ".py" not in name and not Path(path).is_file():
+        known = ", ".join(sorted(file.stem.replace("_", "-") for file in _CONFIGS.glob("*.py")))
+        raise UserError(f"no ablation {name!r}; there are: {known or f'none, as {_CONFIGS} does not exist'}")
     return sweep_command.plan_or_run(arguments, path, overrides, ablations.main)

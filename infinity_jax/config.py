@@ -203,12 +203,17 @@ def from_dict(cls: type[T], values: Section, section: str) -> T:
       values: the section's keys and values; lists become tuples. Missing keys keep the dataclass's defaults.
       section: its name, for the error.
     Raises:
-      UserError: a key that does not exist (the nearest one is named), or a value that `cls` refuses.
+      UserError: a key that does not exist (the nearest one is named) or one without a default that is not there, or a
+        value that `cls` refuses.
     """
-    fields = {field.name for field in dataclasses.fields(cls)}  # pyright: ignore[reportArgumentType]
+    every = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+    fields = {field.name for field in every}
     for key in values:
         if key not in fields:
             near = difflib.get_close_matches(key, sorted(fields), n=1)
             hint = f"did you mean {section}.{near[0]}?" if near else f"known: {', '.join(sorted(fields))}"
             raise UserError(f"unknown config key {section}.{key}; {hint}")
+    needed = (f.name for f in every if f.default is f.default_factory is dataclasses.MISSING)
+    if missing := [name for name in needed if name not in values]:
+        raise UserError(f"{section} lacks the key {missing[0]}; add it")
     return cls(**{key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in values.items()})

@@ -14,12 +14,15 @@ def write(file: Path, content: Any) -> None:
     temporary = file.with_name(
         f".{file.name}.{uuid.uuid4().hex}.tmp"
     )  # another process may write the same file
-    with open(temporary, "w") as stream:
-        json.dump(content, stream, indent=1, ensure_ascii=False)
-        stream.write("\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(temporary, file)
+    try:
+        with open(temporary, "w") as stream:
+            json.dump(content, stream, indent=1, ensure_ascii=False)
+            stream.write("\n")
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def check_target(file: Path, option: str) -> None:

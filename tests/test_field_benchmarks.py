@@ -130,3 +130,11 @@ def test_files_that_are_not_there_or_not_text(tmp_path):
     (texts / "5.txt").write_text("\n")
     with pytest.raises(UserError, match=r"5.txt, line 1: prompt 1 of 1 is empty"):
         layouts.read(BENCHMARKS["dpg"], texts)
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_few_prompts_for_an_evaluator_that_needs_all_are_said_so(name, tmp_path, caplog):
+    file = field_prompts.write(name, tmp_path)
+    layouts.read(BENCHMARKS[name], file, limit=1)
+    warned = "needs pictures of all" in caplog.text
+    assert warned == (name in ("hpsv2", "image_reward"))

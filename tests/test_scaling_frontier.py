@@ -106,6 +106,11 @@ def test_parabolas_agree_with_the_law():
     assert found.exponent == pytest.approx(best.size_exponent, abs=0.06)
 
 
+def test_no_parabolas_where_flop_do_not_grow_with_the_pictures():
+    runs = scaling_tables.selected([row | {"flop": 10**15} for row in scaling_tables.rows()])
+    assert not isoflop.isoflop(runs, np.tile(column(runs, "loss"), (20, 1))).parabolas
+
+
 def test_curves_are_read_where_runs_do_not_meet_at_equal_flop():
     close = {"sizes": tuple(10**5 * 8**k for k in range(4)), "steps": (100, 120, 150)}
     runs = scaling_tables.selected(scaling_tables.rows(**close))

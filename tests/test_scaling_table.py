@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import scaling_tables
 
@@ -33,6 +35,21 @@ def test_what_is_written_is_read_again(tmp_path):
         table.COLUMNS
     )
     assert [path.name for path in tmp_path.iterdir()] == ["runs.csv"]
+
+
+def test_a_loss_that_was_not_finite_does_not_stop_the_table(tmp_path):
+    # Metrics on disk have None in its place.
+    row = {
+        "name": "x",
+        "status": "done",
+        "validation_curve": {50: None},
+        "validation_loss_per_scale": [None, 1],
+    }
+    table.write(tmp_path / "runs.csv", [row])
+    (read_again,) = table.read(tmp_path / "runs.csv")
+    assert math.isnan(read_again["validation_curve"][50]) and math.isnan(
+        read_again["validation_loss_per_scale"][0]
+    )
 
 
 def test_reads_what_a_spreadsheet_makes_of_it(tmp_path):

@@ -1,5 +1,6 @@
-"""Sweeps and ablations: the grid, what a cell needs, resuming, failures, and the comparison of repetitions."""
+"""Sweeps and ablations: the grid, what a cell needs, resuming, failures."""
 
+import fcntl
 import json
 import os
 import signal
@@ -8,10 +9,7 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
-from ml_collections import ConfigDict
-from scipy import stats
 
 from infinity_jax import cli
 from infinity_jax.errors import UserError
@@ -120,6 +118,21 @@ def test_mistakes_of_the_grid_itself(file):
         grid.load(file(), ["--config.compare=colour"])
     with pytest.raises(UserError, match="names 'colour', which is no axis"):
         grid.load(file(base="configs/t2i.py:{colour}"))
+    with pytest.raises(UserError, match=r"axes.size is the text 'abc'; give labels, like \('abc',\)"):
+        grid.GridConfig("base", {"size": "abc"})
+    with pytest.raises(UserError, match="pictures is 3; EffNet-KID takes 4 or more"):
+        grid.load(file(), ["--config.pictures=3"])
+    with pytest.raises(UserError, match=r"hardware\.count is 1 and hardware.utilisation 0\.0"):
+        sweep.plan(file(), ["--config.hardware.utilisation=0"])
+    with pytest.raises(UserError, match="an axis cannot be named 'steps'"):
+        grid.GridConfig("base", {"steps": ("short", "long")}, compare="steps")
+
+
+def test_a_grid_without_a_base_is_a_mistake(file):
+    path = Path(file())
+    path.write_text(path.read_text().replace("config.base =", "base ="))
+    with pytest.raises(UserError, match="config lacks the key base; add it"):
+        grid.load(str(path))
 
 
 def test_labels_fill_the_base_config():
@@ -145,12 +158,8 @@ def test_a_plan_says_what_a_cell_needs(file, capsys):
 def test_cells_that_only_draw_are_not_said_to_train(file):
     _, estimates = sweep.plan(file(), ["--config.checkpoint=bundled", "--config.pictures=8"])
     assert [e.flops + e.pictures + e.seconds for e in estimates] == [0] * 4
-    assert estimates[1].row() == {
-        "name": "size=small,seed=1",
-        "status": "planned",
-        "size": "small",
-        "seed": 1,
-    }
+    known = {"name": "size=small,seed=1", "status": "planned", "size": "small", "seed": 1}
+    assert estimates[1].row() == known
 
 
 def test_what_does_not_fit_is_marked_and_not_run(file, trainings, tmp_path, capsys):
@@ -196,6 +205,35 @@ def test_a_failed_cell_leaves_the_others_and_is_tried_again(file, trainings, tmp
     assert {row["status"] for row in table.read(tmp_path / "work" / "runs.csv")} == {"done"}
 
 
+def test_a_job_that_writes_the_table_keeps_the_failures_of_others(file, trainings, tmp_path, monkeypatch):
+    train = cells.train.main
+    monkeypatch.setattr(cells.train, "main", lambda *_: (_ for _ in ()).throw(UserError("no such data")))
+    with pytest.raises(UserError, match="1 of 4 cells failed"):
+        sweep.run(file(), [], tmp_path / "work", only=[3])
+    monkeypatch.setattr(cells.train, "main", train)
+    rows = sweep.run(file(), [], tmp_path / "work", only=[0])
+    assert [row["status"] for row in rows] == ["done", "planned", "planned", "failed"]
+    assert rows[3]["error"] == "no such data"
+
+
+def test_of_several_jobs_one_trains_the_tokenizer(file, trainings, tmp_path, monkeypatch):
+    def train_tokenizer(config, workdir):
+        with open(workdir.parent / ".t8.lock") as lock, pytest.raises(BlockingIOError):
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        trainings.append(workdir.name)
+
+    monkeypatch.setattr(sweep.train_tokenizer, "main", train_tokenizer)
+    text = f"--config.tokenizers=('t8: {ROOT / 'configs' / 'emoji_tokenizer.py'} model.bits=8',)"
+    sweep.run(file(), [text], tmp_path / "work", only=[0])
+    assert trainings == ["t8", "size=small,seed=0"]
+
+
+def test_several_processes_draw_no_pictures(file, tmp_path, monkeypatch):
+    monkeypatch.setattr(sweep.jax, "process_count", lambda: 2)
+    with pytest.raises(UserError, match="pictures is 8, and several processes cannot draw them"):
+        sweep.run(file(), ["--config.pictures=8"], tmp_path / "work")
+
+
 def test_another_config_in_the_same_workdir_is_refused(file, trainings, tmp_path):
     sweep.run(file(), [], tmp_path / "work", only=[0])
     with pytest.raises(UserError, match=r"begun with train\.batch_size=2, and the config now says 3"):
@@ -203,7 +241,9 @@ def test_another_config_in_the_same_workdir_is_refused(file, trainings, tmp_path
     assert len(trainings) == 1
 
 
-def test_a_cell_that_is_not_there(file, tmp_path):
+def test_what_is_not_there(file, tmp_path, capsys):
+    assert cli.main(["ablate", "nonsense", "--workdir", str(tmp_path / "work")]) == 2
+    assert "no ablation 'nonsense'; there are: classifier, decoding, positions, " in capsys.readouterr().err
     with pytest.raises(UserError, match="there is no cell 4; this sweep has 0 to 3"):
         sweep.run(file(), [], tmp_path / "work", only=[4])
     assert cli.main(["sweep", "--config", file()]) == 2
@@ -218,52 +258,12 @@ def test_every_ablation_can_be_planned(path):
     assert grid.tokenizer_configs(config).keys() == {text.partition(":")[0] for text in config.tokenizers}
 
 
-def test_a_comparison_has_students_intervals_and_pairs_what_is_alike():
-    losses = {"a": [1.0, 2.0, 3.0], "b": [0.9, 1.92, 2.88]}
-    rows = [
-        {"kind": kind, "seed": str(seed), "loss": loss}
-        for kind, values in losses.items()
-        for seed, loss in enumerate(values)
-    ]
-    axes = ConfigDict(dict(kind=("a: train.steps=1", "b"), seed=("0", "1", "2")), sort_keys=False)
-    config = grid.GridConfig(
-        "base", axes, compare="kind", columns=("loss",), paper=("7", "8"), source="Table 1"
-    )
-    a, b = ablations.compare(rows, config)
-    assert a["loss"]["mean"] == 2 and a["paper"] == "7" and a["runs"] == 3
-    low, high = stats.t.interval(0.95, 2, loc=2, scale=stats.sem(losses["a"]))
-    assert a["loss"]["interval"] == pytest.approx((high - low) / 2)
-    assert a["loss"]["difference"] is None
-    assert b["loss"]["difference"] == pytest.approx(-0.1)
-    differences = np.subtract(losses["b"], losses["a"])
-    assert b["loss"]["difference_interval"] == pytest.approx(stats.t.ppf(0.975, 2) * stats.sem(differences))
-    # Far smaller than the spread between seeds, but the same in each: sure.
-    lines = ablations.markdown([a, b], config).splitlines()
-    assert lines[0] == "| kind | runs | loss | paper, Table 1 |"
-    assert lines[2] == "| a | 3 | 2 ± 2.5 | 7 |" and lines[3].startswith("| b | 3 | **1.9 ± ")
-
-
-def test_a_comparison_of_single_runs_has_no_intervals(tmp_path):
-    axes = ConfigDict(dict(kind=("a", "b", "c"), seed=("0",)), sort_keys=False)
-    config = grid.GridConfig("base", axes, compare="kind", columns=("loss",))
-    rows = [{"kind": "a", "seed": "0", "loss": 1.0}, {"kind": "c", "seed": "0", "loss": 3.0}]
-    compared = ablations.compare(rows, config)
-    assert [entry["label"] for entry in compared] == ["a", "c"]
-    assert compared[1]["loss"]["interval"] is None and compared[1]["loss"]["difference_interval"] is None
-    assert "paper" not in ablations.markdown(compared, config)
-    ablations.draw(compared, config, tmp_path / "comparison.png")
-    assert (tmp_path / "comparison.png").stat().st_size > 1000
-
-
 def test_an_ablation_writes_its_table(file, trainings, tmp_path):
     assert cli.main(["ablate", file(), "--workdir", str(tmp_path / "work")]) == 0
     compared = json.loads((tmp_path / "work" / "table.json").read_text())
     assert [entry["validation_loss"]["values"] for entry in compared] == [[0.5, 0.51], [0.25, 0.26]]
-    assert (
-        (tmp_path / "work" / "table.md")
-        .read_text()
-        .startswith("| size | runs | validation_loss | paper, Table 0 |")
-    )
+    text = (tmp_path / "work" / "table.md").read_text()
+    assert text.startswith("| size | runs | validation_loss | paper, Table 0 |")
     with pytest.raises(UserError, match="has no `compare` and `columns`"):
         ablations.main(file(), ["--config.compare="], tmp_path / "other")
 

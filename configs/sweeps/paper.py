@@ -1,7 +1,7 @@
 """The paper's five sizes, 125M to 4.7B, x four vocabularies x three lengths, at 256x256 on TPU v5p-128 (Fig. 9, 10).
 
     infinity-jax sweep --config configs/sweeps/paper.py --dry-run
-    launch/sweep.sh --config configs/sweeps/paper.py --workdir RUNS ...
+    launch/slurm.sh sweep --config configs/sweeps/paper.py --workdir RUNS ...
 
 Each cell is `infinity-jax train --config configs/pods/v5p_128.py:SIZE,0.06M` with its vocabulary and length. Say where
 the tokenizers, the text encoder and the data are:

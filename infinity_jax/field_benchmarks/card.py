@@ -80,9 +80,10 @@ def keep(folder: Path, card: Mapping[str, Any]) -> None:
       UserError: the pictures there are made in another way, or nothing says how; the message names the difference.
     """
     file = folder / NAME
+    holds_files = folder.is_dir() and any(p.name[0] != "." and p.name != NAME for p in folder.iterdir())
+    # Looked for last: another shard may begin at the same time, which writes the card first and then pictures.
     if not file.exists():
-        # Another shard may begin at the same time and write the same card.
-        if folder.is_dir() and any(p.name[0] != "." and p.name != NAME for p in folder.iterdir()):
+        if holds_files:
             raise UserError(f"{folder} holds files but no {NAME}; name an empty folder, or a new one")
         folder.mkdir(parents=True, exist_ok=True)
         json_files.write(file, card)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from absl import logging
+
 from infinity_jax.errors import UserError
 from infinity_jax.field_benchmarks import prompt_files
 
@@ -44,6 +46,7 @@ class Benchmark:
       pictures: of each prompt.
       grid: whether they are put together into one file of 2x2 pictures.
       folder: the evaluator's, relative to the user's.
+      whole: whether its evaluator takes a picture of every prompt for granted, and fails or misjudges without.
       project: where the evaluator lies.
       commands: what is run next; {images}, {out}, {prompts} (quoted paths) and {side} are filled in.
     """
@@ -57,6 +60,7 @@ class Benchmark:
     commands: tuple[str, ...]
     grid: bool = False
     folder: str = ""
+    whole: bool = False
 
     def next_commands(self, out: Path, prompts: Path, side: int) -> list[str]:
         """The evaluator's commands for the pictures in `out`; the user puts other paths in the place of <...>."""
@@ -91,6 +95,8 @@ def read(benchmark: Benchmark, path: Path, limit: int | None = None) -> PromptSe
     prompts = benchmark.read(files)
     names = (name for prompt in prompts for name in (*prompt.files, *prompt.texts))
     prompt_files.different(names, str(path))
+    if benchmark.whole and limit is not None and limit < len(prompts):
+        logging.warning("the evaluator of %s needs pictures of all %d prompts", benchmark.name, len(prompts))
     return PromptSet(benchmark, path, prompts[:limit], prompt_files.sha256(files))
 
 
@@ -251,6 +257,7 @@ HPS = Benchmark(
     "https://github.com/tgxs002/HPSv2",
     ("""python -c "import sys, hpsv2; hpsv2.evaluate(sys.argv[1], hps_version='v2.1')" {images}""",),
     folder=IMAGES,
+    whole=True,
 )
 IMAGE_REWARD = Benchmark(
     "image_reward",
@@ -264,6 +271,7 @@ IMAGE_REWARD = Benchmark(
         "--benchmark ImageReward-v1.0",
     ),
     folder=IMAGES,
+    whole=True,
 )
 MJHQ = Benchmark(
     "mjhq",

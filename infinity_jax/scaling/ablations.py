@@ -51,7 +51,8 @@ def compare(rows: Rows, config: grid.GridConfig) -> list[dict[str, Any]]:
     Returns:
       for each label with finished rows {"label", "runs", "paper", and each column: {"values", "mean", "interval",
       "difference", "difference_interval"}}. Intervals are half widths of Student's 95% interval of the mean over the
-      repetitions, None of one alone; differences are taken between cells that are alike in all other axes.
+      repetitions, None of one alone; differences are taken between cells that are alike in all other axes. A column
+      that no run has, like those of pictures where none were drawn, has no values and the mean None.
     """
     axes = [axis for axis in config.axes if axis != config.compare]
     labels = [str(text).partition(":")[0] for text in config.axes[config.compare]]
@@ -68,9 +69,9 @@ def compare(rows: Rows, config: grid.GridConfig) -> list[dict[str, Any]]:
         entry: dict[str, Any] = {"label": label, "runs": len(own)}
         entry["paper"] = config.paper[number] if number < len(config.paper) else ""
         for column in config.columns:
-            values = [row[column] for row in own]
-            pairs = [(row[column], first[alike(row)][column]) for row in own if alike(row) in first]
-            differences = [a - b for a, b in pairs] if number else []
+            values = [row[column] for row in own if row.get(column) is not None]
+            pairs = [(row.get(column), first.get(alike(row), {}).get(column)) for row in own]
+            differences = [a - b for a, b in pairs if a is not None and b is not None] if number else []
             entry[column] = {"values": values} | _interval("", values) | _interval("difference", differences)
         compared.append(entry)
     return compared
@@ -102,6 +103,8 @@ def markdown(compared: Sequence[Mapping[str, Any]], config: grid.GridConfig) -> 
 
 
 def _cell(numbers: Mapping[str, Any]) -> str:
+    if numbers["mean"] is None:
+        return "-"
     text = f"{numbers['mean']:.4g}"
     if numbers["interval"] is not None:
         text += f" ± {numbers['interval']:.2g}"
@@ -123,6 +126,8 @@ def draw(compared: Sequence[Mapping[str, Any]], config: grid.GridConfig, file: P
     for panel, column in zip(panels[0], columns, strict=True):
         for place, entry in zip(places, compared, strict=True):
             numbers = entry[column]
+            if numbers["mean"] is None:
+                continue
             panel.errorbar(
                 numbers["mean"], place, xerr=numbers["interval"] or 0, fmt="|", color="black", capsize=4
             )

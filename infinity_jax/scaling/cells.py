@@ -12,14 +12,14 @@ import jax
 import numpy as np
 from absl import logging
 
-from infinity_jax import json_files, metrics, origin, train
+from infinity_jax import checkpoint_folder, json_files, metrics, origin, train
 from infinity_jax.config import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.pipeline import InfinityPipeline, SampleConfig
 from infinity_jax.scaling.estimate import Estimate
 from infinity_jax.scaling.grid import Cell, GridConfig
 
-ROW, CONFIG = "row.json", "config.json"
+ROW, CONFIG, FAILURE = "row.json", "config.json", "failure.txt"
 _QUALITY = ("kid", "kid_error", "retrieval_top1", "retrieval_top5", "retrieval_compositions_top1")
 
 
@@ -54,8 +54,14 @@ def check_unchanged(workdir: Path, cell: Cell, grid: GridConfig) -> None:
         )
 
 
-def run(workdir: Path, cell: Cell, grid: GridConfig, estimate: Estimate) -> dict[str, Any]:
-    """Runs a cell, or goes on with it, and writes its row.
+def failure(workdir: Path, cell: Cell) -> str | None:
+    """Why a cell failed when it was last tried; None if it did not."""
+    path = folder(workdir, cell) / FAILURE
+    return path.read_text() if path.exists() else None
+
+
+def run(workdir: Path, cell: Cell, grid: GridConfig, estimate: Estimate) -> None:
+    """Runs a cell, or goes on with it, and writes its row, or why it failed.
 
     Raises:
       CellFailed: its training or its evaluation cannot be done.
@@ -64,34 +70,39 @@ def run(workdir: Path, cell: Cell, grid: GridConfig, estimate: Estimate) -> dict
     if jax.process_index() == 0:
         here.mkdir(parents=True, exist_ok=True)
         json_files.write(here / CONFIG, _record(cell, grid))
-    with _failing():
+        (here / FAILURE).unlink(missing_ok=True)
+    with _failing(here / FAILURE):
         checkpoint = grid.checkpoint or str(here / "run")
-        numbers: dict[str, Any] = {}
         if not grid.checkpoint:
             train.main(cell.config, here / "run")
-            numbers |= _trained(here / "run")
-        if grid.pictures and jax.process_index() == 0:
-            numbers |= _drawn(checkpoint, cell, grid.pictures)
-    row = estimate.row() | numbers | {"status": "done", "commit": origin.describe()["commit"][:12]}
-    row |= {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
-    if jax.process_index() == 0:
-        json_files.write(here / ROW, row)
+        # The others write no metrics, and may not yet see the last line of them.
+        if jax.process_index() == 0:
+            numbers = {} if grid.checkpoint else _trained(here / "run")
+            if grid.pictures:
+                numbers |= _drawn(checkpoint, cell, grid.pictures)
+            numbers |= {"status": "done", "commit": origin.describe()["commit"][:12]}
+            numbers |= {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
+            json_files.write(here / ROW, estimate.row() | numbers)
     # A program of this cell is of no use to the next one.
     jax.clear_caches()
-    return row
 
 
 @contextlib.contextmanager
-def _failing() -> Iterator[None]:
+def _failing(file: Path) -> Iterator[None]:
+    """Keeps what went wrong in `file`: the table is written again by other jobs, which do not know it."""
     try:
         yield
     except (UserError, MemoryError, jax.errors.JaxRuntimeError) as error:
-        raise CellFailed(" ".join(str(error).split())[:300]) from error
+        message = " ".join(str(error).split())[:300]
+        if jax.process_index() == 0:
+            checkpoint_folder.replace(file, lambda path: path.write_text(message))
+        raise CellFailed(message) from error
 
 
 def _record(cell: Cell, grid: GridConfig) -> dict[str, Any]:
     """What a cell's numbers depend on, by "section.key"."""
-    flat = {"checkpoint": grid.checkpoint, "pictures": grid.pictures}
+    flat: dict[str, Any] = {"checkpoint": grid.checkpoint, "pictures": grid.pictures}
+    flat["tokenizers"] = list(grid.tokenizers)
     for section, values in cell.config.to_dict().items():
         if isinstance(values, dict):
             flat |= {f"{section}.{key}": value for key, value in values.items()}

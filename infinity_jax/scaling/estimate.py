@@ -61,22 +61,27 @@ class Estimate:
         known = {"name": self.cell.name, "status": status, **self.cell.labels, "seed": self.train.seed}
         if not self.trains:
             return known
-        return known | {
-            "parameters": self.parameters,
-            "layers": self.model.layers,
-            "width": self.model.width,
-            "heads": self.model.heads,
-            "bits": self.model.bits,
-            "batch_size": self.train.batch_size,
-            "steps": self.train.steps,
-            "pictures": self.pictures,
-            "tokens": self.tokens,
-            "flop": self.flops,
-            "learning_rate": optim.learning_rate,
-            "rate_schedule": optim.schedule,
-            "memory": self.memory,
-            "estimated_seconds": round(self.seconds, 1),
-        }
+        # Losses of different bits are of different tokens: `scaling` fits each vocabulary by itself.
+        return (
+            {"vocabulary": f"d{self.model.bits}"}
+            | known
+            | {
+                "parameters": self.parameters,
+                "layers": self.model.layers,
+                "width": self.model.width,
+                "heads": self.model.heads,
+                "bits": self.model.bits,
+                "batch_size": self.train.batch_size,
+                "steps": self.train.steps,
+                "pictures": self.pictures,
+                "tokens": self.tokens,
+                "flop": self.flops,
+                "learning_rate": optim.learning_rate,
+                "rate_schedule": optim.schedule,
+                "memory": self.memory,
+                "estimated_seconds": round(self.seconds, 1),
+            }
+        )
 
 
 def estimate(cell: Cell, hardware: Hardware, trains: bool = True) -> Estimate:

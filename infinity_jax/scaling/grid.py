@@ -9,6 +9,12 @@ from typing import Any
 from infinity_jax import config_files
 from infinity_jax.config import from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.evaluation import kid
+from infinity_jax.scaling import table
+
+_NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
+# Columns of the table of runs that a cell fills in itself; those that it does not may be axes.
+_TAKEN = {*table.COLUMNS} - {"size", "vocabulary", "length", "seed"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,6 +31,13 @@ class Hardware:
     count: int = 1
     utilisation: float = 0.4
 
+    def __post_init__(self):
+        if self.count < 1 or not 0 < self.utilisation <= 1:
+            raise UserError(
+                f"hardware.count is {self.count} and hardware.utilisation {self.utilisation}; they must be at least 1, "
+                "and above 0 and at most 1"
+            )
+
 
 @dataclasses.dataclass(frozen=True)
 class GridConfig:
@@ -39,7 +52,8 @@ class GridConfig:
         config of `infinity-jax train-tokenizer`. Cells use one by tokenizer={workdir}/tokenizers/LABEL.
       checkpoint: cells do not train but draw with this checkpoint, a folder or "bundled", and their own config.sample;
         "" trains.
-      pictures: that are drawn after each cell with its config.sample, for EffNet-KID and retrieval; 0 draws none.
+      pictures: that are drawn after each cell with its config.sample, for EffNet-KID and retrieval; 0 draws none, as
+        several processes must.
       hardware: see `Hardware`.
       compare: the axis whose labels an ablation compares; the others are repetitions. "" in a plain sweep.
       columns: columns of the table of runs that an ablation compares.
@@ -63,11 +77,22 @@ class GridConfig:
         if not self.axes:
             raise UserError('a sweep needs axes, like config.axes.size = ("small: model.layers=2", "large")')
         for axis, labels in self.axes.items():
+            if axis in _TAKEN or not re.fullmatch(_NAME, axis):
+                raise UserError(
+                    f"an axis cannot be named {axis!r}: it names a folder, and not another column of runs.csv; use "
+                    "letters, digits and . _ + -, and none of that table's columns"
+                )
+            if isinstance(labels, str):
+                raise UserError(f"axes.{axis} is the text {labels!r}; give labels, like ({labels!r},)")
             names = [_parse(text)[0] for text in labels]
             if not names or len(set(names)) < len(names):
                 raise UserError(f"axes.{axis} has the labels {names}; give at least one, each once")
         if self.compare and self.compare not in self.axes:
             raise UserError(f"compare {self.compare!r} is no axis; the axes are {', '.join(self.axes)}")
+        if self.pictures and self.pictures < kid.FEWEST:
+            raise UserError(
+                f"pictures is {self.pictures}; EffNet-KID takes {kid.FEWEST} or more, and 0 draws none"
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -128,7 +153,7 @@ def hardware(grid: GridConfig) -> Hardware:
 def _parse(text: str) -> tuple[str, list[str]]:
     """A label and its changes "KEY=VALUE"."""
     label, _, changes = str(text).partition(":")
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", label):
+    if not re.fullmatch(_NAME, label):
         raise UserError(
             f"label {label!r} of {text!r} becomes a part of a folder's name: use letters, digits and . _ + -, "
             'like "270k: model.layers=2 model.width=64"'

@@ -100,8 +100,8 @@ class _Line:
     losses: np.ndarray
 
     def covers(self, log_flop: float | np.ndarray) -> np.ndarray:
-        """Whether it reaches from below to above; one point reaches nowhere."""
-        if len(self.log_flop) < 2:
+        """Whether it reaches from below to above; one point, or FLOP that do not grow with the pictures, nowhere."""
+        if len(self.log_flop) < 2 or np.diff(self.log_flop).min() <= 0:
             return np.zeros(np.shape(log_flop), bool)
         inside = (self.log_flop[0] - 1e-9 <= log_flop) & (log_flop <= self.log_flop[-1] + 1e-9)
         return np.asarray(inside)

@@ -1,14 +1,15 @@
 """`infinity-jax sweep`: runs the cells of a grid one after the other, and keeps the table of runs up to date."""
 
+import contextlib
 import fcntl
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging
 
-from infinity_jax import train_tokenizer
+from infinity_jax import distributed, train_tokenizer
 from infinity_jax.errors import UserError
 from infinity_jax.scaling import cells, grid, table
 from infinity_jax.scaling.estimate import Estimate, estimate
@@ -67,11 +68,17 @@ def run(
     Returns:
       the rows of the whole table.
     Raises:
-      UserError: a mistake in the config, a cell that was begun with another one, or cells that failed; what is done
-        is in the table.
+      UserError: a mistake in the config, pictures to draw by several processes, a cell that was begun with another
+        config, or cells that failed; what is done is in the table.
     """
     config, estimates = plan(path, overrides, str(workdir))
     workdir = Path(workdir)
+    if config.pictures and jax.process_count() > 1:
+        # Reading a checkpoint takes all processes, and drawing is the work of one.
+        raise UserError(
+            f"pictures is {config.pictures}, and several processes cannot draw them; set --config.pictures=0, or run "
+            "each cell as one process"
+        )
     for number in only or ():
         if not 0 <= number < len(estimates):
             raise UserError(f"there is no cell {number}; this sweep has 0 to {len(estimates) - 1}")
@@ -80,17 +87,21 @@ def run(
     tokenizers = grid.tokenizer_configs(config)
     for label, tokenizer in tokenizers.items():
         progress(f"tokenizer {label}")
-        train_tokenizer.main(tokenizer, workdir / "tokenizers" / label)
+        _train_tokenizer(tokenizer, workdir / "tokenizers" / label)
     failed: dict[str, str] = {}
+    rows = _collect(workdir, estimates)
     for number, e in enumerate(estimates):
-        if (only is None or number in only) and e.fits and cells.finished_row(workdir, e.cell) is None:
+        if only is not None and number not in only:
+            continue
+        if not e.fits:
+            progress(f"cell {e.cell.name} does not fit and is left out; --dry-run says what it needs")
+        elif cells.finished_row(workdir, e.cell) is None:
             progress(f"cell {number + 1} of {len(estimates)}: {e.cell.name}")
-            try:
-                cells.run(workdir, e.cell, config, e)
-            except cells.CellFailed as error:
-                failed[e.cell.name] = str(error)
+            error = _run_alone(workdir, e, config)
+            if error is not None:
+                failed[e.cell.name] = error
                 progress(f"cell {e.cell.name} failed: {error}")
-        rows = _collect(workdir, estimates, failed)
+        rows = _collect(workdir, estimates)
     if failed:
         name, error = next(iter(failed.items()))
         raise UserError(
@@ -100,24 +111,62 @@ def run(
     return rows
 
 
-def _collect(workdir: Path, estimates: Sequence[Estimate], failed: dict[str, str]) -> list[dict[str, Any]]:
+def _run_alone(workdir: Path, e: Estimate, config: grid.GridConfig) -> str | None:
+    """Runs a cell unless another job on this disk is at it; what went wrong, if something did."""
+    with contextlib.ExitStack() as held:
+        if jax.process_count() == 1:
+            try:
+                held.enter_context(_alone(workdir / "cells" / f".{e.cell.name}.lock", wait=False))
+            except BlockingIOError:
+                logging.info("cell %s is being run by another job: left to it", e.cell.name)
+                return None
+            if cells.finished_row(workdir, e.cell) is not None:
+                return None
+        try:
+            cells.run(workdir, e.cell, config, e)
+        except cells.CellFailed as error:
+            return str(error)
+    return None
+
+
+def _train_tokenizer(config: Any, workdir: Path) -> None:
+    """Trains a tokenizer that all cells share; of several jobs one does, and the others wait for it."""
+    lock = _alone(workdir.with_name(f".{workdir.name}.lock"))
+    with contextlib.ExitStack() as held:
+
+        def wait() -> None:
+            if jax.process_index() == 0:
+                held.enter_context(lock)
+
+        distributed.lead_first(wait)
+        train_tokenizer.main(config, workdir)
+
+
+def _collect(workdir: Path, estimates: Sequence[Estimate]) -> list[dict[str, Any]]:
     """Writes the table of what the cells' folders say now."""
     if jax.process_index() != 0:
         return []
-    workdir.mkdir(parents=True, exist_ok=True)
     # Jobs of an array end at any time: each must see the rows of those that wrote the table before.
-    with open(workdir / f".{TABLE}.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = [_row(workdir, e, failed.get(e.cell.name)) for e in estimates]
+    with _alone(workdir / f".{TABLE}.lock"):
+        rows = [_row(workdir, e) for e in estimates]
         table.write(workdir / TABLE, rows)
     return rows
 
 
-def _row(workdir: Path, e: Estimate, error: str | None) -> dict[str, Any]:
+@contextlib.contextmanager
+def _alone(file: Path, wait: bool = True) -> Iterator[None]:
+    """Waits until no other job is in here with the same file, or raises BlockingIOError if there is one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
+
+
+def _row(workdir: Path, e: Estimate) -> dict[str, Any]:
     done = cells.finished_row(workdir, e.cell)
     if done is not None:
         return done
-    if error is not None:
+    if (error := cells.failure(workdir, e.cell)) is not None:
         return e.row() | {"status": "failed", "error": error}
     begun = cells.folder(workdir, e.cell).is_dir()
     return e.row() | ({"status": "running"} if begun else {})

@@ -182,11 +182,16 @@ def _number(text: str | None) -> float | None:
         return None
 
 
+def _short(number: float | int | None) -> str:
+    """Six digits; None, which metrics have for what is not finite, is "nan"."""
+    return "nan" if number is None else f"{number:.6g}"
+
+
 def _text(value: Any) -> str:
     if value is None:
         return ""
     if isinstance(value, Mapping):
-        return " ".join(f"{step}:{loss:.6g}" for step, loss in value.items())
+        return " ".join(f"{step}:{_short(loss)}" for step, loss in value.items())
     if isinstance(value, (list, tuple)):
-        return " ".join(f"{item:.6g}" for item in value)
+        return " ".join(_short(item) for item in value)
     return str(value)
