@@ -8,6 +8,7 @@ from infinity_jax.errors import UserError
 
 SUMMARY = "one of the paper's ablations on the bundled pictures, as a table beside the paper's numbers"
 EXAMPLES = """infinity-jax ablate self-correction --workdir runs/self_correction
+  infinity-jax ablate self-correction:continued --workdir runs/self_correction_continued
   infinity-jax ablate decoding --workdir runs/decoding --config.checkpoint=runs/emoji
 the same command again goes on"""
 _CONFIGS = Path(__file__).parents[1] / "configs" / "ablations"
@@ -24,9 +25,14 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Plans or runs the ablation."""
     from infinity_jax.scaling import ablations
 
-    name = arguments.name
-    path = name if ".py" in name else str(_CONFIGS / f"{name.replace('-', '_')}.py")
-    if ".py" not in name and not Path(path).is_file():
-        known = ", ".join(sorted(file.stem.replace("_", "-") for file in _CONFIGS.glob("*.py")))
-        raise UserError(f"no ablation {name!r}; there are: {known or f'none, as {_CONFIGS} does not exist'}")
+    path = arguments.name
+    if ".py" not in path:
+        name, colon, argument = path.partition(":")
+        file = _CONFIGS / f"{name.replace('-', '_')}.py"
+        if not file.is_file():
+            known = ", ".join(sorted(file.stem.replace("_", "-") for file in _CONFIGS.glob("*.py")))
+            raise UserError(
+                f"no ablation {name!r}; there are: {known or f'none, as {_CONFIGS} does not exist'}"
+            )
+        path = f"{file}{colon}{argument}"
     return sweep_command.plan_or_run(arguments, path, overrides, ablations.main)
