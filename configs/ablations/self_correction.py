@@ -12,8 +12,11 @@ from ml_collections import ConfigDict
 
 from infinity_jax.errors import UserError
 
-FROM_NOTHING = "model.layers=4 model.width=128 model.heads=2 optim.learning_rate=2e-3 optim.warmup_steps=20 train.steps=500"
-CONTINUED = "train.init_from=bundled optim.learning_rate=3e-4 optim.warmup_steps=10 train.steps=100"
+FROM_NOTHING = (
+    "train.steps=500 model.layers=4 model.width=128 model.heads=2 "
+    "optim.learning_rate=2e-3 optim.warmup_steps=20"
+)
+CONTINUED = "train.steps=100 train.init_from=bundled optim.learning_rate=3e-4 optim.warmup_steps=10"
 
 
 def get_config(argument: str = "") -> ConfigDict:
