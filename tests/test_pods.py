@@ -66,8 +66,7 @@ def test_memory_without_remat_is_near_what_compilers_plan():
     ):
         used = memory.train_memory(large, scales.make_schedule("0.06M"), 512, pictures, microbatches, mesh)
         assert used.total == pytest.approx(planned, rel=0.25)
-    small = dict(bits=32, text_channels=384, text_length=32)
     for layers, width, heads, planned in ((2, 64, 2, 96.3e6), (4, 128, 2, 343.8e6)):
-        model = TransformerConfig(layers=layers, width=width, heads=heads, **small)
+        model = TransformerConfig(layers, width, heads, bits=32, text_channels=384, text_length=32)
         used = memory.train_memory(model, scales.make_schedule("64px"), 32, 32, 1, MeshConfig())
         assert used.total == pytest.approx(planned, rel=0.15)
