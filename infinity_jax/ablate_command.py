@@ -8,7 +8,6 @@ from infinity_jax.errors import UserError
 
 SUMMARY = "one of the paper's ablations on the bundled pictures, as a table beside the paper's numbers"
 EXAMPLES = """infinity-jax ablate self-correction --workdir runs/self_correction
-  infinity-jax ablate self-correction:continued --workdir runs/self_correction_continued
   infinity-jax ablate decoding --workdir runs/decoding --config.checkpoint=runs/emoji
 the same command again goes on"""
 _CONFIGS = Path(__file__).parents[1] / "configs" / "ablations"
