@@ -103,7 +103,8 @@ def test_a_pruned_block_runs_chosen_tokens_and_fills_the_others_with_resized_upd
 
     def self_attention(chosen_Bn):
         # All tokens at their own places; rows are picked after the rotation.
-        q, k, v = bound.self_attention.project(modulate(x_BNC, scale1, shift1), *bound._positions(scale))
+        tables = bound._rotary_positions(*bound.schedule.offsets[scale : scale + 2])
+        q, k, v = bound.self_attention.project(modulate(x_BNC, scale1, shift1), *tables)
         q, k, v = (jnp.take_along_axis(x, chosen_Bn[:, None, :, None], 2) for x in (q, k, v))
         np.testing.assert_allclose(new[0], k, rtol=1e-4, atol=1e-5)
         keys, values = (jnp.concatenate([old, x], 2) for old, x in zip(past[0], (k, v), strict=True))

@@ -59,7 +59,7 @@ def get_config(argument: str = "") -> ConfigDict:
         config.changes += " train.batch_size=4"
         config.axes.length = ("1: train.steps=1", "2: train.steps=2")
         config.axes.size = (
-            "50k: model.layers=1 model.width=64 model.heads=2",
+            "200k: model.layers=1 model.width=64 model.heads=2",
             "270k: model.layers=2 model.width=64 model.heads=2",
         )
         config.pictures = 0
