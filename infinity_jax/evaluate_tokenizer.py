@@ -18,7 +18,7 @@ from infinity_jax.evaluation import bootstrap, gallery, sheets
 from infinity_jax.evaluation.bit_usage import BitUsage
 from infinity_jax.evaluation.fid import fid
 from infinity_jax.evaluation.inception import inception_features, load_inception
-from infinity_jax.evaluation.kid import effnet_kid
+from infinity_jax.evaluation.kid import FEWEST, effnet_kid
 from infinity_jax.evaluation.reconstruction import psnr_per_picture
 from infinity_jax.evaluation.ssim import ssim_per_picture
 from infinity_jax.evaluation.through_bits import ThroughBits, filled_batches
@@ -26,7 +26,6 @@ from infinity_jax.sample import attribution
 from infinity_jax.tokenizer.lpips import load_lpips, lpips_distance
 
 PICTURES = 1024
-FEWEST_PICTURES = 4  # on each side of EffNet-KID
 OTHERS = 4  # real pictures on the other side of EffNet-KID, for each reconstructed one
 DEFAULT_SOURCE = "emoji_captions"
 
@@ -112,10 +111,10 @@ def choose_pictures(data: str, side: int, most: int) -> Chosen:
     train, validation = (sources.open_source(data, split) for split in ("train", "validation"))
     order = np.random.default_rng(0).permutation(len(train))
     n = min(most, len(train) // 2)
-    if n < FEWEST_PICTURES:
+    if n < FEWEST:
         raise UserError(
             f"{data} has {len(train)} training pictures and {most} are asked for; EffNet-KID compares at least "
-            f"{FEWEST_PICTURES} with at least {FEWEST_PICTURES} others: use more data or more --pictures"
+            f"{FEWEST} with at least {FEWEST} others: use more data or more --pictures"
         )
 
     def decoded(source: sources.Source, places: np.ndarray) -> tuple[np.ndarray, list[str]]:

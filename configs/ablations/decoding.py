@@ -2,7 +2,7 @@
 
     infinity-jax ablate decoding --workdir runs/decoding
 
-24 evaluations, about half an hour on two cores; what they gave here is in results/ablations/decoding/. Another
+24 evaluations, 20 minutes on one busy core; what they gave here is in results/ablations/decoding/. Another
 checkpoint: --config.checkpoint=DIR.
 """
 

@@ -2,7 +2,8 @@
 
     infinity-jax ablate self-correction --workdir runs/self_correction
 
-15 runs of a small model, about an hour on one core; what they gave here is in results/ablations/self_correction/.
+15 runs of a small model, 48 minutes of training on one core. What they gave here is in
+results/ablations/self_correction/.
 """
 
 from pathlib import Path

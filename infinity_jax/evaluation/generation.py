@@ -10,11 +10,9 @@ from jaxtyping import Int, UInt8
 from infinity_jax.data import pictures, sources
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import gallery
-from infinity_jax.evaluation.kid import effnet_kid
+from infinity_jax.evaluation.kid import FEWEST, effnet_kid
 from infinity_jax.evaluation.retrieval import retrieval
 from infinity_jax.pipeline import InfinityPipeline, SampleConfig
-
-FEWEST_PICTURES = 4  # for EffNet-KID
 
 
 class Split(NamedTuple):
@@ -44,10 +42,10 @@ class RealPictures(NamedTuple):
         start = order[plain][:first]
         rest = order[~np.isin(order, start)]
         chosen = np.concatenate([start, rest])[: max(first, min(total, len(captions) // 2))]
-        if len(chosen) < FEWEST_PICTURES or len(captions) - len(chosen) < FEWEST_PICTURES:
+        if len(chosen) < FEWEST or len(captions) - len(chosen) < FEWEST:
             raise UserError(
                 f"evaluation compares {len(chosen)} of {len(captions)} training pictures with the others; "
-                f"both parts need at least {FEWEST_PICTURES}: use a larger data set or fewer --prompts"
+                f"both parts need at least {FEWEST}: use a larger data set or fewer --prompts"
             )
         return chosen
 

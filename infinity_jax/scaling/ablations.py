@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from scipy import stats
 
-from infinity_jax import json_files
+from infinity_jax import checkpoint_folder, json_files
 from infinity_jax.errors import UserError
 from infinity_jax.scaling import grid, plots, sweep
 
@@ -39,7 +39,7 @@ def main(
     compared = compare(rows, config)
     json_files.write(Path(workdir) / "table.json", compared)
     text = markdown(compared, config)
-    (Path(workdir) / "table.md").write_text(text)
+    checkpoint_folder.replace(Path(workdir) / "table.md", lambda temporary: temporary.write_text(text))
     draw(compared, config, Path(workdir) / "comparison.png")
     logging.info("%s", text)
     return compared
@@ -121,7 +121,7 @@ def draw(compared: Sequence[Mapping[str, Any]], config: grid.GridConfig, file: P
 
     columns = config.columns
     labels, places = [entry["label"] for entry in compared], np.arange(len(compared))
-    size = (3.2 * len(columns), 0.42 * len(compared) + 1.3)
+    size = (3.2 * len(columns), 0.42 * len(compared) + 1.1)
     figure, panels = pyplot.subplots(1, len(columns), figsize=size, sharey=True, squeeze=False)
     for panel, column in zip(panels[0], columns, strict=True):
         for place, entry in zip(places, compared, strict=True):
@@ -134,8 +134,9 @@ def draw(compared: Sequence[Mapping[str, Any]], config: grid.GridConfig, file: P
             panel.plot(numbers["values"], [place] * len(numbers["values"]), "o", color="tab:blue", alpha=0.6)
         panel.set_xlabel(plots.title(column))
         panel.grid(axis="x", alpha=0.3)
+        panel.locator_params(axis="x", nbins=4)
     panels[0][0].set_yticks(places, labels)
-    panels[0][0].invert_yaxis()
+    panels[0][0].set_ylim(len(compared) - 0.5, -0.5)
     figure.tight_layout()
     figure.savefig(file, dpi=140)
     pyplot.close(figure)

@@ -286,7 +286,7 @@ _TITLES = {
 
 def title(metric: str) -> str:
     """A metric's name to read: "metric_image_reward" -> "ImageReward"."""
-    return _TITLES.get(plain_name(metric), metric.removeprefix("metric_"))
+    return _TITLES.get(plain_name(metric), metric.removeprefix("metric_").replace("_", " "))
 
 
 def short(value: float | int) -> str:

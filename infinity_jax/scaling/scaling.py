@@ -11,7 +11,7 @@ import matplotlib
 from absl import logging
 from matplotlib.figure import Figure
 
-from infinity_jax import json_files
+from infinity_jax import checkpoint_folder, json_files
 from infinity_jax.errors import UserError
 from infinity_jax.scaling import law, plots, report, summary, table
 from infinity_jax.scaling.analysis import Analysis, analyse
@@ -96,12 +96,7 @@ def _rendered(figure: Figure, form: str) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    checkpoint_folder.replace(path, lambda temporary: temporary.write_bytes(content))
 
 
 def _say(found: dict[str, Any], out: Path) -> None:
