@@ -73,10 +73,10 @@ def make(path: str, dtype: str) -> None:
     """A .pth file with the published names and random values of the dtype."""
     import numpy as np
 
-    from infinity_jax.convert.lazy_tensor import dtype_named
     from infinity_jax.convert.links import Buffer
-    from infinity_jax.convert.torch_writer import write_torch_file
     from infinity_jax.convert.transformer_names import transformer_links
+    from infinity_jax.files.lazy_tensor import dtype_named
+    from infinity_jax.files.torch_writer import write_torch_file
     from infinity_jax.presets import PRESETS
 
     preset, random, wanted = PRESETS[SIZE], np.random.default_rng(0), dtype_named(dtype)
@@ -92,7 +92,7 @@ def make(path: str, dtype: str) -> None:
 
 def compare(first: str, second: str) -> None:
     """Ends with an error unless both files hold the same tensors in the same order."""
-    from infinity_jax.convert.tensor_files import open_tensors
+    from infinity_jax.files.tensors import open_tensors
 
     one, other = (open_tensors(Path(path), "transformer") for path in (first, second))
     assert list(one) == list(other)

@@ -26,12 +26,18 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import synthetic_pictures  # noqa: E402  # pyright: ignore[reportMissingImports]
+import synthetic_pictures  # pyright: ignore[reportMissingImports]
 
-from infinity_jax import allocator, config_files, metrics, scales, train  # noqa: E402
-from infinity_jax.data import bucket_batches, pictures, preparation  # noqa: E402
-from infinity_jax.data.buckets import BucketOrder  # noqa: E402
-from infinity_jax.data.record_set import MixedRecords  # noqa: E402
+from infinity_jax import (
+    allocator,
+    config_files,
+    scales,
+    train,
+)
+from infinity_jax.data import bucket_batches, pictures, preparation
+from infinity_jax.data.buckets import BucketOrder
+from infinity_jax.data.record_set import MixedRecords
+from infinity_jax.training import run_log
 
 BUDGETS = {256: "0.06M", 512: "0.25M", 1024: "1M"}
 BATCH, ROUNDS = 8, 3
@@ -137,7 +143,7 @@ def data_wait(folder: Path, steps: int, *changes: str) -> float:
     changes = ("--config.train.init_from=bundled", f"--config.train.steps={steps}", *changes)
     quiet = ("--config.train.log_every=5", "--config.train.sample_every=0", "--config.train.evaluate_every=0")
     train.main(config_files.load(str(ROOT / "configs/emoji.py"), (*changes, *quiet)), folder)
-    lines = metrics.read_lines(folder / "metrics.jsonl")[2:]
+    lines = run_log.read_lines(folder / "metrics.jsonl")[2:]
     seconds = np.array([line["seconds_per_step"] for line in lines])
     return float(np.sum(seconds * [line["data_wait_share"] for line in lines]) / seconds.sum())
 

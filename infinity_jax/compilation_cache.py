@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import logging
 
-from infinity_jax import paths
+from infinity_jax.files import paths
 
 _MOST_BYTES = 2 << 30
 

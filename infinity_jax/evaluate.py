@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from infinity_jax import array_files, scales, train
+from infinity_jax import scales, train
 from infinity_jax.data.encoded import encode_split
 from infinity_jax.data.pipeline import eval_batches
-from infinity_jax.evaluation import gallery, generation, sheets
+from infinity_jax.evaluation import gallery, generation
 from infinity_jax.evaluation.kid import effnet_kid
 from infinity_jax.evaluation.reconstruction import mean_psnr
 from infinity_jax.evaluation.through_bits import ThroughBits
+from infinity_jax.files import caches, sheets
 from infinity_jax.model.transformer import Transformer
 from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.sample import attribution
@@ -68,7 +69,7 @@ def main(
         "seconds": round(time.monotonic() - started, 1),
     }
     path = Path(json_file)
-    with array_files.writing(path, 4096) as temporary:
+    with caches.writing(path, 4096) as temporary:
         temporary.write_text(json.dumps(numbers, indent=1) + "\n")
     logging.info("wrote %s", path)
     if sheet:

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from infinity_jax import checkpoint_folder, json_files, pretrained
+from infinity_jax import checkpoint_folder, pretrained
 from infinity_jax.data import pictures, sources
 from infinity_jax.errors import UserError
-from infinity_jax.evaluation import bootstrap, gallery, sheets
+from infinity_jax.evaluation import bootstrap, gallery
 from infinity_jax.evaluation.bit_usage import BitUsage
 from infinity_jax.evaluation.fid import fid
 from infinity_jax.evaluation.inception import inception_features, load_inception
@@ -22,6 +22,7 @@ from infinity_jax.evaluation.kid import FEWEST, effnet_kid
 from infinity_jax.evaluation.reconstruction import psnr_per_picture
 from infinity_jax.evaluation.ssim import ssim_per_picture
 from infinity_jax.evaluation.through_bits import ThroughBits, filled_batches
+from infinity_jax.files import atomic, sheets
 from infinity_jax.sample import attribution
 from infinity_jax.tokenizer.lpips import load_lpips, lpips_distance
 
@@ -75,7 +76,7 @@ def main(
     """
     started = time.monotonic()
     json_file, checkpoint = Path(json_file), checkpoint or pretrained.BUNDLED
-    json_files.check_target(json_file, "--json")
+    atomic.check_target(json_file, "--json")
     lpips_params = load_lpips(*lpips_weights) if lpips_weights else None
     inception = load_inception(inception_weights) if inception_weights else None
     tokenizer = pretrained.load_tokenizer(checkpoint)

@@ -6,13 +6,13 @@ from typing import Any
 
 from absl import logging
 
-from infinity_jax import json_files
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import inception_statistics
 from infinity_jax.evaluation.fid import frechet_distance, warn_of_few
 from infinity_jax.evaluation.inception import load_inception
 from infinity_jax.evaluation.inception_statistics import Statistics
 from infinity_jax.evaluation.kid import FEWEST, kid
+from infinity_jax.files import atomic
 
 
 def main(
@@ -33,7 +33,7 @@ def main(
     """
     started = time.monotonic()
     generated, real, json_file = Path(generated).expanduser(), Path(real).expanduser(), Path(json_file)
-    json_files.check_target(json_file, "--json")
+    atomic.check_target(json_file, "--json")
     weights = inception_statistics.Network(inception, load_inception(inception))
     of_real = _statistics(real, weights)
     of_generated = _of_folder(generated, weights)
@@ -52,7 +52,7 @@ def main(
         "resized": "bilinearly, without antialiasing, as pytorch-fid does",
         "seconds": round(time.monotonic() - started, 1),
     }
-    json_files.write(json_file, numbers)
+    atomic.write(json_file, numbers)
     logging.info("FID %.4f, KID %s: wrote %s", numbers["fid"], value, json_file)
     return numbers
 

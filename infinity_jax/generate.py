@@ -10,10 +10,12 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from infinity_jax import checkpoint_folder, drawing, picture_files, picture_writing
+from infinity_jax import checkpoint_folder, drawing
 from infinity_jax.field_benchmarks import card
 from infinity_jax.field_benchmarks.layouts import PromptSet
-from infinity_jax.picture_writing import Wanted
+from infinity_jax.files import picture_writer
+from infinity_jax.files import pictures as picture_files
+from infinity_jax.files.picture_writer import Wanted
 from infinity_jax.pipeline import InfinityPipeline, SampleConfig
 from infinity_jax.text.rewriting import Rewriter
 
@@ -104,7 +106,7 @@ def main(
     for parent in {file.path.parent for file in missing}:
         parent.mkdir(parents=True, exist_ok=True)
     drawn = _drawn(pipeline, missing, settings, budget, batch)
-    picture_writing.write_all(missing, drawn, "the same command goes on from there")
+    picture_writer.write_all(missing, drawn, "the same command goes on from there")
     logging.info("wrote %d files to %s; to evaluate the whole:", len(missing), folder)
     for command in values["evaluator"]["commands"]:
         logging.info("  %s", command)

@@ -9,7 +9,7 @@ from infinity_jax.data.originals import by_name
 from infinity_jax.data.record_config import DataConfig
 from infinity_jax.data.sources import SPLITS, open_source
 from infinity_jax.errors import UserError
-from infinity_jax.paths import data_dir
+from infinity_jax.files.paths import data_dir
 
 
 def main(source: str, out: str | None = None, workers: int = 1) -> None:

@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import PyTree
 
 from infinity_jax import checkpoint_folder as disk
-from infinity_jax import optim, paths, scales
+from infinity_jax import optim, scales
 from infinity_jax.checkpoint import Checkpointer
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.files import paths
 from infinity_jax.sharding import Layout, place
 
 BUNDLED = "bundled"

@@ -12,9 +12,8 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from infinity_jax import picture_writing
-from infinity_jax.evaluation import sheets
-from infinity_jax.picture_writing import Wanted
+from infinity_jax.files import picture_writer, sheets
+from infinity_jax.files.picture_writer import Wanted
 from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.train_state import TrainState
 
@@ -47,7 +46,7 @@ def main(
     """Writes one PNG per prompt, and sheet.png with the first prompts under their pictures.
 
     Pictures are written while the next batch is drawn. Each appears whole or not at all, with a note in it of its
-    prompt, seed and settings (`picture_files.read_note`).
+    prompt, seed and settings (`pictures.read_note`).
 
     Args:
       prompts: what to draw; picture i has the seed `seed` + i.
@@ -97,7 +96,7 @@ def main(
         )
         # Not before all that was asked for has been found to be possible.
         folder.mkdir(parents=True, exist_ok=True)
-        picture_writing.write_all(missing, drawn, "--skip-existing goes on from there")
+        picture_writer.write_all(missing, drawn, "--skip-existing goes on from there")
     shown = _draw_sheet(wanted, folder / "sheet.png", attribution(pipeline.model.source))
     logging.info(
         "wrote %d pictures and sheet.png%s to %s",

@@ -29,9 +29,9 @@ from infinity_jax.config import TokenizerConfig, from_dict
 from infinity_jax.data import global_batch, pictures, pipeline, resolutions, sources
 from infinity_jax.data.resolutions import ResolutionMix
 from infinity_jax.errors import UserError
-from infinity_jax.evaluation import sheets
 from infinity_jax.evaluation.efficientnet import load_efficientnet
 from infinity_jax.evaluation.reconstruction import mean_psnr
+from infinity_jax.files import sheets
 from infinity_jax.tokenizer.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.tokenizer.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct

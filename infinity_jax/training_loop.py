@@ -23,11 +23,10 @@ from infinity_jax.checkpoint import Checkpointer
 from infinity_jax.compiled_step import CompiledStep
 from infinity_jax.data import global_batch
 from infinity_jax.errors import UserError
-from infinity_jax.metrics import MetricsWriter
-from infinity_jax.progress import Progress
 from infinity_jax.sharding import Layout
 from infinity_jax.train_config import TrainConfig
 from infinity_jax.train_state import TrainState
+from infinity_jax.training.run_log import MetricsWriter, Progress
 
 Batch = Mapping[str, np.ndarray]
 RowsOf = Callable[[int], np.ndarray]

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from infinity_jax import metrics
+from infinity_jax.training import run_log
 
 PROGRAM = Path(__file__).parent / "process_run.py"
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(PROGRAM.parent.parent)}
@@ -50,5 +50,5 @@ class Run:
 
 def lines(workdir: Path) -> list[dict]:
     """The metrics of a run without what depends on the clock."""
-    records = metrics.read_lines(workdir / "metrics.jsonl")
-    return [{k: v for k, v in record.items() if k not in metrics.TIMING_KEYS} for record in records]
+    records = run_log.read_lines(workdir / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k not in run_log.TIMING_KEYS} for record in records]

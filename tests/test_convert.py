@@ -29,10 +29,10 @@ from infinity_jax import optim, pretrained
 from infinity_jax.config import TransformerConfig
 from infinity_jax.convert.links import Link, parameter_count, params_from
 from infinity_jax.convert.main import main, to_torch
-from infinity_jax.convert.tensor_files import open_tensors
 from infinity_jax.convert.tokenizer_names import tokenizer_links
 from infinity_jax.convert.transformer_names import transformer_links
 from infinity_jax.convert.weights import our_shapes
+from infinity_jax.files.tensors import open_tensors
 from infinity_jax.presets import PRESETS, TOKENIZERS
 
 NAMES = Path(__file__).parent / "golden" / "names"

@@ -13,7 +13,6 @@ import numpy as np
 import optax
 import pytest
 
-from infinity_jax.convert.torch_file import read_torch_file
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import efficientnet
 from infinity_jax.evaluation.efficientnet import (
@@ -22,6 +21,7 @@ from infinity_jax.evaluation.efficientnet import (
     load_efficientnet,
     picture_features,
 )
+from infinity_jax.files.torch_reader import read_torch_file
 from infinity_jax.tokenizer.perceptual import efficientnet_feature_loss
 
 GOLDEN = Path(__file__).parent / "golden" / "efficientnet" / "reference.npz"

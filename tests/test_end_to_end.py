@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from infinity_jax import cli, pretrained
-from infinity_jax.metrics import TIMING_KEYS, read_lines
+from infinity_jax.training.run_log import TIMING_KEYS, read_lines
 
 
 @pytest.fixture(scope="module")

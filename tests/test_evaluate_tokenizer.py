@@ -11,13 +11,13 @@ from random_networks import random_pictures, random_state
 from small_system import TOKENIZER
 
 from infinity_jax import cli, evaluate_tokenizer, pretrained
-from infinity_jax.convert.torch_writer import write_torch_file
 from infinity_jax.data import pictures
 from infinity_jax.evaluation import inception
 from infinity_jax.evaluation.bit_usage import BitUsage, binary_entropy
 from infinity_jax.evaluation.bootstrap import kid_interval, mean_interval
 from infinity_jax.evaluation.kid import effnet_kid
 from infinity_jax.evaluation.through_bits import ThroughBits
+from infinity_jax.files.torch_writer import write_torch_file
 from infinity_jax.tokenizer import lpips
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 from infinity_jax.train_tokenizer import initial_params

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from random_networks import random_features, random_pictures, random_state
 
-from infinity_jax.convert.torch_writer import write_torch_file
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import inception
 from infinity_jax.evaluation.fid import fid
 from infinity_jax.evaluation.inception import inception_features, load_inception
+from infinity_jax.files.torch_writer import write_torch_file
 
 GOLDEN = Path(__file__).parent / "golden" / "fid" / "reference.npz"
 

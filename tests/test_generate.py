@@ -14,10 +14,11 @@ from PIL import Image
 from small_system import write_system
 
 import infinity_jax
-from infinity_jax import cli, generate, picture_files
+from infinity_jax import cli, generate
 from infinity_jax.errors import UserError
 from infinity_jax.field_benchmarks import card, layouts
 from infinity_jax.field_benchmarks.layouts import BENCHMARKS
+from infinity_jax.files import pictures as picture_files
 from infinity_jax.text.rewriting import Rewriter
 
 TEXT_LENGTH, SIDE = 64, 16

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from random_networks import random_pictures, random_state
 
-from infinity_jax.convert.torch_writer import write_torch_file
 from infinity_jax.errors import UserError
+from infinity_jax.files.torch_writer import write_torch_file
 from infinity_jax.tokenizer import lpips
 from infinity_jax.tokenizer.lpips import load_lpips, lpips_distance
 

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import synthetic_pictures
 
-from infinity_jax import cli, metrics
+from infinity_jax import cli
 from infinity_jax.data import preparation
+from infinity_jax.training import run_log
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +34,8 @@ def train(source, workdir, *more, code=0):
         == code
     )
     return [
-        {k: v for k, v in line.items() if k not in metrics.TIMING_KEYS}
-        for line in metrics.read_lines(workdir / "metrics.jsonl")
+        {k: v for k, v in line.items() if k not in run_log.TIMING_KEYS}
+        for line in run_log.read_lines(workdir / "metrics.jsonl")
     ]
 
 
@@ -49,12 +50,12 @@ def test_every_step_is_logged_with_the_share_that_waited_for_data(undisturbed):
     workdir, lines = undisturbed
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
     assert all(np.isfinite(line["loss"]) and len(line["loss_per_scale"]) == 5 for line in lines)
-    waited = [line["data_wait_share"] for line in metrics.read_lines(workdir / "metrics.jsonl")]
+    waited = [line["data_wait_share"] for line in run_log.read_lines(workdir / "metrics.jsonl")]
     assert all(0 <= share <= 1 for share in waited)
 
 
 def test_validation_covers_all_ratios(undisturbed):
-    [evaluation] = metrics.read_lines(undisturbed[0] / "evaluations.jsonl")
+    [evaluation] = run_log.read_lines(undisturbed[0] / "evaluations.jsonl")
     assert np.isfinite(evaluation["validation_loss"]) and len(evaluation["validation_loss_per_scale"]) == 5
 
 

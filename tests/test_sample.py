@@ -13,8 +13,9 @@ from PIL import Image
 from small_system import write_system
 
 import infinity_jax
-from infinity_jax import drawing, picture_files, sample
+from infinity_jax import drawing, sample
 from infinity_jax.errors import UserError
+from infinity_jax.files import pictures as picture_files
 
 PROMPTS = [f"{word} {thing}" for word in ("red", "blue") for thing in ("heart", "ball", "cat")]
 TEXT_LENGTH = 64

@@ -15,9 +15,10 @@ import stage_run
 import synthetic_pictures
 import toy_run
 
-from infinity_jax import config_files, metrics, stages
+from infinity_jax import config_files, stages
 from infinity_jax.checkpoint import Checkpointer
 from infinity_jax.errors import UserError
+from infinity_jax.training import run_log
 
 NAMES = list(stage_run.STEPS)
 
@@ -25,8 +26,8 @@ NAMES = list(stage_run.STEPS)
 def outcome(workdir: Path, name: str):
     """A stage's last state, and its metrics without what depends on the clock."""
     reader = Checkpointer(workdir / name / "checkpoints", read_only=True)
-    records = metrics.read_lines(workdir / name / "metrics.jsonl")
-    lines = [{k: v for k, v in record.items() if k not in metrics.TIMING_KEYS} for record in records]
+    records = run_log.read_lines(workdir / name / "metrics.jsonl")
+    lines = [{k: v for k, v in record.items() if k not in run_log.TIMING_KEYS} for record in records]
     return reader.restore(toy_run.fresh_state())[0], lines
 
 

@@ -20,9 +20,9 @@ from published_files import (
 )
 from torch_pickles import Call, Named, Storage, legacy_file, tensor, zip_file
 
-from infinity_jax.convert.tensor_files import open_tensors
-from infinity_jax.convert.torch_file import read_torch_file
 from infinity_jax.errors import UserError
+from infinity_jax.files.tensors import open_tensors
+from infinity_jax.files.torch_reader import read_torch_file
 
 
 @pytest.fixture(params=[zip_file, legacy_file])

@@ -8,9 +8,9 @@ import pytest
 from published_files import assert_same, state_of_all_dtypes, write_pth
 from safetensors.numpy import load_file
 
-from infinity_jax.convert.safetensors_writer import SafetensorsWriter
-from infinity_jax.convert.torch_file import TorchFile
-from infinity_jax.convert.torch_writer import write_torch_file
+from infinity_jax.files.safetensors_writer import SafetensorsWriter
+from infinity_jax.files.torch_reader import TorchFile
+from infinity_jax.files.torch_writer import write_torch_file
 
 
 def test_safetensors_are_written_in_any_order(tmp_path):

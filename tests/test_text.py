@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from absl import logging
 
-from infinity_jax import array_files
 from infinity_jax.errors import UserError
+from infinity_jax.files import caches
 from infinity_jax.text import minilm
 from infinity_jax.text.batching import bucket_length
 from infinity_jax.text.cache import cached_features
@@ -216,7 +216,7 @@ def test_full_disk(encoder, tmp_path, monkeypatch):
     def fail(descriptor):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(array_files.os, "fsync", fail)
+    monkeypatch.setattr(caches.os, "fsync", fail)
     with pytest.raises(
         UserError, match="No space left on device; free some space there or set INFINITY_DATA"
     ):

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 import toy_run
 
-from infinity_jax import first_state, metrics, train_config, training_loop
+from infinity_jax import first_state, train_config, training_loop
 from infinity_jax.checkpoint import Checkpointer
 from infinity_jax.data import global_batch
 from infinity_jax.errors import UserError
+from infinity_jax.training import run_log
 
 
 def lines(workdir: Path) -> list[dict]:
     """The metrics of a run without what depends on the clock."""
-    records = metrics.read_lines(workdir / "metrics.jsonl")
-    return [{k: v for k, v in record.items() if k not in metrics.TIMING_KEYS} for record in records]
+    records = run_log.read_lines(workdir / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k not in run_log.TIMING_KEYS} for record in records]
 
 
 def assert_equal(a, b):
@@ -92,7 +93,7 @@ class SilentCheckpointer(Checkpointer):
         pass
 
 
-class SilentWriter(metrics.MetricsWriter):
+class SilentWriter(run_log.MetricsWriter):
     """Tells `events` of each line instead of writing it."""
 
     def __init__(self, events: list):
@@ -164,7 +165,7 @@ def test_hooks_run_on_their_steps_and_their_numbers_are_kept(tmp_path):
     never = training_loop.Hook(0, lambda step, state: pytest.fail("a hook that is off"))
     toy_run.run(tmp_path, 10, hooks=(hook, never))
     assert seen == [(4, 4), (8, 8), (10, 10)]
-    written = metrics.read_lines(tmp_path / "evaluations.jsonl")
+    written = run_log.read_lines(tmp_path / "evaluations.jsonl")
     assert [(line["step"], line["validation_loss"]) for line in written] == [(4, 4.0), (8, 8.0), (10, 10.0)]
 
 
@@ -277,7 +278,7 @@ def test_another_seed_is_refused(undisturbed):
 
 
 def test_metrics_that_are_not_numbers_of_json_become_null(tmp_path):
-    writer = metrics.MetricsWriter(tmp_path, 0)
+    writer = run_log.MetricsWriter(tmp_path, 0)
     writer.write(1, {"loss": jnp.float32(0.5), "per_scale": np.array([1.0, np.nan]), "n": np.int32(3)})
     writer.close()
     text = (tmp_path / "metrics.jsonl").read_text()

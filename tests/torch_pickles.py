@@ -7,7 +7,7 @@ import struct
 import zipfile
 from typing import Any
 
-from infinity_jax.convert.torch_file import LEGACY_MAGIC
+from infinity_jax.files.torch_reader import LEGACY_MAGIC
 
 
 class Named:

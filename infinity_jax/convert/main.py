@@ -15,18 +15,19 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from infinity_jax import checkpoint_folder, paths
+from infinity_jax import checkpoint_folder
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.convert.configs import resolve_config
 from infinity_jax.convert.kinds import KINDS
-from infinity_jax.convert.lazy_tensor import LazyTensor, dtype_named
 from infinity_jax.convert.links import Buffer, Link
-from infinity_jax.convert.safetensors_writer import SafetensorsWriter
-from infinity_jax.convert.tensor_files import SAFETENSORS, TORCH_SUFFIXES, TensorFiles, open_tensors
-from infinity_jax.convert.torch_writer import write_torch_file
 from infinity_jax.convert.transformer_names import CAPTION_TABLE
 from infinity_jax.convert.weights import check_ours, published_arrays, size_of, write_ours
 from infinity_jax.errors import UserError
+from infinity_jax.files import paths
+from infinity_jax.files.lazy_tensor import LazyTensor, dtype_named
+from infinity_jax.files.safetensors_writer import SafetensorsWriter
+from infinity_jax.files.tensors import SAFETENSORS, TORCH_SUFFIXES, TensorFiles, open_tensors
+from infinity_jax.files.torch_writer import write_torch_file
 from infinity_jax.pretrained import BUNDLED
 
 
@@ -57,7 +58,7 @@ def main(source: str, kind: str, config: str, out: str) -> None:
     """Converts published weights into the folder `out`, which may hold the other parts already.
 
     Args:
-      source: a file or a folder of shards, as `tensor_files.open_tensors` reads.
+      source: a file or a folder of shards, as `tensors.open_tensors` reads.
       kind: "transformer", "tokenizer" or "t5".
       config: a name or a file, as `configs.resolve_config` reads; for "t5" the Hugging Face config.json.
       out: gets the weights and config.json.

@@ -9,12 +9,12 @@ from pathlib import Path
 from absl import logging
 
 from infinity_jax import checkpoint_folder
-from infinity_jax.convert.lazy_tensor import LazyTensor
 from infinity_jax.convert.links import Link, differences
 from infinity_jax.convert.t5_names import EMBEDDING, EMBEDDING_ALIAS, LEFT_OUT, t5_links
-from infinity_jax.convert.tensor_files import open_tensors
 from infinity_jax.convert.weights import size_of, write_ours
 from infinity_jax.errors import UserError
+from infinity_jax.files.lazy_tensor import LazyTensor
+from infinity_jax.files.tensors import open_tensors
 from infinity_jax.text import t5_encoder
 from infinity_jax.text.t5 import NAMES, T5Config
 

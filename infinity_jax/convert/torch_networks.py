@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 
-from infinity_jax.convert.tensor_files import open_tensors
 from infinity_jax.errors import UserError
+from infinity_jax.files.tensors import open_tensors
 
 
 def read_network(

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from infinity_jax.convert.lazy_tensor import LazyTensor
 from infinity_jax.convert.links import Buffer, Link
-from infinity_jax.convert.safetensors_writer import SafetensorsWriter
 from infinity_jax.errors import UserError
+from infinity_jax.files.lazy_tensor import LazyTensor
+from infinity_jax.files.safetensors_writer import SafetensorsWriter
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 

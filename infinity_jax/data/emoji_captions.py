@@ -17,8 +17,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
-from infinity_jax import paths
 from infinity_jax.data.sources import Record
+from infinity_jax.files import paths
 
 PICTURE_SIZE = 64
 HELD_OUT_COMPOSITIONS = 0.05

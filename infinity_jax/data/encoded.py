@@ -8,9 +8,10 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from infinity_jax import array_files, distributed, paths
+from infinity_jax import distributed
 from infinity_jax.data import pictures, pipeline
 from infinity_jax.data.sources import Source
+from infinity_jax.files import caches, paths
 from infinity_jax.pretrained import TrainedTokenizer
 from infinity_jax.text.cache import cached_features
 from infinity_jax.text.encoder import TextEncoder
@@ -87,8 +88,8 @@ def _picture_features(
     def decode(record):
         return {"image": pictures.decode(record["image"], side, side)}
 
-    with array_files.writing(path, 4 * int(np.prod(shape))) as temporary:
-        features = array_files.reserve(temporary, shape, np.float32)
+    with caches.writing(path, 4 * int(np.prod(shape))) as temporary:
+        features = caches.reserve(temporary, shape, np.float32)
         done = 0
         for batch in pipeline.eval_batches(records, _BATCH, decode):
             encoded = np.asarray(encode(params, pictures.to_float(batch["image"])))[batch["valid"]]

@@ -15,12 +15,13 @@ import ml_dtypes
 import numpy as np
 from absl import logging
 
-from infinity_jax import json_files, pretrained, scales, sharding
+from infinity_jax import pretrained, scales, sharding
 from infinity_jax.data import cached_features, pictures, pipeline, preparation, record_index, shards
 from infinity_jax.data.features_on_device import features_on_device
 from infinity_jax.data.record_config import DataConfig, parse_sets
 from infinity_jax.data.record_index import RecordIndex, Shard
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 from infinity_jax.mesh import parse_mesh
 from infinity_jax.pretrained import TrainedTokenizer
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
@@ -69,7 +70,7 @@ def _write_part(index: RecordIndex, part: Path, out: Path, maker: "_Maker") -> N
     writer.close()
     shutil.copyfile(part / "columns.npz", temporary / "columns.npz")
     found = json.loads((part / "part.json").read_text())
-    json_files.write(temporary / "part.json", {"counts": writer.counts, "columns": found["columns"]})
+    atomic.write(temporary / "part.json", {"counts": writer.counts, "columns": found["columns"]})
     temporary.rename(out / "parts" / part.name)
 
 

@@ -31,12 +31,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from infinity_jax import json_files, scales
+from infinity_jax import scales
 from infinity_jax.data import pictures, record_index, report, shards
 from infinity_jax.data.captions import plain
 from infinity_jax.data.originals.by_name import find_parts
 from infinity_jax.data.originals.rows import Part, Row, Skipped
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 
 _LOG_EVERY_S = 10.0
 # What a killed process leaves of part 00012: .00012.4711, or .00012 of features.
@@ -122,7 +123,7 @@ def _claim(out: Path, note: Mapping[str, Any]) -> None:
     """Notes in source.json what goes into `out`; UserError if it is something else than before."""
     file = out / "source.json"
     if not file.is_file():
-        json_files.write(file, note)
+        atomic.write(file, note)
         return
     try:
         found = json.loads(file.read_text())
@@ -207,7 +208,7 @@ def _write_part(part: Part, folder: Path) -> None:
         for name in names
     }
     np.savez(temporary / "columns.npz", **table)
-    json_files.write(temporary / "part.json", {"counts": writer.counts, "columns": names, **tally.as_dict()})
+    atomic.write(temporary / "part.json", {"counts": writer.counts, "columns": names, **tally.as_dict()})
     try:
         temporary.rename(folder)
     except OSError:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from infinity_jax import json_files
 from infinity_jax.data.shards import shard_name
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 
 FORMAT = 1
 INDEX = "index.json"
@@ -93,7 +93,7 @@ def write(out: Path, parts: Sequence[Path], features: Mapping[str, Any] | None =
         columns |= set(found["columns"])
         shards += [[part.name, ratio, count] for ratio, count in sorted(found["counts"].items())]
     index = {"format": FORMAT, "columns": sorted(columns), "features": dict(features or {}), "shards": shards}
-    json_files.write(out / INDEX, index)
+    atomic.write(out / INDEX, index)
 
 
 def read(folder: Path) -> RecordIndex:

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from infinity_jax import json_files
 from infinity_jax.data import record_index, shards
 from infinity_jax.data.buckets import Bucket, make_buckets
 from infinity_jax.data.record_config import Limit, parse_sets
 from infinity_jax.data.record_index import RecordIndex
 from infinity_jax.data.sources import Record
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 
 
 class RecordSet:
@@ -110,7 +110,7 @@ class MixedRecords:
                 workdir,
             )
         workdir.mkdir(parents=True, exist_ok=True)
-        json_files.write(file, {"fingerprint": self.fingerprint})
+        atomic.write(file, {"fingerprint": self.fingerprint})
 
     def read(self, ratio: str, part: int, number: int) -> dict[str, Any]:
         """Record `number` that set `part` has of a ratio."""

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from infinity_jax import json_files, scales
+from infinity_jax import scales
 from infinity_jax.data.captions import plain
 from infinity_jax.data.originals.rows import Row, Skipped
+from infinity_jax.files import atomic
 
 
 class Tally:
@@ -63,7 +64,7 @@ def write(out: Path, source: str, parts: Sequence[Path]) -> dict[str, Any]:
         "columns": {kind: dict(sorted(counter.items())) for kind, counter in columns.items()},
         "skipped": {"count": len(skipped), "by_reason": dict(reasons.most_common()), "rows": skipped},
     }
-    json_files.write(out / "report.json", summary)
+    atomic.write(out / "report.json", summary)
     return summary
 
 

@@ -4,9 +4,9 @@ import difflib
 from pathlib import Path
 from typing import Protocol, TypedDict, runtime_checkable
 
-from infinity_jax import paths
 from infinity_jax.data.record_config import RECORDS
 from infinity_jax.errors import UserError
+from infinity_jax.files import paths
 
 SPLITS = ("train", "validation", "compositions")
 _FOLDER = "folder:"

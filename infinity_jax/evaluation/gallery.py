@@ -8,8 +8,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, UInt8
 
-from infinity_jax import array_files, paths
 from infinity_jax.evaluation.efficientnet import METRIC_SIZE, load_efficientnet, picture_features
+from infinity_jax.files import caches, paths
 
 _CHUNK = 512
 
@@ -26,7 +26,7 @@ def gallery_features(
         except (OSError, ValueError, EOFError) as error:
             logging.warning("picture features in %s cannot be read (%s): computing them again", path, error)
     features = features_of(image_NHW3)
-    with array_files.writing(path, features.nbytes) as temporary, open(temporary, "wb") as file:
+    with caches.writing(path, features.nbytes) as temporary, open(temporary, "wb") as file:
         np.save(file, features)
     return features
 

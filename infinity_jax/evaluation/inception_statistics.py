@@ -12,11 +12,12 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from infinity_jax import array_files, paths, resize
+from infinity_jax import resize
 from infinity_jax.data import pictures
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import fid
 from infinity_jax.evaluation.inception import FEATURES, SIDE, inception_features
+from infinity_jax.files import caches, paths
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
 _CHUNK, _READERS, _FORMAT = 64, 4, "1"
@@ -105,7 +106,7 @@ def _write(path: Path, statistics: Statistics, network: Network) -> None:
         "inception": np.array(network.sha256),
     }
     size = sum(array.nbytes for array in arrays.values())
-    with array_files.writing(path, size) as temporary, open(temporary, "wb") as file:
+    with caches.writing(path, size) as temporary, open(temporary, "wb") as file:
         np.savez(file, **arrays)
 
 

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 from absl import logging
 
-from infinity_jax import checkpoint_folder, json_files, picture_files, pretrained
+from infinity_jax import checkpoint_folder, pretrained
 from infinity_jax.checkpoint import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.field_benchmarks import prompt_files
 from infinity_jax.field_benchmarks.layouts import PromptSet
+from infinity_jax.files import atomic, pictures
 from infinity_jax.pipeline import InfinityPipeline, SampleConfig
 
 NAME = "card.json"
@@ -38,7 +39,7 @@ def describe(
     """The card of pictures that are about to be drawn, as JSON gives it back."""
     benchmark, number = prompt_set.benchmark, len(prompt_set.prompts)
     height, width = pipeline.picture_size(budget=budget)
-    formats = {".png": "PNG", ".jpg": f"JPEG, quality {picture_files.JPEG_QUALITY}"}
+    formats = {".png": "PNG", ".jpg": f"JPEG, quality {pictures.JPEG_QUALITY}"}
     suffix = Path(prompt_set.prompts[0].files[0]).suffix
     values = {
         "benchmark": benchmark.name,
@@ -86,7 +87,7 @@ def keep(folder: Path, card: Mapping[str, Any]) -> None:
         if holds_files:
             raise UserError(f"{folder} holds files but no {NAME}; name an empty folder, or a new one")
         folder.mkdir(parents=True, exist_ok=True)
-        json_files.write(file, card)
+        atomic.write(file, card)
         return
     try:
         there = json.loads(file.read_text())

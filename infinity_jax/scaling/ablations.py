@@ -8,8 +8,9 @@ import numpy as np
 from absl import logging
 from scipy import stats
 
-from infinity_jax import checkpoint_folder, json_files
+from infinity_jax import checkpoint_folder
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 from infinity_jax.scaling import grid, plots, sweep
 
 CONFIDENCE = 0.95
@@ -37,7 +38,7 @@ def main(
     if not rows:
         return []
     compared = compare(rows, config)
-    json_files.write(Path(workdir) / "table.json", compared)
+    atomic.write(Path(workdir) / "table.json", compared)
     text = markdown(compared, config)
     checkpoint_folder.replace(Path(workdir) / "table.md", lambda temporary: temporary.write_text(text))
     draw(compared, config, Path(workdir) / "comparison.png")

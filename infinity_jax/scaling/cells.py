@@ -12,12 +12,14 @@ import jax
 import numpy as np
 from absl import logging
 
-from infinity_jax import checkpoint_folder, json_files, metrics, origin, train
+from infinity_jax import checkpoint_folder, origin, train
 from infinity_jax.config import from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 from infinity_jax.pipeline import InfinityPipeline, SampleConfig
 from infinity_jax.scaling.estimate import Estimate
 from infinity_jax.scaling.grid import Cell, GridConfig
+from infinity_jax.training import run_log
 
 ROW, CONFIG, FAILURE = "row.json", "config.json", "failure.txt"
 _QUALITY = ("kid", "kid_error", "retrieval_top1", "retrieval_top5", "retrieval_compositions_top1")
@@ -69,7 +71,7 @@ def run(workdir: Path, cell: Cell, grid: GridConfig, estimate: Estimate) -> None
     here = folder(workdir, cell)
     if jax.process_index() == 0:
         here.mkdir(parents=True, exist_ok=True)
-        json_files.write(here / CONFIG, _record(cell, grid))
+        atomic.write(here / CONFIG, _record(cell, grid))
         (here / FAILURE).unlink(missing_ok=True)
     with _failing(here / FAILURE):
         checkpoint = grid.checkpoint or str(here / "run")
@@ -82,7 +84,7 @@ def run(workdir: Path, cell: Cell, grid: GridConfig, estimate: Estimate) -> None
                 numbers |= _drawn(checkpoint, cell, grid.pictures)
             numbers |= {"status": "done", "commit": origin.describe()["commit"][:12]}
             numbers |= {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
-            json_files.write(here / ROW, estimate.row() | numbers)
+            atomic.write(here / ROW, estimate.row() | numbers)
     # A program of this cell is of no use to the next one.
     jax.clear_caches()
 
@@ -113,8 +115,8 @@ def _record(cell: Cell, grid: GridConfig) -> dict[str, Any]:
 
 def _trained(run: Path) -> dict[str, Any]:
     """What a finished training left in its metrics."""
-    lines = metrics.read_lines(run / "metrics.jsonl")
-    evaluations = metrics.read_lines(run / "evaluations.jsonl")
+    lines = run_log.read_lines(run / "metrics.jsonl")
+    evaluations = run_log.read_lines(run / "evaluations.jsonl")
     # The first number has the compilation in it, and others may have a pause.
     step = statistics.median(line["seconds_per_step"] for line in lines)
     pictures = statistics.median(line["images_per_second"] for line in lines)

@@ -11,8 +11,9 @@ import matplotlib
 from absl import logging
 from matplotlib.figure import Figure
 
-from infinity_jax import checkpoint_folder, json_files
+from infinity_jax import checkpoint_folder
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 from infinity_jax.scaling import law, plots, report, summary, table
 from infinity_jax.scaling.analysis import Analysis, analyse
 from infinity_jax.scaling.runs import Run, select, shortage
@@ -57,7 +58,7 @@ def main(
         "vocabularies": [summary.describe(analysis) for analysis in analyses],
     }
     pictures = [_draw(analysis, out, prefixed=len(analyses) > 1) for analysis in analyses]
-    json_files.write(out / FIT, found)
+    atomic.write(out / FIT, found)
     _write(out / REPORT, report.page(found, pictures).encode())
     _say(found, out)
     return found

@@ -9,7 +9,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Bool, Float16
 
-from infinity_jax import array_files
+from infinity_jax.files import caches
 from infinity_jax.text.batching import bucket_length
 from infinity_jax.text.encoder import TextEncoder
 from infinity_jax.text.prompt import clean_prompts
@@ -78,15 +78,15 @@ def _compute(encoder: TextEncoder, captions: list[str], features_path: Path, mas
     mask = (np.arange(length) < counts[:, None])[text_of_caption]
     shape = (len(captions), length, encoder.channels)
     logging.info("text features of %d captions (%d different): encoding", len(captions), len(texts))
-    with array_files.writing(features_path, np.dtype(np.float16).itemsize * int(np.prod(shape))) as temporary:
-        features = array_files.reserve(temporary, shape, np.float16)
+    with caches.writing(features_path, np.dtype(np.float16).itemsize * int(np.prod(shape))) as temporary:
+        features = caches.reserve(temporary, shape, np.float16)
         by_text = np.argsort(text_of_caption, kind="stable")
         for start, batch in _encode_in_batches(encoder, texts):
             begin, end = np.searchsorted(text_of_caption[by_text], [start, start + len(batch)])
             rows = by_text[begin:end]
             features[rows, : batch.shape[1]] = batch[text_of_caption[rows] - start]
         features.flush()
-    with array_files.writing(mask_path, mask.nbytes) as temporary, open(temporary, "wb") as file:
+    with caches.writing(mask_path, mask.nbytes) as temporary, open(temporary, "wb") as file:
         np.save(file, mask)
 
 

@@ -19,8 +19,8 @@ from typing import Any
 
 from absl import logging
 
-from infinity_jax import json_files, paths
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic, paths
 from infinity_jax.text.prompt import clean_prompts
 
 KEY = "OPENAI_API_KEY"
@@ -119,7 +119,7 @@ class Rewriter:
         answer = _checked(self._content(prompt), prompt)
         file = self._file(prompt)
         file.parent.mkdir(parents=True, exist_ok=True)
-        json_files.write(file, {"model": self.model, "prompt": prompt, "rewritten": answer})
+        atomic.write(file, {"model": self.model, "prompt": prompt, "rewritten": answer})
         return answer
 
     def _content(self, prompt: str) -> Any:

@@ -7,9 +7,9 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from infinity_jax.convert.lazy_tensor import SAFETENSORS_DTYPES, LazyTensor
-from infinity_jax.convert.torch_file import TorchFile, follow
 from infinity_jax.errors import UserError
+from infinity_jax.files.lazy_tensor import SAFETENSORS_DTYPES, LazyTensor
+from infinity_jax.files.torch_reader import TorchFile, follow
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 SAFETENSORS = ".safetensors"

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
 
-from infinity_jax import picture_files
+from infinity_jax.files import pictures
 
 MARGIN = 28
 GAP = 18
@@ -144,7 +144,7 @@ def _write_grid(
             under[i][j].draw(draw, x + cell_w // 2, top + cell_h + 8, "ma")
         top += row_heights[i]
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture_files.write_png(sheet, path, smallest=True)
+    pictures.write_png(sheet, path, smallest=True)
 
 
 def _paste(

@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
-from infinity_jax import picture_files
+from infinity_jax.files import pictures as picture_files
 
 _WRITING_THREADS = 4
 _SECONDS_BETWEEN_LINES = 10.0

@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import Shaped
 
-from infinity_jax.convert.lazy_tensor import safetensors_name
+from infinity_jax.files.lazy_tensor import safetensors_name
 
 
 class SafetensorsWriter:

@@ -17,8 +17,8 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from infinity_jax.convert.lazy_tensor import TORCH_STORAGES, LazyTensor
 from infinity_jax.errors import UserError
+from infinity_jax.files.lazy_tensor import TORCH_STORAGES, LazyTensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 

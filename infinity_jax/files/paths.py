@@ -11,4 +11,4 @@ def data_dir() -> Path:
 
 def bundled_checkpoint() -> Path:
     """The checkpoint that is shipped inside the package (both models, EMA weights)."""
-    return Path(__file__).parent / "checkpoints" / "emoji"
+    return Path(__file__).parents[1] / "checkpoints" / "emoji"

@@ -3,14 +3,19 @@
 import json
 import math
 import os
+import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-
-from infinity_jax.tensorboard import TensorBoardFile
+from absl import logging
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
+from tensorboardX.summary import scalar
+from tqdm import tqdm
 
 # The only keys that differ between a run and the same run killed and resumed.
 TIMING_KEYS = ("seconds_per_step", "images_per_second", "data_wait_share")
@@ -40,7 +45,7 @@ def _plain(value: Any) -> Any:
 
 
 class MetricsWriter:
-    """Appends to `metrics.jsonl` (training) and `evaluations.jsonl` in a run's folder.
+    """Appends to `run_log.jsonl` (training) and `evaluations.jsonl` in a run's folder.
 
     Each line is one object with "step" first. Values are numbers or lists of numbers. Of several processes only the
     first writes; what the others are given must be the same.
@@ -92,3 +97,58 @@ def _cut(path: Path, last_step: int) -> None:
     new = path.with_suffix(".new")
     new.write_text("".join(json.dumps(record) + "\n" for record in kept))
     os.replace(new, path)
+
+
+class TensorBoardFile:
+    """One new event file in a folder; it hides what earlier files there hold from `purge_step` on."""
+
+    def __init__(self, folder: Path, purge_step: int):
+        folder.mkdir(parents=True, exist_ok=True)
+        # The process in the name: two starts within a second must not write one file.
+        self._events = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}.{purge_step}")
+        self._events.write_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, scalars: dict[str, float]) -> None:
+        """Appends the scalars of one step. Raises OSError when the disk is full."""
+        for name, value in scalars.items():
+            self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        self._events.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._events.close()
+
+
+# Between lines when stderr is not a terminal.
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+class Progress:
+    """Shows the steps of a run on stderr; of several processes the first one shows them."""
+
+    def __init__(self, first: int, steps: int):
+        """`first` steps of `steps` are already done."""
+        self._steps = steps
+        self._shown: float | None = None
+        self._speaks = jax.process_index() == 0
+        shown = self._speaks and sys.stderr.isatty()
+        self._bar = tqdm(total=steps, initial=first, unit="step", disable=not shown, dynamic_ncols=True)
+
+    def advance(self) -> None:
+        """One more step is done."""
+        self._bar.update()
+
+    def show(self, step: int, values: Mapping[str, Any], seconds_per_step: float) -> None:
+        """Shows a logged step's scalars."""
+        named = {k: f"{float(v):.4g}" for k, v in values.items() if getattr(v, "ndim", 0) == 0}
+        self._bar.set_postfix(named, refresh=False)
+        now = time.monotonic()
+        due = self._shown is None or now - self._shown >= _SECONDS_BETWEEN_LINES or step == self._steps
+        if self._speaks and self._bar.disable and due:
+            self._shown = now
+            words = " ".join(f"{k} {v}" for k, v in named.items())
+            logging.info("step %d/%d: %s (%.3g s a step)", step, self._steps, words, seconds_per_step)
+
+    def close(self) -> None:
+        """Ends the bar's line."""
+        self._bar.close()

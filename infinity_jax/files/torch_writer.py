@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infinity_jax.convert.lazy_tensor import torch_storage_name
+from infinity_jax.files.lazy_tensor import torch_storage_name
 
 _ALIGNMENT = 64  # of the values in the file, as torch has it
 _PADDING_ID = b"FB"
