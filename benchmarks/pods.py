@@ -14,7 +14,7 @@ from pathlib import Path
 
 from infinity_jax import config_files, memory, scales
 from infinity_jax.chips import CHIPS, GIB
-from infinity_jax.compile_command import DOES_NOT_FIT
+from infinity_jax.cli.compile import DOES_NOT_FIT
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.mesh import parse_mesh

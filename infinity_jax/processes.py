@@ -1,6 +1,5 @@
 """What a user says about the processes of a run. Nothing of jax is imported here, so that --help is quick."""
 
-import argparse
 import dataclasses
 
 from infinity_jax.errors import UserError
@@ -40,29 +39,3 @@ class Processes:
             )
         if self.start_timeout <= 0:
             raise UserError(f"--start-timeout {self.start_timeout:g} must be above 0 seconds")
-
-
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the fields of `Processes` as options."""
-    group = command.add_argument_group("several processes (one alone needs none of this)")
-    group.add_argument(
-        "--coordinator",
-        metavar="HOST:PORT|auto",
-        help="where process 0 is reached; auto: as jax detects it (Cloud TPU, GKE, Slurm)",
-    )
-    group.add_argument("--processes", type=int, metavar="N", help="how many processes there must be")
-    group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
-    group.add_argument("--platform", choices=PLATFORMS, help="devices that must be found, or it fails")
-    group.add_argument(
-        "--start-timeout",
-        type=float,
-        default=Processes.start_timeout,
-        metavar="SECONDS",
-        help="until all processes and devices must be there, default %(default)g",
-    )
-
-
-def of(arguments: argparse.Namespace) -> Processes:
-    """What the options of `add_arguments` say; UserError where they do not go together."""
-    names = [field.name for field in dataclasses.fields(Processes)]
-    return Processes(**{name: getattr(arguments, name) for name in names})

@@ -11,7 +11,7 @@ import re
 import sys
 from typing import Any
 
-from infinity_jax.compile_command import LIBTPU
+from infinity_jax.cli.compile import LIBTPU
 
 if __name__ == "__main__":
     os.environ.update(LIBTPU)

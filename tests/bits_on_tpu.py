@@ -10,7 +10,7 @@ import os
 import re
 import sys
 
-from infinity_jax.compile_command import LIBTPU
+from infinity_jax.cli.compile import LIBTPU
 
 if __name__ == "__main__":
     os.environ.update(LIBTPU)

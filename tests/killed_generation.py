@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from infinity_jax import cli
+from infinity_jax.cli import main as cli
 
 
 def main() -> None:

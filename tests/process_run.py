@@ -13,6 +13,8 @@ import resource
 import signal
 import sys
 
+from infinity_jax.cli import options
+
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = (
@@ -24,17 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax import (
-    checkpoint,
-    distributed,
-    exit_codes,
-    log,
-    optim,
-    processes,
-    sharding,
-    train_state,
-    training_loop,
-)
+from infinity_jax import checkpoint, distributed, log, optim, sharding, train_state, training_loop
+from infinity_jax.cli import exit_codes
 from infinity_jax.data import pipeline
 from infinity_jax.mesh import parse_mesh
 from infinity_jax.random import stream
@@ -102,7 +95,7 @@ def kill_in_save(step: int) -> None:
 
 def main(arguments: argparse.Namespace) -> int:
     log.start()
-    distributed.start(processes.of(arguments), HEARTBEAT_SECONDS)
+    distributed.start(options.processes_of(arguments), HEARTBEAT_SECONDS)
     events = {(int(step), event) for step, event in arguments.at}
     for step, event in events:
         if event == "kill-in-save":
@@ -125,7 +118,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    processes.add_arguments(parser)
+    options.add_processes(parser)
     parser.add_argument("--at", nargs=2, action="append", default=[])
     parser.add_argument("--checkpoint-every", type=int, default=3)
     parser.add_argument("workdir")

@@ -10,6 +10,8 @@ import os
 import sys
 from types import SimpleNamespace
 
+from infinity_jax.cli import options
+
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
@@ -17,13 +19,14 @@ if __name__ == "__main__":
 import process_run
 import stage_run
 
-from infinity_jax import distributed, exit_codes, log, processes, sharding, stages, train_state, training_loop
+from infinity_jax import distributed, log, sharding, stages, train_state, training_loop
+from infinity_jax.cli import exit_codes
 from infinity_jax.mesh import parse_mesh
 
 
 def main(arguments: argparse.Namespace) -> int:
     log.start()
-    distributed.start(processes.of(arguments), process_run.HEARTBEAT_SECONDS)
+    distributed.start(options.processes_of(arguments), process_run.HEARTBEAT_SECONDS)
     layout = sharding.layout_of(parse_mesh(f"fsdp={arguments.processes or 1}"), "fsdp_tp")
     module = stage_run.toy()
 
@@ -50,7 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
-    processes.add_arguments(parser)
+    options.add_processes(parser)
     parser.add_argument("workdir")
     parser.add_argument("first", type=int)
     parser.add_argument("second", type=int)

@@ -6,7 +6,7 @@ import types
 import jax
 import pytest
 
-from infinity_jax import cli
+from infinity_jax.cli import main as cli
 from infinity_jax.errors import UserError
 
 COMMANDS = (

@@ -11,9 +11,10 @@ import jax
 import pytest
 from jax.experimental import topologies
 
-from infinity_jax import cli, hlo_costs
 from infinity_jax import compile as compile_module
+from infinity_jax import hlo_costs
 from infinity_jax.chips import CHIPS
+from infinity_jax.cli import main
 from infinity_jax.lowering import Program
 
 T2I = Path(__file__).parent.parent / "configs" / "t2i.py"
@@ -145,11 +146,11 @@ def test_published_sizes_on_pods(tmp_path, size, where):
 def in_this_process(monkeypatch, tmp_path):
     """Runs the command here, with the environment and the logging of the test run untouched."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(cli, "_prepare_process", lambda: None)
+    monkeypatch.setattr(main, "_prepare_process", lambda: None)
     config = tmp_path / "tiny.py"
     config.write_text(CONFIG)
     required = ["--config", str(config), "--size", "tiny", "--budget", "32px", "--mesh", "fsdp=4"]
-    return lambda *more: cli.main(["compile", *required, "--json", str(tmp_path / "unused"), *more])
+    return lambda *more: main.main(["compile", *required, "--json", str(tmp_path / "unused"), *more])
 
 
 @pytest.mark.parametrize(("fits", "code"), [(True, 0), (False, 3)])

@@ -19,7 +19,7 @@ from published_files import (
 )
 from safetensors.numpy import load_file
 
-from infinity_jax import cli
+from infinity_jax.cli import main as cli
 from infinity_jax.config import TransformerConfig
 from infinity_jax.convert.configs import resolve_config
 from infinity_jax.convert.kinds import KINDS

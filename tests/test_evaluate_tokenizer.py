@@ -10,7 +10,8 @@ from PIL import Image
 from random_networks import random_pictures, random_state
 from small_system import TOKENIZER
 
-from infinity_jax import cli, evaluate_tokenizer, pretrained
+from infinity_jax import evaluate_tokenizer, pretrained
+from infinity_jax.cli import main
 from infinity_jax.data import pictures
 from infinity_jax.evaluation import inception
 from infinity_jax.evaluation.bit_usage import BitUsage, binary_entropy
@@ -53,7 +54,7 @@ def run(tokenizer, tmp_path_factory):
             file = root / "numbers.json"
             file.unlink(missing_ok=True)
             fixed = ("--checkpoint", root / "tokenizer", "--data", f"folder:{folder}", "--json", file)
-            code = cli.main([*map(str, ("evaluate-tokenizer", *fixed, *arguments))])
+            code = main.main([*map(str, ("evaluate-tokenizer", *fixed, *arguments))])
             return code, json.loads(file.read_text()) if file.exists() else None
 
         yield evaluate, root

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 from random_networks import random_features, random_pictures, random_state
 
-from infinity_jax import cli, resize
+from infinity_jax import resize
+from infinity_jax.cli import main
 from infinity_jax.evaluation import inception, inception_statistics, kid
 from infinity_jax.evaluation.fid import fid
 from infinity_jax.evaluation.inception import inception_features, load_inception
@@ -57,7 +58,7 @@ def run(weights, monkeypatch, tmp_path):
 
     monkeypatch.setattr(inception_statistics, "inception_features", colours)
     monkeypatch.setattr(inception_statistics, "FEATURES", D)
-    monkeypatch.setattr(cli, "_prepare_process", lambda: None)
+    monkeypatch.setattr(main, "_prepare_process", lambda: None)
     monkeypatch.setenv("INFINITY_DATA", str(tmp_path / "data"))
     write(tmp_path / "generated", generated())
     write(tmp_path / "real", real())
@@ -66,7 +67,7 @@ def run(weights, monkeypatch, tmp_path):
         file = tmp_path / "fid.json"
         file.unlink(missing_ok=True)
         words = ("--generated", generated, "--real", real, "--inception", inception, "--json", file)
-        code = cli.main(["fid", *map(str, words)])
+        code = main.main(["fid", *map(str, words)])
         return code, json.loads(file.read_text()) if file.exists() else None
 
     return measure, seen

@@ -14,7 +14,8 @@ from PIL import Image
 from small_system import write_system
 
 import infinity_jax
-from infinity_jax import cli, generate
+from infinity_jax import generate
+from infinity_jax.cli import main
 from infinity_jax.errors import UserError
 from infinity_jax.field_benchmarks import card, layouts
 from infinity_jax.field_benchmarks.layouts import BENCHMARKS
@@ -225,17 +226,17 @@ def test_rewritten_prompts_are_drawn_and_said(run, system, tmp_path):
 
 def test_command_line(monkeypatch, tmp_path, capsys):
     got: dict = {}
-    monkeypatch.setattr(cli, "_prepare_process", lambda: None)
+    monkeypatch.setattr(main, "_prepare_process", lambda: None)
     monkeypatch.setattr(generate, "main", lambda prompts, **options: got.update(prompts=prompts, **options))
     path = field_prompts.write("geneval", tmp_path)
     words = ["generate", "--benchmark", "geneval", "--prompts", str(path), "--out", "o"]
-    assert cli.main([*words, "--shard", "7/8", "--limit", "2", "--cfg", "4", "--seed", "3"]) == 0
+    assert main.main([*words, "--shard", "7/8", "--limit", "2", "--cfg", "4", "--seed", "3"]) == 0
     assert len(got["prompts"].prompts) == 2 and got["shard"] == (7, 8) and got["cfg"] == (4.0,)
     assert got["seed"] == 3 and got["rewriter"] is None and got["out"] == "o"
     for shard in ("8/8", "1", "a/b", "-1/2"):
         with pytest.raises(SystemExit, match="2"):
-            cli.main([*words, "--shard", shard])
+            main.main([*words, "--shard", shard])
     assert "is no shard I/N" in capsys.readouterr().err
     path.write_text("{")
-    assert cli.main(words) == 2
+    assert main.main(words) == 2
     assert "evaluation_metadata.jsonl, line 1: no valid JSON" in capsys.readouterr().err

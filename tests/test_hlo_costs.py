@@ -8,7 +8,8 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from infinity_jax import compile_command, hlo_costs, hlo_kernels
+from infinity_jax import hlo_costs, hlo_kernels
+from infinity_jax.cli import compile
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'"
@@ -245,7 +246,7 @@ def gradient(x, w):
 def test_without_loops_the_count_is_that_of_xla(chip, monkeypatch):
     devices = jax.devices()[:1]
     if chip == "tpu":
-        for name, value in compile_command.LIBTPU.items():
+        for name, value in compile.LIBTPU.items():
             monkeypatch.setenv(name, value)
         described = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
         devices = described.devices[:1]

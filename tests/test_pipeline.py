@@ -13,7 +13,8 @@ import t5_files
 from small_system import MODEL, TOKENIZER, write_system
 
 import infinity_jax
-from infinity_jax import checkpoint_folder, cli, presets, pretrained, scales
+from infinity_jax import checkpoint_folder, presets, pretrained, scales
+from infinity_jax.cli import main
 from infinity_jax.errors import UserError
 
 
@@ -176,7 +177,7 @@ def test_published_parts_become_one_system(tmp_path):
             "--out",
             tmp_path / "all",
         ]
-        assert cli.main(["convert", *map(str, arguments)]) == 0
+        assert main.main(["convert", *map(str, arguments)]) == 0
     system = infinity_jax.InfinityPipeline.from_pretrained(tmp_path / "all")
     (image,) = system(["a red heart"])
     assert image.size == (8, 8)

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from infinity_jax import cli
+from infinity_jax.cli import main
 from infinity_jax.errors import UserError
 from infinity_jax.text import rewriting
 from infinity_jax.text.rewriting import Rewriter
@@ -176,12 +176,12 @@ def test_sample_draws_what_was_rewritten(endpoint, monkeypatch, capsys):
     from infinity_jax import sample
 
     got: list = []
-    monkeypatch.setattr(cli, "_prepare_process", lambda: None)
+    monkeypatch.setattr(main, "_prepare_process", lambda: None)
     monkeypatch.setattr(sample, "main", lambda prompts, **_: got.extend(prompts))
     options = ["sample", "a cat", "--out", "o", "--rewrite", endpoint.url]
-    assert cli.main([*options, "--rewrite-model", "m"]) == 0 and got == ["a cat, in the sun"]
-    assert cli.main(options) == 2
+    assert main.main([*options, "--rewrite-model", "m"]) == 0 and got == ["a cat, in the sun"]
+    assert main.main(options) == 2
     assert "--rewrite needs --rewrite-model too" in capsys.readouterr().err
     with contextlib.suppress(SystemExit):
-        cli.main(["sample", "a cat", "--out", "o"])
+        main.main(["sample", "a cat", "--out", "o"])
     assert got == ["a cat, in the sun", "a cat"]

@@ -6,7 +6,7 @@ import pytest
 import scaling_tables
 from PIL import Image
 
-from infinity_jax import cli
+from infinity_jax.cli import main
 from infinity_jax.errors import UserError
 from infinity_jax.scaling import plots, scaling, table
 from infinity_jax.scaling.analysis import analyse
@@ -131,12 +131,12 @@ def test_out_that_is_a_file_is_the_users_error(sweep, tmp_path):
 
 
 def test_command(sweep, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(cli, "_prepare_process", lambda: None)
+    monkeypatch.setattr(main, "_prepare_process", lambda: None)
     called = []
     monkeypatch.setattr(scaling, "main", lambda *arguments: called.append(arguments))
-    assert cli.main(["scaling", "--table", str(sweep), "--out", str(tmp_path), "--seed", "3"]) == 0
+    assert main.main(["scaling", "--table", str(sweep), "--out", str(tmp_path), "--seed", "3"]) == 0
     assert called == [(str(sweep), str(tmp_path), 3)]
     monkeypatch.undo()
-    monkeypatch.setattr(cli, "_prepare_process", lambda: None)
-    assert cli.main(["scaling", "--table", str(tmp_path / "none.csv"), "--out", str(tmp_path)]) == 2
+    monkeypatch.setattr(main, "_prepare_process", lambda: None)
+    assert main.main(["scaling", "--table", str(tmp_path / "none.csv"), "--out", str(tmp_path)]) == 2
     assert "there is no table" in capsys.readouterr().err

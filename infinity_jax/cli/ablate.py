@@ -3,21 +3,21 @@
 import argparse
 from pathlib import Path
 
-from infinity_jax import sweep_command
+from infinity_jax.cli import sweep
 from infinity_jax.errors import UserError
 
 SUMMARY = "one of the paper's ablations on the bundled pictures, as a table beside the paper's numbers"
 EXAMPLES = """infinity-jax ablate self-correction --workdir runs/self_correction
   infinity-jax ablate decoding --workdir runs/decoding --config.checkpoint=runs/emoji
 the same command again goes on"""
-_CONFIGS = Path(__file__).parents[1] / "configs" / "ablations"
+_CONFIGS = Path(__file__).parents[2] / "configs" / "ablations"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds them."""
     text = "self-correction, decoding, classifier, positions, vocabulary; or a grid's config file"
     command.add_argument("name", metavar="NAME", help=text)
-    sweep_command.add_common(command)
+    sweep.add_common(command)
 
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
@@ -34,4 +34,4 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
                 f"no ablation {name!r}; there are: {known or f'none, as {_CONFIGS} does not exist'}"
             )
         path = f"{file}{colon}{argument}"
-    return sweep_command.plan_or_run(arguments, path, overrides, ablations.main)
+    return sweep.plan_or_run(arguments, path, overrides, ablations.main)

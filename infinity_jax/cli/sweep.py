@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable
 
-from infinity_jax import argument_types, processes
+from infinity_jax.cli import options
 from infinity_jax.errors import UserError
 
 SUMMARY = "train a grid of models, one cell after the other, into one table of runs"
@@ -32,12 +32,12 @@ def add_common(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--cell",
-        type=argument_types.whole_number,
+        type=options.whole_number,
         action="append",
         metavar="N",
         help="run only this cell, by the number that --dry-run shows; may be repeated",
     )
-    processes.add_arguments(command)
+    options.add_processes(command)
     # Shown in the help only: argparse hands these on as unknown arguments, and config_files reads them.
     group = command.add_argument_group("changes to the config")
     group.add_argument("--config.KEY=VALUE", dest="_", metavar="", help="change one key; may be repeated")
@@ -61,6 +61,6 @@ def plan_or_run(arguments: argparse.Namespace, path: str, overrides: list[str], 
         return 0 if all(e.fits for e in estimates) else DOES_NOT_FIT
     if arguments.workdir is None:
         raise UserError("give --workdir DIR, where the runs go, or --dry-run to only see what they need")
-    distributed.start(processes.of(arguments))
+    distributed.start(options.processes_of(arguments))
     main(path, overrides, arguments.workdir, arguments.cell)
     return 0

@@ -2,7 +2,7 @@
 
 import argparse
 
-from infinity_jax import argument_types
+from infinity_jax.cli import options
 
 SUMMARY = "fit a scaling law to the table of a sweep: constants with intervals, frontier, plots, a report"
 EXAMPLES = """infinity-jax scaling --table runs/sweep/runs.csv --out scaling
@@ -22,7 +22,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--out", required=True, metavar="DIR", help="the folder to write, made if there is none")
     add(
         "--seed",
-        type=argument_types.whole_number,
+        type=options.whole_number,
         default=0,
         metavar="N",
         help="of the resampling that gives the intervals, default 0",

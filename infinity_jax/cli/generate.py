@@ -4,7 +4,7 @@ import argparse
 import re
 from pathlib import Path
 
-from infinity_jax import argument_types, rewriting_arguments, sample_command
+from infinity_jax.cli import options, sample
 from infinity_jax.field_benchmarks import layouts
 
 SUMMARY = "draw the pictures of a benchmark of the field, as its own evaluator reads them"
@@ -28,7 +28,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         + "; ".join(f"{b.name}: {b.prompts}" for b in layouts.BENCHMARKS.values()),
     )
     add("--out", required=True, metavar="DIR", help="gets the pictures and card.json")
-    add("--limit", type=argument_types.count, metavar="N", help="only the first N prompts")
+    add("--limit", type=options.count, metavar="N", help="only the first N prompts")
     add(
         "--shard",
         type=_shard,
@@ -36,14 +36,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="I/N",
         help="only the prompts I, I + N, I + 2N ...; I from 0, so that I/N is 0/8 ... 7/8 of 8 processes",
     )
-    sample_command.add_settings(command)
-    sample_command.add_drawing(command)
-    rewriting_arguments.add_arguments(command)
+    sample.add_settings(command)
+    sample.add_drawing(command)
+    options.add_rewriting(command)
 
 
 def run(arguments: argparse.Namespace, _: list[str]) -> None:
     """Draws the pictures."""
-    rewriter = rewriting_arguments.rewriter_of(arguments)
+    rewriter = options.rewriter_of(arguments)
     benchmark = layouts.BENCHMARKS[arguments.benchmark]
     prompt_set = layouts.read(benchmark, Path(arguments.prompts), arguments.limit)
     from infinity_jax import generate
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
         seed=arguments.seed,
         shard=arguments.shard,
         rewriter=rewriter,
-        **sample_command.drawing_options(arguments),
+        **sample.drawing_options(arguments),
     )
 
 

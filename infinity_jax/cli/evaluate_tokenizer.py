@@ -2,7 +2,7 @@
 
 import argparse
 
-from infinity_jax import argument_types
+from infinity_jax.cli import options
 
 SUMMARY = "measure a tokenizer: PSNR, SSIM, EffNet-KID, use of its bits"
 EXAMPLES = """infinity-jax evaluate-tokenizer --json tokenizer.json --sheet scales.png
@@ -31,7 +31,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--pictures",
-        type=argument_types.count,
+        type=options.count,
         default=1024,
         metavar="N",
         help="reconstruct at most so many of each split, default 1024",

@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 
-from infinity_jax import argument_types
+from infinity_jax.cli import options
 from infinity_jax.config import REMAT
 
 SUMMARY = (
@@ -51,7 +51,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--slices",
-        type=argument_types.count,
+        type=options.count,
         default=1,
         metavar="N",
         help="so many of the topology, with slower links between them over which `data` of the mesh runs; default 1",
@@ -68,13 +68,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--batch",
-        type=argument_types.count,
+        type=options.count,
         metavar="N",
         help="pictures over all devices; default: the config's, for the sampler one for each device of data and fsdp",
     )
     add(
         "--microbatches",
-        type=argument_types.count,
+        type=options.count,
         metavar="N",
         help="parts of a batch, one after the other; default: the config's",
     )

@@ -10,21 +10,20 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
-from infinity_jax import (
-    ablate_command,
-    argument_types,
-    compile_command,
+from infinity_jax.cli import (
+    ablate,
+    compile,
+    convert,
     exit_codes,
-    fid_command,
-    generate_command,
-    processes,
-    sample_command,
-    scaling_command,
-    sweep_command,
+    fid,
+    generate,
+    options,
+    sample,
+    scaling,
+    sweep,
 )
-from infinity_jax import evaluate_tokenizer_command as tokenizer_evaluation
+from infinity_jax.cli import evaluate_tokenizer as tokenizer_evaluation
 from infinity_jax.config import WEIGHT_DTYPES
-from infinity_jax.convert import command_line
 from infinity_jax.errors import UserError
 
 # Commands that take --config.KEY=VALUE.
@@ -74,7 +73,7 @@ def _train_tokenizer(arguments: argparse.Namespace, overrides: list[str]) -> Non
     config = config_files.load(arguments.config, overrides)
     from infinity_jax import distributed, train_tokenizer
 
-    distributed.start(processes.of(arguments))
+    distributed.start(options.processes_of(arguments))
     train_tokenizer.main(config, arguments.workdir)
 
 
@@ -84,7 +83,7 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     config = config_files.load(arguments.config, overrides, stages=True)
     from infinity_jax import distributed, stages, train
 
-    distributed.start(processes.of(arguments))
+    distributed.start(options.processes_of(arguments))
     (stages if "stages" in config else train).main(config, arguments.workdir)
 
 
@@ -142,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     command.add_argument(
         "--workers",
-        type=argument_types.count,
+        type=options.count,
         default=os.cpu_count() or 1,
         metavar="N",
         help="processes, default one for each core",
@@ -176,8 +175,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_run_arguments(command)
 
-    _add_module(commands, "sample", sample_command)
-    _add_module(commands, "generate", generate_command)
+    _add_module(commands, "sample", sample)
+    _add_module(commands, "generate", generate)
 
     command = _add(
         commands,
@@ -188,10 +187,10 @@ def _parser() -> argparse.ArgumentParser:
         "  infinity-jax evaluate --checkpoint runs/emoji --cfg 3 --sheet sheet.png --json evaluation.json",
     )
     command.add_argument("--json", required=True, metavar="FILE", help="where the numbers are written")
-    sample_command.add_settings(command)
+    sample.add_settings(command)
     command.add_argument(
         "--prompts",
-        type=argument_types.whole_number,
+        type=options.whole_number,
         default=256,
         metavar="N",
         help="train prompts for retrieval, default 256",
@@ -199,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--sheet", metavar="FILE", help="a PNG of generated beside real pictures")
 
     _add_module(commands, "evaluate-tokenizer", tokenizer_evaluation)
-    _add_module(commands, "fid", fid_command)
+    _add_module(commands, "fid", fid)
 
     command = _add(
         commands,
@@ -219,16 +218,16 @@ def _parser() -> argparse.ArgumentParser:
     command = _add(
         commands,
         "convert",
-        command_line.run,
+        convert.run,
         "published PyTorch weights to a checkpoint folder, and back",
-        command_line.EXAMPLES,
+        convert.EXAMPLES,
     )
-    command_line.add_arguments(command)
+    convert.add_arguments(command)
 
-    _add_module(commands, "compile", compile_command)
-    _add_module(commands, "sweep", sweep_command)
-    _add_module(commands, "scaling", scaling_command)
-    _add_module(commands, "ablate", ablate_command)
+    _add_module(commands, "compile", compile)
+    _add_module(commands, "sweep", sweep)
+    _add_module(commands, "scaling", scaling)
+    _add_module(commands, "ablate", ablate)
     return parser
 
 
@@ -263,7 +262,7 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="gets checkpoints, metrics.jsonl, sheets; resumed if it has any",
     )
-    processes.add_arguments(command)
+    options.add_processes(command)
     # Shown in the help only: argparse hands these on as unknown arguments, and config_files reads them.
     group = command.add_argument_group("changes to the config")
     group.add_argument(
@@ -272,7 +271,3 @@ def _add_run_arguments(command: argparse.ArgumentParser) -> None:
         metavar="",
         help="change one key, like --config.train.steps=100; may be repeated",
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

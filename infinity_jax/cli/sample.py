@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from infinity_jax import argument_types, rewriting_arguments
+from infinity_jax.cli import options
 
 SUMMARY = "draw pictures from prompts"
 EXAMPLES = """infinity-jax sample "red heart" "woman astronaut" --out out/
@@ -40,7 +40,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--negative-prompt", default="", metavar="TEXT", help="what to steer away from")
     add_settings(command)
     add_drawing(command)
-    rewriting_arguments.add_arguments(command)
+    options.add_rewriting(command)
 
 
 def add_drawing(command: argparse.ArgumentParser) -> None:
@@ -48,7 +48,7 @@ def add_drawing(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--top-p",
-        type=argument_types.probability,
+        type=options.probability,
         metavar="X",
         help="a bit value with probability <= 1 - X is never drawn",
     )
@@ -56,7 +56,7 @@ def add_drawing(command: argparse.ArgumentParser) -> None:
     add("--guidance", choices=GUIDANCE, help="what guidance mixes; default: the checkpoint's own")
     add(
         "--unguided-scales",
-        type=argument_types.whole_numbers,
+        type=options.whole_numbers,
         metavar="N[,...]",
         help="scales (from 0) that draw with the caption alone, at half the cost",
     )
@@ -68,7 +68,7 @@ def add_drawing(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--batch",
-        type=argument_types.count,
+        type=options.count,
         metavar="N",
         help="pictures drawn at once; default: 16, fewer where they are large",
     )
@@ -106,16 +106,16 @@ def add_settings(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a training's --workdir, or a folder of convert or export; default: the one in the package",
     )
-    add("--seed", type=argument_types.whole_number, default=0, metavar="N", help="default 0")
+    add("--seed", type=options.whole_number, default=0, metavar="N", help="default 0")
     add(
         "--cfg",
-        type=argument_types.numbers,
+        type=options.numbers,
         metavar="X[,X...]",
         help="strength of guidance, one number or one per scale",
     )
     add(
         "--tau",
-        type=argument_types.numbers,
+        type=options.numbers,
         metavar="X[,X...]",
         help="temperature of the bits, one number or one per scale",
     )
@@ -131,7 +131,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
     """Draws the pictures."""
     from infinity_jax.text import prompt
 
-    rewriter = rewriting_arguments.rewriter_of(arguments)
+    rewriter = options.rewriter_of(arguments)
     prompts = arguments.prompts or prompt.read_prompts(arguments.prompts_file)
     if rewriter is not None:
         prompts = rewriter(prompts)
@@ -178,4 +178,4 @@ def _mesh(arguments: argparse.Namespace) -> str | None:
 
 
 def _devices(text: str) -> str | int:
-    return text if text == ALL else argument_types.count(text)
+    return text if text == ALL else options.count(text)

@@ -1,0 +1,103 @@
+"""What an option of the command line may be; a mistake raises `argparse.ArgumentTypeError`, which argparse shows."""
+
+import argparse
+import dataclasses
+from typing import TYPE_CHECKING
+
+from infinity_jax.errors import UserError
+from infinity_jax.processes import PLATFORMS, Processes
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """One number or several with commas between."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a number, nor numbers with commas between"
+        ) from None
+
+
+def whole_number(text: str) -> int:
+    """A whole number of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
+    return int(text)
+
+
+def whole_numbers(text: str) -> tuple[int, ...]:
+    """One whole number of at least 0, or several with commas between."""
+    return tuple(whole_number(part) for part in text.split(","))
+
+
+def count(text: str) -> int:
+    """A whole number of at least 1."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def probability(text: str) -> float:
+    """A number above 0 and at most 1."""
+    (value,) = numbers(text)[:1]
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
+    return value
+
+
+if TYPE_CHECKING:
+    from infinity_jax.text.rewriting import Rewriter
+
+
+def add_rewriting(command: argparse.ArgumentParser) -> None:
+    """Adds --rewrite and --rewrite-model."""
+    group = command.add_argument_group("rewriting of prompts")
+    group.add_argument(
+        "--rewrite",
+        metavar="URL",
+        help="have a language model write the prompts longer: an endpoint of OpenAI's chat completions, like "
+        "http://localhost:8000/v1; its key is read from OPENAI_API_KEY. Answers are kept in $INFINITY_DATA",
+    )
+    group.add_argument("--rewrite-model", metavar="NAME", help="the language model at that address")
+
+
+def rewriter_of(arguments: argparse.Namespace) -> "Rewriter | None":
+    """What the options ask for; UserError if one of the two is missing."""
+    if arguments.rewrite is None and arguments.rewrite_model is None:
+        return None
+    if arguments.rewrite is None or arguments.rewrite_model is None:
+        given, missing = (
+            ("--rewrite-model", "--rewrite")
+            if arguments.rewrite is None
+            else ("--rewrite", "--rewrite-model")
+        )
+        raise UserError(f"{given} needs {missing} too")
+    from infinity_jax.text.rewriting import Rewriter
+
+    return Rewriter(arguments.rewrite, arguments.rewrite_model)
+
+
+def add_processes(command: argparse.ArgumentParser) -> None:
+    """Adds the fields of `Processes` as options."""
+    group = command.add_argument_group("several processes (one alone needs none of this)")
+    group.add_argument(
+        "--coordinator",
+        metavar="HOST:PORT|auto",
+        help="where process 0 is reached; auto: as jax detects it (Cloud TPU, GKE, Slurm)",
+    )
+    group.add_argument("--processes", type=int, metavar="N", help="how many processes there must be")
+    group.add_argument("--process", type=int, metavar="I", help="which of them this is, from 0")
+    group.add_argument("--platform", choices=PLATFORMS, help="devices that must be found, or it fails")
+    group.add_argument(
+        "--start-timeout",
+        type=float,
+        default=Processes.start_timeout,
+        metavar="SECONDS",
+        help="until all processes and devices must be there, default %(default)g",
+    )
+
+
+def processes_of(arguments: argparse.Namespace) -> Processes:
+    """What the options of `add_processes` say; UserError where they do not go together."""
+    names = [field.name for field in dataclasses.fields(Processes)]
+    return Processes(**{name: getattr(arguments, name) for name in names})
