@@ -12,9 +12,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from infinity_jax import allocator, config_files, evaluate_tokenizer, log, pretrained, train_tokenizer
+from infinity_jax import config_files, evaluate_tokenizer, pretrained, train_tokenizer
 from infinity_jax.evaluation import bootstrap, gallery
 from infinity_jax.evaluation.through_bits import ThroughBits
+from infinity_jax.runtime import start_up
 
 CHANGES = [
     "--config.optim.learning_rate=2e-4",
@@ -28,8 +29,8 @@ COLUMNS = ("psnr", "ssim", "kid", "used_bits")
 def main() -> None:
     """Trains and evaluates what is missing, then prints the table and writes it."""
     arguments = _arguments()
-    allocator.keep_freed_memory()
-    log.start()
+    start_up.keep_freed_memory()
+    start_up.log_to_stderr()
     report: dict[str, Any] = {"before": _evaluated(arguments.init_from, arguments.workdir / "before.json")}
     for name in ("without", "with"):
         workdir = arguments.workdir / name

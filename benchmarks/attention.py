@@ -15,7 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from infinity_jax.allocator import keep_freed_memory
+from infinity_jax.runtime.start_up import keep_freed_memory
 
 keep_freed_memory()
 

@@ -26,11 +26,11 @@ import jax.numpy as jnp
 import machine
 import numpy as np
 
-from infinity_jax.allocator import keep_freed_memory
 from infinity_jax.chips import CHIPS
 from infinity_jax.model.layers import modulate
 from infinity_jax.model.matmul import matmul
-from infinity_jax.platform import platform
+from infinity_jax.runtime.devices import platform
+from infinity_jax.runtime.start_up import keep_freed_memory
 from infinity_jax.sampling import bits, guidance, head_bits
 
 WIDTHS = {"125m": 768, "2b": 2048}

@@ -28,15 +28,11 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import synthetic_pictures  # pyright: ignore[reportMissingImports]
 
-from infinity_jax import (
-    allocator,
-    config_files,
-    scales,
-    train,
-)
+from infinity_jax import config_files, scales, train
 from infinity_jax.data import bucket_batches, pictures, preparation
 from infinity_jax.data.buckets import BucketOrder
 from infinity_jax.data.record_set import MixedRecords
+from infinity_jax.runtime import start_up
 from infinity_jax.training import run_log
 
 BUDGETS = {256: "0.06M", 512: "0.25M", 1024: "1M"}
@@ -156,7 +152,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="of the bundled run")
     parser.add_argument("--json", metavar="FILE", help="where the numbers go as well")
     arguments = parser.parse_args()
-    allocator.keep_freed_memory()
+    start_up.keep_freed_memory()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         found = speeds(folder, arguments.pictures, arguments.seconds)

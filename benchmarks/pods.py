@@ -17,7 +17,7 @@ from infinity_jax.chips import CHIPS, GIB
 from infinity_jax.cli.compile import DOES_NOT_FIT
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.mesh import parse_mesh
+from infinity_jax.runtime.mesh import parse_mesh
 
 PODS = Path(__file__).parents[1] / "configs" / "pods"
 HEAD = ["size", "stage", "batch", "mesh", "microbatches", "remat", "by formula"]

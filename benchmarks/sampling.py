@@ -19,8 +19,9 @@ import jax
 import jax.numpy as jnp
 import machine
 
-from infinity_jax import allocator, flops, hlo_costs, presets, scales
+from infinity_jax import flops, hlo_costs, presets, scales
 from infinity_jax.model.transformer import init_params
+from infinity_jax.runtime import start_up
 from infinity_jax.sampling import sampler
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.tokenizer.model import Tokenizer
@@ -31,7 +32,7 @@ FEW_TOKENS = 1000
 def main() -> None:
     """Prints a table and writes the same as JSON."""
     arguments = _arguments()
-    allocator.keep_freed_memory()
+    start_up.keep_freed_memory()
     preset = presets.preset(arguments.size)
     schedule = scales.make_schedule(arguments.budget, arguments.aspect_ratio)
     mixed = "none" if arguments.cfg == 1 else "logits"

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import machine
 from sampling import sampling_flops
 
-from infinity_jax import allocator, evaluate, hlo_costs, presets, pretrained, scales
+from infinity_jax import evaluate, hlo_costs, presets, pretrained, scales
 from infinity_jax.model.transformer import init_params
+from infinity_jax.runtime import start_up
 from infinity_jax.sampling import sampler, token_pruning
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 
@@ -32,7 +33,7 @@ QUALITIES = ("retrieval_top1", "retrieval_top5", "retrieval_compositions_top5", 
 def main() -> None:
     """Prints a table and writes the same as JSON."""
     arguments = _arguments()
-    allocator.keep_freed_memory()
+    start_up.keep_freed_memory()
     config = _config(arguments.size, arguments.budget)
     settings = ["none", *arguments.pruning]
     rows = _speed(config, settings, arguments)

@@ -25,11 +25,12 @@ import jax
 import jax.numpy as jnp
 import machine
 
-from infinity_jax import allocator, flops, hlo_costs, optim, presets, scales, train, train_state, train_step
-from infinity_jax.compiled_step import planned_bytes
+from infinity_jax import flops, hlo_costs, optim, presets, scales, train, train_state, train_step
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.model.transformer import Transformer, init_variables
+from infinity_jax.runtime import start_up
+from infinity_jax.runtime.compiled_step import planned_bytes
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.train_state import TrainState
 from infinity_jax.train_step import LossConfig
@@ -89,7 +90,7 @@ class Setup:
 def main() -> None:
     """Prints a table and writes the same as JSON."""
     arguments = _arguments()
-    allocator.keep_freed_memory()
+    start_up.keep_freed_memory()
     preset = presets.preset(arguments.size)
     model = dataclasses.replace(preset.transformer, scan_layers=arguments.scan_layers)
     schedule = scales.make_schedule(arguments.budget, arguments.aspect_ratio)

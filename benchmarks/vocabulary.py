@@ -13,7 +13,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from infinity_jax import allocator, config_files, evaluate_tokenizer, log, train_tokenizer
+from infinity_jax import config_files, evaluate_tokenizer, train_tokenizer
+from infinity_jax.runtime import start_up
 
 BITS = (8, 16, 24, 32, 64)
 # A quarter of the bundled tokenizer's work a step, and of its steps. With the usual weight of the quantiser's loss, 4,
@@ -30,8 +31,8 @@ COLUMNS = ("bits", "psnr", "ssim", "kid", "used_bits")
 def main() -> None:
     """Trains and evaluates what is missing, then prints the table and writes it."""
     arguments = _arguments()
-    allocator.keep_freed_memory()
-    log.start()
+    start_up.keep_freed_memory()
+    start_up.log_to_stderr()
     report = [_measured(bits, arguments) for bits in arguments.bits]
     print("".join(f"{name:>12}" for name in COLUMNS))
     for numbers in report:

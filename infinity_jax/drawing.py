@@ -8,9 +8,9 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, UInt8
 
+from infinity_jax.runtime.sharding import Layout
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs, placed
 from infinity_jax.sampling.sampler import make_sampler
-from infinity_jax.sharding import Layout
 from infinity_jax.text.batching import bucket_length
 from infinity_jax.text.encoder import TextEncoder
 

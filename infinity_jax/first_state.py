@@ -13,7 +13,7 @@ from jax.experimental import multihost_utils
 
 from infinity_jax.checkpoint import Checkpointer
 from infinity_jax.errors import UserError
-from infinity_jax.sharding import place
+from infinity_jax.runtime.sharding import place
 from infinity_jax.train_config import TrainConfig
 from infinity_jax.train_state import TrainState
 

@@ -13,9 +13,9 @@ from infinity_jax import flops, optim, presets, pretrained, scales, train, train
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.model.transformer import Transformer, init_variables
+from infinity_jax.runtime.sharding import Layout
 from infinity_jax.sampling.config import MIXED, SamplerConfig, SamplerInputs
 from infinity_jax.sampling.sampler import make_sampler
-from infinity_jax.sharding import Layout
 from infinity_jax.train_step import LossConfig, make_train_step
 
 

@@ -9,8 +9,8 @@ import dataclasses
 from infinity_jax import flops
 from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.mesh import MeshConfig
 from infinity_jax.model.attention import MANY_SCORES
+from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.scales import ScaleSchedule
 
 FLOAT32 = 4

@@ -15,12 +15,12 @@ from PIL import Image
 from infinity_jax import drawing, pretrained, scales
 from infinity_jax.config import from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.mesh import parse_mesh
+from infinity_jax.runtime.mesh import parse_mesh
+from infinity_jax.runtime.sharding import Layout, layout_of
 from infinity_jax.sampling import token_pruning
 from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.sampling.guidance import GUIDANCE, per_scale, strengths
 from infinity_jax.sampling.sampler import rounded
-from infinity_jax.sharding import Layout, layout_of
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.text.prompt import clean_prompts
 

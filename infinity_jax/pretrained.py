@@ -17,7 +17,7 @@ from infinity_jax.checkpoint import Checkpointer
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import paths
-from infinity_jax.sharding import Layout, place
+from infinity_jax.runtime.sharding import Layout, place
 
 BUNDLED = "bundled"
 

@@ -8,20 +8,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from infinity_jax import (
-    distributed,
-    optim,
-    origin,
-    pretrained,
-    scales,
-    sharding,
-    train_config,
-    train_state,
-    training_loop,
-)
+from infinity_jax import optim, origin, pretrained, scales, train_config, train_state, training_loop
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.correction import CorrectionConfig
-from infinity_jax.data import global_batch, sources
+from infinity_jax.data import sources
 from infinity_jax.data.features_on_device import features_on_device
 from infinity_jax.data.feeds import EncodedFeed, RecordFeed
 from infinity_jax.data.record_config import RECORDS, DataConfig
@@ -29,6 +19,7 @@ from infinity_jax.data.record_set import MixedRecords, RecordSource
 from infinity_jax.errors import UserError
 from infinity_jax.model.transformer import Transformer, init_variables
 from infinity_jax.pipeline import InfinityPipeline, SampleConfig
+from infinity_jax.runtime import distributed, global_batch, sharding
 from infinity_jax.sample import sheet_hook
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.train_state import TrainState, averaged

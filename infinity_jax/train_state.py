@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from infinity_jax.sharding import Layout
+from infinity_jax.runtime.sharding import Layout
 
 
 @flax.struct.dataclass

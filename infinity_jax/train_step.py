@@ -9,14 +9,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from infinity_jax import correction, losses, random, train_state
+from infinity_jax import correction, losses, train_state
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.errors import UserError
 from infinity_jax.model.transformer import Transformer, draw_path_factors
 from infinity_jax.optim import OptimConfig
+from infinity_jax.runtime import seeds
+from infinity_jax.runtime.sharding import constrain
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import constrain
 from infinity_jax.train_state import TrainState
 
 
@@ -106,8 +107,8 @@ def draw_examples(
     key: Key[Array, ""], step: Int[Array, ""] | int, batch: int, model: TransformerConfig, config: LossConfig
 ) -> dict[str, Array]:
     """What is drawn for a step: `drop` bool [B], captions to leave out; `path_factors` float32 [B,N,2]."""
-    drop_key = random.stream(key, "caption drop", step)
-    path_key = random.stream(key, "drop path", step)
+    drop_key = seeds.stream(key, "caption drop", step)
+    path_key = seeds.stream(key, "drop path", step)
     return {
         "drop": jax.random.bernoulli(drop_key, config.caption_drop, (batch,)),
         "path_factors": draw_path_factors(model, path_key, batch).transpose(2, 0, 1),
@@ -148,7 +149,7 @@ def corrected_inputs(
     """
     batch, d = features_BHWd.shape[0], features_BHWd.shape[-1]
     sizes = schedule.times(tokenizer.patchify)
-    flips = correction.draw_flips(random.stream(key, "flip bits", step), sizes, batch, d, config)
+    flips = correction.draw_flips(seeds.stream(key, "flip bits", step), sizes, batch, d, config)
     return correction.self_correction(
         features_BHWd, flips, schedule, tokenizer.quantizer, config.requantise, tokenizer.patchify
     )

@@ -18,20 +18,19 @@ from infinity_jax import (
     optim,
     origin,
     pretrained,
-    random,
     scales,
-    sharding,
     train_config,
     train_state,
     training_loop,
 )
 from infinity_jax.config import TokenizerConfig, from_dict
-from infinity_jax.data import global_batch, pictures, pipeline, resolutions, sources
+from infinity_jax.data import pictures, pipeline, resolutions, sources
 from infinity_jax.data.resolutions import ResolutionMix
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation.efficientnet import load_efficientnet
 from infinity_jax.evaluation.reconstruction import mean_psnr
 from infinity_jax.files import sheets
+from infinity_jax.runtime import global_batch, seeds, sharding
 from infinity_jax.tokenizer.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.tokenizer.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
@@ -208,7 +207,7 @@ def with_adversary(
     """The same with a discriminator's state, for pictures from `side` x `side` pixels on."""
 
     def variables():
-        key = random.stream(jax.random.key(seed), "discriminator", 0)
+        key = seeds.stream(jax.random.key(seed), "discriminator", 0)
         return Discriminator(adversary.config).init(key, jnp.zeros((1, side, side, 3)))["params"]
 
     new, where = train_state.new_state(variables, adversary.optimiser, False, layout)

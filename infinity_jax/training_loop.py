@@ -18,12 +18,12 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Key
 
-from infinity_jax import first_state, stop_signals
+from infinity_jax import first_state
 from infinity_jax.checkpoint import Checkpointer
-from infinity_jax.compiled_step import CompiledStep
-from infinity_jax.data import global_batch
 from infinity_jax.errors import UserError
-from infinity_jax.sharding import Layout
+from infinity_jax.runtime import global_batch, stop_signals
+from infinity_jax.runtime.compiled_step import CompiledStep
+from infinity_jax.runtime.sharding import Layout
 from infinity_jax.train_config import TrainConfig
 from infinity_jax.train_state import TrainState
 from infinity_jax.training.run_log import MetricsWriter, Progress
@@ -70,7 +70,7 @@ def run(
       placed: where each of its arrays lies, NamedShardings.
       layout: where batches and activations go.
       step_fn: (state, batch, seed key) -> (state, metrics with "loss"); a pure function, compiled here. Random
-        numbers come from `infinity_jax.random.stream(seed key, name, state.step)`.
+        numbers come from `infinity_jax.runtime.seeds.stream(seed key, name, state.step)`.
       batches: told the first step (0-based) and, for any batch size, the rows that this process reads of such a batch,
         gives those rows of the batches from there on, dicts of numpy arrays.
       config: the whole config as plain dicts, stored in every checkpoint.

@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax.mesh import parse_mesh
 from infinity_jax.model.attention import block_causal_mask
 from infinity_jax.model.attention_splash import attend_splash
 from infinity_jax.model.attention_xla import attend_xla
+from infinity_jax.runtime.mesh import parse_mesh
+from infinity_jax.runtime.sharding import constrain, layout_of
 from infinity_jax.scales import make_schedule
-from infinity_jax.sharding import constrain, layout_of
 
 TEXT = 9
 

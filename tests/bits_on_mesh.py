@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from infinity_jax.mesh import parse_mesh
+from infinity_jax.runtime.mesh import parse_mesh
+from infinity_jax.runtime.sharding import layout_of
 from infinity_jax.sampling import head_bits
-from infinity_jax.sharding import layout_of
 
 MESHES = ("data=2,sequence=4", "fsdp=2,tensor=2,sequence=2")
 # pictures, tokens: of these some divide by the devices, some do not.

@@ -20,9 +20,9 @@ import jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
-from infinity_jax.mesh import parse_mesh
+from infinity_jax.runtime.mesh import parse_mesh
+from infinity_jax.runtime.sharding import Layout, layout_of
 from infinity_jax.sampling.head_bits import DifferenceHead, draw_head_bits
-from infinity_jax.sharding import Layout, layout_of
 
 # pictures, tokens, channels, bits: odd sizes, a first scale, the last scale of 1024x1024, wide.
 SIZES = ((8, 46, 200, 12), (8, 1, 768, 32), (8, 4096, 1920, 32), (8, 256, 4608, 128))

@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax import hlo_costs, sharding
+from infinity_jax import hlo_costs
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.mesh import parse_mesh
+from infinity_jax.runtime import sharding
+from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.tokenizer import strips
 from infinity_jax.tokenizer.model import Tokenizer
 

@@ -19,12 +19,13 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from infinity_jax import optim, sharding, train, train_state
+from infinity_jax import optim, train, train_state
 from infinity_jax.checkpoint import Checkpointer
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.correction import CorrectionConfig
-from infinity_jax.mesh import parse_mesh
 from infinity_jax.model.transformer import Transformer, init_variables
+from infinity_jax.runtime import sharding
+from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.scales import make_schedule
 from infinity_jax.train_state import TrainState
 from infinity_jax.train_step import LossConfig, make_train_step

@@ -15,9 +15,10 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from infinity_jax import optim, sharding, train_state
+from infinity_jax import optim, train_state
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.mesh import parse_mesh
+from infinity_jax.runtime import sharding
+from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.scales import make_schedule
 from infinity_jax.tokenizer.discriminator import DiscriminatorConfig
 from infinity_jax.tokenizer.model import Tokenizer

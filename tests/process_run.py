@@ -26,11 +26,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax import checkpoint, distributed, log, optim, sharding, train_state, training_loop
+from infinity_jax import checkpoint, optim, train_state, training_loop
 from infinity_jax.cli import exit_codes
 from infinity_jax.data import pipeline
-from infinity_jax.mesh import parse_mesh
-from infinity_jax.random import stream
+from infinity_jax.runtime import distributed, sharding, start_up
+from infinity_jax.runtime.mesh import parse_mesh
+from infinity_jax.runtime.seeds import stream
 from infinity_jax.train_config import TrainConfig
 
 OPTIMISER = optim.make_optimiser(optim.OptimConfig(learning_rate=0.05, warmup_steps=2), 100)
@@ -94,7 +95,7 @@ def kill_in_save(step: int) -> None:
 
 
 def main(arguments: argparse.Namespace) -> int:
-    log.start()
+    start_up.log_to_stderr()
     distributed.start(options.processes_of(arguments), HEARTBEAT_SECONDS)
     events = {(int(step), event) for step, event in arguments.at}
     for step, event in events:

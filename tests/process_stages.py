@@ -19,13 +19,14 @@ if __name__ == "__main__":
 import process_run
 import stage_run
 
-from infinity_jax import distributed, log, sharding, stages, train_state, training_loop
+from infinity_jax import stages, train_state, training_loop
 from infinity_jax.cli import exit_codes
-from infinity_jax.mesh import parse_mesh
+from infinity_jax.runtime import distributed, sharding, start_up
+from infinity_jax.runtime.mesh import parse_mesh
 
 
 def main(arguments: argparse.Namespace) -> int:
-    log.start()
+    start_up.log_to_stderr()
     distributed.start(options.processes_of(arguments), process_run.HEARTBEAT_SECONDS)
     layout = sharding.layout_of(parse_mesh(f"fsdp={arguments.processes or 1}"), "fsdp_tp")
     module = stage_run.toy()

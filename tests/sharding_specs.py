@@ -10,9 +10,10 @@ from pathlib import Path
 import jax
 from jax.sharding import AbstractMesh
 
-from infinity_jax import mesh, presets, sharding
+from infinity_jax import presets
 from infinity_jax.config import TransformerConfig
 from infinity_jax.model.transformer import init_variables
+from infinity_jax.runtime import mesh, sharding
 from infinity_jax.scales import ScaleSchedule
 
 FOLDER = Path(__file__).parent / "golden" / "sharding"

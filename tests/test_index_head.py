@@ -17,9 +17,9 @@ from infinity_jax.convert.transformer_names import transformer_links
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.errors import UserError
 from infinity_jax.losses import index_loss, token_weights
-from infinity_jax.mesh import MeshConfig
 from infinity_jax.model.bit_head import BitHead, IndexHead
 from infinity_jax.model.transformer import Transformer, init_params
+from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.sampling import head_index, sampler
 from infinity_jax.sampling.bits import draw_bits
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs

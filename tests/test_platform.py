@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from infinity_jax.mesh import MESH_AXES
-from infinity_jax.platform import on_each_device, platform
-from infinity_jax.sharding import Layout, rules_named
+from infinity_jax.runtime.devices import on_each_device, platform
+from infinity_jax.runtime.mesh import MESH_AXES
+from infinity_jax.runtime.sharding import Layout, rules_named
 
 
 def traced_for(mesh):

@@ -10,8 +10,8 @@ from infinity_jax import config_files, memory, scales
 from infinity_jax.chips import CHIPS
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.mesh import MeshConfig, axis_sizes, parse_mesh
 from infinity_jax.presets import preset
+from infinity_jax.runtime.mesh import MeshConfig, axis_sizes, parse_mesh
 
 PODS = sorted((Path(__file__).parents[1] / "configs" / "pods").glob("*.py"))
 

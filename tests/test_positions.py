@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 from arbitrary_params import arbitrary_params
 
-from infinity_jax import flops, pretrained, sharding
+from infinity_jax import flops, pretrained
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.convert.transformer_names import transformer_links
 from infinity_jax.errors import UserError
-from infinity_jax.mesh import MESH_AXES, axis_sizes, parse_mesh
 from infinity_jax.model.transformer import SCALE_ROWS, Transformer
+from infinity_jax.runtime import sharding
+from infinity_jax.runtime.mesh import MESH_AXES, axis_sizes, parse_mesh
 from infinity_jax.sampling import bits, sampler
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.scales import ScaleSchedule, make_schedule

@@ -11,11 +11,12 @@ import pytest
 import sharding_specs
 from jax.sharding import AbstractMesh
 
-from infinity_jax import mesh, presets, sharding
+from infinity_jax import presets
 from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.mesh import MeshConfig
-from infinity_jax.sharding import Layout, ShardingRules
+from infinity_jax.runtime import mesh, sharding
+from infinity_jax.runtime.mesh import MeshConfig
+from infinity_jax.runtime.sharding import Layout, ShardingRules
 
 HERE = Path(__file__).parent
 

@@ -11,9 +11,9 @@ import jax
 import pytest
 from several import free_port
 
-from infinity_jax import distributed, rendezvous
 from infinity_jax.errors import UserError
-from infinity_jax.processes import Processes
+from infinity_jax.runtime import distributed, rendezvous
+from infinity_jax.runtime.processes import Processes
 
 
 def meet_all(arguments: list[tuple[int, int]], seconds: float) -> list[str]:

@@ -138,8 +138,8 @@ import jax, numpy as np
 from safetensors.numpy import load_file
 from infinity_jax.convert.links import params_from
 from infinity_jax.convert.t5_names import t5_links
-from infinity_jax.mesh import parse_mesh
-from infinity_jax.sharding import layout_of, place
+from infinity_jax.runtime.mesh import parse_mesh
+from infinity_jax.runtime.sharding import layout_of, place
 from infinity_jax.text.t5 import T5, T5Config, param_variables
 
 folder = Path(sys.argv[1])

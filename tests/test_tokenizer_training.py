@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from infinity_jax import config_files, optim, sharding, train_state, train_tokenizer
+from infinity_jax import config_files, optim, train_state, train_tokenizer
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.data.resolutions import ResolutionMix, batches
 from infinity_jax.errors import UserError
+from infinity_jax.runtime import sharding
 from infinity_jax.scales import dense_schedule, make_schedule
 from infinity_jax.tokenizer import discriminator
 from infinity_jax.tokenizer.discriminator import Discriminator, DiscriminatorConfig

@@ -13,8 +13,8 @@ import toy_run
 
 from infinity_jax import first_state, train_config, training_loop
 from infinity_jax.checkpoint import Checkpointer
-from infinity_jax.data import global_batch
 from infinity_jax.errors import UserError
+from infinity_jax.runtime import global_batch
 from infinity_jax.training import run_log
 
 

@@ -9,9 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax import optim, sharding, train_state, training_loop
-from infinity_jax.mesh import MeshConfig
-from infinity_jax.random import stream
+from infinity_jax import optim, train_state, training_loop
+from infinity_jax.runtime import sharding
+from infinity_jax.runtime.mesh import MeshConfig
+from infinity_jax.runtime.seeds import stream
 from infinity_jax.train_config import TrainConfig
 
 OPTIM = optim.OptimConfig(learning_rate=0.05, warmup_steps=2)

@@ -32,7 +32,7 @@ def of(command: Callable[[], int], several: bool) -> int:
             "if another process ended first, its log says why; the same commands go on from there", 1
         )
     if several:
-        from infinity_jax import distributed
+        from infinity_jax.runtime import distributed
 
         return distributed.end(code)
     return code

@@ -47,13 +47,13 @@ def _run(arguments: argparse.Namespace, rest: list[str]) -> int:
 
 
 def _prepare_process() -> None:
-    from infinity_jax import allocator, compilation_cache, log
+    from infinity_jax.runtime import start_up
 
     # Like Ctrl-C, so that what is half written gets removed; training sets a handler of its own.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    allocator.keep_freed_memory()
-    log.start()
-    compilation_cache.keep_programs()
+    start_up.keep_freed_memory()
+    start_up.log_to_stderr()
+    start_up.keep_programs()
 
 
 def _prepare(arguments: argparse.Namespace, overrides: list[str]) -> None:
@@ -71,7 +71,8 @@ def _train_tokenizer(arguments: argparse.Namespace, overrides: list[str]) -> Non
     from infinity_jax import config_files
 
     config = config_files.load(arguments.config, overrides)
-    from infinity_jax import distributed, train_tokenizer
+    from infinity_jax import train_tokenizer
+    from infinity_jax.runtime import distributed
 
     distributed.start(options.processes_of(arguments))
     train_tokenizer.main(config, arguments.workdir)
@@ -81,7 +82,8 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from infinity_jax import config_files
 
     config = config_files.load(arguments.config, overrides, stages=True)
-    from infinity_jax import distributed, stages, train
+    from infinity_jax import stages, train
+    from infinity_jax.runtime import distributed
 
     distributed.start(options.processes_of(arguments))
     (stages if "stages" in config else train).main(config, arguments.workdir)

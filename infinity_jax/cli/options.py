@@ -5,7 +5,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from infinity_jax.errors import UserError
-from infinity_jax.processes import PLATFORMS, Processes
+from infinity_jax.runtime.processes import PLATFORMS, Processes
 
 
 def numbers(text: str) -> tuple[float, ...]:

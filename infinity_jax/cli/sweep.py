@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def plan_or_run(arguments: argparse.Namespace, path: str, overrides: list[str], main: Callable) -> int:
     """Does what the arguments of `add_common` say with the grid of a config file; `main` runs it."""
-    from infinity_jax import distributed
+    from infinity_jax.runtime import distributed
     from infinity_jax.scaling import sweep
 
     if arguments.dry_run:

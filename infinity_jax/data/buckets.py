@@ -14,8 +14,8 @@ from collections.abc import Sequence
 import grain
 import numpy as np
 
-from infinity_jax import random
 from infinity_jax.errors import UserError
+from infinity_jax.runtime import seeds
 
 # Permutations up to this length are kept; `index_shuffle` takes milliseconds for the shortest, microseconds for longer.
 _SMALL = 1 << 14
@@ -139,7 +139,7 @@ class BucketOrder:
 
 def _shuffled(index: int, count: int, name: str, seed: int) -> int:
     """Where `index` goes in a permutation of range(count) that `name` and `seed` decide."""
-    hashed = random.seed_of(name, seed)
+    hashed = seeds.seed_of(name, seed)
     if count <= _SMALL:
         return int(_permutation(count, hashed)[index])
     return int(grain.experimental.index_shuffle(index, max_index=count - 1, seed=hashed, rounds=4))

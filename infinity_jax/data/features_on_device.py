@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import PyTree
 
-from infinity_jax.compiled_step import CompiledStep
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.sharding import Layout, place
+from infinity_jax.runtime.compiled_step import CompiledStep
+from infinity_jax.runtime.sharding import Layout, place
 from infinity_jax.tokenizer.model import Tokenizer
 
 

@@ -6,8 +6,8 @@ from typing import Any, Protocol, cast, runtime_checkable
 import grain
 import numpy as np
 
-from infinity_jax import random
 from infinity_jax.errors import UserError
+from infinity_jax.runtime import seeds
 
 Batch = dict[str, np.ndarray]
 _ENDLESS = 2**48  # Records: more than any run reads.
@@ -67,7 +67,7 @@ def endless_records(source: RandomAccess, seed: int | None) -> grain.MapDataset:
     records = _records(source)
     if seed is not None:
         # grain adds the epoch to the seed; hashing keeps the epochs of neighbouring seeds apart.
-        records = records.shuffle(seed=random.seed_of("shuffle", seed))
+        records = records.shuffle(seed=seeds.seed_of("shuffle", seed))
     # Not repeat() without a number: grain rounds that length to a float, which overflows for a batch of one.
     return records.repeat(_ENDLESS // len(source) + 1)
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from infinity_jax import random
 from infinity_jax.data import pipeline
+from infinity_jax.runtime import seeds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ResolutionMix:
     @functools.cached_property
     def draws(self) -> Int[np.ndarray, " steps"]:
         """The number of each step's resolution, int64."""
-        uniform = np.random.default_rng(random.seed_of("resolution", self.seed)).random(self.steps)
+        uniform = np.random.default_rng(seeds.seed_of("resolution", self.seed)).random(self.steps)
         return (uniform * len(self.sides)).astype(np.int64)
 
     @functools.cached_property

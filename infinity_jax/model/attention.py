@@ -12,7 +12,7 @@ from infinity_jax.model import attention_cudnn, attention_splash
 from infinity_jax.model.attention_cudnn import attend_cudnn
 from infinity_jax.model.attention_splash import attend_splash
 from infinity_jax.model.attention_xla import attend_xla
-from infinity_jax.platform import platform
+from infinity_jax.runtime.devices import platform
 from infinity_jax.scales import ScaleSchedule
 
 # Scores of one head from which a fused kernel is used. Fewer are little work, of which a TPU's kernel would do up to

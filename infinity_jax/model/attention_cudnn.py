@@ -9,7 +9,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from infinity_jax.platform import Axes, on_each_device
+from infinity_jax.runtime.devices import Axes, on_each_device
 
 IMPLEMENTATION = "cudnn"
 LARGEST_HEAD = 128  # on GPUs before Hopper; no model here has larger ones

@@ -5,7 +5,7 @@ import jax
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.model.layers import ADALN_INIT, Dense, modulate, weight_init
-from infinity_jax.sharding import constrain
+from infinity_jax.runtime.sharding import constrain
 
 HEAD_INIT = 0.02
 

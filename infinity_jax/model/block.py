@@ -24,8 +24,8 @@ from infinity_jax.model.layers import (
 )
 from infinity_jax.model.rope2d import rope_table, rotate
 from infinity_jax.model.storage import loaded, stored
+from infinity_jax.runtime.sharding import constrain
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import constrain
 
 MAX_LOG_SCALE = math.log(100.0)
 KeysValues = tuple[jax.Array, jax.Array]

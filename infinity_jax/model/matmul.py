@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from infinity_jax.model.storage import loaded, stored
-from infinity_jax.sharding import on_mesh
+from infinity_jax.runtime.sharding import on_mesh
 
 
 def precision(dtype: str) -> lax.Precision:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from infinity_jax.platform import platform
+from infinity_jax.runtime.devices import platform
 
 
 def stored(x: jax.Array | np.ndarray) -> Any:

@@ -13,8 +13,8 @@ from infinity_jax.model.bit_head import BitHead, IndexHead
 from infinity_jax.model.block import INPUT, Block, Condition
 from infinity_jax.model.layers import LINEAR, Dense, adaln_init, parameter, weight_init
 from infinity_jax.model.text_condition import TextCondition
+from infinity_jax.runtime.sharding import constrain
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.sharding import constrain
 
 SCALE_ROWS = 15
 

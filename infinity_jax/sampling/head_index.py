@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from infinity_jax.config import TransformerConfig
+from infinity_jax.runtime.sharding import constrain
 from infinity_jax.sampling.bits import threefry2x32
 from infinity_jax.sampling.head_bits import guided_product, modulations
-from infinity_jax.sharding import constrain
 from infinity_jax.tokenizer import indices
 
 

@@ -14,7 +14,7 @@ from infinity_jax.chips import CHIPS
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.data import sources
 from infinity_jax.errors import UserError
-from infinity_jax.mesh import parse_mesh
+from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.scaling.grid import Cell, Hardware
 from infinity_jax.train_config import TrainConfig, from_section
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from infinity_jax.errors import UserError
-from infinity_jax.sharding import Layout
+from infinity_jax.runtime.sharding import Layout
 from infinity_jax.text.minilm import load_minilm
 from infinity_jax.text.t5_encoder import HOW_TO_MAKE, load_t5
 

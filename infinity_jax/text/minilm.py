@@ -13,7 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 from tokenizers import Tokenizer
 
 from infinity_jax.errors import UserError
-from infinity_jax.sharding import Layout, place
+from infinity_jax.runtime.sharding import Layout, place
 from infinity_jax.text.batching import encode_texts
 from infinity_jax.text.minilm_weights import read_weights
 from infinity_jax.text.prompt import clean_prompts

@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from infinity_jax.config import DTYPES
 from infinity_jax.errors import UserError
-from infinity_jax.sharding import Layout, place
+from infinity_jax.runtime.sharding import Layout, place
 from infinity_jax.text.batching import encode_texts
 from infinity_jax.text.prompt import clean_prompts
 from infinity_jax.text.t5 import T5, T5Config, param_shapes, param_variables

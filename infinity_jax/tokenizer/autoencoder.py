@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.sharding import constrain
+from infinity_jax.runtime.sharding import constrain
 
 GROUPS, EPSILON = 32, 1e-6  # of GroupNorm
 _CONV_AXES = (None, None, "conv_in", "conv_out")

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from infinity_jax.errors import UserError
-from infinity_jax.sharding import constrain
+from infinity_jax.runtime.sharding import constrain
 
 LOSSES = ("hinge", "non-saturating")
 # Of LeCAM-style regularisation: mean logits up to this size cost nothing (spec section 2).

@@ -20,8 +20,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.platform import on_each_device, platform
-from infinity_jax.sharding import traced_layout
+from infinity_jax.runtime.devices import on_each_device, platform
+from infinity_jax.runtime.sharding import traced_layout
 from infinity_jax.tokenizer import rows
 from infinity_jax.tokenizer.autoencoder import Decoder
 from infinity_jax.tokenizer.rows import Moments

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int, Key
 
-from infinity_jax import random, scales
+from infinity_jax import scales
+from infinity_jax.runtime import seeds
 from infinity_jax.scales import ScaleSchedule
 
 
@@ -27,10 +28,10 @@ class TrainingScales:
     def draw_kept(self, key: Key[Array, ""], step: Int[Array, ""]) -> Bool[Array, " K"]:
         """Which scales the batch of a step uses: bool [K]."""
         n = self.schedule.n_scales
-        key_drop = random.stream(key, "scale drop", step)
+        key_drop = seeds.stream(key, "scale drop", step)
         keep_K = jax.random.bernoulli(key_drop, 1.0 - self.drop, (n,))
         if 0 < self.short < n:
-            key_short, key_which = jax.random.split(random.stream(key, "short schedule", step))
+            key_short, key_which = jax.random.split(seeds.stream(key, "short schedule", step))
             chosen_K = jnp.append(jax.random.permutation(key_which, n - 1) < self.short - 1, True)
             keep_K &= chosen_K | ~jax.random.bernoulli(key_short, 0.5)
         return keep_K.at[-1].set(True)

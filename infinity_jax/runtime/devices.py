@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 import jax
 from jax.sharding import Mesh, PartitionSpec
 
-from infinity_jax.sharding import Layout, on_mesh, traced_layout
+from infinity_jax.runtime.sharding import Layout, on_mesh, traced_layout
 
 Axes = tuple[str | None, ...]
 

@@ -16,9 +16,9 @@ import jax
 import orbax.checkpoint as ocp
 from absl import logging
 
-from infinity_jax import rendezvous
 from infinity_jax.errors import UserError
-from infinity_jax.processes import Processes
+from infinity_jax.runtime import rendezvous
+from infinity_jax.runtime.processes import Processes
 
 T = TypeVar("T")
 HEARTBEAT_SECONDS = 100
