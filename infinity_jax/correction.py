@@ -10,10 +10,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int8, Key
 
-from infinity_jax import patchify as patches
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import bsq, pyramid
+from infinity_jax.tokenizer import pyramid as patches
 
 
 @dataclasses.dataclass(frozen=True)

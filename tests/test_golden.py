@@ -33,12 +33,12 @@ from golden_models import (
     sampler_inputs,
 )
 
-from infinity_jax import correction, resize, scales
+from infinity_jax import correction, scales
 from infinity_jax.model.rope2d import rope_table
-from infinity_jax.patchify import to_tokenizer
 from infinity_jax.sampling import sampler
-from infinity_jax.tokenizer import bsq_losses, pyramid
+from infinity_jax.tokenizer import bsq_losses, pyramid, resize
 from infinity_jax.tokenizer.model import Tokenizer
+from infinity_jax.tokenizer.pyramid import to_tokenizer
 
 
 def pytest_generate_tests(metafunc):

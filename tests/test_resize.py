@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from infinity_jax import resize
+from infinity_jax.tokenizer import resize
 
 
 @given(st.integers(1, 40), st.integers(1, 40))

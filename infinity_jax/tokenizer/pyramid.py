@@ -6,13 +6,13 @@ earlier scales' codes has not explained yet (paper eq. 1-3).
 
 from typing import NamedTuple
 
+import einops
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Shaped
 
-from infinity_jax import resize
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tokenizer import bsq
+from infinity_jax.tokenizer import bsq, resize
 
 
 def residual_at_scale(
@@ -92,3 +92,13 @@ def sum_of_codes(
     for bits_BhwD in bits:
         running_sum = add_codes(running_sum, bsq.to_codes(bits_BhwD, quantizer))
     return running_sum
+
+
+def to_transformer(x_BHWd: Shaped[Array, "B H W d"], patchify: int) -> Shaped[Array, "B h w D"]:
+    """Tokens of the tokenizer [B,H,W,d] -> of the transformer [B,H/p,W/p,d*p*p]; channel = c*p*p + dy*p + dx."""
+    return einops.rearrange(x_BHWd, "b (h p) (w q) d -> b h w (d p q)", p=patchify, q=patchify)
+
+
+def to_tokenizer(x_BhwD: Shaped[Array, "B h w D"], patchify: int) -> Shaped[Array, "B H W d"]:
+    """The inverse of `to_transformer`."""
+    return einops.rearrange(x_BhwD, "b h w (d p q) -> b (h p) (w q) d", p=patchify, q=patchify)

@@ -22,9 +22,9 @@ from jaxtyping import Array, Float
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.runtime.devices import on_each_device, platform
 from infinity_jax.runtime.sharding import traced_layout
-from infinity_jax.tokenizer import rows
+from infinity_jax.tokenizer import strip_rows
 from infinity_jax.tokenizer.autoencoder import Decoder
-from infinity_jax.tokenizer.rows import Moments
+from infinity_jax.tokenizer.strip_rows import Moments
 
 MIB = 2**20
 Shape = tuple[int, ...]
@@ -106,7 +106,7 @@ def _plain(config: TokenizerConfig, params, memory: Memory, codes_BHWd: jax.Arra
 def _in_strips(config: TokenizerConfig, params, memory: Memory, codes_BHWd: jax.Array) -> jax.Array:
     strips, p = _Strips(jnp.dtype(config.compute_dtype), memory), config.pixel_patch
     x_BHWC = strips.convolve(jnp.pad(codes_BHWd, ((0, 0), (1, 1), (0, 0), (0, 0))), params["conv_in"])
-    x: Map = HeldMap.of(rows.as_stored(x_BHWC), rows.moments(x_BHWC))
+    x: Map = HeldMap.of(strip_rows.as_stored(x_BHWC), strip_rows.moments(x_BHWC))
     for block in range(2):
         x = strips.residual_block(x, params[f"mid_block_{block}"])
     for level in reversed(range(len(config.multipliers))):
@@ -129,19 +129,19 @@ class Map:
 
     shape: Shape
     moments: Moments
-    read: rows.Read
+    read: strip_rows.Read
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldMap(Map):
-    """A map in memory, as `rows.as_stored` makes it."""
+    """A map in memory, as `strip_rows.as_stored` makes it."""
 
     stored: jax.Array
 
     @classmethod
     def of(cls, stored_BHWC: jax.Array, moments: Moments) -> "HeldMap":
         """A map and its moments."""
-        return cls(stored_BHWC.shape, moments, functools.partial(rows.read, stored_BHWC), stored_BHWC)
+        return cls(stored_BHWC.shape, moments, functools.partial(strip_rows.read, stored_BHWC), stored_BHWC)
 
 
 # (first row, rows carried from the strip above, the map that is written) -> (a strip, rows for the strip below)
@@ -166,14 +166,14 @@ class _Strips:
         """GroupNorm, swish and a 3x3 convolution, as a new map."""
         shape = (*x.shape[:3], params["bias"].shape[0])
         n = self.rows_per_strip(x.shape[:3], max(x.shape[3], shape[3]))
-        new = rows.empty(shape, dtype, x.moments)
+        new = strip_rows.empty(shape, dtype, x.moments)
         return self.sweep(self.first_half(x, norm_params, params, n, dtype), n, self.nothing_above(x), new)
 
     def first_half(self, x: Map, norm_params, params, n: int, dtype) -> Strip:
-        norm = rows.norm(x.moments, norm_params)
+        norm = strip_rows.norm(x.moments, norm_params)
 
         def strip(first, above, _):
-            new = rows.activated(x.read(first, n, 1), norm, x.shape[1] - first, self.dtype)
+            new = strip_rows.activated(x.read(first, n, 1), norm, x.shape[1] - first, self.dtype)
             known = jnp.concatenate([above, new], 1)
             return self.convolve(known, params).astype(dtype), known[:, -2:-1]
 
@@ -182,12 +182,12 @@ class _Strips:
     def second_half(self, x: Map, h: HeldMap, params, over: HeldMap) -> HeldMap:
         """A block's result, over x or over its hidden map h."""
         n = self.rows_per_strip(x.shape[:3], max(x.shape[3], h.shape[3]))
-        norm2 = rows.norm(h.moments, params["norm2"])
+        norm2 = strip_rows.norm(h.moments, params["norm2"])
 
         def strip(first, above, written):
-            read_written = functools.partial(rows.read, written)
+            read_written = functools.partial(strip_rows.read, written)
             read_x, read_h = (x.read, read_written) if over is h else (read_written, h.read)
-            new = rows.activated(read_h(first, n, 1), norm2, h.shape[1] - first, self.dtype)
+            new = strip_rows.activated(read_h(first, n, 1), norm2, h.shape[1] - first, self.dtype)
             known = jnp.concatenate([above, new], 1)
             skip = read_x(first, n, 0)
             if "shortcut" in params:
@@ -201,18 +201,24 @@ class _Strips:
         height, n = x.shape[1], self.rows_per_strip(x.shape[:3], x.shape[3])
         hidden = self.first_half(x, params["norm1"], params["conv1"], n, self.dtype)
         moments = self.moments(hidden, n, self.nothing_above(x), height)
-        norm1, norm2 = rows.norm(x.moments, params["norm1"]), rows.norm(moments, params["norm2"])
+        norm1, norm2 = strip_rows.norm(x.moments, params["norm1"]), strip_rows.norm(moments, params["norm2"])
 
         def activated_hidden(known, first):
-            return rows.activated(self.convolve(known, params["conv1"]), norm2, height - first, self.dtype)
+            return strip_rows.activated(
+                self.convolve(known, params["conv1"]), norm2, height - first, self.dtype
+            )
 
         def strip(first, above, written):
             # Hidden rows one further down than the result: those above are carried.
-            new = rows.activated(rows.read(written, first, n, 2), norm1, height - first, self.dtype)
+            new = strip_rows.activated(
+                strip_rows.read(written, first, n, 2), norm1, height - first, self.dtype
+            )
             known = jnp.concatenate([above, activated_hidden(new, first + 1)], 1)
-            return rows.read(written, first, n, 0) + self.convolve(known, params["conv2"]), known[:, -2:]
+            return strip_rows.read(written, first, n, 0) + self.convolve(known, params["conv2"]), known[
+                :, -2:
+            ]
 
-        top = rows.activated(x.read(0, 1, 1), norm1, height, self.dtype)
+        top = strip_rows.activated(x.read(0, 1, 1), norm1, height, self.dtype)
         top = activated_hidden(jnp.concatenate([self.nothing_above(x), top], 1), 0)
         return self.sweep(strip, n, jnp.concatenate([self.nothing_above(x), top], 1), x.stored)
 
@@ -220,7 +226,7 @@ class _Strips:
         """Nearest doubling of the size and a 3x3 convolution, held if there is room for the next block's map too."""
         shape = (z.shape[0], 2 * z.shape[1], 2 * z.shape[2], z.shape[3])
         n = self.rows_per_strip(shape[:3], shape[3])
-        kernels = rows.kernels_before_doubling(params["kernel"])
+        kernels = strip_rows.kernels_before_doubling(params["kernel"])
 
         def convolved(known, i: int, j: int):
             """Every second row and column of the result, from row i and column j on."""
@@ -228,7 +234,7 @@ class _Strips:
             return self.convolve(known[:, i : known.shape[1] - 1 + i], of_these, (1 - j, j))
 
         def read(first, count: int, below: int):
-            known = rows.read_around(z.read, z.shape[1], first // 2, count // 2, 1 + (below + 1) // 2)
+            known = strip_rows.read_around(z.read, z.shape[1], first // 2, count // 2, 1 + (below + 1) // 2)
             by_row = [jnp.stack([convolved(known, i, j) for j in range(2)], 3) for i in range(2)]
             doubled = jnp.stack(by_row, 2).reshape(shape[0], -1, *shape[2:])
             return doubled[:, : count + below]
@@ -237,7 +243,7 @@ class _Strips:
             return read(first, n, 0), above
 
         if self.fit(shape, (*shape[:3], next_width)):
-            return self.sweep(strip, n, None, rows.empty(shape, self.dtype, z.moments))
+            return self.sweep(strip, n, None, strip_rows.empty(shape, self.dtype, z.moments))
         return Map(shape, self.moments(strip, n, None, shape[1]), read)
 
     def sweep(self, strip: Strip, n: int, above, written: jax.Array) -> HeldMap:
@@ -246,20 +252,20 @@ class _Strips:
         def step(carried, first):
             above, written = carried
             new, above = strip(first, above, written)
-            written = lax.dynamic_update_slice_in_dim(written, rows.as_stored(new), first, 1)
-            return (above, written), rows.moments(new)
+            written = lax.dynamic_update_slice_in_dim(written, strip_rows.as_stored(new), first, 1)
+            return (above, written), strip_rows.moments(new)
 
         (_, written), by_strip = lax.scan(step, (above, written), jnp.arange(0, written.shape[1], n))
-        return HeldMap.of(written, rows.joined(by_strip))
+        return HeldMap.of(written, strip_rows.joined(by_strip))
 
     def moments(self, strip: Strip, n: int, above, height: int) -> Moments:
         """Of the map that `sweep` would write."""
 
         def step(above, first):
             new, above = strip(first, above, None)
-            return above, rows.moments(new)
+            return above, strip_rows.moments(new)
 
-        return rows.joined(lax.scan(step, above, jnp.arange(0, height, n))[1])
+        return strip_rows.joined(lax.scan(step, above, jnp.arange(0, height, n))[1])
 
     def nothing_above(self, x: Map) -> jax.Array:
         """The row above the first, after activation."""
