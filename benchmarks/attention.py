@@ -25,7 +25,10 @@ import numpy as np  # noqa: E402
 from machine import matmul_flops_per_second  # noqa: E402
 
 from infinity_jax import flops, scales  # noqa: E402
-from infinity_jax.model.attention import block_causal_attention, block_causal_mask  # noqa: E402
+from infinity_jax.transformer.attention import (
+    block_causal_attention,
+    block_causal_mask,
+)
 
 OURS, MASKED = "by scale", ("softmax", "jax.nn")
 

@@ -27,11 +27,11 @@ import machine
 import numpy as np
 
 from infinity_jax.chips import CHIPS
-from infinity_jax.model.layers import modulate
-from infinity_jax.model.matmul import matmul
 from infinity_jax.runtime.devices import platform
 from infinity_jax.runtime.start_up import keep_freed_memory
 from infinity_jax.sampling import bits, guidance, head_bits
+from infinity_jax.transformer.kernels.matmul import matmul
+from infinity_jax.transformer.layers import modulate
 
 WIDTHS = {"125m": 768, "2b": 2048}
 TOKENS = {"0.06M": 256, "1M": 4096}  # of the last scale

@@ -27,7 +27,6 @@ import matplotlib.pyplot as plt
 from infinity_jax import config_files, optim, train_state, train_tokenizer
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.model.bit_head import BitHead, IndexHead
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.compiled_step import planned_bytes
 from infinity_jax.runtime.mesh import MeshConfig
@@ -35,6 +34,7 @@ from infinity_jax.scales import make_schedule
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.tokenizer.train_step import TokenizerLossConfig, make_train_step
 from infinity_jax.tokenizer.training_scales import training_scales
+from infinity_jax.transformer.heads import BitHead, IndexHead
 
 BITS = (16, 18, 20, 32, 64)
 BATCH = 8

@@ -21,10 +21,10 @@ import machine
 from sampling import sampling_flops
 
 from infinity_jax import evaluate, hlo_costs, presets, pretrained, scales
-from infinity_jax.model.transformer import init_params
 from infinity_jax.runtime import start_up
 from infinity_jax.sampling import sampler, token_pruning
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
+from infinity_jax.transformer.transformer import init_params
 
 BUNDLED = "bundled"
 QUALITIES = ("retrieval_top1", "retrieval_top5", "retrieval_compositions_top5", "kid", "kid_error")

@@ -28,12 +28,12 @@ import machine
 from infinity_jax import flops, hlo_costs, optim, presets, scales, train, train_state, train_step
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.correction import CorrectionConfig
-from infinity_jax.model.transformer import Transformer, init_variables
 from infinity_jax.runtime import start_up
 from infinity_jax.runtime.compiled_step import planned_bytes
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.train_state import TrainState
 from infinity_jax.train_step import LossConfig
+from infinity_jax.transformer.transformer import Transformer, init_variables
 
 CORRECTION, LOSS, OPTIM = CorrectionConfig(), LossConfig(), optim.OptimConfig()
 

@@ -17,10 +17,10 @@ from infinity_jax.evaluation.kid import effnet_kid
 from infinity_jax.evaluation.reconstruction import mean_psnr
 from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.files import caches, sheets
-from infinity_jax.model.transformer import Transformer
 from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.sample import attribution
 from infinity_jax.train_step import make_eval_step
+from infinity_jax.transformer.transformer import Transformer
 
 KID_PICTURES = 1024
 SHEET_COLUMNS = 12

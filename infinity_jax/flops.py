@@ -13,9 +13,9 @@ import jax
 import jax.numpy as jnp
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.model.transformer import init_variables
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Decoder
+from infinity_jax.transformer.transformer import init_variables
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,7 +8,7 @@ from infinity_jax.hlo_text import Computation, Instruction, size_in_bytes
 
 TARGET = 'custom_call_target="tpu_custom_call"'
 _ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"')
-# Splash attention gives no estimate, so `model/attention_splash.py` writes what a product costs into the name of the
+# Splash attention gives no estimate, so `transformer/kernels/attention_splash.py` writes what a product costs into the name of the
 # scope. Forward it has two products; backward it computes one of them again and has four more.
 _SPLASH = re.compile(r"products_of_(\d+)_and_(\d+)_flop_(\d+)_bytes.*/splash_mha_(fwd|dkv)")
 _PRODUCTS = {"fwd": 2, "dkv": 5}

@@ -12,11 +12,11 @@ from jax.sharding import NamedSharding
 from infinity_jax import flops, optim, presets, pretrained, scales, train, train_state
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.correction import CorrectionConfig
-from infinity_jax.model.transformer import Transformer, init_variables
 from infinity_jax.runtime.sharding import Layout
 from infinity_jax.sampling.config import MIXED, SamplerConfig, SamplerInputs
 from infinity_jax.sampling.sampler import make_sampler
 from infinity_jax.train_step import LossConfig, make_train_step
+from infinity_jax.transformer.transformer import Transformer, init_variables
 
 
 @dataclasses.dataclass(frozen=True)

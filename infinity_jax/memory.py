@@ -9,9 +9,9 @@ import dataclasses
 from infinity_jax import flops
 from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.model.attention import MANY_SCORES
 from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.transformer.attention import MANY_SCORES
 
 FLOAT32 = 4
 # Copies of what goes into a block that are kept for the backward pass.

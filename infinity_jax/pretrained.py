@@ -177,7 +177,7 @@ def placed(model: TrainedModel, layout: Layout) -> TrainedModel:
 
 def transformer_variables(config: TransformerConfig) -> PyTree:
     """The transformer's parameters as ShapeDtypeStructs, boxed with their logical axis names."""
-    from infinity_jax.model.transformer import init_variables
+    from infinity_jax.transformer.transformer import init_variables
 
     # Parameters do not depend on the schedule; all presets begin so, and the shortest is the cheapest to trace.
     schedule = scales.ScaleSchedule(((1, 1), (2, 2)), (2, 2))

@@ -13,12 +13,12 @@ from infinity_jax import correction, losses, train_state
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.errors import UserError
-from infinity_jax.model.transformer import Transformer, draw_path_factors
 from infinity_jax.optim import OptimConfig
 from infinity_jax.runtime import seeds
 from infinity_jax.runtime.sharding import constrain
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.train_state import TrainState
+from infinity_jax.transformer.transformer import Transformer, draw_path_factors
 
 
 @dataclasses.dataclass(frozen=True)

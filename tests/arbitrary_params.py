@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.model.transformer import init_params
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.transformer.transformer import init_params
 
 
 def arbitrary_params(config: TransformerConfig, schedule: ScaleSchedule):

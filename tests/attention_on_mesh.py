@@ -13,12 +13,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax.model.attention import block_causal_mask
-from infinity_jax.model.attention_splash import attend_splash
-from infinity_jax.model.attention_xla import attend_xla
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import constrain, layout_of
 from infinity_jax.scales import make_schedule
+from infinity_jax.transformer.attention import block_causal_mask
+from infinity_jax.transformer.kernels.attention_splash import attend_splash
+from infinity_jax.transformer.kernels.attention_xla import attend_xla
 
 TEXT = 9
 

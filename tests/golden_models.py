@@ -22,11 +22,11 @@ from infinity_jax.convert.links import Link
 from infinity_jax.convert.main import main as convert
 from infinity_jax.convert.transformer_names import chunks_of, transformer_links
 from infinity_jax.losses import bit_loss
-from infinity_jax.model.block import Block
-from infinity_jax.model.transformer import Transformer
 from infinity_jax.sampling import bits
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.tokenizer import bsq
+from infinity_jax.transformer.block import Block
+from infinity_jax.transformer.transformer import Transformer
 
 
 @contextlib.contextmanager

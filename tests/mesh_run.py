@@ -23,12 +23,12 @@ from infinity_jax import optim, train, train_state
 from infinity_jax.checkpoint import Checkpointer
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.correction import CorrectionConfig
-from infinity_jax.model.transformer import Transformer, init_variables
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.scales import make_schedule
 from infinity_jax.train_state import TrainState
 from infinity_jax.train_step import LossConfig, make_train_step
+from infinity_jax.transformer.transformer import Transformer, init_variables
 
 
 def model_of(width: int) -> TransformerConfig:

@@ -12,9 +12,9 @@ from jax.sharding import AbstractMesh
 
 from infinity_jax import presets
 from infinity_jax.config import TransformerConfig
-from infinity_jax.model.transformer import init_variables
 from infinity_jax.runtime import mesh, sharding
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.transformer.transformer import init_variables
 
 FOLDER = Path(__file__).parent / "golden" / "sharding"
 MESHES = {"data=8": "dp", "fsdp=256": "fsdp", "data=2,fsdp=64": "fsdp", "fsdp=64,tensor=4": "fsdp_tp"}

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infinity_jax.model import attention, attention_cudnn, attention_xla
-from infinity_jax.model.attention import attend, block_causal_attention, block_causal_mask
-from infinity_jax.model.attention_splash import attend_splash
 from infinity_jax.scales import ScaleSchedule, make_schedule
+from infinity_jax.transformer import attention
+from infinity_jax.transformer.attention import attend, block_causal_attention, block_causal_mask
+from infinity_jax.transformer.kernels import attention_cudnn, attention_xla
+from infinity_jax.transformer.kernels.attention_splash import attend_splash
 
 SCHEDULE = make_schedule("64px")
 RUNS = tuple(zip(SCHEDULE.tokens, SCHEDULE.offsets[1:], strict=True))

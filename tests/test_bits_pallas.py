@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.model.bit_head import BitHead
 from infinity_jax.sampling import bits, bits_pallas, guidance, head_bits
+from infinity_jax.transformer.heads import BitHead
 
 NEAR = 1e-5  # Closer to its threshold a logit difference may fall on either side: sums have another order.
 plain = jax.jit(head_bits.draw_head_bits, static_argnames="scale")

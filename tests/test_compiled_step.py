@@ -10,10 +10,10 @@ import numpy as np
 from infinity_jax import optim, train_state
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.correction import CorrectionConfig
-from infinity_jax.model.transformer import Transformer, init_params
 from infinity_jax.runtime.compiled_step import CompiledStep, planned_bytes
 from infinity_jax.scales import make_schedule
 from infinity_jax.train_step import LossConfig, make_train_step
+from infinity_jax.transformer.transformer import Transformer, init_params
 
 KEY = jax.random.key(0)
 

@@ -34,11 +34,11 @@ from golden_models import (
 )
 
 from infinity_jax import correction, scales
-from infinity_jax.model.rope2d import rope_table
 from infinity_jax.sampling import sampler
 from infinity_jax.tokenizer import bsq_losses, pyramid, resize
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.tokenizer.pyramid import to_tokenizer
+from infinity_jax.transformer.rope2d import rope_table
 
 
 def pytest_generate_tests(metafunc):

@@ -17,8 +17,6 @@ from infinity_jax.convert.transformer_names import transformer_links
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.errors import UserError
 from infinity_jax.losses import index_loss, token_weights
-from infinity_jax.model.bit_head import BitHead, IndexHead
-from infinity_jax.model.transformer import Transformer, init_params
 from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.sampling import head_index, sampler
 from infinity_jax.sampling.bits import draw_bits
@@ -26,6 +24,8 @@ from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import indices
 from infinity_jax.train_step import LossConfig, make_eval_step, make_train_step
+from infinity_jax.transformer.heads import BitHead, IndexHead
+from infinity_jax.transformer.transformer import Transformer, init_params
 
 SCHEDULE = ScaleSchedule(((1, 1), (2, 2), (3, 2)), (3, 2))
 MODEL = TransformerConfig(

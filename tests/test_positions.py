@@ -14,7 +14,6 @@ from infinity_jax import flops, pretrained
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.convert.transformer_names import transformer_links
 from infinity_jax.errors import UserError
-from infinity_jax.model.transformer import SCALE_ROWS, Transformer
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import MESH_AXES, axis_sizes, parse_mesh
 from infinity_jax.sampling import bits, sampler
@@ -22,6 +21,7 @@ from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.scales import ScaleSchedule, make_schedule
 from infinity_jax.tokenizer import bsq, pyramid
 from infinity_jax.train import not_a_kernel
+from infinity_jax.transformer.transformer import SCALE_ROWS, Transformer
 
 SCHEDULE = make_schedule("32px")
 LEARNED = TransformerConfig(

@@ -13,14 +13,14 @@ from arbitrary_params import arbitrary_params
 from infinity_jax import hlo_costs, scales
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.model.attention import attend
-from infinity_jax.model.block import Block, Condition
-from infinity_jax.model.layers import modulate
 from infinity_jax.sampling import sampler, token_pruning
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.sampling.token_pruning import TokenPruning, most_deviating, named, pivotal_tokens, restored
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import pyramid, resize
+from infinity_jax.transformer.attention import attend
+from infinity_jax.transformer.block import Block, Condition
+from infinity_jax.transformer.layers import modulate
 
 SCHEDULE = ScaleSchedule(((1, 1), (2, 2), (3, 3), (4, 4), (5, 4)), (5, 4))
 MODEL = TransformerConfig(

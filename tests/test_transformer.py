@@ -17,11 +17,11 @@ from infinity_jax.convert.links import Buffer, params_from
 from infinity_jax.convert.transformer_names import transformer_links
 from infinity_jax.errors import UserError
 from infinity_jax.losses import bit_loss
-from infinity_jax.model.attention import attend, block_causal_attention, block_causal_mask
-from infinity_jax.model.matmul import matmul
-from infinity_jax.model.rope2d import rope_table
-from infinity_jax.model.transformer import Transformer, draw_path_factors, init_params, init_variables
 from infinity_jax.scales import ScaleSchedule, make_schedule
+from infinity_jax.transformer.attention import attend, block_causal_attention, block_causal_mask
+from infinity_jax.transformer.kernels.matmul import matmul
+from infinity_jax.transformer.rope2d import rope_table
+from infinity_jax.transformer.transformer import Transformer, draw_path_factors, init_params, init_variables
 
 SCHEDULE = ScaleSchedule(((1, 1), (2, 1), (3, 2), (4, 3)), (4, 3))
 CONFIG = TransformerConfig(

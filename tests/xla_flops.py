@@ -20,10 +20,10 @@ from jax.extend.core import Jaxpr, jaxprs_in_params
 from infinity_jax import flops, optim, presets, pretrained, train, train_state
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.correction import CorrectionConfig
-from infinity_jax.model import attention_xla
-from infinity_jax.model.transformer import Transformer
 from infinity_jax.scales import make_schedule
 from infinity_jax.train_step import LossConfig, make_loss, make_train_step
+from infinity_jax.transformer.kernels import attention_xla
+from infinity_jax.transformer.transformer import Transformer
 
 PUBLISHED = tuple(
     (size, budget)

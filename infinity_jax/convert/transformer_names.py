@@ -8,7 +8,7 @@ import numpy as np
 from infinity_jax.config import TransformerConfig
 from infinity_jax.convert.links import Buffer, Link, linear, same
 from infinity_jax.errors import UserError
-from infinity_jax.model.transformer import SCALE_ROWS
+from infinity_jax.transformer.transformer import SCALE_ROWS
 
 CAPTION_TABLE = "cfg_uncond"
 _CHUNK = re.compile(r"block_chunks\.(\d+)\.module\.")

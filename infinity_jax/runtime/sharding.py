@@ -1,6 +1,6 @@
 """Which device holds what: one dataclass of rules from logical to mesh axes, and strict checks.
 
-Every parameter names its dimensions ("embed", "mlp", ...: see `model/layers.py`). `ShardingRules` says over which
+Every parameter names its dimensions ("embed", "mlp", ...: see `transformer/layers.py`). `ShardingRules` says over which
 mesh axes each name is split; nothing else in the package knows about devices.
 """
 
@@ -32,7 +32,7 @@ AnyMesh = Mesh | AbstractMesh  # of devices, or only of their number
 class ShardingRules:
     """The mesh axes over which each logical axis is split; () = whole on every device.
 
-    Logical axes of parameters are described in `model/layers.py`. Activations have these too, and their own: `batch`
+    Logical axes of parameters are described in `transformer/layers.py`. Activations have these too, and their own: `batch`
     counts pictures, `tokens` the visual tokens of one picture, `attention_heads` the heads while tokens look at each
     other, for which each device needs all tokens of its heads.
     """

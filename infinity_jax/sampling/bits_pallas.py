@@ -17,9 +17,9 @@ from jax.experimental.pallas import tpu as pallas_tpu
 from jax.experimental.pallas import triton as pallas_triton
 from jaxtyping import Array, Float, Int8, UInt32
 
-from infinity_jax.model.layers import NORM_EPS
-from infinity_jax.model.matmul import precision
 from infinity_jax.sampling import bits, guidance
+from infinity_jax.transformer.kernels.matmul import precision
+from infinity_jax.transformer.layers import NORM_EPS
 
 # TPU: both halves of a block of tokens, twice (one is computed while the next is fetched), take at most this much.
 TPU_BLOCK_BYTES = 4 * 2**20

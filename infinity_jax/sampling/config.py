@@ -9,10 +9,10 @@ import jax
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.model.block import TokenChoice, all_tokens
 from infinity_jax.runtime.sharding import Layout, place
 from infinity_jax.sampling.token_pruning import TokenPruning, pivotal_tokens
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.transformer.block import TokenChoice, all_tokens
 
 MIXED = ("logits", "features", "both", "none")
 

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, UInt32
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.model.bit_head import BitHead
-from infinity_jax.model.layers import NORM_EPS
-from infinity_jax.model.matmul import matmul
 from infinity_jax.runtime.devices import on_each_device, platform
 from infinity_jax.runtime.sharding import constrain
 from infinity_jax.sampling import bits, bits_pallas, guidance
+from infinity_jax.transformer.heads import BitHead
+from infinity_jax.transformer.kernels.matmul import matmul
+from infinity_jax.transformer.layers import NORM_EPS
 
 KERNELS = {"gpu": bits_pallas.draw_on_gpu, "tpu": bits_pallas.draw_on_tpu}
 

@@ -10,15 +10,15 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.model.block import Block, Condition, KeysValues
-from infinity_jax.model.storage import loaded, stored
-from infinity_jax.model.transformer import Transformer
 from infinity_jax.runtime.sharding import Layout, constrain
 from infinity_jax.sampling import bits, guidance, head_bits, head_index
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.tokenizer import bsq, pyramid, resize
 from infinity_jax.tokenizer import pyramid as patches
 from infinity_jax.tokenizer.model import Tokenizer
+from infinity_jax.transformer.block import Block, Condition, KeysValues
+from infinity_jax.transformer.kernels.storage import loaded, stored
+from infinity_jax.transformer.transformer import Transformer
 
 
 class Drawn(NamedTuple):

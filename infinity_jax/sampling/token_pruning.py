@@ -25,10 +25,10 @@ from jaxtyping import Array, Float, Int
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.model.block import TokenChoice
-from infinity_jax.model.storage import loaded
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import resize
+from infinity_jax.transformer.block import TokenChoice
+from infinity_jax.transformer.kernels.storage import loaded
 
 # The release: of 32 layers 3 to 27 prune; scale 9 (32x32) runs 60%, 10 (40x40) 50%, 11 and 12 are skipped.
 _RELEASED_LAYERS, _RELEASED_START, _RELEASED_END = 32, 3, 28

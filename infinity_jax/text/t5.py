@@ -18,9 +18,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from infinity_jax.errors import UserError
-from infinity_jax.model.attention_xla import MASKED
-from infinity_jax.model.layers import Dense, parameter
-from infinity_jax.model.matmul import precision
+from infinity_jax.transformer.kernels.attention_xla import MASKED
+from infinity_jax.transformer.kernels.matmul import precision
+from infinity_jax.transformer.layers import Dense, parameter
 
 # Our field -> the key of a Hugging Face config.json.
 _HF_KEYS = {

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from infinity_jax.model.storage import loaded, stored
 from infinity_jax.runtime.sharding import on_mesh
+from infinity_jax.transformer.kernels.storage import loaded, stored
 
 
 def precision(dtype: str) -> lax.Precision:

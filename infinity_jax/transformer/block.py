@@ -11,8 +11,11 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.model.attention import attend, block_causal_attention
-from infinity_jax.model.layers import (
+from infinity_jax.runtime.sharding import constrain
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.transformer.attention import attend, block_causal_attention
+from infinity_jax.transformer.kernels.storage import loaded, stored
+from infinity_jax.transformer.layers import (
     Dense,
     adaln_init,
     computed_again,
@@ -22,10 +25,7 @@ from infinity_jax.model.layers import (
     parameter,
     weight_init,
 )
-from infinity_jax.model.rope2d import rope_table, rotate
-from infinity_jax.model.storage import loaded, stored
-from infinity_jax.runtime.sharding import constrain
-from infinity_jax.scales import ScaleSchedule
+from infinity_jax.transformer.rope2d import rope_table, rotate
 
 MAX_LOG_SCALE = math.log(100.0)
 KeysValues = tuple[jax.Array, jax.Array]

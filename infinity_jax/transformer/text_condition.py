@@ -8,8 +8,8 @@ import jax.numpy as jnp
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.model.attention import attend
-from infinity_jax.model.layers import NORM_EPS, Dense, parameter, weight_init
+from infinity_jax.transformer.attention import attend
+from infinity_jax.transformer.layers import NORM_EPS, Dense, parameter, weight_init
 
 
 class AttentivePool(nn.Module):

@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.model.layers import ADALN_INIT, Dense, modulate, weight_init
 from infinity_jax.runtime.sharding import constrain
+from infinity_jax.transformer.layers import ADALN_INIT, Dense, modulate, weight_init
 
 HEAD_INIT = 0.02
 

@@ -9,12 +9,12 @@ from jaxtyping import Array, Bool, Float, Key
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.model.bit_head import BitHead, IndexHead
-from infinity_jax.model.block import INPUT, Block, Condition
-from infinity_jax.model.layers import LINEAR, Dense, adaln_init, parameter, weight_init
-from infinity_jax.model.text_condition import TextCondition
 from infinity_jax.runtime.sharding import constrain
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.transformer.block import INPUT, Block, Condition
+from infinity_jax.transformer.heads import BitHead, IndexHead
+from infinity_jax.transformer.layers import LINEAR, Dense, adaln_init, parameter, weight_init
+from infinity_jax.transformer.text_condition import TextCondition
 
 SCALE_ROWS = 15
 

@@ -15,11 +15,11 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from infinity_jax.model.layers import LINEAR
-from infinity_jax.model.matmul import precision, transposed_in_memory
-from infinity_jax.model.storage import loaded, stored
 from infinity_jax.runtime.devices import platform
 from infinity_jax.runtime.sharding import on_mesh
+from infinity_jax.transformer.kernels.matmul import precision, transposed_in_memory
+from infinity_jax.transformer.kernels.storage import loaded, stored
+from infinity_jax.transformer.layers import LINEAR
 
 MASKED = -1e30
 # On a CPU: scores of all heads from which one head after the other is faster than all at once, and the most scores

@@ -29,7 +29,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.model.matmul import matmul
+from infinity_jax.transformer.kernels.matmul import matmul
 
 NORM_EPS = 1e-6
 LINEAR = "linear map"  # the name by which a remat policy knows its result

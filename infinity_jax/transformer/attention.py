@@ -8,12 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax.model import attention_cudnn, attention_splash
-from infinity_jax.model.attention_cudnn import attend_cudnn
-from infinity_jax.model.attention_splash import attend_splash
-from infinity_jax.model.attention_xla import attend_xla
 from infinity_jax.runtime.devices import platform
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.transformer.kernels import attention_cudnn, attention_splash
+from infinity_jax.transformer.kernels.attention_cudnn import attend_cudnn
+from infinity_jax.transformer.kernels.attention_splash import attend_splash
+from infinity_jax.transformer.kernels.attention_xla import attend_xla
 
 # Scores of one head from which a fused kernel is used. Fewer are little work, of which a TPU's kernel would do up to
 # twice as much: it rounds lengths up to its blocks.
