@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import machine
 from sampling import sampling_flops
 
-from infinity_jax import evaluate, hlo_costs, presets, pretrained, scales
+from infinity_jax import evaluate, hlo_costs, presets, scales
+from infinity_jax.checkpoints import pretrained
 from infinity_jax.runtime import start_up
 from infinity_jax.sampling import sampler, token_pruning
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs

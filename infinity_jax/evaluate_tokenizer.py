@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from infinity_jax import checkpoint_folder, pretrained
+from infinity_jax.checkpoints import folder, pretrained
 from infinity_jax.data import pictures, sources
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import bootstrap, gallery
@@ -100,7 +100,7 @@ def main(
         "checkpoint": str(checkpoint),
         "seconds": round(time.monotonic() - started, 1),
     }
-    checkpoint_folder.replace(json_file, lambda path: path.write_text(json.dumps(numbers, indent=1) + "\n"))
+    folder.replace(json_file, lambda path: path.write_text(json.dumps(numbers, indent=1) + "\n"))
     logging.info("wrote %s", json_file)
     if sheet:
         _draw(Path(sheet), through_bits, chosen, attribution(source))

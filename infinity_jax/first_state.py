@@ -11,7 +11,7 @@ import numpy as np
 from absl import logging
 from jax.experimental import multihost_utils
 
-from infinity_jax.checkpoint import Checkpointer
+from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import place
 from infinity_jax.train_config import TrainConfig

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from infinity_jax import checkpoint_folder, drawing
+from infinity_jax import drawing
+from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.field_benchmarks import card
 from infinity_jax.field_benchmarks.layouts import PromptSet
 from infinity_jax.files import picture_writer

@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from infinity_jax import flops, optim, presets, pretrained, scales, train, train_state
+from infinity_jax import flops, optim, presets, scales, train, train_state
+from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.runtime.sharding import Layout

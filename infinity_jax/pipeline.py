@@ -12,7 +12,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from infinity_jax import drawing, pretrained, scales
+from infinity_jax import drawing, scales
+from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import parse_mesh

@@ -17,8 +17,9 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from infinity_jax import optim, pretrained, train
-from infinity_jax.checkpoint import Checkpointer
+from infinity_jax import optim, train
+from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 
 _STARTS = ("init_from", "restore_from")

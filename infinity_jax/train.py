@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from infinity_jax import optim, origin, pretrained, scales, train_config, train_state, training_loop
+from infinity_jax import optim, scales, train_config, train_state, training_loop
+from infinity_jax.checkpoints import origin, pretrained
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.data import sources

@@ -13,16 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from infinity_jax import (
-    durations,
-    optim,
-    origin,
-    pretrained,
-    scales,
-    train_config,
-    train_state,
-    training_loop,
-)
+from infinity_jax import durations, optim, scales, train_config, train_state, training_loop
+from infinity_jax.checkpoints import origin, pretrained
 from infinity_jax.config import TokenizerConfig, from_dict
 from infinity_jax.data import pictures, pipeline, resolutions, sources
 from infinity_jax.data.resolutions import ResolutionMix

@@ -19,7 +19,7 @@ from absl import logging
 from jaxtyping import Array, Key
 
 from infinity_jax import first_state
-from infinity_jax.checkpoint import Checkpointer
+from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import global_batch, stop_signals
 from infinity_jax.runtime.compiled_step import CompiledStep

@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 from golden_folder import TIE, GoldenFile, GoldenFolder
 
-from infinity_jax import checkpoint_folder, optim
+from infinity_jax import optim
+from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.convert.links import Link
 from infinity_jax.convert.main import main as convert

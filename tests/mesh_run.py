@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from infinity_jax import optim, train, train_state
-from infinity_jax.checkpoint import Checkpointer
+from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.runtime import sharding

@@ -26,7 +26,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax import checkpoint, optim, train_state, training_loop
+from infinity_jax import optim, train_state, training_loop
+from infinity_jax.checkpoints import run
 from infinity_jax.cli import exit_codes
 from infinity_jax.data import pipeline
 from infinity_jax.runtime import distributed, sharding, start_up
@@ -84,14 +85,14 @@ def batches(first: int, rows, events):
 
 
 def kill_in_save(step: int) -> None:
-    wait = checkpoint._Barrier.__call__
+    wait = run._Barrier.__call__
 
     def dying(self, *, key: str, timeout_ms: int) -> None:
         if key.endswith(f"async_write_complete.{step}"):
             os.kill(os.getpid(), signal.SIGKILL)
         wait(self, key=key, timeout_ms=timeout_ms)
 
-    checkpoint._Barrier.__call__ = dying
+    run._Barrier.__call__ = dying
 
 
 def main(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from arbitrary_params import arbitrary_params
 
-from infinity_jax import pretrained, scales
+from infinity_jax import scales
+from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.train_tokenizer import initial_params

@@ -9,7 +9,7 @@ import optax
 import pytest
 
 from infinity_jax import train_state
-from infinity_jax.checkpoint import Checkpointer
+from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 
 OPTIMISER = optax.adam(0.1)

@@ -25,7 +25,8 @@ from published_files import (
 )
 from safetensors.numpy import load_file
 
-from infinity_jax import optim, pretrained
+from infinity_jax import optim
+from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TransformerConfig
 from infinity_jax.convert.links import Link, parameter_count, params_from
 from infinity_jax.convert.main import main, to_torch

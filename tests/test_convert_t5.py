@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from t5_files import CONFIG, GOLDEN, small_tokenizer, write_published
 
-from infinity_jax import checkpoint_folder
+from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.convert.t5 import convert_t5
 from infinity_jax.convert.t5_names import EMBEDDING, EMBEDDING_ALIAS
 from infinity_jax.errors import UserError

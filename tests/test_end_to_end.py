@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from infinity_jax import pretrained
+from infinity_jax.checkpoints import pretrained
 from infinity_jax.cli import main
 from infinity_jax.training.run_log import TIMING_KEYS, read_lines
 

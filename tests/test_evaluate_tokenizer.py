@@ -10,7 +10,8 @@ from PIL import Image
 from random_networks import random_pictures, random_state
 from small_system import TOKENIZER
 
-from infinity_jax import evaluate_tokenizer, pretrained
+from infinity_jax import evaluate_tokenizer
+from infinity_jax.checkpoints import pretrained
 from infinity_jax.cli import main
 from infinity_jax.data import pictures
 from infinity_jax.evaluation import inception

@@ -13,7 +13,9 @@ import t5_files
 from small_system import MODEL, TOKENIZER, write_system
 
 import infinity_jax
-from infinity_jax import checkpoint_folder, presets, pretrained, scales
+from infinity_jax import presets, scales
+from infinity_jax.checkpoints import folder as checkpoint_folder
+from infinity_jax.checkpoints import pretrained
 from infinity_jax.cli import main
 from infinity_jax.errors import UserError
 

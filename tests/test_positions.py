@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from arbitrary_params import arbitrary_params
 
-from infinity_jax import flops, pretrained
+from infinity_jax import flops
+from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.convert.transformer_names import transformer_links
 from infinity_jax.errors import UserError

@@ -10,6 +10,7 @@ import pytest
 import synthetic_pictures
 
 from infinity_jax import scales
+from infinity_jax.checkpoints.pretrained import TrainedTokenizer
 from infinity_jax.data import bucket_batches, pictures, preparation
 from infinity_jax.data.buckets import BucketOrder
 from infinity_jax.data.feeds import RecordFeed
@@ -17,7 +18,6 @@ from infinity_jax.data.record_config import DataConfig, parse_limits, parse_sets
 from infinity_jax.data.record_set import MixedRecords, RecordSource
 from infinity_jax.data.sources import SPLITS, open_source
 from infinity_jax.errors import UserError
-from infinity_jax.pretrained import TrainedTokenizer
 from infinity_jax.text.encoder import TextEncoder
 
 COUNT = 260

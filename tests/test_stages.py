@@ -16,7 +16,7 @@ import synthetic_pictures
 import toy_run
 
 from infinity_jax import config_files, stages
-from infinity_jax.checkpoint import Checkpointer
+from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.training import run_log
 

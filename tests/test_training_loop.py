@@ -12,7 +12,7 @@ import pytest
 import toy_run
 
 from infinity_jax import first_state, train_config, training_loop
-from infinity_jax.checkpoint import Checkpointer
+from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import global_batch
 from infinity_jax.training import run_log

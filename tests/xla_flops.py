@@ -17,7 +17,8 @@ import jax
 from jax import lax
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
-from infinity_jax import flops, optim, presets, pretrained, train, train_state
+from infinity_jax import flops, optim, presets, train, train_state
+from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.scales import make_schedule

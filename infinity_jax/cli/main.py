@@ -105,9 +105,9 @@ def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
 
 
 def _export(arguments: argparse.Namespace, _: list[str]) -> None:
-    from infinity_jax import export
+    from infinity_jax.checkpoints import pretrained
 
-    export.main(arguments.checkpoint, arguments.out, arguments.dtype)
+    pretrained.main(arguments.checkpoint, arguments.out, arguments.dtype)
 
 
 def _parser() -> argparse.ArgumentParser:

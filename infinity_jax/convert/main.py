@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from infinity_jax import checkpoint_folder
+from infinity_jax.checkpoints import folder as checkpoint_folder
+from infinity_jax.checkpoints.pretrained import BUNDLED
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.convert.configs import resolve_config
 from infinity_jax.convert.kinds import KINDS
@@ -28,7 +29,6 @@ from infinity_jax.files.lazy_tensor import LazyTensor, dtype_named
 from infinity_jax.files.safetensors_writer import SafetensorsWriter
 from infinity_jax.files.tensors import SAFETENSORS, TORCH_SUFFIXES, TensorFiles, open_tensors
 from infinity_jax.files.torch_writer import write_torch_file
-from infinity_jax.pretrained import BUNDLED
 
 
 @dataclasses.dataclass(frozen=True)

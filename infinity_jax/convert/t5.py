@@ -8,7 +8,7 @@ from pathlib import Path
 
 from absl import logging
 
-from infinity_jax import checkpoint_folder
+from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.convert.links import Link, differences
 from infinity_jax.convert.t5_names import EMBEDDING, EMBEDDING_ALIAS, LEFT_OUT, t5_links
 from infinity_jax.convert.weights import size_of, write_ours

@@ -8,10 +8,10 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
+from infinity_jax.checkpoints.pretrained import TrainedTokenizer
 from infinity_jax.data import pictures, pipeline
 from infinity_jax.data.sources import Source
 from infinity_jax.files import caches, paths
-from infinity_jax.pretrained import TrainedTokenizer
 from infinity_jax.runtime import distributed
 from infinity_jax.text.cache import cached_features
 from infinity_jax.text.encoder import TextEncoder

@@ -15,14 +15,15 @@ import ml_dtypes
 import numpy as np
 from absl import logging
 
-from infinity_jax import pretrained, scales
+from infinity_jax import scales
+from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints.pretrained import TrainedTokenizer
 from infinity_jax.data import cached_features, pictures, pipeline, preparation, record_index, shards
 from infinity_jax.data.features_on_device import features_on_device
 from infinity_jax.data.record_config import DataConfig, parse_sets
 from infinity_jax.data.record_index import RecordIndex, Shard
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
-from infinity_jax.pretrained import TrainedTokenizer
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder

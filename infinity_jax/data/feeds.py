@@ -14,13 +14,13 @@ import ml_dtypes
 import numpy as np
 
 from infinity_jax import scales
+from infinity_jax.checkpoints.pretrained import TrainedTokenizer
 from infinity_jax.data import bucket_batches, cached_features, captions, pictures, pipeline, sources
 from infinity_jax.data.buckets import BucketOrder
 from infinity_jax.data.encoded import EncodedSource, encode_split
 from infinity_jax.data.pipeline import Batch
 from infinity_jax.data.record_config import DataConfig
 from infinity_jax.data.record_set import MixedRecords, RecordSource
-from infinity_jax.pretrained import TrainedTokenizer
 from infinity_jax.text.encoder import TextEncoder
 
 Rows = Sequence[int] | np.ndarray

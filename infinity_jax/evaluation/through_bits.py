@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import Num, UInt8
 
 from infinity_jax import scales
+from infinity_jax.checkpoints.pretrained import TrainedTokenizer
 from infinity_jax.data import pictures
-from infinity_jax.pretrained import TrainedTokenizer
 from infinity_jax.tokenizer import pyramid
 from infinity_jax.tokenizer.model import Tokenizer
 

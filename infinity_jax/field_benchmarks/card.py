@@ -11,8 +11,9 @@ from typing import Any
 import jax
 from absl import logging
 
-from infinity_jax import checkpoint_folder, pretrained
-from infinity_jax.checkpoint import Checkpointer
+from infinity_jax.checkpoints import folder as checkpoint_folder
+from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.field_benchmarks import prompt_files
 from infinity_jax.field_benchmarks.layouts import PromptSet

@@ -8,7 +8,7 @@ import numpy as np
 from absl import logging
 from scipy import stats
 
-from infinity_jax import checkpoint_folder
+from infinity_jax.checkpoints import folder
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 from infinity_jax.scaling import grid, plots, sweep
@@ -40,7 +40,7 @@ def main(
     compared = compare(rows, config)
     atomic.write(Path(workdir) / "table.json", compared)
     text = markdown(compared, config)
-    checkpoint_folder.replace(Path(workdir) / "table.md", lambda temporary: temporary.write_text(text))
+    folder.replace(Path(workdir) / "table.md", lambda temporary: temporary.write_text(text))
     draw(compared, config, Path(workdir) / "comparison.png")
     logging.info("%s", text)
     return compared

@@ -12,7 +12,9 @@ import jax
 import numpy as np
 from absl import logging
 
-from infinity_jax import checkpoint_folder, origin, train
+from infinity_jax import train
+from infinity_jax.checkpoints import folder as checkpoint_folder
+from infinity_jax.checkpoints import origin
 from infinity_jax.config import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic

@@ -11,7 +11,7 @@ import matplotlib
 from absl import logging
 from matplotlib.figure import Figure
 
-from infinity_jax import checkpoint_folder
+from infinity_jax.checkpoints import folder
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 from infinity_jax.scaling import law, plots, report, summary, table
@@ -97,7 +97,7 @@ def _rendered(figure: Figure, form: str) -> bytes:
 
 
 def _write(path: Path, content: bytes) -> None:
-    checkpoint_folder.replace(path, lambda temporary: temporary.write_bytes(content))
+    folder.replace(path, lambda temporary: temporary.write_bytes(content))
 
 
 def _say(found: dict[str, Any], out: Path) -> None:

@@ -9,11 +9,12 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from absl import logging
 from jaxtyping import PyTree
 
-from infinity_jax import checkpoint_folder as disk
 from infinity_jax import optim, scales
-from infinity_jax.checkpoint import Checkpointer
+from infinity_jax.checkpoints import folder as disk
+from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import paths
@@ -301,3 +302,20 @@ def _check_shapes(
                 f"{folder} is of another model: {name} is {have.get(name, 'missing')} in the weights "
                 f"and {want.get(name, 'missing')} by {whose}"
             )
+
+
+def main(checkpoint: str, out: str | Path, dtype: str = "float16") -> None:
+    """Writes `out` in the form that `--checkpoint`, `config.tokenizer` and `train.init_from` read.
+
+    Args:
+      checkpoint: a workdir of `train` (the whole system) or of `train-tokenizer` (a tokenizer alone).
+      out: the folder to write; files there of the same names are replaced.
+      dtype: of the weights on disk: "float32", "bfloat16" or "float16".
+    """
+    folder, out = resolve(checkpoint), Path(out)
+    if has_transformer(folder):
+        save_model(out, load_model(folder), dtype)
+    else:
+        save_tokenizer(out, load_tokenizer(folder), dtype)
+    size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
+    logging.info("wrote %s, %.1f MB", out, size / 1e6)
