@@ -13,10 +13,10 @@ from infinity_jax import scales, train
 from infinity_jax.data.encoded import encode_split
 from infinity_jax.data.pipeline import eval_batches
 from infinity_jax.evaluation import gallery, generation
-from infinity_jax.evaluation.kid import effnet_kid
-from infinity_jax.evaluation.reconstruction import mean_psnr
 from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.files import caches, sheets
+from infinity_jax.metrics.kid import effnet_kid
+from infinity_jax.metrics.psnr import mean_psnr
 from infinity_jax.pipeline import InfinityPipeline
 from infinity_jax.sample import attribution
 from infinity_jax.train_step import make_eval_step

@@ -14,17 +14,18 @@ from absl import logging
 from infinity_jax.checkpoints import folder, pretrained
 from infinity_jax.data import pictures, sources
 from infinity_jax.errors import UserError
-from infinity_jax.evaluation import bootstrap, gallery
-from infinity_jax.evaluation.bit_usage import BitUsage
-from infinity_jax.evaluation.fid import fid
-from infinity_jax.evaluation.inception import inception_features, load_inception
-from infinity_jax.evaluation.kid import FEWEST, effnet_kid
-from infinity_jax.evaluation.reconstruction import psnr_per_picture
-from infinity_jax.evaluation.ssim import ssim_per_picture
+from infinity_jax.evaluation import gallery
 from infinity_jax.evaluation.through_bits import ThroughBits, filled_batches
 from infinity_jax.files import atomic, sheets
+from infinity_jax.metrics import bootstrap
+from infinity_jax.metrics.bit_usage import BitUsage
+from infinity_jax.metrics.fid import fid
+from infinity_jax.metrics.inception import inception_features, load_inception
+from infinity_jax.metrics.kid import FEWEST, effnet_kid
+from infinity_jax.metrics.lpips import load_lpips, lpips_distance
+from infinity_jax.metrics.psnr import psnr_per_picture
+from infinity_jax.metrics.ssim import ssim_per_picture
 from infinity_jax.sample import attribution
-from infinity_jax.tokenizer.lpips import load_lpips, lpips_distance
 
 PICTURES = 1024
 OTHERS = 4  # real pictures on the other side of EffNet-KID, for each reconstructed one

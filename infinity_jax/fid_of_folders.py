@@ -8,11 +8,11 @@ from absl import logging
 
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import inception_statistics
-from infinity_jax.evaluation.fid import frechet_distance, warn_of_few
-from infinity_jax.evaluation.inception import load_inception
 from infinity_jax.evaluation.inception_statistics import Statistics
-from infinity_jax.evaluation.kid import FEWEST, kid
 from infinity_jax.files import atomic
+from infinity_jax.metrics.fid import frechet_distance, warn_of_few
+from infinity_jax.metrics.inception import load_inception
+from infinity_jax.metrics.kid import FEWEST, kid
 
 
 def main(

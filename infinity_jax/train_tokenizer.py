@@ -19,12 +19,12 @@ from infinity_jax.config import TokenizerConfig, from_dict
 from infinity_jax.data import pictures, pipeline, resolutions, sources
 from infinity_jax.data.resolutions import ResolutionMix
 from infinity_jax.errors import UserError
-from infinity_jax.evaluation.efficientnet import load_efficientnet
-from infinity_jax.evaluation.reconstruction import mean_psnr
 from infinity_jax.files import sheets
+from infinity_jax.metrics.efficientnet import load_efficientnet
+from infinity_jax.metrics.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
+from infinity_jax.metrics.psnr import mean_psnr
 from infinity_jax.runtime import global_batch, seeds, sharding
 from infinity_jax.tokenizer.discriminator import Discriminator, DiscriminatorConfig
-from infinity_jax.tokenizer.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 from infinity_jax.tokenizer.perceptual import efficientnet_feature_loss
 from infinity_jax.tokenizer.train_step import (

@@ -14,14 +14,14 @@ import optax
 import pytest
 
 from infinity_jax.errors import UserError
-from infinity_jax.evaluation import efficientnet
-from infinity_jax.evaluation.efficientnet import (
+from infinity_jax.files.torch_reader import read_torch_file
+from infinity_jax.metrics import efficientnet
+from infinity_jax.metrics.efficientnet import (
     EfficientNetLite0,
     depthwise_convolution,
     load_efficientnet,
     picture_features,
 )
-from infinity_jax.files.torch_reader import read_torch_file
 from infinity_jax.tokenizer.perceptual import efficientnet_feature_loss
 
 GOLDEN = Path(__file__).parent / "golden" / "efficientnet" / "reference.npz"

@@ -14,13 +14,12 @@ from infinity_jax import evaluate_tokenizer
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.cli import main
 from infinity_jax.data import pictures
-from infinity_jax.evaluation import inception
-from infinity_jax.evaluation.bit_usage import BitUsage, binary_entropy
-from infinity_jax.evaluation.bootstrap import kid_interval, mean_interval
-from infinity_jax.evaluation.kid import effnet_kid
 from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.files.torch_writer import write_torch_file
-from infinity_jax.tokenizer import lpips
+from infinity_jax.metrics import inception, lpips
+from infinity_jax.metrics.bit_usage import BitUsage, binary_entropy
+from infinity_jax.metrics.bootstrap import kid_interval, mean_interval
+from infinity_jax.metrics.kid import effnet_kid
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 from infinity_jax.train_tokenizer import initial_params
 

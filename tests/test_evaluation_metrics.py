@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from infinity_jax.evaluation.kid import effnet_kid
-from infinity_jax.evaluation.reconstruction import HIGHEST_PSNR, mean_psnr, psnr_per_picture
-from infinity_jax.evaluation.retrieval import retrieval, retrieval_ranks
 from infinity_jax.files import sheets
+from infinity_jax.metrics.kid import effnet_kid
+from infinity_jax.metrics.psnr import HIGHEST_PSNR, mean_psnr, psnr_per_picture
+from infinity_jax.metrics.retrieval import retrieval, retrieval_ranks
 
 # Shapes and dtypes that do not fit are caught by the checks of annotations in tests, by our own in production.
 REFUSED = (ValueError, TypeError)

@@ -8,10 +8,10 @@ import pytest
 from random_networks import random_features, random_pictures, random_state
 
 from infinity_jax.errors import UserError
-from infinity_jax.evaluation import inception
-from infinity_jax.evaluation.fid import fid
-from infinity_jax.evaluation.inception import inception_features, load_inception
 from infinity_jax.files.torch_writer import write_torch_file
+from infinity_jax.metrics import inception
+from infinity_jax.metrics.fid import fid
+from infinity_jax.metrics.inception import inception_features, load_inception
 
 GOLDEN = Path(__file__).parent / "golden" / "fid" / "reference.npz"
 

@@ -9,10 +9,11 @@ from PIL import Image
 from random_networks import random_features, random_pictures, random_state
 
 from infinity_jax.cli import main
-from infinity_jax.evaluation import inception, inception_statistics, kid
-from infinity_jax.evaluation.fid import fid
-from infinity_jax.evaluation.inception import inception_features, load_inception
+from infinity_jax.evaluation import inception_statistics
 from infinity_jax.files.torch_writer import write_torch_file
+from infinity_jax.metrics import inception, kid
+from infinity_jax.metrics.fid import fid
+from infinity_jax.metrics.inception import inception_features, load_inception
 from infinity_jax.tokenizer import resize
 
 D = 32  # features; the root of a covariance of 2048 takes seconds

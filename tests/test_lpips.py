@@ -10,8 +10,8 @@ from random_networks import random_pictures, random_state
 
 from infinity_jax.errors import UserError
 from infinity_jax.files.torch_writer import write_torch_file
-from infinity_jax.tokenizer import lpips
-from infinity_jax.tokenizer.lpips import load_lpips, lpips_distance
+from infinity_jax.metrics import lpips
+from infinity_jax.metrics.lpips import load_lpips, lpips_distance
 
 GOLDEN = Path(__file__).parent / "golden" / "lpips" / "reference.npz"
 

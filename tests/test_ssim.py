@@ -8,7 +8,7 @@ import pytest
 from random_networks import random_pictures
 
 from infinity_jax.errors import UserError
-from infinity_jax.evaluation.ssim import ssim_per_picture
+from infinity_jax.metrics.ssim import ssim_per_picture
 
 GOLDEN = Path(__file__).parent / "golden" / "ssim" / "reference.json"
 

@@ -8,8 +8,8 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float, UInt8
 
-from infinity_jax.evaluation.efficientnet import METRIC_SIZE, load_efficientnet, picture_features
 from infinity_jax.files import caches, paths
+from infinity_jax.metrics.efficientnet import METRIC_SIZE, load_efficientnet, picture_features
 
 _CHUNK = 512
 

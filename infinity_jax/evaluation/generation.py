@@ -10,8 +10,8 @@ from jaxtyping import Int, UInt8
 from infinity_jax.data import pictures, sources
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import gallery
-from infinity_jax.evaluation.kid import FEWEST, effnet_kid
-from infinity_jax.evaluation.retrieval import retrieval
+from infinity_jax.metrics.kid import FEWEST, effnet_kid
+from infinity_jax.metrics.retrieval import retrieval
 from infinity_jax.pipeline import InfinityPipeline, SampleConfig
 
 

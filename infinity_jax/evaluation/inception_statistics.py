@@ -14,9 +14,9 @@ from jaxtyping import Float
 
 from infinity_jax.data import pictures
 from infinity_jax.errors import UserError
-from infinity_jax.evaluation import fid
-from infinity_jax.evaluation.inception import FEATURES, SIDE, inception_features
 from infinity_jax.files import caches, paths
+from infinity_jax.metrics import fid
+from infinity_jax.metrics.inception import FEATURES, SIDE, inception_features
 from infinity_jax.tokenizer import resize
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")

@@ -9,7 +9,7 @@ from typing import Any
 from infinity_jax import config_files
 from infinity_jax.config import from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.evaluation import kid
+from infinity_jax.metrics import kid
 from infinity_jax.scaling import table
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from infinity_jax.evaluation.efficientnet import EfficientNetLite0
+from infinity_jax.metrics.efficientnet import EfficientNetLite0
 
 # Strides 2, 4, 8. Deeper layers of a 64x64 picture are 4x4 and smaller: they know what, not where. The weights
 # fall because the gradient of a layer in the pixels grows with its stride (norms 0.013, 0.046, 0.16 for a blur of

@@ -3,7 +3,7 @@
 import numpy as np
 from jaxtyping import Float
 
-from infinity_jax.evaluation.kid import kernel
+from infinity_jax.metrics.kid import kernel
 
 RESAMPLES = 1000
 PERCENTILES = (2.5, 97.5)

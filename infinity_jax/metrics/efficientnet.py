@@ -18,9 +18,9 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, UInt8
 
-from infinity_jax.convert.torch_networks import convolution_kernel, fold_batch_norm
 from infinity_jax.errors import UserError
 from infinity_jax.files.torch_reader import read_torch_file
+from infinity_jax.metrics.network_weights import convolution_kernel, fold_batch_norm
 
 FEATURES = 1280
 BATCH_NORM_EPSILON = 1e-3

@@ -14,7 +14,7 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float
 
-from infinity_jax.convert.torch_networks import convolution_kernel, read_network
+from infinity_jax.metrics.network_weights import convolution_kernel, read_network
 
 # Channels of the 3x3 convolutions, each with a relu; a 2x2 max pooling stands between two stages. The features
 # compared are those at the end of each stage: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.

@@ -7,7 +7,7 @@ import numpy as np
 from absl import logging
 from jaxtyping import Float
 
-from infinity_jax.evaluation.inception import FEATURES
+from infinity_jax.metrics.inception import FEATURES
 
 
 def fid(features_a: Float[np.ndarray, "M D"], features_b: Float[np.ndarray, "N D"]) -> float:
