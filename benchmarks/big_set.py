@@ -28,9 +28,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import synthetic_pictures  # noqa: E402  # pyright: ignore[reportMissingImports]
 
 from infinity_jax import scales  # noqa: E402
-from infinity_jax.data import bucket_batches, captions, pictures  # noqa: E402
-from infinity_jax.data.buckets import BucketOrder  # noqa: E402
-from infinity_jax.data.record_set import MixedRecords  # noqa: E402
+from infinity_jax.data import (
+    captions,
+    pictures,
+)
+from infinity_jax.data.prepared import bucket_batches
+from infinity_jax.data.prepared.buckets import BucketOrder  # noqa: E402
+from infinity_jax.data.prepared.record_set import MixedRecords  # noqa: E402
 
 BATCH, SEED, MOST_BYTES = 48, 0, 1.5e9
 GROWTH, ENOUGH_STEPS = 1.1, 30

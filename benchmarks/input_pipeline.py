@@ -29,9 +29,10 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 import synthetic_pictures  # pyright: ignore[reportMissingImports]
 
 from infinity_jax import config_files, scales, train
-from infinity_jax.data import bucket_batches, pictures, preparation
-from infinity_jax.data.buckets import BucketOrder
-from infinity_jax.data.record_set import MixedRecords
+from infinity_jax.data import pictures
+from infinity_jax.data.prepared import bucket_batches, writer
+from infinity_jax.data.prepared.buckets import BucketOrder
+from infinity_jax.data.prepared.record_set import MixedRecords
 from infinity_jax.runtime import start_up
 from infinity_jax.training import run_log
 
@@ -122,7 +123,7 @@ def speeds(folder: Path, count: int, seconds: float) -> dict[int, tuple[float, f
     for side, budget in BUDGETS.items():
         sizes, source = sizes_of(budget), folder / str(side)
         files = write_folder(source, count, round(1.5 * side))
-        preparation.prepare(f"folder:{source}", folder / f"{side}-shards", workers=1)
+        writer.prepare(f"folder:{source}", folder / f"{side}-shards", workers=1)
         makers: list[Callable[[], Iterator[int]]] = [
             lambda side=side, sizes=sizes: our_batches(folder / f"{side}-shards", sizes),
             lambda files=files, sizes=sizes: plain_loop(files, sizes),

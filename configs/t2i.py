@@ -42,7 +42,7 @@ def get_config(argument: str = "2b") -> ConfigDict:
     config.tokenizer = "bundled"
     config.model = ConfigDict(dataclasses.asdict(dataclasses.replace(model, remat="block")))
     config.text = ConfigDict(dict(encoder="minilm" if debug else "t5", max_length=model.text_length, path=""))
-    # The keys after `scales` are for prepared shards, see infinity_jax/data/record_config.py.
+    # The keys after `scales` are for prepared shards, see infinity_jax/data/prepared/config.py.
     config.data = ConfigDict(
         dict(
             source="emoji_captions",

@@ -10,8 +10,8 @@ import numpy as np
 from absl import logging
 
 from infinity_jax import scales, train
+from infinity_jax.data.batches import eval_batches
 from infinity_jax.data.encoded import encode_split
-from infinity_jax.data.pipeline import eval_batches
 from infinity_jax.evaluation import gallery, generation
 from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.files import caches, sheets

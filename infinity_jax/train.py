@@ -13,10 +13,10 @@ from infinity_jax.checkpoints import origin, pretrained
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.correction import CorrectionConfig
 from infinity_jax.data import sources
-from infinity_jax.data.features_on_device import features_on_device
+from infinity_jax.data.encoded import features_on_device
 from infinity_jax.data.feeds import EncodedFeed, RecordFeed
-from infinity_jax.data.record_config import RECORDS, DataConfig
-from infinity_jax.data.record_set import MixedRecords, RecordSource
+from infinity_jax.data.prepared.config import RECORDS, DataConfig
+from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
 from infinity_jax.errors import UserError
 from infinity_jax.pipeline import InfinityPipeline, SampleConfig
 from infinity_jax.runtime import distributed, global_batch, sharding
@@ -278,7 +278,7 @@ def _validation(
 def evaluate_loss(eval_step, params, batches: Iterator[Mapping[str, np.ndarray]]) -> dict[str, Any]:
     """Mean over all pictures of what `make_eval_step` reports: floats and lists of floats; {} without pictures.
 
-    Batches are those of `pipeline.eval_batches`; every process reads all of them.
+    Batches are those of `batches.eval_batches`; every process reads all of them.
     """
     totals, count = {}, 0
     for batch in batches:

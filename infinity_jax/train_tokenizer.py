@@ -16,7 +16,7 @@ from absl import logging
 from infinity_jax import durations, optim, scales, train_config, train_state, training_loop
 from infinity_jax.checkpoints import origin, pretrained
 from infinity_jax.config import TokenizerConfig, from_dict
-from infinity_jax.data import pictures, pipeline, resolutions, sources
+from infinity_jax.data import batches, pictures, resolutions, sources
 from infinity_jax.data.resolutions import ResolutionMix
 from infinity_jax.errors import UserError
 from infinity_jax.files import sheets
@@ -98,7 +98,7 @@ def _batches(
     adversary: Adversary | None,
     first_step: int,
     rows_of: training_loop.RowsOf,
-) -> Iterator[pipeline.Batch]:
+) -> Iterator[batches.Batch]:
     """Batches {image}, with the adversary's key from its start on."""
 
     def decode(record, side: int):
@@ -251,7 +251,7 @@ def _hooks(
 
     def evaluate(step: int, state: TrainState) -> dict[str, float]:
         pairs = []
-        for batch in pipeline.eval_batches(validation, size, decode):
+        for batch in batches.eval_batches(validation, size, decode):
             image, valid = batch["image"], batch["valid"]
             pairs.append((image[valid], reconstruct_batch(state, image)[valid]))
         original, reconstruction = (np.concatenate(part) for part in zip(*pairs, strict=True))
@@ -260,7 +260,7 @@ def _hooks(
     def draw(step: int, state: TrainState) -> None:
         images, reconstructions = [], []
         for batch in itertools.islice(
-            pipeline.eval_batches(validation, size, decode), -(-SHEET_PICTURES // size)
+            batches.eval_batches(validation, size, decode), -(-SHEET_PICTURES // size)
         ):
             images.append(batch["image"][batch["valid"]])
             reconstructions.append(reconstruct_batch(state, batch["image"])[batch["valid"]])

@@ -29,7 +29,7 @@ import numpy as np
 from infinity_jax import optim, train_state, training_loop
 from infinity_jax.checkpoints import run
 from infinity_jax.cli import exit_codes
-from infinity_jax.data import pipeline
+from infinity_jax.data import batches as pipeline
 from infinity_jax.runtime import distributed, sharding, start_up
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.seeds import stream

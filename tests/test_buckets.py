@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from infinity_jax.data.buckets import BucketOrder, make_buckets
+from infinity_jax.data.prepared.buckets import BucketOrder, make_buckets
 from infinity_jax.errors import UserError
 
 SIZES = st.lists(st.integers(0, 40), min_size=1, max_size=6).filter(any)

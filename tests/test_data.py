@@ -10,13 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from infinity_jax.data import emoji_captions, pictures
-from infinity_jax.data.pipeline import batches, eval_batches
+from infinity_jax.data.batches import batches, eval_batches
 from infinity_jax.data.sources import SPLITS, open_source
 from infinity_jax.errors import UserError
 
 PREPARE_AND_READ = """
 import sys
-from infinity_jax.data.pipeline import batches
+from infinity_jax.data.batches import batches
 from infinity_jax.data.sources import open_source
 source = open_source("emoji_captions", "train", sys.argv[1])
 assert len(next(batches(source, batch_size=8, seed=0))["image"]) == 8

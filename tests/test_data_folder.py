@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from infinity_jax.data import folder as folder_module
-from infinity_jax.data import preparation
+from infinity_jax.data.prepared import writer
 from infinity_jax.data.sources import open_source
 from infinity_jax.errors import UserError
 
@@ -151,7 +151,7 @@ def test_a_csv_row_with_a_comma_that_is_not_quoted_is_named(tmp_path, log):
     assert [opened(folder)[i]["caption"] for i in range(len(opened(folder)))] == ["one"]
     assert any("line 3 skipped: more columns than the header" in message for message in log.messages)
     assert any("2 of 3 rows skipped" in message for message in log.messages)
-    summary = preparation.prepare(f"folder:{folder}", tmp_path / "out", 1)
+    summary = writer.prepare(f"folder:{folder}", tmp_path / "out", 1)
     assert summary["skipped"]["by_reason"] == {"more columns than the header": 1, "no caption": 1}
     assert summary["skipped"]["rows"][0] == {
         "id": "line 3",

@@ -15,8 +15,9 @@ import synthetic_pictures
 from PIL import Image
 
 from infinity_jax import scales
-from infinity_jax.data import pictures, preparation
-from infinity_jax.data.record_set import MixedRecords
+from infinity_jax.data import pictures
+from infinity_jax.data.prepared import writer
+from infinity_jax.data.prepared.record_set import MixedRecords
 from infinity_jax.errors import UserError
 
 COUNT = 23 * 33  # each kind of breakage once, and one picture more
@@ -31,7 +32,7 @@ def release(tmp_path_factory):
 @pytest.fixture(scope="module")
 def prepared(release, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared")
-    return out, preparation.prepare(f"jsonl:{release[0] / 'splits'}", out, workers=2)
+    return out, writer.prepare(f"jsonl:{release[0] / 'splits'}", out, workers=2)
 
 
 def all_records(out: Path):
@@ -87,11 +88,11 @@ def test_the_report_tells_of_captions_and_columns(prepared):
 def test_a_second_run_changes_nothing_and_another_source_is_refused(release, prepared):
     out, summary = prepared
     before = {file: file.stat().st_mtime_ns for file in (out / "parts").rglob("*")}
-    assert preparation.prepare(f"jsonl:{release[0] / 'splits'}", out, workers=1) == summary
+    assert writer.prepare(f"jsonl:{release[0] / 'splits'}", out, workers=1) == summary
     assert before == {file: file.stat().st_mtime_ns for file in (out / "parts").rglob("*")}
     split = next((release[0] / "splits").iterdir())
     with pytest.raises(UserError, match="give another --out"):
-        preparation.prepare(f"jsonl:{split}", out, workers=1)
+        writer.prepare(f"jsonl:{split}", out, workers=1)
 
 
 STOPPED = """
@@ -122,7 +123,7 @@ def test_stopped_and_gone_on_is_as_undisturbed(release, prepared, tmp_path, numb
     with pytest.raises(UserError, match="is not finished"):
         MixedRecords(f"records:{tmp_path}")
     before = (tmp_path / "parts" / "00000").stat().st_mtime_ns
-    summary = preparation.prepare(f"jsonl:{release[0] / 'splits'}", tmp_path, workers=2)
+    summary = writer.prepare(f"jsonl:{release[0] / 'splits'}", tmp_path, workers=2)
     assert summary == prepared[1] and before == (tmp_path / "parts" / "00000").stat().st_mtime_ns
     assert all_records(tmp_path) == all_records(prepared[0])
     assert len(list((tmp_path / "parts").iterdir())) == 3
@@ -139,7 +140,7 @@ def test_a_full_disk_is_said_and_the_same_command_goes_on(release, prepared, tmp
     assert (
         stopped.returncode == 2 and "free some space" in stopped.stderr and "Traceback" not in stopped.stderr
     )
-    assert preparation.prepare(source, tmp_path, workers=1) == prepared[1]
+    assert writer.prepare(source, tmp_path, workers=1) == prepared[1]
 
 
 def test_paths_may_begin_anywhere_above_the_splits(tmp_path):
@@ -157,7 +158,7 @@ def test_paths_may_begin_anywhere_above_the_splits(tmp_path):
         for path in ("data/toy/a.jpg", "a.jpg", str(tmp_path / "data" / "toy" / "a.jpg"), "toy/b.jpg")
     ]
     (splits / "2.000_000000004.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    summary = preparation.prepare(f"jsonl:{splits}", tmp_path / "out", workers=1)
+    summary = writer.prepare(f"jsonl:{splits}", tmp_path / "out", workers=1)
     assert summary["by_ratio"] == {"2:1": 3} and summary["skipped"]["by_reason"] == {"no such file": 1}
     assert all(r["captions"] == {"long": ["A tower. Of stone"]} for _, r in all_records(tmp_path / "out"))
 
@@ -170,7 +171,7 @@ def test_a_folder_with_captions(tmp_path):
     (folder / "captions.csv").write_text(
         "file_name,caption,aesthetic,artist\n0.jpg,nought,1.5,A\n1.jpg,one,,B\n2.jpg,--ar 1:1,2,C\n9.jpg,nine,3,D\n"
     )
-    summary = preparation.prepare(f"folder:{folder}", tmp_path / "out", workers=1)
+    summary = writer.prepare(f"folder:{folder}", tmp_path / "out", workers=1)
     assert summary["pictures"] == 2
     assert summary["columns"] == {"scores": {"aesthetic": 1}, "unread": {"artist": 2}}
     assert summary["skipped"]["by_reason"] == {"no caption": 1, "no such file": 1}
@@ -195,13 +196,13 @@ def test_tar_shards(tmp_path):
         add(tar, "d/6.txt", b"empty")
     content = (tmp_path / "a.tar").read_bytes()
     (tmp_path / "cut.tar").write_bytes(content[: len(content) // 3])
-    summary = preparation.prepare(f"tar:{tmp_path}/a*.tar", tmp_path / "out", workers=1)
+    summary = writer.prepare(f"tar:{tmp_path}/a*.tar", tmp_path / "out", workers=1)
     assert summary["pictures"] == 4
     assert summary["skipped"]["by_reason"] == {"no picture": 1, "no caption": 1, "empty file": 1}
     captions = {record["id"]: record["captions"] for _, record in all_records(tmp_path / "out")}
     assert captions["a.tar:d/1"] == {"short": ["picture 1"]}
     assert captions["a.tar:d/3"] == {"long": ["long"], "short": ["short"]}
-    cut = preparation.prepare(f"tar:{tmp_path}/cut.tar", tmp_path / "cut", workers=1)
+    cut = writer.prepare(f"tar:{tmp_path}/cut.tar", tmp_path / "cut", workers=1)
     assert "broken tar" in cut["skipped"]["by_reason"]
 
 
@@ -214,7 +215,7 @@ def test_refusals_say_what_to_do(tmp_path):
         "csv:x": "jsonl:DIR, folder:DIR",
     }.items():
         with pytest.raises(UserError, match=words):
-            preparation.prepare(source, tmp_path / "out", workers=1)
+            writer.prepare(source, tmp_path / "out", workers=1)
 
 
 def test_a_set_without_a_good_picture_is_explained(tmp_path):
@@ -222,7 +223,7 @@ def test_a_set_without_a_good_picture_is_explained(tmp_path):
     out = tmp_path / "out"
     for _ in range(2):
         with pytest.raises(UserError, match=r"has no usable picture; .*report\.json says why"):
-            preparation.prepare(f"jsonl:{tmp_path}", out, workers=1)
+            writer.prepare(f"jsonl:{tmp_path}", out, workers=1)
     assert json.loads((out / "report.json").read_text())["skipped"]["by_reason"] == {"no such file": 1}
     with pytest.raises(UserError, match=r"report\.json"):
         MixedRecords(f"records:{tmp_path / 'out'}")
@@ -242,4 +243,4 @@ def test_a_folder_that_cannot_be_written_is_said(release, tmp_path):
     source = f"jsonl:{release[0] / 'splits'}"
     (out / "parts").write_text("in the way")
     with pytest.raises(UserError, match="cannot be written"):
-        preparation.prepare(source, out, workers=1)
+        writer.prepare(source, out, workers=1)

@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 import synthetic_pictures
 
-from infinity_jax import prepare
-from infinity_jax.data import preparation, shards
 from infinity_jax.data.originals import json_lines, tar_shards
 from infinity_jax.data.originals.rows import Row, Skipped
-from infinity_jax.data.record_set import MixedRecords
+from infinity_jax.data.prepared import prepare, shards, writer
+from infinity_jax.data.prepared.record_set import MixedRecords
 from infinity_jax.errors import UserError
 
 
@@ -51,28 +50,28 @@ LEFT_OUT = {
 
 @pytest.mark.parametrize("line", KEPT.values(), ids=KEPT.keys())
 def test_an_odd_row_is_kept(tmp_path, line):
-    summary = preparation.prepare(write_split(tmp_path / "in", [GOOD, line, GOOD]), tmp_path / "out", 1)
+    summary = writer.prepare(write_split(tmp_path / "in", [GOOD, line, GOOD]), tmp_path / "out", 1)
     assert summary["pictures"] == len(records_of(tmp_path / "out")) == 3
     assert not summary["skipped"]["count"]
 
 
 @pytest.mark.parametrize(("line", "reason"), LEFT_OUT.values(), ids=LEFT_OUT.keys())
 def test_an_odd_row_is_left_out_and_named(tmp_path, line, reason):
-    summary = preparation.prepare(write_split(tmp_path / "in", [GOOD, line, GOOD]), tmp_path / "out", 1)
+    summary = writer.prepare(write_split(tmp_path / "in", [GOOD, line, GOOD]), tmp_path / "out", 1)
     assert summary["pictures"] == len(records_of(tmp_path / "out")) == 2
     assert summary["skipped"]["by_reason"] == {reason: 1}
     assert len(summary["skipped"]["rows"][0]["id"]) < 500
 
 
 def test_half_an_emoji_becomes_a_question_mark(tmp_path):
-    preparation.prepare(write_split(tmp_path / "in", list(KEPT.values())[:1]), tmp_path / "out", 1)
+    writer.prepare(write_split(tmp_path / "in", list(KEPT.values())[:1]), tmp_path / "out", 1)
     assert records_of(tmp_path / "out")[0]["captions"] == {"short": ["cut ?"]}
 
 
 def test_deep_lists_in_a_folders_captions(tmp_path):
     (tmp_path / "0.jpg").write_bytes(synthetic_pictures.jpeg(0))
     (tmp_path / "captions.jsonl").write_text('{"file": "0.jpg", "text": "a"}\n' + "[" * 200_000)
-    summary = preparation.prepare(f"folder:{tmp_path}", tmp_path / "out", 1)
+    summary = writer.prepare(f"folder:{tmp_path}", tmp_path / "out", 1)
     assert summary["pictures"] == 1 and summary["skipped"]["by_reason"] == {"not JSON": 1}
 
 
@@ -90,7 +89,7 @@ def test_odd_members_of_a_tar(tmp_path):
         add(tar, "c.json", b"[" * 200_000)
         add(tar, "d.txt", b"no picture")
         add(tar, "d.\udcff", b"no picture either")
-    summary = preparation.prepare(f"tar:{tmp_path}/a.tar", tmp_path / "out", 1)
+    summary = writer.prepare(f"tar:{tmp_path}/a.tar", tmp_path / "out", 1)
     assert [record["id"] for record in records_of(tmp_path / "out")] == ["a.tar:b?"]
     assert summary["skipped"]["by_reason"] == {"not JSON": 1, "no picture": 1}
 
@@ -105,7 +104,7 @@ def test_what_nobody_thought_of_costs_one_row(tmp_path, monkeypatch):
 
     monkeypatch.setattr(shards, "pack", fail_once)
     lines = ['{"image_path": "0.jpg", "text": "odd"}', GOOD]
-    summary = preparation.prepare(write_split(tmp_path / "in", lines), tmp_path / "out", 1)
+    summary = writer.prepare(write_split(tmp_path / "in", lines), tmp_path / "out", 1)
     assert summary["pictures"] == len(records_of(tmp_path / "out")) == 1
     assert "what is this?" in summary["skipped"]["rows"][0]["detail"]
 
@@ -152,16 +151,16 @@ def test_hidden_files_of_others_stay(tmp_path):
     (parts / ".DS_Store").write_text("a")
     for left in (".00000.123", ".00000"):
         (parts / left).mkdir()
-    assert preparation.prepare(source, tmp_path / "out", 1)["pictures"] == 1
+    assert writer.prepare(source, tmp_path / "out", 1)["pictures"] == 1
     assert {file.name for file in parts.iterdir()} == {".git", ".DS_Store", "00000"}
 
 
 def test_nothing_is_removed_where_another_set_lies(tmp_path):
     out = tmp_path / "out"
-    preparation.prepare(write_split(tmp_path / "in", [GOOD]), out, 1)
+    writer.prepare(write_split(tmp_path / "in", [GOOD]), out, 1)
     (out / "parts" / ".00001.123").mkdir()
     with pytest.raises(UserError, match="give another --out"):
-        preparation.prepare(write_split(tmp_path / "other", [GOOD]), out, 1)
+        writer.prepare(write_split(tmp_path / "other", [GOOD]), out, 1)
     assert (out / "parts" / ".00001.123").is_dir()
 
 
@@ -170,9 +169,9 @@ def test_space_is_advised_where_space_lacks(tmp_path, monkeypatch, number):
     def fail(*_):
         raise OSError(number, "said by the disk")
 
-    monkeypatch.setattr(preparation, "_write_part", fail)
+    monkeypatch.setattr(writer, "_write_part", fail)
     with pytest.raises(UserError, match=r"said by the disk.*the same command goes on") as caught:
-        preparation.prepare(write_split(tmp_path / "in", [GOOD]), tmp_path / "out", 1)
+        writer.prepare(write_split(tmp_path / "in", [GOOD]), tmp_path / "out", 1)
     assert ("free some space" in str(caught.value)) == (number in (errno.ENOSPC, errno.EDQUOT))
 
 

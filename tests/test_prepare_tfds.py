@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from infinity_jax.data import preparation
-from infinity_jax.data.record_config import parse_limits
-from infinity_jax.data.record_set import MixedRecords
+from infinity_jax.data.prepared import writer
+from infinity_jax.data.prepared.config import parse_limits
+from infinity_jax.data.prepared.record_set import MixedRecords
 from infinity_jax.errors import UserError
 
 MADE = """
@@ -68,11 +68,11 @@ def test_the_bundled_pictures_lie_in_its_format(tmp_path):
     from infinity_jax.data.emoji_captions import prepare_emoji
 
     prepared = prepare_emoji()
-    summary = preparation.prepare(f"tfds:{prepared}@compositions", tmp_path / "out", workers=1)
+    summary = writer.prepare(f"tfds:{prepared}@compositions", tmp_path / "out", workers=1)
     assert summary["pictures"] > 50 and summary["by_ratio"] == {"1:1": summary["pictures"]}
     assert summary["columns"]["unread"].keys() == {"codepoint", "split"} and not summary["skipped"]["count"]
     with pytest.raises(UserError, match="has no split 'test'; it has"):
-        preparation.prepare(f"tfds:{prepared}@test", tmp_path / "other", workers=1)
+        writer.prepare(f"tfds:{prepared}@test", tmp_path / "other", workers=1)
 
 
 @pytest.mark.parametrize("name", ["", "coco_captions", "coco_captions/2014", "coco_captions/2014:1.1.0"])
@@ -81,7 +81,7 @@ def test_several_captions_of_a_picture_in_a_folder_or_by_name(coco, name, tmp_pa
 
     monkeypatch.setattr(constants, "DATA_DIR", str(coco))  # $TFDS_DATA_DIR is read at the import
     source = name or coco / "coco_captions" / "2014" / "1.1.0"
-    summary = preparation.prepare(f"tfds:{source}", tmp_path / "out", workers=1)
+    summary = writer.prepare(f"tfds:{source}", tmp_path / "out", workers=1)
     assert summary["pictures"] == 3 and summary["columns"]["scores"] == {"image/id": 3, "score": 3}
     assert captions_in(tmp_path / "out") == [[f"caption {i} 0", f"caption {i} 1"] for i in range(3)]
     assert "tensorflow" not in sys.modules
@@ -96,10 +96,10 @@ def test_sets_that_are_not_prepared_or_of_another_format_are_explained(coco, tmp
     info = json.loads(about.read_text())
     about.write_text(json.dumps({**info, "fileFormat": "tfrecord"}))
     with pytest.raises(UserError, match=r"format tfrecord.*file_format=array_record"):
-        preparation.prepare(f"tfds:{folder}", tmp_path / "out", workers=1)
+        writer.prepare(f"tfds:{folder}", tmp_path / "out", workers=1)
     about.write_text(json.dumps({**info, "splits": []}))
     with pytest.raises(UserError, match="is not prepared"):
-        preparation.prepare(f"tfds:{folder}", tmp_path / "out", workers=1)
+        writer.prepare(f"tfds:{folder}", tmp_path / "out", workers=1)
     for name in ("mnist", "no_such_set"):
         with pytest.raises(UserError, match=f"cannot open '{name}'.*prepare it first"):
-            preparation.prepare(f"tfds:{name}", tmp_path / "out", workers=1)
+            writer.prepare(f"tfds:{name}", tmp_path / "out", workers=1)

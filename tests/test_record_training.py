@@ -7,7 +7,7 @@ import pytest
 import synthetic_pictures
 
 from infinity_jax.cli import main
-from infinity_jax.data import preparation
+from infinity_jax.data.prepared import writer
 from infinity_jax.training import run_log
 
 
@@ -21,7 +21,7 @@ def shards(tmp_path_factory):
         (folder / f"{i}.png").write_bytes(synthetic_pictures.flat(i, *size))
         rows.append(f'{i}.png,"{synthetic_pictures.caption(i)}"')
     (folder / "captions.csv").write_text("\n".join(rows) + "\n")
-    preparation.prepare(f"folder:{folder}", folder / "out", workers=1)
+    writer.prepare(f"folder:{folder}", folder / "out", workers=1)
     return folder / "out"
 
 

@@ -11,11 +11,12 @@ import synthetic_pictures
 
 from infinity_jax import scales
 from infinity_jax.checkpoints.pretrained import TrainedTokenizer
-from infinity_jax.data import bucket_batches, pictures, preparation
-from infinity_jax.data.buckets import BucketOrder
+from infinity_jax.data import pictures
 from infinity_jax.data.feeds import RecordFeed
-from infinity_jax.data.record_config import DataConfig, parse_limits, parse_sets
-from infinity_jax.data.record_set import MixedRecords, RecordSource
+from infinity_jax.data.prepared import bucket_batches, writer
+from infinity_jax.data.prepared.buckets import BucketOrder
+from infinity_jax.data.prepared.config import DataConfig, parse_limits, parse_sets
+from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
 from infinity_jax.data.sources import SPLITS, open_source
 from infinity_jax.errors import UserError
 from infinity_jax.text.encoder import TextEncoder
@@ -27,7 +28,7 @@ COUNT = 260
 def shards(tmp_path_factory):
     folder = tmp_path_factory.mktemp("set")
     good, _ = synthetic_pictures.write_release(folder, COUNT, side=40)
-    preparation.prepare(f"jsonl:{folder / 'splits'}", folder / "out", workers=1)
+    writer.prepare(f"jsonl:{folder / 'splits'}", folder / "out", workers=1)
     return folder / "out", good
 
 
@@ -123,7 +124,7 @@ def test_filters_are_written_as_limits():
 
 def test_sets_are_mixed_by_weight(shards, tmp_path):
     synthetic_pictures.write_release(tmp_path, 30, side=30)
-    preparation.prepare(f"jsonl:{tmp_path / 'splits'}", tmp_path / "out", workers=1)
+    writer.prepare(f"jsonl:{tmp_path / 'splits'}", tmp_path / "out", workers=1)
     records = MixedRecords(f"records:{shards[0]}@1,records:{tmp_path / 'out'}@1")
     small = sum(bucket.quotas[1] for bucket in records.buckets)
     assert abs(small / len(records) - 0.5) < 0.05

@@ -57,7 +57,7 @@ def _prepare_process() -> None:
 
 
 def _prepare(arguments: argparse.Namespace, overrides: list[str]) -> None:
-    from infinity_jax import prepare
+    from infinity_jax.data.prepared import prepare
 
     if arguments.features is not None:
         prepare.features(arguments.features, overrides, arguments.source, arguments.out)

@@ -1,18 +1,24 @@
 """A captioned data set as the transformer reads it: tokenizer features and text features, encoded once."""
 
+import functools
 import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Float
+from jaxtyping import Float, PyTree
 
 from infinity_jax.checkpoints.pretrained import TrainedTokenizer
-from infinity_jax.data import pictures, pipeline
+from infinity_jax.config import TokenizerConfig
+from infinity_jax.data import batches, pictures
 from infinity_jax.data.sources import Source
 from infinity_jax.files import caches, paths
 from infinity_jax.runtime import distributed
+from infinity_jax.runtime.compiled_step import CompiledStep
+from infinity_jax.runtime.sharding import Layout, place
 from infinity_jax.text.cache import cached_features
 from infinity_jax.text.encoder import TextEncoder
 from infinity_jax.tokenizer.model import Tokenizer
@@ -91,9 +97,38 @@ def _picture_features(
     with caches.writing(path, 4 * int(np.prod(shape))) as temporary:
         features = caches.reserve(temporary, shape, np.float32)
         done = 0
-        for batch in pipeline.eval_batches(records, _BATCH, decode):
+        for batch in batches.eval_batches(records, _BATCH, decode):
             encoded = np.asarray(encode(params, pictures.to_float(batch["image"])))[batch["valid"]]
             features[done : done + len(encoded)] = encoded
             done += len(encoded)
         features.flush()
     return np.load(path, mmap_mode="r")
+
+
+def features_on_device(
+    tokenizer: TokenizerConfig, params: PyTree, layout: Layout
+) -> Callable[[dict[str, jax.Array]], dict[str, jax.Array]]:
+    """What makes `features` float32 [B,h,w,d] of a batch's `image` uint8 [B,H,W,3], one program for each ratio.
+
+    Features that a batch has already, bfloat16, become float32.
+    """
+    model = Tokenizer(tokenizer)
+    # Not before they are needed: records may hold features.
+    placed = functools.cache(lambda: jax.tree.map(lambda x: place(x, layout.whole), params))
+
+    def encode(params, batch, _):
+        image_BHW3 = batch["image"].astype(jnp.float32) / 127.5 - 1
+        return model.apply({"params": params}, image_BHW3, method="encode")
+
+    encoders = functools.cache(
+        lambda size: CompiledStep(jax.jit(layout.traced(encode), out_shardings=layout.batch(size)))
+    )
+
+    def features(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        if "features" in batch:
+            return {**batch, "features": batch["features"].astype(jnp.float32)}
+        others = {name: array for name, array in batch.items() if name != "image"}
+        image = batch["image"]
+        return {**others, "features": encoders(len(image))(placed(), {"image": image}, None)}
+
+    return features

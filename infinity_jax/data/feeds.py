@@ -15,12 +15,14 @@ import numpy as np
 
 from infinity_jax import scales
 from infinity_jax.checkpoints.pretrained import TrainedTokenizer
-from infinity_jax.data import bucket_batches, cached_features, captions, pictures, pipeline, sources
-from infinity_jax.data.buckets import BucketOrder
+from infinity_jax.data import batches as pipeline
+from infinity_jax.data import captions, pictures, sources
+from infinity_jax.data.batches import Batch
 from infinity_jax.data.encoded import EncodedSource, encode_split
-from infinity_jax.data.pipeline import Batch
-from infinity_jax.data.record_config import DataConfig
-from infinity_jax.data.record_set import MixedRecords, RecordSource
+from infinity_jax.data.prepared import bucket_batches, features
+from infinity_jax.data.prepared.buckets import BucketOrder
+from infinity_jax.data.prepared.config import DataConfig
+from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
 from infinity_jax.text.encoder import TextEncoder
 
 Rows = Sequence[int] | np.ndarray
@@ -51,7 +53,7 @@ class EncodedFeed:
         return encode_split(split, self.tokenizer, self.text_encoder) if len(split) else None
 
     def batches(self, rows: Rows, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
-        """Training batches from step `first_step` on, of each the places `rows`; see `pipeline.batches`."""
+        """Training batches from step `first_step` on, of each the places `rows`; see `batches.batches`."""
         return pipeline.batches(
             self._encoded, batch_size=batch_size, seed=seed, first_step=first_step, rows=rows
         )
@@ -65,7 +67,7 @@ class EncodedFeed:
         _ = self._encoded, self._validation
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """The validation split once, see `pipeline.eval_batches`."""
+        """The validation split once, see `batches.eval_batches`."""
         return iter(()) if self._validation is None else pipeline.eval_batches(self._validation, batch_size)
 
 
@@ -90,7 +92,7 @@ class RecordFeed:
     def __post_init__(self):
         for records in filter(None, (self.records, self.validation)):
             if records.features:
-                cached_features.check(records.features, self.config, self.tokenizer, self.text_encoder)
+                features.check(records.features, self.config, self.tokenizer, self.text_encoder)
 
     @property
     def encodes_text(self) -> bool:
@@ -117,7 +119,7 @@ class RecordFeed:
         return RecordSource(self.records).caption(index)
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """The validation records once, ratio by ratio, in batches with `valid`, see `pipeline.eval_batches`."""
+        """The validation records once, ratio by ratio, in batches with `valid`, see `batches.eval_batches`."""
         if self.validation is None:
             return
         for bucket in self.validation.buckets:
@@ -133,7 +135,7 @@ class RecordFeed:
     def _transform(self, ratio: str, record: dict[str, Any], draw: random.Random) -> Mapping[str, Any]:
         config = self.config
         if "features" in record:
-            return cached_features.arrays(record, config.long_captions, self.text_encoder.max_length, draw)
+            return features.arrays(record, config.long_captions, self.text_encoder.max_length, draw)
         height, width = (n * self.tokenizer.config.transformer_stride for n in self.schedules[ratio].last)
         caption = captions.choose(record["captions"], config.long_captions, config.cut_captions, draw)
         return {"image": pictures.decode(record["image"], height, width), "caption": caption}

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from infinity_jax.data import pipeline
+from infinity_jax.data import batches as pipeline
 from infinity_jax.runtime import seeds
 
 
@@ -55,7 +55,7 @@ def batches(
     decode: Callable[[Any, int], Mapping[str, Any]],
     rows_of: Callable[[int], Sequence[int] | np.ndarray],
 ) -> Iterator[pipeline.Batch]:
-    """The batches of a run from step `first_step` to its end, as `pipeline.batches` orders them.
+    """The batches of a run from step `first_step` to its end, as `batches.batches` orders them.
 
     Args:
       decode: (record, side) -> arrays.

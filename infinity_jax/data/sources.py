@@ -4,7 +4,7 @@ import difflib
 from pathlib import Path
 from typing import Protocol, TypedDict, runtime_checkable
 
-from infinity_jax.data.record_config import RECORDS
+from infinity_jax.data.prepared.config import RECORDS
 from infinity_jax.errors import UserError
 from infinity_jax.files import paths
 
@@ -43,7 +43,7 @@ def open_source(name: str, split: str, data_dir: Path | str | None = None) -> So
     """Opens one split of a data set.
 
     `name` is "emoji_captions" (prepared under `data_dir` when it is not yet there), "folder:PATH" (see
-    `infinity_jax.data.folder`) or "records:DIR" (see `infinity_jax.data.record_set`); `split` is one of train,
+    `infinity_jax.data.folder`) or "records:DIR" (see `infinity_jax.data.prepared.record_set`); `split` is one of train,
     validation, compositions. A folder has no compositions, and no validation below 20 pictures; records are all
     train: those sources are empty. Raises UserError for an unknown name or split and for a set without a usable
     picture.
@@ -61,7 +61,7 @@ def open_source(name: str, split: str, data_dir: Path | str | None = None) -> So
 
         return EmojiSource(split, root)
     if name.startswith(RECORDS):
-        from infinity_jax.data.record_set import MixedRecords, RecordSource
+        from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
 
         return RecordSource(MixedRecords(name)) if split == "train" else Nothing()
     near = difflib.get_close_matches(name, ["emoji_captions", _FOLDER, RECORDS], n=1)

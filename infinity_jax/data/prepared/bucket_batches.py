@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from infinity_jax.data import pictures, pipeline
-from infinity_jax.data.buckets import BucketOrder, Picture
-from infinity_jax.data.pipeline import Batch
-from infinity_jax.data.record_set import MixedRecords
+from infinity_jax.data import batches as pipeline
+from infinity_jax.data import pictures
+from infinity_jax.data.batches import Batch
+from infinity_jax.data.prepared.buckets import BucketOrder, Picture
+from infinity_jax.data.prepared.record_set import MixedRecords
 from infinity_jax.errors import UserError
 
 _ENDLESS = 2**48

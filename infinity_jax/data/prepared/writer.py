@@ -32,10 +32,11 @@ import numpy as np
 from absl import logging
 
 from infinity_jax import scales
-from infinity_jax.data import pictures, record_index, report, shards
+from infinity_jax.data import pictures
 from infinity_jax.data.captions import plain
 from infinity_jax.data.originals.by_name import find_parts
 from infinity_jax.data.originals.rows import Part, Row, Skipped
+from infinity_jax.data.prepared import index, report, shards
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 
@@ -67,7 +68,7 @@ def prepare(source: str, out: Path, workers: int) -> dict[str, Any]:
         if done := len(parts) - len(todo):
             logging.info("%d of %d parts were prepared before", done, len(parts))
         _write_parts(out, parts, todo, workers)
-        record_index.write(out, [_folder(out, number) for number in range(len(parts))])
+        index.write(out, [_folder(out, number) for number in range(len(parts))])
         summary = report.write(out, source, [_folder(out, n) for n in range(len(parts))])
     if not summary["pictures"]:
         raise UserError(f"{source} has no usable picture; {out / 'report.json'} says why each was skipped")

@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from infinity_jax.data import record_index, shards
-from infinity_jax.data.buckets import Bucket, make_buckets
-from infinity_jax.data.record_config import Limit, parse_sets
-from infinity_jax.data.record_index import RecordIndex
+from infinity_jax.data.prepared import index as record_index
+from infinity_jax.data.prepared import shards
+from infinity_jax.data.prepared.buckets import Bucket, make_buckets
+from infinity_jax.data.prepared.config import Limit, parse_sets
+from infinity_jax.data.prepared.index import RecordIndex
 from infinity_jax.data.sources import Record
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
@@ -61,7 +62,7 @@ class MixedRecords:
     """One or several prepared folders with their buckets."""
 
     def __init__(self, source: str, limits: Sequence[Limit] = ()):
-        """`source` is "records:DIR" or several with weights, see `record_config.parse_sets`.
+        """`source` is "records:DIR" or several with weights, see `config.parse_sets`.
 
         Raises:
           UserError: a folder is missing, unfinished or of another kind than the others; no picture passes.

@@ -18,10 +18,13 @@ from absl import logging
 from infinity_jax import scales
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.checkpoints.pretrained import TrainedTokenizer
-from infinity_jax.data import cached_features, pictures, pipeline, preparation, record_index, shards
-from infinity_jax.data.features_on_device import features_on_device
-from infinity_jax.data.record_config import DataConfig, parse_sets
-from infinity_jax.data.record_index import RecordIndex, Shard
+from infinity_jax.data import batches, pictures
+from infinity_jax.data.encoded import features_on_device
+from infinity_jax.data.prepared import features, shards
+from infinity_jax.data.prepared import index as record_index
+from infinity_jax.data.prepared import writer as preparation
+from infinity_jax.data.prepared.config import DataConfig, parse_sets
+from infinity_jax.data.prepared.index import RecordIndex, Shard
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 from infinity_jax.runtime import sharding
@@ -83,7 +86,7 @@ class _Maker:
         self._scales = data.scales
         self._tokenizer: TrainedTokenizer = pretrained.load_tokenizer(tokenizer_path)
         self._text: TextEncoder = load_text_encoder(text["encoder"], text["max_length"], text["path"])
-        self.described = cached_features.described(data.scales, self._tokenizer, self._text)
+        self.described = features.described(data.scales, self._tokenizer, self._text)
         self._layout = sharding.layout_of(parse_mesh(f"fsdp={jax.device_count()}"))
         self._text.place(self._layout)
         self._features = features_on_device(self._tokenizer.config, self._tokenizer.params, self._layout)
@@ -98,7 +101,7 @@ class _Maker:
             return {"image": image, "id": record["id"], "captions": record["captions"]}
 
         size = self._layout.batch_parts * min(64, max(1, _PIXELS // (height * width)))
-        for batch in pipeline.eval_batches(_Records(shard), size, decode):
+        for batch in batches.eval_batches(_Records(shard), size, decode):
             placed = jax.device_put(batch["image"], self._layout.batch(size))
             features_BhwC = np.asarray(self._features({"image": placed})["features"]).astype(
                 ml_dtypes.bfloat16

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from infinity_jax.data.shards import shard_name
+from infinity_jax.data.prepared.shards import shard_name
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 

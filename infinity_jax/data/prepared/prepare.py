@@ -6,7 +6,7 @@ from typing import Any
 
 from infinity_jax import config_files
 from infinity_jax.data.originals import by_name
-from infinity_jax.data.record_config import DataConfig
+from infinity_jax.data.prepared.config import DataConfig
 from infinity_jax.data.sources import SPLITS, open_source
 from infinity_jax.errors import UserError
 from infinity_jax.files.paths import data_dir
@@ -30,9 +30,9 @@ def main(source: str, out: str | None = None, workers: int = 1) -> None:
         counts = ", ".join(f"{split} {size}" for split, size in sizes.items())
         print(f"{source}: {counts} pictures, in {data_dir()}")
         return
-    from infinity_jax.data import preparation
+    from infinity_jax.data.prepared import writer
 
-    print(_said(preparation.prepare(source, Path(out), workers), out))
+    print(_said(writer.prepare(source, Path(out), workers), out))
 
 
 def features(config_path: str, overrides: Sequence[str], source: str, out: str | None) -> None:
@@ -47,10 +47,10 @@ def features(config_path: str, overrides: Sequence[str], source: str, out: str |
     if out is None:
         raise UserError("--features needs --out, a folder to write them into")
     config = config_files.load(config_path, overrides)
-    from infinity_jax.data import feature_preparation
+    from infinity_jax.data.prepared import feature_writer
 
     data = DataConfig(source, config.data.scales)
-    count = feature_preparation.prepare_features(data, config.tokenizer, config.text.to_dict(), Path(out))
+    count = feature_writer.prepare_features(data, config.tokenizer, config.text.to_dict(), Path(out))
     print(f"features of {count} pictures in {out}")
 
 

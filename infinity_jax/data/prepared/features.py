@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from infinity_jax.checkpoints.pretrained import TrainedTokenizer
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.data import captions
-from infinity_jax.data.record_config import DataConfig
+from infinity_jax.data.prepared.config import DataConfig
 from infinity_jax.errors import UserError
 from infinity_jax.text.encoder import TextEncoder
 
