@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from infinity_jax.pipeline import InfinityPipeline
+    from infinity_jax.sampling.pipeline import InfinityPipeline
 
 __all__ = ["InfinityPipeline"]
 
@@ -11,7 +11,7 @@ __all__ = ["InfinityPipeline"]
 def __getattr__(name: str) -> Any:
     """`infinity_jax.InfinityPipeline`, imported when it is asked for: jax takes seconds to load."""
     if name == "InfinityPipeline":
-        from infinity_jax.pipeline import InfinityPipeline
+        from infinity_jax.sampling.pipeline import InfinityPipeline
 
         return InfinityPipeline
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

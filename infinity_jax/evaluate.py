@@ -17,8 +17,8 @@ from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.files import caches, sheets
 from infinity_jax.metrics.kid import effnet_kid
 from infinity_jax.metrics.psnr import mean_psnr
-from infinity_jax.pipeline import InfinityPipeline
-from infinity_jax.sample import attribution
+from infinity_jax.sampling.pipeline import InfinityPipeline
+from infinity_jax.sampling.prompts_to_files import attribution
 from infinity_jax.train_step import make_eval_step
 from infinity_jax.transformer.transformer import Transformer
 

@@ -25,7 +25,7 @@ from infinity_jax.metrics.kid import FEWEST, effnet_kid
 from infinity_jax.metrics.lpips import load_lpips, lpips_distance
 from infinity_jax.metrics.psnr import psnr_per_picture
 from infinity_jax.metrics.ssim import ssim_per_picture
-from infinity_jax.sample import attribution
+from infinity_jax.sampling.prompts_to_files import attribution
 
 PICTURES = 1024
 OTHERS = 4  # real pictures on the other side of EffNet-KID, for each reconstructed one

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from infinity_jax import drawing
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.field_benchmarks import card
 from infinity_jax.field_benchmarks.layouts import PromptSet
 from infinity_jax.files import picture_writer
 from infinity_jax.files import pictures as picture_files
 from infinity_jax.files.picture_writer import Wanted
-from infinity_jax.pipeline import InfinityPipeline, SampleConfig
+from infinity_jax.sampling import batches as drawing
+from infinity_jax.sampling.pipeline import InfinityPipeline, SampleConfig
 from infinity_jax.text.rewriting import Rewriter
 
 
@@ -66,7 +66,7 @@ def main(
       cfg, tau, top_p, guidance, pruning, unguided_scales, reuse_guidance: see `SampleConfig`; None takes the
         checkpoint's own.
       budget: pixels, "0.06M" to "1M"; None takes the checkpoint's own.
-      batch, mesh, rules, scan_layers: as in `sample.main`.
+      batch, mesh, rules, scan_layers: as in `prompts_to_files.main`.
       shard: (i, n) draws prompts i, i + n, i + 2n ...
       rewriter: rewrites the prompts first; None draws them as they are.
     Raises:

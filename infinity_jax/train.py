@@ -18,9 +18,9 @@ from infinity_jax.data.feeds import EncodedFeed, RecordFeed
 from infinity_jax.data.prepared.config import RECORDS, DataConfig
 from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
 from infinity_jax.errors import UserError
-from infinity_jax.pipeline import InfinityPipeline, SampleConfig
 from infinity_jax.runtime import distributed, global_batch, sharding
-from infinity_jax.sample import sheet_hook
+from infinity_jax.sampling.pipeline import InfinityPipeline, SampleConfig
+from infinity_jax.sampling.prompts_to_files import sheet_hook
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.train_state import TrainState, averaged
 from infinity_jax.train_step import LossConfig, make_eval_step, make_train_step

@@ -173,11 +173,11 @@ def test_addresses(endpoint):
 
 
 def test_sample_draws_what_was_rewritten(endpoint, monkeypatch, capsys):
-    from infinity_jax import sample
+    from infinity_jax.sampling import prompts_to_files
 
     got: list = []
     monkeypatch.setattr(main, "_prepare_process", lambda: None)
-    monkeypatch.setattr(sample, "main", lambda prompts, **_: got.extend(prompts))
+    monkeypatch.setattr(prompts_to_files, "main", lambda prompts, **_: got.extend(prompts))
     options = ["sample", "a cat", "--out", "o", "--rewrite", endpoint.url]
     assert main.main([*options, "--rewrite-model", "m"]) == 0 and got == ["a cat, in the sun"]
     assert main.main(options) == 2

@@ -13,9 +13,9 @@ from PIL import Image
 from small_system import write_system
 
 import infinity_jax
-from infinity_jax import drawing, sample
 from infinity_jax.errors import UserError
 from infinity_jax.files import pictures as picture_files
+from infinity_jax.sampling import batches, prompts_to_files
 
 PROMPTS = [f"{word} {thing}" for word in ("red", "blue") for thing in ("heart", "ball", "cat")]
 TEXT_LENGTH = 64
@@ -79,7 +79,7 @@ class FakePictures:
 def test_a_batch_is_started_before_the_last_one_is_fetched(system, monkeypatch):
     events: list[str] = []
     monkeypatch.setattr(
-        drawing,
+        batches,
         "make_sampler",
         lambda config, layout: lambda p, t, inputs: FakePictures(events, len(inputs.seeds_B)),
     )
@@ -111,7 +111,7 @@ def test_texts_of_any_length_have_few_shapes(system, monkeypatch):
         shapes.append([x.shape[:2] for x in text if x is not None])
         return FakePictures([], len(inputs.seeds_B))
 
-    monkeypatch.setattr(drawing, "make_sampler", lambda config, layout: draw)
+    monkeypatch.setattr(batches, "make_sampler", lambda config, layout: draw)
     for words in (1, 5, 20, 30, 31, 50, 100):  # and two tokens more
         list(system.stream(["a " * words, *["b"] * 3], range(4), batch=2))
     assert shapes == [[(2, 32)] * 2] * 8 + [[(2, 64)] * 2] * 6, "one for all batches of a call"
@@ -127,7 +127,7 @@ def test_longer_padding_draws_the_same(system, monkeypatch):
         return [images for _, images in system.stream([PROMPTS[0]] * 4, range(4), batch=4)]
 
     with_32 = draw()
-    monkeypatch.setattr(drawing, "padded_length", lambda encoder, texts: 64)
+    monkeypatch.setattr(batches, "padded_length", lambda encoder, texts: 64)
     np.testing.assert_array_equal(draw(), with_32)
 
 
@@ -135,7 +135,9 @@ def test_longer_padding_draws_the_same(system, monkeypatch):
 def run(system, monkeypatch):
     """`infinity-jax sample` of the system that is loaded already."""
     monkeypatch.setattr(infinity_jax.InfinityPipeline, "from_pretrained", lambda *_: system)
-    return lambda out, prompts=PROMPTS, **options: sample.main(prompts, out, "c", 5, batch=4, **options)
+    return lambda out, prompts=PROMPTS, **options: prompts_to_files.main(
+        prompts, out, "c", 5, batch=4, **options
+    )
 
 
 def pictures(out):
@@ -173,12 +175,12 @@ def test_only_what_is_missing_is_drawn(run, tmp_path):
 
 
 def test_a_long_list_has_a_sheet_of_its_start(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(sample, "_LARGEST_SHEET", 3)
+    monkeypatch.setattr(prompts_to_files, "_LARGEST_SHEET", 3)
     run(tmp_path / "all")
     run(tmp_path / "start", PROMPTS[:3])
     sheets = [tmp_path / name / "sheet.png" for name in ("all", "start")]
     assert sheets[0].read_bytes() == sheets[1].read_bytes()
-    monkeypatch.setattr(sample, "_SHEET_PIXELS", 2 * 32 * 32 + 1)
+    monkeypatch.setattr(prompts_to_files, "_SHEET_PIXELS", 2 * 32 * 32 + 1)
     run(tmp_path / "all", skip_existing=True)
     run(tmp_path / "start", PROMPTS[:2], skip_existing=True)
     assert sheets[0].read_bytes() == sheets[1].read_bytes()

@@ -135,9 +135,9 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
     prompts = arguments.prompts or prompt.read_prompts(arguments.prompts_file)
     if rewriter is not None:
         prompts = rewriter(prompts)
-    from infinity_jax import sample
+    from infinity_jax.sampling import prompts_to_files
 
-    sample.main(
+    prompts_to_files.main(
         prompts,
         out=arguments.out,
         seed=arguments.seed,
@@ -149,7 +149,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
 
 
 def drawing_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_settings` and `add_drawing` added, as keywords of `sample.main`; all but the seed."""
+    """What `add_settings` and `add_drawing` added, as keywords of `prompts_to_files.main`; all but the seed."""
     return {
         "checkpoint": arguments.checkpoint,
         "cfg": arguments.cfg,

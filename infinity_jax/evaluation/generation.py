@@ -12,7 +12,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.evaluation import gallery
 from infinity_jax.metrics.kid import FEWEST, effnet_kid
 from infinity_jax.metrics.retrieval import retrieval
-from infinity_jax.pipeline import InfinityPipeline, SampleConfig
+from infinity_jax.sampling.pipeline import InfinityPipeline, SampleConfig
 
 
 class Split(NamedTuple):

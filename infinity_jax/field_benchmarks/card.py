@@ -18,7 +18,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.field_benchmarks import prompt_files
 from infinity_jax.field_benchmarks.layouts import PromptSet
 from infinity_jax.files import atomic, pictures
-from infinity_jax.pipeline import InfinityPipeline, SampleConfig
+from infinity_jax.sampling.pipeline import InfinityPipeline, SampleConfig
 
 NAME = "card.json"
 _PACKAGE = "infinity-jax"

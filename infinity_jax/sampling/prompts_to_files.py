@@ -14,7 +14,7 @@ from PIL import Image
 
 from infinity_jax.files import picture_writer, sheets
 from infinity_jax.files.picture_writer import Wanted
-from infinity_jax.pipeline import InfinityPipeline
+from infinity_jax.sampling.pipeline import InfinityPipeline
 from infinity_jax.train_state import TrainState
 
 SHEET_PICTURES = 24

@@ -12,13 +12,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from infinity_jax import drawing, scales
+from infinity_jax import scales
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import Layout, layout_of
-from infinity_jax.sampling import token_pruning
+from infinity_jax.sampling import batches, token_pruning
 from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.sampling.guidance import GUIDANCE, per_scale, strengths
 from infinity_jax.sampling.sampler import rounded
@@ -242,7 +242,7 @@ class InfinityPipeline:
             pruning=token_pruning.named(settings.pruning, schedule, self.model.config.layers),
             scan_layers=self.scan_layers,
         )
-        call = drawing.Call(
+        call = batches.Call(
             prompts,
             seeds,
             negative_prompts,
@@ -252,7 +252,7 @@ class InfinityPipeline:
             per_scale(settings.tau, schedule.n_scales, "tau"),
             settings.top_p,
         )
-        return drawing.batches(
+        return batches.batches(
             call, self.text_encoder, self._rounded_params, self.model.tokenizer.params, self.layout
         )
 
