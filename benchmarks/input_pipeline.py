@@ -28,13 +28,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import synthetic_pictures  # pyright: ignore[reportMissingImports]
 
-from infinity_jax import config_files, scales, train
+from infinity_jax import config_files, scales
 from infinity_jax.data import pictures
 from infinity_jax.data.prepared import bucket_batches, writer
 from infinity_jax.data.prepared.buckets import BucketOrder
 from infinity_jax.data.prepared.record_set import MixedRecords
 from infinity_jax.runtime import start_up
-from infinity_jax.training import run_log
+from infinity_jax.training import run_log, train_transformer
 
 BUDGETS = {256: "0.06M", 512: "0.25M", 1024: "1M"}
 BATCH, ROUNDS = 8, 3
@@ -139,7 +139,7 @@ def data_wait(folder: Path, steps: int, *changes: str) -> float:
     """The share of the bundled run's time, past its first lines, in which the loop waited for its batch."""
     changes = ("--config.train.init_from=bundled", f"--config.train.steps={steps}", *changes)
     quiet = ("--config.train.log_every=5", "--config.train.sample_every=0", "--config.train.evaluate_every=0")
-    train.main(config_files.load(str(ROOT / "configs/emoji.py"), (*changes, *quiet)), folder)
+    train_transformer.main(config_files.load(str(ROOT / "configs/emoji.py"), (*changes, *quiet)), folder)
     lines = run_log.read_lines(folder / "metrics.jsonl")[2:]
     seconds = np.array([line["seconds_per_step"] for line in lines])
     return float(np.sum(seconds * [line["data_wait_share"] for line in lines]) / seconds.sum())

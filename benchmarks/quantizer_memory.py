@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
-from infinity_jax import config_files, optim, train_state, train_tokenizer
+from infinity_jax import config_files
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import sharding
@@ -32,8 +32,9 @@ from infinity_jax.runtime.compiled_step import planned_bytes
 from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.scales import make_schedule
 from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.tokenizer.train_step import TokenizerLossConfig, make_train_step
-from infinity_jax.tokenizer.training_scales import training_scales
+from infinity_jax.training import optim, state, train_tokenizer
+from infinity_jax.training.tokenizer_step import TokenizerLossConfig, make_train_step
+from infinity_jax.training.training_scales import training_scales
 from infinity_jax.transformer.heads import BitHead, IndexHead
 
 BITS = (16, 18, 20, 32, 64)
@@ -59,7 +60,7 @@ def step_bytes(quantizer: str, bits: int) -> int:
     optimiser = optim.make_optimiser(settings, config.train.steps)
     layout = sharding.layout_of(MeshConfig(), devices=jax.devices()[:1])
     tokenizer = Tokenizer(model)
-    new_state, _ = train_state.new_state(
+    new_state, _ = state.new_state(
         lambda: train_tokenizer.initial_variables(tokenizer, side, 0),
         optimiser,
         settings.ema_decay > 0,

@@ -25,14 +25,16 @@ import jax
 import jax.numpy as jnp
 import machine
 
-from infinity_jax import flops, hlo_costs, optim, presets, scales, train, train_state, train_step
+from infinity_jax import flops, hlo_costs, presets, scales
 from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.correction import CorrectionConfig
 from infinity_jax.runtime import start_up
 from infinity_jax.runtime.compiled_step import planned_bytes
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.train_state import TrainState
-from infinity_jax.train_step import LossConfig
+from infinity_jax.training import optim, train_transformer, transformer_step
+from infinity_jax.training import state as train_state
+from infinity_jax.training.correction import CorrectionConfig
+from infinity_jax.training.state import TrainState
+from infinity_jax.training.transformer_step import LossConfig
 from infinity_jax.transformer.transformer import Transformer, init_variables
 
 CORRECTION, LOSS, OPTIM = CorrectionConfig(), LossConfig(), optim.OptimConfig()
@@ -49,7 +51,7 @@ class Setup:
     @functools.cached_property
     def optimiser(self):
         """AdamW with its schedule, for a run of a thousand steps."""
-        return optim.make_optimiser(OPTIM, 1000, no_decay=train.not_a_kernel)
+        return optim.make_optimiser(OPTIM, 1000, no_decay=train_transformer.not_a_kernel)
 
     def new_state(self) -> TrainState:
         """A fresh state with a moving average."""
@@ -58,7 +60,7 @@ class Setup:
 
     def step(self) -> Callable:
         """The whole step."""
-        return train_step.make_train_step(
+        return transformer_step.make_train_step(
             Transformer(self.model),
             self.schedule,
             self.tokenizer,
@@ -70,10 +72,10 @@ class Setup:
 
     def corrected(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         """The whole of a step's examples: inputs and bits by self-correction, texts and draws."""
-        inputs, bits = train_step.corrected_inputs(
+        inputs, bits = transformer_step.corrected_inputs(
             key, 0, batch["features"], self.schedule, CORRECTION, self.tokenizer
         )
-        draws = train_step.draw_examples(key, 0, len(bits), self.model, LOSS)
+        draws = transformer_step.draw_examples(key, 0, len(bits), self.model, LOSS)
         return {
             "inputs": inputs,
             "bits": bits,
@@ -191,7 +193,7 @@ class _Parts:
     """The parts of a step as programs of their own."""
 
     def __init__(self, setup: Setup, state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
-        loss = train_step.make_loss(Transformer(setup.model), setup.schedule, LOSS)
+        loss = transformer_step.make_loss(Transformer(setup.model), setup.schedule, LOSS)
         self._batch, self._key = batch, key
         self._correct = jax.jit(setup.corrected)
         self._examples = self._correct(batch, key)

@@ -13,8 +13,9 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from infinity_jax import config_files, evaluate_tokenizer, train_tokenizer
+from infinity_jax import config_files, evaluate_tokenizer
 from infinity_jax.runtime import start_up
+from infinity_jax.training import train_tokenizer
 
 BITS = (8, 16, 24, 32, 64)
 # A quarter of the bundled tokenizer's work a step, and of its steps. With the usual weight of the quantiser's loss, 4,

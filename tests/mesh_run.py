@@ -19,15 +19,16 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from infinity_jax import optim, train, train_state
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.correction import CorrectionConfig
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.scales import make_schedule
-from infinity_jax.train_state import TrainState
-from infinity_jax.train_step import LossConfig, make_train_step
+from infinity_jax.training import optim, train_transformer
+from infinity_jax.training import state as train_state
+from infinity_jax.training.correction import CorrectionConfig
+from infinity_jax.training.state import TrainState
+from infinity_jax.training.transformer_step import LossConfig, make_train_step
 from infinity_jax.transformer.transformer import Transformer, init_variables
 
 
@@ -80,7 +81,7 @@ def run(
     model = dataclasses.replace(model_of(width), remat="block" if microbatches > 1 else "none")
     config = parse_mesh(shape)
     layout = sharding.layout_of(config, rules_name, model, jax.devices()[: config.devices])
-    optimiser = optim.make_optimiser(OPTIM, STEPS, no_decay=train.not_a_kernel)
+    optimiser = optim.make_optimiser(OPTIM, STEPS, no_decay=train_transformer.not_a_kernel)
     new_state, placed = train_state.new_state(
         lambda: init_variables(model, jax.random.key(0), SCHEDULE)["params"], optimiser, True, layout
     )

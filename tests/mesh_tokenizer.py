@@ -15,16 +15,17 @@ if __name__ == "__main__":
 import jax
 import numpy as np
 
-from infinity_jax import optim, train_state
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.scales import make_schedule
-from infinity_jax.tokenizer.discriminator import DiscriminatorConfig
 from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.tokenizer.train_step import ADVERSARIAL, Adversary, TokenizerLossConfig, make_train_step
-from infinity_jax.tokenizer.training_scales import TrainingScales
-from infinity_jax.train_tokenizer import feature_loss, initial_variables, with_adversary
+from infinity_jax.training import optim
+from infinity_jax.training import state as train_state
+from infinity_jax.training.discriminator import DiscriminatorConfig
+from infinity_jax.training.tokenizer_step import ADVERSARIAL, Adversary, TokenizerLossConfig, make_train_step
+from infinity_jax.training.train_tokenizer import feature_loss, initial_variables, with_adversary
+from infinity_jax.training.training_scales import TrainingScales
 
 TOKENIZER = Tokenizer(
     TokenizerConfig(bits=8, base_width=32, multipliers=(1, 2), encoder_blocks=1, decoder_blocks=1)

@@ -26,14 +26,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax import optim, train_state, training_loop
 from infinity_jax.checkpoints import run
 from infinity_jax.cli import exit_codes
 from infinity_jax.data import batches as pipeline
 from infinity_jax.runtime import distributed, sharding, start_up
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.seeds import stream
-from infinity_jax.train_config import TrainConfig
+from infinity_jax.training import loop, optim
+from infinity_jax.training import state as train_state
+from infinity_jax.training.config import TrainConfig
 
 OPTIMISER = optim.make_optimiser(optim.OptimConfig(learning_rate=0.05, warmup_steps=2), 100)
 BATCH, WIDTH, HIDDEN = 8, 32, 64
@@ -105,7 +106,7 @@ def main(arguments: argparse.Namespace) -> int:
     layout = sharding.layout_of(parse_mesh(arguments.mesh), "fsdp_tp")
     new_state, placed = train_state.new_state(variables, OPTIMISER, True, layout)
     every = arguments.checkpoint_every
-    training_loop.run(
+    loop.run(
         arguments.workdir,
         TrainConfig(arguments.steps, BATCH, log_every=1, checkpoint_every=every, keep_checkpoints=2),
         new_state,

@@ -19,10 +19,10 @@ if __name__ == "__main__":
 import process_run
 import stage_run
 
-from infinity_jax import stages, train_state, training_loop
 from infinity_jax.cli import exit_codes
 from infinity_jax.runtime import distributed, sharding, start_up
 from infinity_jax.runtime.mesh import parse_mesh
+from infinity_jax.training import loop, stages, state
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -32,10 +32,10 @@ def main(arguments: argparse.Namespace) -> int:
     module = stage_run.toy()
 
     def train(config, workdir) -> None:
-        new_state, placed = train_state.new_state(process_run.variables, process_run.OPTIMISER, True, layout)
+        new_state, placed = state.new_state(process_run.variables, process_run.OPTIMISER, True, layout)
         first_stage = workdir.name == "first"
         events = {(arguments.term_at, "term")} if first_stage and arguments.term_at else set()
-        training_loop.run(
+        loop.run(
             workdir,
             module.read_config(config).train,
             new_state,

@@ -11,9 +11,10 @@ from typing import Any
 import toy_run
 from ml_collections import ConfigDict
 
-from infinity_jax import config_files, stages, training_loop
+from infinity_jax import config_files
 from infinity_jax.config import TransformerConfig, from_dict
-from infinity_jax.train_config import TrainConfig
+from infinity_jax.training import loop, stages
+from infinity_jax.training.config import TrainConfig
 
 STEPS = {"first": 4, "second": 8, "third": 5}
 MODEL = TransformerConfig(layers=1, width=64, heads=2, text_channels=384, text_length=8)
@@ -39,7 +40,7 @@ def toy(batches_of=lambda name: toy_run.batches) -> Any:
         return SimpleNamespace(train=train, model=MODEL, data=SimpleNamespace(scales=config.data.scales))
 
     def main(config, workdir):
-        return training_loop.run(
+        return loop.run(
             workdir,
             read_config(config).train,
             toy_run.fresh_state,

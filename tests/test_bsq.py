@@ -9,7 +9,8 @@ import pytest
 
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tokenizer import bsq, bsq_losses, pyramid
+from infinity_jax.tokenizer import bsq, pyramid
+from infinity_jax.training import tokenizer_losses
 
 SCHEDULE = ScaleSchedule(((1, 1), (2, 3), (4, 5), (7, 9)), (7, 9))
 
@@ -27,7 +28,7 @@ def test_running_sum_is_the_sum_of_the_codes(features):
 
 def test_entropy_is_finite_where_a_mean_leaves_the_unit_interval():
     z = jnp.ones((3, 8)) / 8**0.5
-    value, gradient = jax.value_and_grad(lambda z: bsq_losses.quantizer_loss(z, "bsq"))(z)
+    value, gradient = jax.value_and_grad(lambda z: tokenizer_losses.quantizer_loss(z, "bsq"))(z)
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
@@ -54,37 +55,37 @@ def test_bsq_entropies_in_groups_equal_brute_force(d, group):
     z /= jnp.linalg.norm(z, axis=-1, keepdims=True)
     # Less than in training, so that bits are soft and groups differ.
     for inverse_temperature in (2.0, 10.0):
-        got = bsq_losses.bsq_entropies(z, inverse_temperature, group)
+        got = tokenizer_losses.bsq_entropies(z, inverse_temperature, group)
         want = brute_force_entropies(z, group, inverse_temperature)
         np.testing.assert_allclose(got, want, rtol=2e-5)
 
 
 def test_groups_of_dependent_bits_have_less_entropy():
     signs = jnp.array([[1.0, 1.0, 1.0, 1.0], [-1.0, -1.0, -1.0, -1.0]]) / 2
-    one, all_bits = (bsq_losses.bsq_entropies(signs, group=group)[1] for group in (1, 4))
+    one, all_bits = (tokenizer_losses.bsq_entropies(signs, group=group)[1] for group in (1, 4))
     np.testing.assert_allclose([one, all_bits], [4 * np.log(2), np.log(2)], rtol=1e-5)
 
 
 @pytest.mark.parametrize("group", [0, 3, 5, 32])
 def test_a_group_that_does_not_fit_the_bits_is_refused(group):
     with pytest.raises(UserError, match="use one of 1, 2, 4, 8, 16"):
-        bsq_losses.quantizer_loss(jnp.ones((2, 32)), "bsq", entropy_group=group)
+        tokenizer_losses.quantizer_loss(jnp.ones((2, 32)), "bsq", entropy_group=group)
     with pytest.raises(UserError, match="leave it at 1"):
-        bsq_losses.quantizer_loss(jnp.ones((2, 8)), "lfq", entropy_group=group)
+        tokenizer_losses.quantizer_loss(jnp.ones((2, 8)), "lfq", entropy_group=group)
 
 
 def test_lfq_entropy_equals_the_brute_force_table():
     z = jax.random.normal(jax.random.key(0), (5, 3)) * 0.1
     codes = np.array([[int(bit) * 2 - 1 for bit in f"{i:03b}"] for i in range(8)], np.float32)
     p = np.asarray(jax.nn.softmax(2 * np.asarray(z) @ codes.T, -1), np.float64)
-    per_sample, codebook = bsq_losses.lfq_entropies(z, inverse_temperature=1.0)
+    per_sample, codebook = tokenizer_losses.lfq_entropies(z, inverse_temperature=1.0)
     np.testing.assert_allclose(per_sample, -(p * np.log(p)).sum(1).mean(), rtol=1e-5)
     np.testing.assert_allclose(codebook, -(p.mean(0) * np.log(p.mean(0))).sum(), rtol=1e-5)
 
 
 def test_lfq_entropy_refuses_vocabularies_that_fit_no_memory():
     with pytest.raises(UserError, match="use quantizer='bsq'"):
-        bsq_losses.lfq_entropies(jnp.zeros((1, 32)))
+        tokenizer_losses.lfq_entropies(jnp.zeros((1, 32)))
 
 
 @pytest.mark.parametrize("bits", [14, 16, 18, 20, 24, 32, 64])

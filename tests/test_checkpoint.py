@@ -8,9 +8,9 @@ import numpy as np
 import optax
 import pytest
 
-from infinity_jax import train_state
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
+from infinity_jax.training import state as train_state
 
 OPTIMISER = optax.adam(0.1)
 DATA = {"seed": 3, "next_step": 5, "examples": 40}

@@ -7,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax import optim, train_state
 from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.correction import CorrectionConfig
 from infinity_jax.runtime.compiled_step import CompiledStep, planned_bytes
 from infinity_jax.scales import make_schedule
-from infinity_jax.train_step import LossConfig, make_train_step
+from infinity_jax.training import optim
+from infinity_jax.training import state as train_state
+from infinity_jax.training.correction import CorrectionConfig
+from infinity_jax.training.transformer_step import LossConfig, make_train_step
 from infinity_jax.transformer.transformer import Transformer, init_params
 
 KEY = jax.random.key(0)

@@ -25,7 +25,6 @@ from published_files import (
 )
 from safetensors.numpy import load_file
 
-from infinity_jax import optim
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TransformerConfig
 from infinity_jax.convert.links import Link, parameter_count, params_from
@@ -35,6 +34,7 @@ from infinity_jax.convert.transformer_names import transformer_links
 from infinity_jax.convert.weights import our_shapes
 from infinity_jax.files.tensors import open_tensors
 from infinity_jax.presets import PRESETS, TOKENIZERS
+from infinity_jax.training import optim
 
 NAMES = Path(__file__).parent / "golden" / "names"
 COUNTS = {

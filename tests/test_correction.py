@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infinity_jax import correction
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.correction import CorrectionConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import make_schedule
-from infinity_jax.train_step import corrected_inputs
+from infinity_jax.training import correction
+from infinity_jax.training.correction import CorrectionConfig
+from infinity_jax.training.transformer_step import corrected_inputs
 
 
 def test_without_requantising_labels_ignore_the_flips():

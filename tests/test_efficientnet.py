@@ -22,7 +22,7 @@ from infinity_jax.metrics.efficientnet import (
     load_efficientnet,
     picture_features,
 )
-from infinity_jax.tokenizer.perceptual import efficientnet_feature_loss
+from infinity_jax.training.tokenizer_losses import efficientnet_feature_loss
 
 GOLDEN = Path(__file__).parent / "golden" / "efficientnet" / "reference.npz"
 

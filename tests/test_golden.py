@@ -33,11 +33,12 @@ from golden_models import (
     sampler_inputs,
 )
 
-from infinity_jax import correction, scales
+from infinity_jax import scales
 from infinity_jax.sampling import sampler
-from infinity_jax.tokenizer import bsq_losses, pyramid, resize
+from infinity_jax.tokenizer import pyramid, resize
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.tokenizer.pyramid import to_tokenizer
+from infinity_jax.training import correction, tokenizer_losses
 from infinity_jax.transformer.rope2d import rope_table
 
 
@@ -134,7 +135,7 @@ def test_entropy(entropy):
     z = jnp.asarray(file.arrays["entropy_z"])
 
     def penalty(z):
-        terms = bsq_losses.bsq_entropies(z, float(temperature))
+        terms = tokenizer_losses.bsq_entropies(z, float(temperature))
         return terms[0] - terms[1], jnp.stack(terms)
 
     gradient, terms = jax.jit(jax.grad(penalty, has_aux=True))(z)

@@ -11,19 +11,21 @@ import numpy as np
 import pytest
 from arbitrary_params import arbitrary_params
 
-from infinity_jax import flops, memory, optim, train_state
+from infinity_jax import flops, memory
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.convert.transformer_names import transformer_links
-from infinity_jax.correction import CorrectionConfig
 from infinity_jax.errors import UserError
-from infinity_jax.losses import index_loss, token_weights
 from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.sampling import head_index, sampler
 from infinity_jax.sampling.bits import draw_bits
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import indices
-from infinity_jax.train_step import LossConfig, make_eval_step, make_train_step
+from infinity_jax.training import optim
+from infinity_jax.training import state as train_state
+from infinity_jax.training.correction import CorrectionConfig
+from infinity_jax.training.transformer_losses import index_loss, token_weights
+from infinity_jax.training.transformer_step import LossConfig, make_eval_step, make_train_step
 from infinity_jax.transformer.heads import BitHead, IndexHead
 from infinity_jax.transformer.transformer import Transformer, init_params
 

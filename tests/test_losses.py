@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from infinity_jax.errors import UserError
-from infinity_jax.losses import bit_loss, token_weights
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.training.transformer_losses import bit_loss, token_weights
 
 SCHEDULE = ScaleSchedule(((1, 1), (2, 2), (3, 2)), (3, 2))
 

@@ -15,10 +15,10 @@ import stage_run
 import synthetic_pictures
 import toy_run
 
-from infinity_jax import config_files, stages
+from infinity_jax import config_files
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
-from infinity_jax.training import run_log
+from infinity_jax.training import run_log, stages
 
 NAMES = list(stage_run.STEPS)
 

@@ -5,14 +5,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infinity_jax import optim, train_state
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule, dense_schedule
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
-from infinity_jax.tokenizer.train_step import TokenizerLossConfig, make_train_step
-from infinity_jax.tokenizer.training_scales import TrainingScales
-from infinity_jax.train_tokenizer import feature_loss, initial_params
+from infinity_jax.training import optim
+from infinity_jax.training import state as train_state
+from infinity_jax.training.tokenizer_step import TokenizerLossConfig, make_train_step
+from infinity_jax.training.train_tokenizer import feature_loss, initial_params
+from infinity_jax.training.training_scales import TrainingScales
 
 SMALL = TokenizerConfig(
     bits=16, base_width=32, multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1, pixel_patch=4

@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from infinity_jax import config_files, optim, train_state, train_tokenizer
+from infinity_jax import config_files
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.data.resolutions import ResolutionMix, batches
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import sharding
 from infinity_jax.scales import dense_schedule, make_schedule
-from infinity_jax.tokenizer import discriminator
-from infinity_jax.tokenizer.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.tokenizer.train_step import ADVERSARIAL, Adversary, TokenizerLossConfig, make_train_step
-from infinity_jax.tokenizer.training_scales import TrainingScales, training_scales
+from infinity_jax.training import discriminator, optim, train_tokenizer
+from infinity_jax.training import state as train_state
+from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
+from infinity_jax.training.tokenizer_step import ADVERSARIAL, Adversary, TokenizerLossConfig, make_train_step
+from infinity_jax.training.training_scales import TrainingScales, training_scales
 
 SIDE = 16
 TOKENIZER = Tokenizer(

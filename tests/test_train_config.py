@@ -3,8 +3,8 @@
 import pytest
 import toy_run
 
-from infinity_jax import durations, train_config
 from infinity_jax.errors import UserError
+from infinity_jax.training import config
 
 
 @pytest.mark.parametrize(
@@ -29,23 +29,23 @@ def test_lengths_and_numbers_that_do_not_go_together(values, message):
     ],
 )
 def test_durations(text, steps):
-    assert durations.in_steps(text, steps=500, batch_size=8, examples=800) == steps
+    assert config.in_steps(text, steps=500, batch_size=8, examples=800) == steps
 
 
 @pytest.mark.parametrize("text", ["soon", "-3", "5 minutes", ""])
 def test_durations_that_mean_nothing_are_refused(text):
     with pytest.raises(UserError, match="is not understood"):
-        durations.in_steps(text, steps=500, batch_size=8, examples=800)
+        config.in_steps(text, steps=500, batch_size=8, examples=800)
 
 
 def test_a_runs_length_cannot_be_a_part_of_itself():
     with pytest.raises(UserError, match="'10%' is not understood"):
-        train_config.from_section({"steps": "10%", "batch_size": 8}, 800)
+        config.from_section({"steps": "10%", "batch_size": 8}, 800)
 
 
 def test_train_section_becomes_steps():
     section = {"steps": "2 epochs", "batch_size": 8, "checkpoint_every": "25%", "log_every": 10}
-    train = train_config.from_section(section, 800)
+    train = config.from_section(section, 800)
     assert (train.steps, train.checkpoint_every, train.log_every) == (200, 50, 10)
     with pytest.raises(UserError, match=r"train\.log_evry; did you mean train\.log_every"):
-        train_config.from_section({**section, "log_evry": 1}, 800)
+        config.from_section({**section, "log_evry": 1}, 800)

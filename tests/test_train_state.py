@@ -6,8 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from infinity_jax import optim, train_state
 from infinity_jax.errors import UserError
+from infinity_jax.training import optim
+from infinity_jax.training import state as train_state
 
 
 def test_learning_rate_warms_up_and_ends_at_the_final_fraction():

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import toy_run
 
-from infinity_jax import first_state, train_config, training_loop
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import global_batch
-from infinity_jax.training import run_log
+from infinity_jax.training import config as train_config
+from infinity_jax.training import loop as training_loop
+from infinity_jax.training import run_log, start
 
 
 def lines(workdir: Path) -> list[dict]:
@@ -211,8 +212,8 @@ def test_gradients_that_are_not_finite_stop_the_run_too(tmp_path):
 def started(folder: Path, train: train_config.TrainConfig):
     """The state that a run begins with."""
     checkpointer = Checkpointer(folder)
-    arguments = (toy_run.fresh_state, toy_run.placed(), first_state.load_params, lambda step: 8)
-    state = first_state.first_state(checkpointer, train, *arguments)
+    arguments = (toy_run.fresh_state, toy_run.placed(), start.load_params, lambda step: 8)
+    state = start.first_state(checkpointer, train, *arguments)
     checkpointer.close()
     return state
 

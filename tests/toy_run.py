@@ -9,11 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax import optim, train_state, training_loop
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.runtime.seeds import stream
-from infinity_jax.train_config import TrainConfig
+from infinity_jax.training import loop, optim
+from infinity_jax.training import state as train_state
+from infinity_jax.training.config import TrainConfig
 
 OPTIM = optim.OptimConfig(learning_rate=0.05, warmup_steps=2)
 CONFIG = {"train": {"steps": 20}, "sizes": [1, 2]}
@@ -49,7 +50,7 @@ def placed(width: int = 3) -> train_state.TrainState:
     return jax.tree.map(lambda _: layout().whole, jax.eval_shape(lambda: fresh_state(width)))
 
 
-def batches(first: int, rows_of: training_loop.RowsOf) -> Iterator[dict[str, np.ndarray]]:
+def batches(first: int, rows_of: loop.RowsOf) -> Iterator[dict[str, np.ndarray]]:
     step, rows = first, rows_of(8)
     while True:
         numbers = np.random.default_rng((7, step))
@@ -61,7 +62,7 @@ def batches(first: int, rows_of: training_loop.RowsOf) -> Iterator[dict[str, np.
 def killed_at(step: int):
     """Batches that kill the process, without warning, when that of `step` is asked for."""
 
-    def stream_of(first: int, rows_of: training_loop.RowsOf):
+    def stream_of(first: int, rows_of: loop.RowsOf):
         for number, batch in enumerate(batches(first, rows_of), first):
             if number == step:
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -73,7 +74,7 @@ def killed_at(step: int):
 def run(
     workdir, steps: int = 20, *, batches=batches, step_fn=step_fn, hooks=(), **changes
 ) -> train_state.TrainState:
-    return training_loop.run(
+    return loop.run(
         workdir, config(steps, **changes), fresh_state, placed(), layout(), step_fn, batches, CONFIG, hooks
     )
 

@@ -17,12 +17,14 @@ import jax
 from jax import lax
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
-from infinity_jax import flops, optim, presets, train, train_state
+from infinity_jax import flops, presets
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.correction import CorrectionConfig
 from infinity_jax.scales import make_schedule
-from infinity_jax.train_step import LossConfig, make_loss, make_train_step
+from infinity_jax.training import optim, train_transformer
+from infinity_jax.training import state as train_state
+from infinity_jax.training.correction import CorrectionConfig
+from infinity_jax.training.transformer_step import LossConfig, make_loss, make_train_step
 from infinity_jax.transformer.kernels import attention_xla
 from infinity_jax.transformer.transformer import Transformer
 
@@ -87,7 +89,7 @@ class Case:
                 "path_factors": shape((self.batch, c.layers, 2), "float32"),
             }
             return make_loss(Transformer(c), schedule, LOSS), (params, batch)
-        optimiser = optim.make_optimiser(OPTIM, 1000, no_decay=train.not_a_kernel)
+        optimiser = optim.make_optimiser(OPTIM, 1000, no_decay=train_transformer.not_a_kernel)
         state = jax.eval_shape(lambda p: train_state.create(p, optimiser, ema=True), params)
         settings = TokenizerConfig(bits=c.bits), CorrectionConfig(), LOSS, OPTIM
         batch |= {"features": shape((self.batch, *schedule.last, c.bits), "float32")}
@@ -141,7 +143,9 @@ def main() -> None:
         whole = [case.whole(is_train) for is_train in (False, True)]
         compared = products + (whole if numbers in PUBLISHED else [])
         farthest = max(farthest, *compared, key=lambda ratio: abs(ratio - 1))
-        row = "".join(f" {forward:>8.4f} {train:>8.4f} " for forward, train in (products, whole))
+        row = "".join(
+            f" {forward:>8.4f} {train_transformer:>8.4f} " for forward, train_transformer in (products, whole)
+        )
         print(f"{'/'.join(map(str, numbers)):>20} {row}", flush=True)
     print(f"farthest from 1, products of all and whole programs of the published sizes: {farthest:.4f}")
 

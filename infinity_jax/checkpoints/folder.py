@@ -20,10 +20,10 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
-from infinity_jax import optim
 from infinity_jax.config import WEIGHT_DTYPES, TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.text.minilm import MiniLM
+from infinity_jax.training import optim
 
 CONFIG, TEXT_ENCODER = "config.json", "text_encoder"
 WEIGHTS = {"tokenizer": "tokenizer.safetensors", "transformer": "transformer.safetensors"}

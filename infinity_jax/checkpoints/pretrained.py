@@ -12,13 +12,14 @@ import numpy as np
 from absl import logging
 from jaxtyping import PyTree
 
-from infinity_jax import optim, scales
+from infinity_jax import scales
 from infinity_jax.checkpoints import folder as disk
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import paths
 from infinity_jax.runtime.sharding import Layout, place
+from infinity_jax.training import optim
 
 BUNDLED = "bundled"
 
@@ -187,8 +188,8 @@ def transformer_variables(config: TransformerConfig) -> PyTree:
 
 def tokenizer_variables(config: TokenizerConfig) -> PyTree:
     """The tokenizer's parameters as ShapeDtypeStructs, boxed with their logical axis names."""
-    from infinity_jax import train_tokenizer
     from infinity_jax.tokenizer.model import Tokenizer
+    from infinity_jax.training import train_tokenizer
 
     return jax.eval_shape(lambda: train_tokenizer.initial_variables(Tokenizer(config), config.stride, 0))
 
@@ -305,7 +306,7 @@ def _check_shapes(
 
 
 def main(checkpoint: str, out: str | Path, dtype: str = "float16") -> None:
-    """Writes `out` in the form that `--checkpoint`, `config.tokenizer` and `train.init_from` read.
+    """Writes `out` in the form that `--checkpoint`, `config.tokenizer` and `train_transformer.init_from` read.
 
     Args:
       checkpoint: a workdir of `train` (the whole system) or of `train-tokenizer` (a tokenizer alone).

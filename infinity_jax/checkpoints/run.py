@@ -18,8 +18,8 @@ from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from infinity_jax.errors import UserError
-from infinity_jax.optim import parameter_name
-from infinity_jax.train_state import TrainState
+from infinity_jax.training.optim import parameter_name
+from infinity_jax.training.state import TrainState
 
 _Shapes = Mapping[str, tuple[int, ...]]
 

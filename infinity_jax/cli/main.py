@@ -71,8 +71,8 @@ def _train_tokenizer(arguments: argparse.Namespace, overrides: list[str]) -> Non
     from infinity_jax import config_files
 
     config = config_files.load(arguments.config, overrides)
-    from infinity_jax import train_tokenizer
     from infinity_jax.runtime import distributed
+    from infinity_jax.training import train_tokenizer
 
     distributed.start(options.processes_of(arguments))
     train_tokenizer.main(config, arguments.workdir)
@@ -82,11 +82,11 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     from infinity_jax import config_files
 
     config = config_files.load(arguments.config, overrides, stages=True)
-    from infinity_jax import stages, train
     from infinity_jax.runtime import distributed
+    from infinity_jax.training import stages, train_transformer
 
     distributed.start(options.processes_of(arguments))
-    (stages if "stages" in config else train).main(config, arguments.workdir)
+    (stages if "stages" in config else train_transformer).main(config, arguments.workdir)
 
 
 def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:

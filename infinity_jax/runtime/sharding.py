@@ -19,8 +19,8 @@ from jaxtyping import PyTree
 
 from infinity_jax.config import Section, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.optim import parameter_name
 from infinity_jax.runtime.mesh import MESH_AXES, USER_AXES, MeshConfig, device_mesh, parse_mesh
+from infinity_jax.training.optim import parameter_name
 
 LARGE = 2**20  # Elements: a larger parameter must not be left whole on every device.
 

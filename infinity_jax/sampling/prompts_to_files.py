@@ -15,7 +15,7 @@ from PIL import Image
 from infinity_jax.files import picture_writer, sheets
 from infinity_jax.files.picture_writer import Wanted
 from infinity_jax.sampling.pipeline import InfinityPipeline
-from infinity_jax.train_state import TrainState
+from infinity_jax.training.state import TrainState
 
 SHEET_PICTURES = 24
 # A sheet of a long list shows its first pictures: at most so many, and so many pixels.

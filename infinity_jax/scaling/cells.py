@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from absl import logging
 
-from infinity_jax import train
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.checkpoints import origin
 from infinity_jax.config import from_dict
@@ -21,7 +20,7 @@ from infinity_jax.files import atomic
 from infinity_jax.sampling.pipeline import InfinityPipeline, SampleConfig
 from infinity_jax.scaling.estimate import Estimate
 from infinity_jax.scaling.grid import Cell, GridConfig
-from infinity_jax.training import run_log
+from infinity_jax.training import run_log, train_transformer
 
 ROW, CONFIG, FAILURE = "row.json", "config.json", "failure.txt"
 _QUALITY = ("kid", "kid_error", "retrieval_top1", "retrieval_top5", "retrieval_compositions_top1")
@@ -78,7 +77,7 @@ def run(workdir: Path, cell: Cell, grid: GridConfig, estimate: Estimate) -> None
     with _failing(here / FAILURE):
         checkpoint = grid.checkpoint or str(here / "run")
         if not grid.checkpoint:
-            train.main(cell.config, here / "run")
+            train_transformer.main(cell.config, here / "run")
         # The others write no metrics, and may not yet see the last line of them.
         if jax.process_index() == 0:
             numbers = {} if grid.checkpoint else _trained(here / "run")

@@ -16,7 +16,7 @@ from infinity_jax.data import sources
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.scaling.grid import Cell, Hardware
-from infinity_jax.train_config import TrainConfig, from_section
+from infinity_jax.training.config import TrainConfig, from_section
 
 _SIDE = 2048  # of the product that this machine's rate is measured with
 

@@ -9,11 +9,11 @@ from typing import Any
 import jax
 from absl import logging
 
-from infinity_jax import train_tokenizer
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import distributed
 from infinity_jax.scaling import cells, grid, table
 from infinity_jax.scaling.estimate import Estimate, estimate
+from infinity_jax.training import train_tokenizer
 
 TABLE = "runs.csv"
 

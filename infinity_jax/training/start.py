@@ -14,8 +14,8 @@ from jax.experimental import multihost_utils
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import place
-from infinity_jax.train_config import TrainConfig
-from infinity_jax.train_state import TrainState
+from infinity_jax.training.config import TrainConfig
+from infinity_jax.training.state import TrainState
 
 
 def load_params(path: str, target_params: Any) -> Any:
@@ -44,7 +44,7 @@ def first_state(
       train: names the other sources.
       new_state: makes a fresh state.
       placed: where each array lies, whatever it comes from.
-      load_params: (path, params like those wanted) -> params, for `train.init_from`.
+      load_params: (path, params like those wanted) -> params, for `train_transformer.init_from`.
       batch_size_at: step (0-based) -> pictures of the whole batch.
     Raises:
       UserError: a checkpoint of another model or another seed.

@@ -1,6 +1,6 @@
 """Progressive training: stages in order, each an ordinary run that starts from the weights of the one before.
 
-A stage's workdir is WORKDIR/NAME. Its run begins as with `train.init_from` of the stage before: from the averaged
+A stage's workdir is WORKDIR/NAME. Its run begins as with `train_transformer.init_from` of the stage before: from the averaged
 weights where that run kept an average, with a new optimiser and its own warm-up. Every process of a run does the same
 stages: process 0 says which are finished.
 """
@@ -17,10 +17,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from infinity_jax import optim, train
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
+from infinity_jax.training import optim, train_transformer
 
 _STARTS = ("init_from", "restore_from")
 # What may be changed of a stage that is finished without a word: nothing that its weights depend on.
@@ -44,7 +44,7 @@ def main(config: Any, workdir: str | Path) -> None:
       workdir: gets a folder for each stage.
     Raises:
       UserError: before anything is trained, if any stage's config cannot be trained with, its model is not that of the
-        stage before, or a stage has begun and the one before it is not finished; else as `train.main`.
+        stage before, or a stage has begun and the one before it is not finished; else as `train_transformer.main`.
     """
     workdir = Path(workdir)
     configs = linked(config, workdir)
@@ -58,7 +58,7 @@ def main(config: Any, workdir: str | Path) -> None:
             _name_changes(name, stage, workdir)
         else:
             logging.info("%s: %d steps, in %s", where, steps[number], workdir / name)
-            train.main(stage, workdir / name)
+            train_transformer.main(stage, workdir / name)
 
 
 def linked(config: Any, workdir: Path) -> dict[str, Any]:
@@ -86,8 +86,8 @@ def _check(configs: Mapping[str, Any], workdir: Path) -> list[int]:
     steps, models = [], []
     for name, config in configs.items():
         try:
-            run = train.read_config(config)
-            train.fitting_tokenizer(config.tokenizer, workdir / name, run.model, run.data.scales)
+            run = train_transformer.read_config(config)
+            train_transformer.fitting_tokenizer(config.tokenizer, workdir / name, run.model, run.data.scales)
         except UserError as error:
             raise UserError(f"stage {name}: {error}") from error
         steps.append(run.train.steps)

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from infinity_jax import durations, optim, scales, train_config, train_state, training_loop
+from infinity_jax import scales
 from infinity_jax.checkpoints import origin, pretrained
 from infinity_jax.config import TokenizerConfig, from_dict
 from infinity_jax.data import batches, pictures, resolutions, sources
@@ -24,19 +24,23 @@ from infinity_jax.metrics.efficientnet import load_efficientnet
 from infinity_jax.metrics.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
 from infinity_jax.metrics.psnr import mean_psnr
 from infinity_jax.runtime import global_batch, seeds, sharding
-from infinity_jax.tokenizer.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
-from infinity_jax.tokenizer.perceptual import efficientnet_feature_loss
-from infinity_jax.tokenizer.train_step import (
+from infinity_jax.training import config as durations
+from infinity_jax.training import config as train_config
+from infinity_jax.training import loop, optim
+from infinity_jax.training import state as train_state
+from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
+from infinity_jax.training.state import TrainState, averaged
+from infinity_jax.training.tokenizer_losses import efficientnet_feature_loss
+from infinity_jax.training.tokenizer_step import (
     ADVERSARIAL,
     Adversary,
     FeatureLoss,
     TokenizerLossConfig,
     make_train_step,
 )
-from infinity_jax.tokenizer.training_scales import TrainingScales
-from infinity_jax.tokenizer.training_scales import training_scales as make_training_scales
-from infinity_jax.train_state import TrainState, averaged
+from infinity_jax.training.training_scales import TrainingScales
+from infinity_jax.training.training_scales import training_scales as make_training_scales
 
 SHEET_PICTURES = 12
 
@@ -75,7 +79,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     for size in mix.batch_sizes:
         layout.batch(size)  # refuses one that the mesh cannot split
 
-    return training_loop.run(
+    return loop.run(
         workdir,
         train,
         new_state,
@@ -97,7 +101,7 @@ def _batches(
     mix: ResolutionMix,
     adversary: Adversary | None,
     first_step: int,
-    rows_of: training_loop.RowsOf,
+    rows_of: loop.RowsOf,
 ) -> Iterator[batches.Batch]:
     """Batches {image}, with the adversary's key from its start on."""
 
@@ -228,7 +232,7 @@ def _hooks(
     train: train_config.TrainConfig,
     layout: sharding.Layout,
     workdir: Path,
-) -> list[training_loop.Hook]:
+) -> list[loop.Hook]:
     """Validation PSNR and a sheet of originals above reconstructions, from the averaged parameters."""
     validation = sources.open_source(config.data.source, "validation")
     if len(validation) == 0:
@@ -272,4 +276,4 @@ def _hooks(
                 title=f"step {step}",
             )
 
-    return [training_loop.Hook(train.evaluate_every, evaluate), training_loop.Hook(train.sample_every, draw)]
+    return [loop.Hook(train.evaluate_every, evaluate), loop.Hook(train.sample_every, draw)]

@@ -9,15 +9,16 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from infinity_jax import correction, losses, train_state
 from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.correction import CorrectionConfig
 from infinity_jax.errors import UserError
-from infinity_jax.optim import OptimConfig
 from infinity_jax.runtime import seeds
 from infinity_jax.runtime.sharding import constrain
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.train_state import TrainState
+from infinity_jax.training import correction, transformer_losses
+from infinity_jax.training import state as train_state
+from infinity_jax.training.correction import CorrectionConfig
+from infinity_jax.training.optim import OptimConfig
+from infinity_jax.training.state import TrainState
 from infinity_jax.transformer.transformer import Transformer, draw_path_factors
 
 
@@ -36,9 +37,9 @@ class LossConfig:
     caption_drop: float = 0.1
 
     def __post_init__(self):
-        if self.token_weights not in losses.TOKEN_WEIGHTS:
+        if self.token_weights not in transformer_losses.TOKEN_WEIGHTS:
             raise UserError(
-                f"unknown loss.token_weights {self.token_weights!r}; use one of {losses.TOKEN_WEIGHTS}"
+                f"unknown loss.token_weights {self.token_weights!r}; use one of {transformer_losses.TOKEN_WEIGHTS}"
             )
         for name in ("label_smoothing", "caption_drop"):
             if not 0 <= getattr(self, name) < 1:
@@ -98,7 +99,7 @@ def make_loss(
             examples["path_factors"].transpose(1, 2, 0),
         )
         weighing = loss_config.token_weights, loss_config.label_smoothing
-        return losses.LOSSES[model.config.head](logits, examples["bits"], schedule, *weighing)
+        return transformer_losses.LOSSES[model.config.head](logits, examples["bits"], schedule, *weighing)
 
     return loss_fn
 
@@ -174,7 +175,9 @@ def make_eval_step(
         )
 
         def one(logits, bits_Ld):
-            loss, metrics = losses.LOSSES[model.config.head](logits[None], bits_Ld[None], schedule)
+            loss, metrics = transformer_losses.LOSSES[model.config.head](
+                logits[None], bits_Ld[None], schedule
+            )
             return {"loss": loss, **metrics}
 
         per_picture = jax.vmap(one)(logits, bits_BLd)

@@ -13,15 +13,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Key
 
-from infinity_jax import train_state
 from infinity_jax.errors import UserError
-from infinity_jax.optim import OptimConfig
-from infinity_jax.tokenizer import discriminator
-from infinity_jax.tokenizer.bsq_losses import quantizer_loss
-from infinity_jax.tokenizer.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.tokenizer.training_scales import TrainingScales
-from infinity_jax.train_state import TrainState
+from infinity_jax.training import discriminator
+from infinity_jax.training import state as train_state
+from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
+from infinity_jax.training.optim import OptimConfig
+from infinity_jax.training.state import TrainState
+from infinity_jax.training.tokenizer_losses import quantizer_loss
+from infinity_jax.training.training_scales import TrainingScales
 
 FEATURE_NETWORKS = ("efficientnet", "lpips")
 # A batch with this key takes part in adversarial training. So the steps before are a program of their own, without it.

@@ -8,10 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from infinity_jax import optim, scales, train_config, train_state, training_loop
+from infinity_jax import scales
 from infinity_jax.checkpoints import origin, pretrained
 from infinity_jax.config import TransformerConfig, from_dict
-from infinity_jax.correction import CorrectionConfig
 from infinity_jax.data import sources
 from infinity_jax.data.encoded import features_on_device
 from infinity_jax.data.feeds import EncodedFeed, RecordFeed
@@ -22,8 +21,12 @@ from infinity_jax.runtime import distributed, global_batch, sharding
 from infinity_jax.sampling.pipeline import InfinityPipeline, SampleConfig
 from infinity_jax.sampling.prompts_to_files import sheet_hook
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
-from infinity_jax.train_state import TrainState, averaged
-from infinity_jax.train_step import LossConfig, make_eval_step, make_train_step
+from infinity_jax.training import config as train_config
+from infinity_jax.training import loop, optim
+from infinity_jax.training import state as train_state
+from infinity_jax.training.correction import CorrectionConfig
+from infinity_jax.training.state import TrainState, averaged
+from infinity_jax.training.transformer_step import LossConfig, make_eval_step, make_train_step
 from infinity_jax.transformer.transformer import Transformer, init_variables
 
 
@@ -129,8 +132,8 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     on_device = features_on_device(tokenizer.config, tokenizer.params, layout)
     validation = _validation(feed, model, part, layout, on_device)
     hooks = [
-        training_loop.Hook(train.evaluate_every, validation),
-        training_loop.Hook(
+        loop.Hook(train.evaluate_every, validation),
+        loop.Hook(
             train.sample_every,
             sheet_hook(pipeline_of, len(source), feed.caption, train.seed, workdir / "samples"),
         ),
@@ -138,7 +141,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     if not feed.encodes_text:
         # All captions are encoded by now; from here on the encoder takes its share of every device, not all of one.
         text_encoder.place(layout)
-    return training_loop.run(
+    return loop.run(
         workdir,
         train,
         new_state,

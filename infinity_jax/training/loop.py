@@ -18,15 +18,15 @@ import numpy as np
 from absl import logging
 from jaxtyping import Array, Key
 
-from infinity_jax import first_state
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import global_batch, stop_signals
 from infinity_jax.runtime.compiled_step import CompiledStep
 from infinity_jax.runtime.sharding import Layout
-from infinity_jax.train_config import TrainConfig
-from infinity_jax.train_state import TrainState
+from infinity_jax.training import start
+from infinity_jax.training.config import TrainConfig
 from infinity_jax.training.run_log import MetricsWriter, Progress
+from infinity_jax.training.state import TrainState
 
 Batch = Mapping[str, np.ndarray]
 RowsOf = Callable[[int], np.ndarray]
@@ -59,14 +59,14 @@ def run(
     batch_size_at: Callable[[int], int] | None = None,
     on_device: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = lambda batch: batch,
 ) -> TrainState:
-    """Trains to `train.steps`, from the newest complete checkpoint of `workdir` if there is one.
+    """Trains to `train_transformer.steps`, from the newest complete checkpoint of `workdir` if there is one.
 
     Of several processes all run this alike; only the first writes metrics.
 
     Args:
       workdir: gets checkpoints/, metrics.jsonl, evaluations.jsonl and tensorboard/.
       train: lengths and intervals.
-      new_state: makes a fresh state, of which a restored one has the shapes. See `train_state.new_state`.
+      new_state: makes a fresh state, of which a restored one has the shapes. See `state.new_state`.
       placed: where each of its arrays lies, NamedShardings.
       layout: where batches and activations go.
       step_fn: (state, batch, seed key) -> (state, metrics with "loss"); a pure function, compiled here. Random
@@ -75,8 +75,8 @@ def run(
         gives those rows of the batches from there on, dicts of numpy arrays.
       config: the whole config as plain dicts, stored in every checkpoint.
       hooks: sample sheets and evaluations; run before the checkpoint of the same step.
-      load_params: (path, params like those wanted) -> params, for `train.init_from`; by default from our checkpoints.
-      batch_size_at: step (0-based) -> pictures of the whole batch; by default always `train.batch_size`.
+      load_params: (path, params like those wanted) -> params, for `train_transformer.init_from`; by default from our checkpoints.
+      batch_size_at: step (0-based) -> pictures of the whole batch; by default always `train_transformer.batch_size`.
       on_device: what is made of each batch on the devices before the step sees it.
     Returns:
       the last state.
@@ -92,9 +92,7 @@ def run(
         Path(workdir) / "checkpoints", train.keep_checkpoints, train.keep_every, train.keep_best
     )
     sizes = batch_size_at or (lambda step: train.batch_size)
-    state = first_state.first_state(
-        checkpointer, train, new_state, placed, load_params or first_state.load_params, sizes
-    )
+    state = start.first_state(checkpointer, train, new_state, placed, load_params or start.load_params, sizes)
     first = int(state.step)
     if first >= train.steps:
         logging.info("the run already has its %d steps; raise train.steps to go on", train.steps)
@@ -198,7 +196,7 @@ class _Loop:
         self.logged_step, self.logged_time, self.waited = step, time.perf_counter(), 0.0
 
     def judged_by(self, evaluated: Mapping[str, Any]) -> dict[str, float] | None:
-        """The numbers of an evaluation; UserError if `train.keep_best` is not among them."""
+        """The numbers of an evaluation; UserError if `train_transformer.keep_best` is not among them."""
         numbers = {name: float(value) for name, value in evaluated.items() if isinstance(value, (int, float))}
         best = self.train.keep_best
         if best and numbers and best not in numbers:
