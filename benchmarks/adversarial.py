@@ -12,9 +12,9 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from infinity_jax import config_files, evaluate_tokenizer
+from infinity_jax import config_files
 from infinity_jax.checkpoints import pretrained
-from infinity_jax.evaluation import gallery
+from infinity_jax.evaluation import evaluate_tokenizer, gallery
 from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.metrics import bootstrap
 from infinity_jax.runtime import start_up

@@ -20,8 +20,9 @@ import jax.numpy as jnp
 import machine
 from sampling import sampling_flops
 
-from infinity_jax import evaluate, hlo_costs, presets, scales
+from infinity_jax import hlo_costs, presets, scales
 from infinity_jax.checkpoints import pretrained
+from infinity_jax.evaluation import evaluate_checkpoint
 from infinity_jax.runtime import start_up
 from infinity_jax.sampling import sampler, token_pruning
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
@@ -148,7 +149,7 @@ def _in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, flo
 def _quality(setting: str, prompts: int) -> dict[str, Any]:
     """What `infinity-jax evaluate` says of the bundled model's pictures."""
     with tempfile.TemporaryDirectory() as folder:
-        numbers = evaluate.main(Path(folder) / "evaluation.json", pruning=setting, prompts=prompts)
+        numbers = evaluate_checkpoint.main(Path(folder) / "evaluation.json", pruning=setting, prompts=prompts)
     return {name: numbers[name] for name in QUALITIES}
 
 

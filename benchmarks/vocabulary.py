@@ -13,7 +13,8 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-from infinity_jax import config_files, evaluate_tokenizer
+from infinity_jax import config_files
+from infinity_jax.evaluation import evaluate_tokenizer
 from infinity_jax.runtime import start_up
 from infinity_jax.training import train_tokenizer
 

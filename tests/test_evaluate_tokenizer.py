@@ -10,10 +10,10 @@ from PIL import Image
 from random_networks import random_pictures, random_state
 from small_system import TOKENIZER
 
-from infinity_jax import evaluate_tokenizer
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.cli import main
 from infinity_jax.data import pictures
+from infinity_jax.evaluation import evaluate_tokenizer
 from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.files.torch_writer import write_torch_file
 from infinity_jax.metrics import inception, lpips

@@ -8,8 +8,8 @@ import field_prompts
 import pytest
 
 from infinity_jax.errors import UserError
-from infinity_jax.field_benchmarks import layouts
-from infinity_jax.field_benchmarks.layouts import BENCHMARKS
+from infinity_jax.evaluation.benchmarks import layouts
+from infinity_jax.evaluation.benchmarks.layouts import BENCHMARKS
 
 
 @pytest.mark.parametrize("name", BENCHMARKS)

@@ -14,11 +14,10 @@ from PIL import Image
 from small_system import write_system
 
 import infinity_jax
-from infinity_jax import generate
 from infinity_jax.cli import main
 from infinity_jax.errors import UserError
-from infinity_jax.field_benchmarks import card, layouts
-from infinity_jax.field_benchmarks.layouts import BENCHMARKS
+from infinity_jax.evaluation.benchmarks import card, generate, layouts
+from infinity_jax.evaluation.benchmarks.layouts import BENCHMARKS
 from infinity_jax.files import pictures as picture_files
 from infinity_jax.text.rewriting import Rewriter
 

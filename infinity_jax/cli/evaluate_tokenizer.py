@@ -52,7 +52,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, _: list[str]) -> None:
     """Measures."""
-    from infinity_jax import evaluate_tokenizer
+    from infinity_jax.evaluation import evaluate_tokenizer
 
     evaluate_tokenizer.main(
         arguments.json,

@@ -25,6 +25,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, _: list[str]) -> None:
     """Measures."""
-    from infinity_jax import fid_of_folders
+    from infinity_jax.evaluation import fid_of_folders
 
     fid_of_folders.main(arguments.generated, arguments.real, arguments.inception, arguments.json)

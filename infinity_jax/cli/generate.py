@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from infinity_jax.cli import options, sample
-from infinity_jax.field_benchmarks import layouts
+from infinity_jax.evaluation.benchmarks import layouts
 
 SUMMARY = "draw the pictures of a benchmark of the field, as its own evaluator reads them"
 EXAMPLES = """infinity-jax generate --benchmark geneval --prompts geneval/prompts/evaluation_metadata.jsonl \\
@@ -46,7 +46,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
     rewriter = options.rewriter_of(arguments)
     benchmark = layouts.BENCHMARKS[arguments.benchmark]
     prompt_set = layouts.read(benchmark, Path(arguments.prompts), arguments.limit)
-    from infinity_jax import generate
+    from infinity_jax.evaluation.benchmarks import generate
 
     generate.main(
         prompt_set,

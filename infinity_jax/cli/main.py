@@ -90,9 +90,9 @@ def _train(arguments: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def _evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
-    from infinity_jax import evaluate
+    from infinity_jax.evaluation import evaluate_checkpoint
 
-    evaluate.main(
+    evaluate_checkpoint.main(
         json_file=arguments.json,
         checkpoint=arguments.checkpoint,
         seed=arguments.seed,

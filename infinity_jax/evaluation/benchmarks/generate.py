@@ -11,8 +11,8 @@ import numpy as np
 from absl import logging
 
 from infinity_jax.checkpoints import folder as checkpoint_folder
-from infinity_jax.field_benchmarks import card
-from infinity_jax.field_benchmarks.layouts import PromptSet
+from infinity_jax.evaluation.benchmarks import card
+from infinity_jax.evaluation.benchmarks.layouts import PromptSet
 from infinity_jax.files import picture_writer
 from infinity_jax.files import pictures as picture_files
 from infinity_jax.files.picture_writer import Wanted

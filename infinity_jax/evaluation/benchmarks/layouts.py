@@ -13,7 +13,7 @@ from pathlib import Path
 from absl import logging
 
 from infinity_jax.errors import UserError
-from infinity_jax.field_benchmarks import prompt_files
+from infinity_jax.evaluation.benchmarks import prompt_files
 
 HPS_STYLES = ("anime", "concept-art", "paintings", "photo")
 IMAGES = "images"
