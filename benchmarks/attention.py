@@ -24,7 +24,8 @@ import jax.numpy as jnp  # noqa: E402
 import numpy as np  # noqa: E402
 from machine import matmul_flops_per_second  # noqa: E402
 
-from infinity_jax import flops, scales  # noqa: E402
+from infinity_jax import scales  # noqa: E402
+from infinity_jax.tools.planning import flops
 from infinity_jax.transformer.attention import (
     block_causal_attention,
     block_causal_mask,

@@ -73,11 +73,11 @@ def make(path: str, dtype: str) -> None:
     """A .pth file with the published names and random values of the dtype."""
     import numpy as np
 
-    from infinity_jax.convert.links import Buffer
-    from infinity_jax.convert.transformer_names import transformer_links
     from infinity_jax.files.lazy_tensor import dtype_named
     from infinity_jax.files.torch_writer import write_torch_file
     from infinity_jax.presets import PRESETS
+    from infinity_jax.tools.convert.links import Buffer
+    from infinity_jax.tools.convert.transformer_names import transformer_links
 
     preset, random, wanted = PRESETS[SIZE], np.random.default_rng(0), dtype_named(dtype)
     links = transformer_links(preset.transformer, preset.block_chunks)

@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from infinity_jax.scaling import law
+from infinity_jax.tools.scaling import law
 
 CONSTANTS = law.Law(E=0.35, A=2.0, a=0.2, B=0.9, b=0.15)
 SIZES = np.array([0.27e6, 0.75e6, 1.4e6, 3.6e6, 7.3e6])

@@ -20,12 +20,13 @@ import jax.numpy as jnp
 import machine
 from sampling import sampling_flops
 
-from infinity_jax import hlo_costs, presets, scales
+from infinity_jax import presets, scales
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.evaluation import evaluate_checkpoint
 from infinity_jax.runtime import start_up
 from infinity_jax.sampling import sampler, token_pruning
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
+from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.transformer.transformer import init_params
 
 BUNDLED = "bundled"

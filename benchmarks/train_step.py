@@ -25,11 +25,12 @@ import jax
 import jax.numpy as jnp
 import machine
 
-from infinity_jax import flops, hlo_costs, presets, scales
+from infinity_jax import presets, scales
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.runtime import start_up
 from infinity_jax.runtime.compiled_step import planned_bytes
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tools.planning import flops, hlo_costs
 from infinity_jax.training import optim, train_transformer, transformer_step
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig

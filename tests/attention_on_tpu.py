@@ -18,13 +18,13 @@ if __name__ == "__main__":
 
 from ml_collections import ConfigDict
 
-from infinity_jax import hlo_costs
-from infinity_jax.compile import find_target
 from infinity_jax.config import TransformerConfig
-from infinity_jax.lowering import lower_sampler, lower_train_step
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import layout_of
 from infinity_jax.scales import make_schedule
+from infinity_jax.tools.planning import hlo_costs
+from infinity_jax.tools.planning.compile_ahead import find_target
+from infinity_jax.tools.planning.lowering import lower_sampler, lower_train_step
 
 # heads of 96, 104 and 112 channels; a mesh splits the heads, or the tokens outside of the self-attention
 CASES = (

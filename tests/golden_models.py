@@ -18,12 +18,12 @@ from golden_folder import TIE, GoldenFile, GoldenFolder
 
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.convert.links import Link
-from infinity_jax.convert.main import main as convert
-from infinity_jax.convert.transformer_names import chunks_of, transformer_links
 from infinity_jax.sampling import bits
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.tokenizer import bsq
+from infinity_jax.tools.convert.convert import main as convert
+from infinity_jax.tools.convert.links import Link
+from infinity_jax.tools.convert.transformer_names import chunks_of, transformer_links
 from infinity_jax.training import optim
 from infinity_jax.training.transformer_losses import bit_loss
 from infinity_jax.transformer.block import Block

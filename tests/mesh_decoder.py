@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax import hlo_costs
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.tokenizer import strips
 from infinity_jax.tokenizer.model import Tokenizer
+from infinity_jax.tools.planning import hlo_costs
 
 TOKENIZER = Tokenizer(
     TokenizerConfig(bits=8, base_width=32, multipliers=(1, 2), encoder_blocks=1, decoder_blocks=1)

@@ -6,12 +6,12 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.convert.links import Buffer
-from infinity_jax.convert.tokenizer_names import tokenizer_links
-from infinity_jax.convert.transformer_names import transformer_links
 from infinity_jax.files.lazy_tensor import TORCH_STORAGES, dtype_named
 from infinity_jax.files.tensors import open_tensors
 from infinity_jax.files.torch_writer import write_torch_file
+from infinity_jax.tools.convert.links import Buffer
+from infinity_jax.tools.convert.tokenizer_names import tokenizer_links
+from infinity_jax.tools.convert.transformer_names import transformer_links
 
 SMALL = TransformerConfig(layers=4, width=64, heads=4, bits=6, text_channels=128, text_length=8)
 SMALL_SECTION = {"layers": 4, "width": 64, "heads": 4, "bits": 6, "text_channels": 128, "text_length": 8}

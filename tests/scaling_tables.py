@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
-from infinity_jax.scaling import runs
-from infinity_jax.scaling.law import Law
+from infinity_jax.tools.scaling import runs
+from infinity_jax.tools.scaling.law import Law
 
 LAW = Law(E=0.30, A=5.0, a=0.25, B=1.5, b=0.2)
 SIZES = (270_000, 600_000, 1_300_000, 3_000_000, 8_000_000)

@@ -7,8 +7,8 @@ import numpy as np
 from safetensors.numpy import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
-from infinity_jax.convert.t5_names import EMBEDDING
 from infinity_jax.text.t5 import T5Config
+from infinity_jax.tools.convert.t5 import EMBEDDING
 
 GOLDEN = Path(__file__).parent / "golden" / "t5"
 CONFIG = T5Config.from_hf(json.loads((GOLDEN / "config.json").read_text()))

@@ -5,7 +5,7 @@ import pytest
 from ml_collections import ConfigDict
 from scipy import stats
 
-from infinity_jax.scaling import ablations, grid
+from infinity_jax.tools.scaling import ablations, grid
 
 
 def test_a_comparison_has_students_intervals_and_pairs_what_is_alike():

@@ -11,11 +11,11 @@ import jax
 import pytest
 from jax.experimental import topologies
 
-from infinity_jax import compile as compile_module
-from infinity_jax import hlo_costs
-from infinity_jax.chips import CHIPS
 from infinity_jax.cli import main
-from infinity_jax.lowering import Program
+from infinity_jax.tools.planning import compile_ahead as compile_module
+from infinity_jax.tools.planning import hlo_costs
+from infinity_jax.tools.planning.chips import CHIPS
+from infinity_jax.tools.planning.lowering import Program
 
 T2I = Path(__file__).parent.parent / "configs" / "t2i.py"
 KEYS = {

@@ -27,13 +27,13 @@ from safetensors.numpy import load_file
 
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TransformerConfig
-from infinity_jax.convert.links import Link, parameter_count, params_from
-from infinity_jax.convert.main import main, to_torch
-from infinity_jax.convert.tokenizer_names import tokenizer_links
-from infinity_jax.convert.transformer_names import transformer_links
-from infinity_jax.convert.weights import our_shapes
 from infinity_jax.files.tensors import open_tensors
 from infinity_jax.presets import PRESETS, TOKENIZERS
+from infinity_jax.tools.convert.convert import main, to_torch
+from infinity_jax.tools.convert.links import Link, parameter_count, params_from
+from infinity_jax.tools.convert.tokenizer_names import tokenizer_links
+from infinity_jax.tools.convert.transformer_names import transformer_links
+from infinity_jax.tools.convert.weights import our_shapes
 from infinity_jax.training import optim
 
 NAMES = Path(__file__).parent / "golden" / "names"

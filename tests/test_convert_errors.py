@@ -21,13 +21,13 @@ from safetensors.numpy import load_file
 
 from infinity_jax.cli import main as cli
 from infinity_jax.config import TransformerConfig
-from infinity_jax.convert.configs import resolve_config
-from infinity_jax.convert.kinds import KINDS
-from infinity_jax.convert.main import main, to_torch
-from infinity_jax.convert.tokenizer_names import tokenizer_links
-from infinity_jax.convert.transformer_names import transformer_links
 from infinity_jax.errors import UserError
 from infinity_jax.presets import PRESETS, TOKENIZERS
+from infinity_jax.tools.convert.configs import resolve_config
+from infinity_jax.tools.convert.convert import main, to_torch
+from infinity_jax.tools.convert.kinds import KINDS
+from infinity_jax.tools.convert.tokenizer_names import tokenizer_links
+from infinity_jax.tools.convert.transformer_names import transformer_links
 
 
 @pytest.fixture

@@ -9,11 +9,10 @@ from safetensors.numpy import load_file, save_file
 from t5_files import CONFIG, GOLDEN, small_tokenizer, write_published
 
 from infinity_jax.checkpoints import folder as checkpoint_folder
-from infinity_jax.convert.t5 import convert_t5
-from infinity_jax.convert.t5_names import EMBEDDING, EMBEDDING_ALIAS
 from infinity_jax.errors import UserError
 from infinity_jax.files.torch_writer import write_torch_file
 from infinity_jax.text.t5 import T5Config
+from infinity_jax.tools.convert.t5 import EMBEDDING, EMBEDDING_ALIAS, convert_t5
 
 NORM = "encoder.final_layer_norm.weight"
 

@@ -2,9 +2,10 @@
 
 import pytest
 
-from infinity_jax import flops, presets
+from infinity_jax import presets
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.scales import make_schedule
+from infinity_jax.tools.planning import flops
 
 
 @pytest.mark.parametrize(

@@ -8,8 +8,8 @@ import pytest
 from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
-from infinity_jax import hlo_costs, hlo_kernels
 from infinity_jax.cli import compile
+from infinity_jax.tools.planning import hlo_costs, hlo_kernels
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'"

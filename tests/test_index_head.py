@@ -11,9 +11,7 @@ import numpy as np
 import pytest
 from arbitrary_params import arbitrary_params
 
-from infinity_jax import flops, memory
 from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.convert.transformer_names import transformer_links
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.sampling import head_index, sampler
@@ -21,6 +19,8 @@ from infinity_jax.sampling.bits import draw_bits
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import indices
+from infinity_jax.tools.convert.transformer_names import transformer_links
+from infinity_jax.tools.planning import flops, memory
 from infinity_jax.training import optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig

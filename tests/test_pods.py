@@ -6,12 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from infinity_jax import config_files, memory, scales
-from infinity_jax.chips import CHIPS
+from infinity_jax import config_files, scales
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.presets import preset
 from infinity_jax.runtime.mesh import MeshConfig, axis_sizes, parse_mesh
+from infinity_jax.tools.planning import memory
+from infinity_jax.tools.planning.chips import CHIPS
 
 PODS = sorted((Path(__file__).parents[1] / "configs" / "pods").glob("*.py"))
 

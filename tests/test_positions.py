@@ -10,10 +10,8 @@ import numpy as np
 import pytest
 from arbitrary_params import arbitrary_params
 
-from infinity_jax import flops
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
-from infinity_jax.convert.transformer_names import transformer_links
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import MESH_AXES, axis_sizes, parse_mesh
@@ -21,6 +19,8 @@ from infinity_jax.sampling import bits, sampler
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.scales import ScaleSchedule, make_schedule
 from infinity_jax.tokenizer import bsq, pyramid
+from infinity_jax.tools.convert.transformer_names import transformer_links
+from infinity_jax.tools.planning import flops
 from infinity_jax.training.train_transformer import not_a_kernel
 from infinity_jax.transformer.transformer import SCALE_ROWS, Transformer
 

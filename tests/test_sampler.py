@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from arbitrary_params import arbitrary_params
 
-from infinity_jax import hlo_costs
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.sampling import bits, guidance, sampler
@@ -19,6 +18,7 @@ from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import bsq, pyramid, resize
 from infinity_jax.tokenizer.model import Tokenizer
+from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.transformer.transformer import Transformer
 
 SCHEDULE = ScaleSchedule(((1, 1), (2, 2), (3, 2), (4, 4)), (4, 4))

@@ -8,8 +8,8 @@ from PIL import Image
 
 from infinity_jax.cli import main
 from infinity_jax.errors import UserError
-from infinity_jax.scaling import plots, scaling, table
-from infinity_jax.scaling.analysis import analyse
+from infinity_jax.tools.scaling import fit, plots, table
+from infinity_jax.tools.scaling.analysis import analyse
 
 FIGURES = {"loss_steps", "loss_flop", "law", "residuals", "isoflop", "frontier", "metrics"}
 
@@ -27,7 +27,7 @@ def sweep(tmp_path_factory):
 @pytest.fixture(scope="module")
 def written(sweep, tmp_path_factory):
     out = tmp_path_factory.mktemp("fit") / "new" / "folder"
-    scaling.main(sweep, out, resamples=40)
+    fit.main(sweep, out, resamples=40)
     return out
 
 
@@ -90,7 +90,7 @@ def one_figure(monkeypatch):
 
 @pytest.mark.usefixtures("one_figure")
 def test_the_same_table_gives_the_same_files(sweep, written, tmp_path):
-    scaling.main(sweep, tmp_path, resamples=40)
+    fit.main(sweep, tmp_path, resamples=40)
     for name in ("fit.json", "law.png", "law.svg"):
         assert (tmp_path / name).read_bytes() == (written / name).read_bytes(), name
 
@@ -102,7 +102,7 @@ def test_each_vocabulary_has_its_own_fit(tmp_path):
         for name, sizes in (("d16 <b>", (10**5, 10**6, 10**7)), ("d32", (10**5,)))
     )
     table.write(tmp_path / "runs.csv", small + broken)
-    found = scaling.main(tmp_path / "runs.csv", tmp_path / "out", resamples=20)
+    found = fit.main(tmp_path / "runs.csv", tmp_path / "out", resamples=20)
     assert [group["vocabulary"] for group in found["vocabularies"]] == ["d16 <b>"]
     assert any("vocabulary d32" in warning for warning in found["warnings"])
     assert "<b>" not in (tmp_path / "out" / "report.html").read_text().split("<h2>Method")[0]
@@ -119,7 +119,7 @@ def test_too_few_runs_are_the_users_error(tmp_path, sizes, message):
     missing = {"name": "size=9,length=9", "status": "failed"}
     table.write(tmp_path / "runs.csv", [*scaling_tables.rows(sizes=sizes), missing])
     with pytest.raises(UserError, match=message) as error:
-        scaling.main(tmp_path / "runs.csv", tmp_path / "out")
+        fit.main(tmp_path / "runs.csv", tmp_path / "out")
     assert "failed: size=9,length=9" in str(error.value)
     assert not (tmp_path / "out").exists()
 
@@ -127,13 +127,13 @@ def test_too_few_runs_are_the_users_error(tmp_path, sizes, message):
 def test_out_that_is_a_file_is_the_users_error(sweep, tmp_path):
     (tmp_path / "out").touch()
     with pytest.raises(UserError, match="name a folder"):
-        scaling.main(sweep, tmp_path / "out")
+        fit.main(sweep, tmp_path / "out")
 
 
 def test_command(sweep, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(main, "_prepare_process", lambda: None)
     called = []
-    monkeypatch.setattr(scaling, "main", lambda *arguments: called.append(arguments))
+    monkeypatch.setattr(fit, "main", lambda *arguments: called.append(arguments))
     assert main.main(["scaling", "--table", str(sweep), "--out", str(tmp_path), "--seed", "3"]) == 0
     assert called == [(str(sweep), str(tmp_path), 3)]
     monkeypatch.undo()

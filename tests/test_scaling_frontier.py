@@ -5,10 +5,10 @@ import pytest
 import scaling_tables
 from scipy.optimize import minimize_scalar
 
-from infinity_jax.scaling import correlation, frontier, isoflop
-from infinity_jax.scaling.frontier import Cost
-from infinity_jax.scaling.law import Law
-from infinity_jax.scaling.runs import column
+from infinity_jax.tools.scaling import checks, frontier, isoflop
+from infinity_jax.tools.scaling.frontier import Cost
+from infinity_jax.tools.scaling.law import Law
+from infinity_jax.tools.scaling.runs import column
 
 LAWS = (scaling_tables.LAW, Law(0.1, 30.0, 0.4, 2.0, 0.3), Law(0.0, 406.4, 0.34, 410.7, 0.28))
 
@@ -135,20 +135,20 @@ def test_curves_of_constant_rates_are_used_as_they_are():
 
 def test_pearson_of_known_numbers():
     x = np.asarray([1.0, 2.0, 3.0, 4.0, 5.0])
-    assert correlation.pearson(x, -2 * x + 1) == pytest.approx(-1)
+    assert checks.pearson(x, -2 * x + 1) == pytest.approx(-1)
     # Anscombe's first set.
     x = np.asarray([10, 8, 13, 9, 11, 14, 6, 4, 12, 7, 5], float)
     y = np.asarray([8.04, 6.95, 7.58, 8.81, 8.33, 9.96, 7.24, 4.26, 10.84, 4.82, 5.68])
-    assert correlation.pearson(x, y) == pytest.approx(0.81642, abs=1e-5)
-    assert correlation.pearson(x, np.ones(11)) is None
-    assert correlation.pearson(x[:2], y[:2]) is None
+    assert checks.pearson(x, y) == pytest.approx(0.81642, abs=1e-5)
+    assert checks.pearson(x, np.ones(11)) is None
+    assert checks.pearson(x[:2], y[:2]) is None
 
 
 def test_fisher_interval():
     # atanh(0.5) = 0.5493, over sqrt(25) times 1.96: from tanh(0.1573) to tanh(0.9413).
-    assert correlation.fisher_interval(0.5, 28) == pytest.approx([0.1560, 0.7356], abs=1e-3)
-    assert correlation.fisher_interval(0.5, 3) is None
-    assert correlation.fisher_interval(-1.0, 5) == [-1, -1]
+    assert checks.fisher_interval(0.5, 28) == pytest.approx([0.1560, 0.7356], abs=1e-3)
+    assert checks.fisher_interval(0.5, 3) is None
+    assert checks.fisher_interval(-1.0, 5) == [-1, -1]
 
 
 def test_metrics_stand_beside_the_papers():
@@ -158,7 +158,7 @@ def test_metrics_stand_beside_the_papers():
         )
         for run in scaling_tables.selected(scaling_tables.rows())
     ]
-    found = {one.metric: one for one in correlation.correlations(runs)}
+    found = {one.metric: one for one in checks.correlations(runs)}
     assert found["genEval"].paper == -0.983 and found["metric_hpsv2"].paper == -0.979
     assert found["kid"].paper is None and found["kid"].lower_is_better
     assert found["genEval"].pearson == pytest.approx(-1) and found["kid"].pearson == pytest.approx(1)

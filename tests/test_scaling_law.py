@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import scaling_tables
 
-from infinity_jax.scaling import law as laws
-from infinity_jax.scaling.analysis import analyse
-from infinity_jax.scaling.held_out import held_out
-from infinity_jax.scaling.law import Law
-from infinity_jax.scaling.runs import column
+from infinity_jax.tools.scaling import law as laws
+from infinity_jax.tools.scaling.analysis import analyse
+from infinity_jax.tools.scaling.checks import held_out
+from infinity_jax.tools.scaling.law import Law
+from infinity_jax.tools.scaling.runs import column
 
 LAWS = (
     scaling_tables.LAW,

@@ -4,7 +4,7 @@ import pytest
 import scaling_tables
 
 from infinity_jax.errors import UserError
-from infinity_jax.scaling import runs, table
+from infinity_jax.tools.scaling import runs, table
 
 HEADER = "name,status,parameters,validation_loss,validation_curve,genEval,note\n"
 

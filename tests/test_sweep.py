@@ -13,7 +13,7 @@ import pytest
 
 from infinity_jax.cli import main
 from infinity_jax.errors import UserError
-from infinity_jax.scaling import ablations, cells, grid, sweep, table
+from infinity_jax.tools.scaling import ablations, cells, grid, sweep, table
 
 ROOT = Path(__file__).parents[1]
 GRID = """

@@ -10,13 +10,12 @@ from absl import logging
 from safetensors.numpy import load_file
 from t5_files import CONFIG, GOLDEN, small_tokenizer, write_published
 
-from infinity_jax.convert.links import params_from
-from infinity_jax.convert.t5 import convert_t5
-from infinity_jax.convert.t5_names import t5_links
 from infinity_jax.errors import UserError
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.text.t5 import T5
 from infinity_jax.text.t5_encoder import load_t5
+from infinity_jax.tools.convert.links import params_from
+from infinity_jax.tools.convert.t5 import convert_t5, t5_links
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from arbitrary_params import arbitrary_params
 
-from infinity_jax import hlo_costs, scales
+from infinity_jax import scales
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.sampling import sampler, token_pruning
@@ -18,6 +18,7 @@ from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.sampling.token_pruning import TokenPruning, most_deviating, named, pivotal_tokens, restored
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import pyramid, resize
+from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.transformer.attention import attend
 from infinity_jax.transformer.block import Block, Condition
 from infinity_jax.transformer.layers import modulate

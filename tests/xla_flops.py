@@ -17,10 +17,11 @@ import jax
 from jax import lax
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
-from infinity_jax import flops, presets
+from infinity_jax import presets
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.scales import make_schedule
+from infinity_jax.tools.planning import flops
 from infinity_jax.training import optim, train_transformer
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The grid; its keys are documented in infinity_jax/scaling/grid.py."""
+    """The grid; its keys are documented in infinity_jax/tools/scaling/grid.py."""
     configs = Path(__file__).parents[1]
     config = ConfigDict(sort_keys=False)
     config.base = str(configs / "emoji.py")

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The grid; its keys are documented in infinity_jax/scaling/grid.py."""
+    """The grid; its keys are documented in infinity_jax/tools/scaling/grid.py."""
     config = ConfigDict(sort_keys=False)
     config.base = str(Path(__file__).parents[1] / "emoji.py")
     config.changes = (

@@ -19,7 +19,7 @@ SIZES = {
 
 
 def get_config() -> ConfigDict:
-    """The grid; its keys are documented in infinity_jax/scaling/grid.py."""
+    """The grid; its keys are documented in infinity_jax/tools/scaling/grid.py."""
     configs = Path(__file__).parents[1]
     config = ConfigDict(sort_keys=False)
     config.base = str(configs / "emoji.py")

@@ -4,7 +4,7 @@
         --config.tokenizer=DIR --config.text.path=DIR/text_encoder --config.data.source=folder:PATH --workdir RUN
 
 The argument is a size and a stage, as in configs/t2i.py. `python benchmarks/pods.py h100_8` prints the memory by
-formula (`infinity_jax/memory.py`): nothing is compiled.
+formula (`infinity_jax/tools/planning/memory.py`): nothing is compiled.
 """
 
 from pathlib import Path

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
-    """The grid; its keys are documented in infinity_jax/scaling/grid.py."""
+    """The grid; its keys are documented in infinity_jax/tools/scaling/grid.py."""
     config = ConfigDict(sort_keys=False)
     config.base = str(Path(__file__).parents[1] / "pods" / "v5p_128.py") + ":{size},0.06M"
     config.changes = "train.evaluate_every=1000"

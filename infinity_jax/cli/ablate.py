@@ -22,7 +22,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Plans or runs the ablation."""
-    from infinity_jax.scaling import ablations
+    from infinity_jax.tools.scaling import ablations
 
     path = arguments.name
     if ".py" not in path:

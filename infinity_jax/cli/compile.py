@@ -104,7 +104,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
     if cpu := re.fullmatch(r"cpu:(\d+)", arguments.topology):
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={cpu[1]}".strip()
-    from infinity_jax import compile as compile_module
+    from infinity_jax.tools.planning import compile_ahead as compile_module
 
     fits = compile_module.main(
         arguments.config,

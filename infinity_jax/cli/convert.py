@@ -38,12 +38,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace, _: list[str]) -> None:
     """Converts; UserError where the arguments do not go together."""
     _check(arguments)
-    from infinity_jax.convert import main
+    from infinity_jax.tools.convert import convert
 
     if arguments.to_torch is not None:
-        main.to_torch(arguments.to_torch, arguments.source, arguments.kind)
+        convert.to_torch(arguments.to_torch, arguments.source, arguments.kind)
     else:
-        main.main(arguments.source, arguments.kind, arguments.config, arguments.out)
+        convert.main(arguments.source, arguments.kind, arguments.config, arguments.out)
 
 
 def _check(arguments: argparse.Namespace) -> None:

@@ -31,6 +31,6 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, _: list[str]) -> None:
     """Fits and writes."""
-    from infinity_jax.scaling import scaling
+    from infinity_jax.tools.scaling import fit
 
-    scaling.main(arguments.table, arguments.out, arguments.seed)
+    fit.main(arguments.table, arguments.out, arguments.seed)

@@ -45,7 +45,7 @@ def add_common(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Plans or runs the sweep."""
-    from infinity_jax.scaling import sweep
+    from infinity_jax.tools.scaling import sweep
 
     return plan_or_run(arguments, arguments.config, overrides, sweep.run)
 
@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
 def plan_or_run(arguments: argparse.Namespace, path: str, overrides: list[str], main: Callable) -> int:
     """Does what the arguments of `add_common` say with the grid of a config file; `main` runs it."""
     from infinity_jax.runtime import distributed
-    from infinity_jax.scaling import sweep
+    from infinity_jax.tools.scaling import sweep
 
     if arguments.dry_run:
         config, estimates = sweep.plan(path, overrides)

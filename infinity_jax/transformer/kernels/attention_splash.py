@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from infinity_jax.hlo_kernels import splash_scope
 from infinity_jax.runtime.devices import on_each_device, platform
 from infinity_jax.runtime.sharding import traced_layout
+from infinity_jax.tools.planning.hlo_kernels import splash_scope
 from infinity_jax.transformer.layers import LINEAR
 
 LANES = 128  # heads and lengths are multiples of it inside the kernel

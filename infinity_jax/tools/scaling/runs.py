@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from infinity_jax.errors import UserError
-from infinity_jax.scaling import table
+from infinity_jax.tools.scaling import table
 
 NEEDED = ("parameters", "pictures", "flop")
 # The law has five constants; its exponents need a bend along both axes.

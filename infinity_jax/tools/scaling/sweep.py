@@ -11,8 +11,8 @@ from absl import logging
 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import distributed
-from infinity_jax.scaling import cells, grid, table
-from infinity_jax.scaling.estimate import Estimate, estimate
+from infinity_jax.tools.scaling import cells, grid, table
+from infinity_jax.tools.scaling.estimate import Estimate, estimate
 from infinity_jax.training import train_tokenizer
 
 TABLE = "runs.csv"

@@ -11,8 +11,16 @@ from collections import defaultdict
 
 from absl import logging
 
-from infinity_jax.hlo_kernels import kernel_costs
-from infinity_jax.hlo_text import NAME, SHAPE, Computation, Instruction, parse, size_in_bytes, sizes
+from infinity_jax.tools.planning.hlo_kernels import kernel_costs
+from infinity_jax.tools.planning.hlo_text import (
+    NAME,
+    SHAPE,
+    Computation,
+    Instruction,
+    parse,
+    size_in_bytes,
+    sizes,
+)
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BETWEEN_SLICES = "between-slices"  # of the kinds of `Costs.collectives` the only one on other links

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from infinity_jax.scaling.law import Law
-from infinity_jax.scaling.runs import Run, column, sizes
+from infinity_jax.tools.scaling.law import Law
+from infinity_jax.tools.scaling.runs import Run, column, sizes
 
 # The frontier is drawn this far beyond the largest run, marked as extrapolated.
 BEYOND = 100

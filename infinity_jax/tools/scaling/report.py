@@ -5,8 +5,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from infinity_jax.scaling.law import PERCENT
-from infinity_jax.scaling.plots import short, title
+from infinity_jax.tools.scaling.law import PERCENT
+from infinity_jax.tools.scaling.plots import short, title
 
 CAPTIONS = {
     "loss_steps": "Validation loss against training steps, one colour a size.",

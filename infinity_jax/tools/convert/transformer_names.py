@@ -6,8 +6,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.convert.links import Buffer, Link, linear, same
 from infinity_jax.errors import UserError
+from infinity_jax.tools.convert.links import Buffer, Link, linear, same
 from infinity_jax.transformer.transformer import SCALE_ROWS
 
 CAPTION_TABLE = "cfg_uncond"

@@ -9,13 +9,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from infinity_jax import flops, memory, scales
-from infinity_jax.chips import CHIPS
+from infinity_jax import scales
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.data import sources
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import parse_mesh
-from infinity_jax.scaling.grid import Cell, Hardware
+from infinity_jax.tools.planning import flops, memory
+from infinity_jax.tools.planning.chips import CHIPS
+from infinity_jax.tools.scaling.grid import Cell, Hardware
 from infinity_jax.training.config import TrainConfig, from_section
 
 _SIDE = 2048  # of the product that this machine's rate is measured with

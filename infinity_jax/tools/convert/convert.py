@@ -18,17 +18,17 @@ from absl import logging
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.checkpoints.pretrained import BUNDLED
 from infinity_jax.config import TransformerConfig, from_dict
-from infinity_jax.convert.configs import resolve_config
-from infinity_jax.convert.kinds import KINDS
-from infinity_jax.convert.links import Buffer, Link
-from infinity_jax.convert.transformer_names import CAPTION_TABLE
-from infinity_jax.convert.weights import check_ours, published_arrays, size_of, write_ours
 from infinity_jax.errors import UserError
 from infinity_jax.files import paths
 from infinity_jax.files.lazy_tensor import LazyTensor, dtype_named
 from infinity_jax.files.safetensors_writer import SafetensorsWriter
 from infinity_jax.files.tensors import SAFETENSORS, TORCH_SUFFIXES, TensorFiles, open_tensors
 from infinity_jax.files.torch_writer import write_torch_file
+from infinity_jax.tools.convert.configs import resolve_config
+from infinity_jax.tools.convert.kinds import KINDS
+from infinity_jax.tools.convert.links import Buffer, Link
+from infinity_jax.tools.convert.transformer_names import CAPTION_TABLE
+from infinity_jax.tools.convert.weights import check_ours, published_arrays, size_of, write_ours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,7 @@ def main(source: str, kind: str, config: str, out: str) -> None:
       UserError: weights and config do not fit, or not what `out` holds; nothing was changed then.
     """
     if kind == "t5":
-        from infinity_jax.convert.t5 import convert_t5
+        from infinity_jax.tools.convert.t5 import convert_t5
 
         convert_t5(source, config, out)
         return

@@ -11,7 +11,7 @@ from scipy import stats
 from infinity_jax.checkpoints import folder
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
-from infinity_jax.scaling import grid, plots, sweep
+from infinity_jax.tools.scaling import grid, plots, sweep
 
 CONFIDENCE = 0.95
 Rows = Sequence[Mapping[str, Any]]

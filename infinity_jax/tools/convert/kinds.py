@@ -6,11 +6,11 @@ from types import MappingProxyType
 from typing import Any
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.convert.links import Buffer, HasShape, Link, differences
-from infinity_jax.convert.tokenizer_names import has_inner_names, tokenizer_links
-from infinity_jax.convert.transformer_names import CAPTION_TABLE, chunks_of, transformer_links
 from infinity_jax.errors import UserError
 from infinity_jax.presets import PRESETS, TOKENIZERS
+from infinity_jax.tools.convert.links import Buffer, HasShape, Link, differences
+from infinity_jax.tools.convert.tokenizer_names import has_inner_names, tokenizer_links
+from infinity_jax.tools.convert.transformer_names import CAPTION_TABLE, chunks_of, transformer_links
 
 Shapes = Mapping[str, HasShape]
 

@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from infinity_jax.checkpoints import folder
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
-from infinity_jax.scaling import law, plots, report, summary, table
-from infinity_jax.scaling.analysis import Analysis, analyse
-from infinity_jax.scaling.runs import Run, select, shortage
+from infinity_jax.tools.scaling import analysis as summary
+from infinity_jax.tools.scaling import law, plots, report, table
+from infinity_jax.tools.scaling.analysis import Analysis, analyse
+from infinity_jax.tools.scaling.runs import Run, select, shortage
 
 FIT, REPORT = "fit.json", "report.html"
 

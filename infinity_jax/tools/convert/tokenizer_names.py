@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import numpy as np
 
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.convert.links import Buffer, Link, conv, same
+from infinity_jax.tools.convert.links import Buffer, Link, conv, same
 
 
 def has_inner_names(names: Iterable[str]) -> bool:

@@ -17,13 +17,14 @@ import jax
 from absl import logging
 from jax.experimental import topologies
 
-from infinity_jax import config_files, flops, hlo_costs, scales
-from infinity_jax.chips import CHIPS, GIB, Chip
+from infinity_jax import config_files, scales
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.lowering import Program, lower_sampler, lower_train_step
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import parse_mesh
+from infinity_jax.tools.planning import flops, hlo_costs
+from infinity_jax.tools.planning.chips import CHIPS, GIB, Chip
+from infinity_jax.tools.planning.lowering import Program, lower_sampler, lower_train_step
 
 INSTALL = "pip install 'infinity-jax[tpu]' (or 'jax[tpu]' of the same version as jax)"
 # What is reported of a compiled program: the largest over all shapes of pictures, or their mean.

@@ -10,7 +10,7 @@ from infinity_jax import config_files
 from infinity_jax.config import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.metrics import kid
-from infinity_jax.scaling import table
+from infinity_jax.tools.scaling import table
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
 # Columns of the table of runs that a cell fills in itself; those that it does not may be axes.

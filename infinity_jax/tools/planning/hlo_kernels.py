@@ -4,7 +4,7 @@ import re
 
 from absl import logging
 
-from infinity_jax.hlo_text import Computation, Instruction, size_in_bytes
+from infinity_jax.tools.planning.hlo_text import Computation, Instruction, size_in_bytes
 
 TARGET = 'custom_call_target="tpu_custom_call"'
 _ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"')

@@ -7,8 +7,8 @@ import numpy as np
 from jaxtyping import Float
 from scipy.interpolate import PchipInterpolator
 
-from infinity_jax.scaling.law import interval
-from infinity_jax.scaling.runs import Run, sizes
+from infinity_jax.tools.scaling.law import interval
+from infinity_jax.tools.scaling.runs import Run, sizes
 
 LEVELS = 5
 LEAST_SIZES = 3

@@ -18,8 +18,8 @@ from infinity_jax.config import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 from infinity_jax.sampling.pipeline import InfinityPipeline, SampleConfig
-from infinity_jax.scaling.estimate import Estimate
-from infinity_jax.scaling.grid import Cell, GridConfig
+from infinity_jax.tools.scaling.estimate import Estimate
+from infinity_jax.tools.scaling.grid import Cell, GridConfig
 from infinity_jax.training import run_log, train_transformer
 
 ROW, CONFIG, FAILURE = "row.json", "config.json", "failure.txt"

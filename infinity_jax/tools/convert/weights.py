@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from infinity_jax.convert.links import Buffer, Link
 from infinity_jax.errors import UserError
 from infinity_jax.files.lazy_tensor import LazyTensor
 from infinity_jax.files.safetensors_writer import SafetensorsWriter
+from infinity_jax.tools.convert.links import Buffer, Link
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 

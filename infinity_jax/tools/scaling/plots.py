@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from infinity_jax.scaling.analysis import Analysis
-from infinity_jax.scaling.correlation import plain_name
-from infinity_jax.scaling.frontier import levels, outside
-from infinity_jax.scaling.law import PERCENT
-from infinity_jax.scaling.runs import Run, column, sizes
+from infinity_jax.tools.scaling.analysis import Analysis
+from infinity_jax.tools.scaling.checks import plain_name
+from infinity_jax.tools.scaling.frontier import levels, outside
+from infinity_jax.tools.scaling.law import PERCENT
+from infinity_jax.tools.scaling.runs import Run, column, sizes
 
 STYLE: dict[Any, Any] = {
     "font.size": 10,

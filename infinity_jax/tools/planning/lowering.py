@@ -9,12 +9,13 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
-from infinity_jax import flops, presets, scales
+from infinity_jax import presets, scales
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.runtime.sharding import Layout
 from infinity_jax.sampling.config import MIXED, SamplerConfig, SamplerInputs
 from infinity_jax.sampling.sampler import make_sampler
+from infinity_jax.tools.planning import flops
 from infinity_jax.training import optim, train_transformer
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
