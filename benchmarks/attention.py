@@ -19,17 +19,14 @@ from infinity_jax.runtime.start_up import keep_freed_memory
 
 keep_freed_memory()
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-import numpy as np  # noqa: E402
-from machine import matmul_flops_per_second  # noqa: E402
+import jax
+import jax.numpy as jnp
+import numpy as np
+from machine import matmul_flops_per_second
 
-from infinity_jax import scales  # noqa: E402
+from infinity_jax import scales
 from infinity_jax.tools.planning import flops
-from infinity_jax.transformer.attention import (
-    block_causal_attention,
-    block_causal_mask,
-)
+from infinity_jax.transformer.attention import block_causal_attention, block_causal_mask
 
 OURS, MASKED = "by scale", ("softmax", "jax.nn")
 

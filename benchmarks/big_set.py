@@ -25,16 +25,13 @@ from typing import Any
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import synthetic_pictures  # noqa: E402  # pyright: ignore[reportMissingImports]
+import synthetic_pictures  # pyright: ignore[reportMissingImports]
 
-from infinity_jax import scales  # noqa: E402
-from infinity_jax.data import (
-    captions,
-    pictures,
-)
+from infinity_jax import scales
+from infinity_jax.data import captions, pictures
 from infinity_jax.data.prepared import bucket_batches
-from infinity_jax.data.prepared.buckets import BucketOrder  # noqa: E402
-from infinity_jax.data.prepared.record_set import MixedRecords  # noqa: E402
+from infinity_jax.data.prepared.buckets import BucketOrder
+from infinity_jax.data.prepared.record_set import MixedRecords
 
 BATCH, SEED, MOST_BYTES = 48, 0, 1.5e9
 GROWTH, ENOUGH_STEPS = 1.1, 30

@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tests"))
 
-from several import Run, lines  # noqa: E402  # pyright: ignore[reportMissingImports]
+from several import Run, lines  # pyright: ignore[reportMissingImports]
 
 CHECKPOINT_EVERY = 3
 

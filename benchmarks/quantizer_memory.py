@@ -31,7 +31,7 @@ from infinity_jax.runtime import sharding
 from infinity_jax.runtime.compiled_step import planned_bytes
 from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.scales import make_schedule
-from infinity_jax.tokenizer.model import Tokenizer
+from infinity_jax.tokenizer.model import Tokenizer, initial_variables
 from infinity_jax.training import optim, state, train_tokenizer
 from infinity_jax.training.tokenizer_step import TokenizerLossConfig, make_train_step
 from infinity_jax.training.training_scales import training_scales
@@ -61,7 +61,7 @@ def step_bytes(quantizer: str, bits: int) -> int:
     layout = sharding.layout_of(MeshConfig(), devices=jax.devices()[:1])
     tokenizer = Tokenizer(model)
     new_state, _ = state.new_state(
-        lambda: train_tokenizer.initial_variables(tokenizer, side, 0),
+        lambda: initial_variables(tokenizer, side, 0),
         optimiser,
         settings.ema_decay > 0,
         layout,

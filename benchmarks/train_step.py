@@ -31,7 +31,7 @@ from infinity_jax.runtime import start_up
 from infinity_jax.runtime.compiled_step import planned_bytes
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tools.planning import flops, hlo_costs
-from infinity_jax.training import optim, train_transformer, transformer_step
+from infinity_jax.training import optim, transformer_step
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.state import TrainState
@@ -52,7 +52,7 @@ class Setup:
     @functools.cached_property
     def optimiser(self):
         """AdamW with its schedule, for a run of a thousand steps."""
-        return optim.make_optimiser(OPTIM, 1000, no_decay=train_transformer.not_a_kernel)
+        return optim.make_optimiser(OPTIM, 1000, no_decay=transformer_step.not_a_kernel)
 
     def new_state(self) -> TrainState:
         """A fresh state with a moving average."""

@@ -217,3 +217,46 @@ def from_dict(cls: type[T], values: Section, section: str) -> T:
     if missing := [name for name in needed if name not in values]:
         raise UserError(f"{section} lacks the key {missing[0]}; add it")
     return cls(**{key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in values.items()})
+
+
+GUIDANCE = ("logits", "features", "pyramid", "none")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """How bits are drawn (spec section 7).
+
+    Attributes:
+      cfg: strength of guidance, one value or one a scale; 1 is none.
+      tau: temperature of the bits, one value or one a scale; 0 takes the likelier value.
+      top_p: a bit value with probability <= 1 - top_p is never drawn.
+      guidance: "logits", "features", "pyramid" (cfg grows from 1 linearly over the scales) or "none".
+      unguided_scales: numbers of scales (from 0) that draw with the caption alone, at half the cost; often the last.
+      reuse_guidance: guides them by what the caption changed at the last guided scale.
+      pruning: "fastvar" runs fewer tokens at late scales: faster, not the same pictures; see `token_pruning.named`.
+    """
+
+    cfg: float | tuple[float, ...] = 4.0
+    tau: float | tuple[float, ...] = 1.0
+    top_p: float = 1.0
+    guidance: str = "logits"
+    unguided_scales: tuple[int, ...] = ()
+    reuse_guidance: bool = False
+    pruning: str = "none"
+
+    def __post_init__(self):
+        if self.guidance not in GUIDANCE:
+            raise UserError(f"unknown guidance {self.guidance!r}; use one of {', '.join(GUIDANCE)}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"top_p {self.top_p} must be above 0 and at most 1")
+
+    def changed(self, **values: Any) -> "SampleConfig":
+        """The same with some values changed; None leaves one as it is, cfg and tau of one element become numbers."""
+        given = {name: value for name, value in values.items() if value is not None}
+        single = {
+            name: value[0]
+            if name in ("cfg", "tau") and isinstance(value, tuple) and len(value) == 1
+            else value
+            for name, value in given.items()
+        }
+        return dataclasses.replace(self, **single)

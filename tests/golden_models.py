@@ -18,13 +18,13 @@ from golden_folder import TIE, GoldenFile, GoldenFolder
 
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.runtime import trees
 from infinity_jax.sampling import bits
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.tokenizer import bsq
 from infinity_jax.tools.convert.convert import main as convert
 from infinity_jax.tools.convert.links import Link
 from infinity_jax.tools.convert.transformer_names import chunks_of, transformer_links
-from infinity_jax.training import optim
 from infinity_jax.training.transformer_losses import bit_loss
 from infinity_jax.transformer.block import Block
 from infinity_jax.transformer.transformer import Transformer
@@ -135,7 +135,7 @@ def by_published_name(
     config: TransformerConfig, gradient: Any, names: Iterable[str]
 ) -> dict[str, np.ndarray]:
     """A gradient in the form of the published parameters, grouped into chunks as in `names`."""
-    flat = {optim.parameter_name(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(gradient)}
+    flat = {trees.parameter_name(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(gradient)}
     links = [link for link in transformer_links(config, chunks_of(names)) if isinstance(link, Link)]
     rows = {link: slice(None) if link.layer is None else link.layer for link in links}
     return {

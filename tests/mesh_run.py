@@ -10,6 +10,9 @@ import shutil
 import sys
 from pathlib import Path
 
+from infinity_jax.runtime import trees
+from infinity_jax.training import transformer_step
+
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
     # Threads: with no more than one a device, devices that wait for each other can keep the others from starting.
@@ -24,7 +27,7 @@ from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.scales import make_schedule
-from infinity_jax.training import optim, train_transformer
+from infinity_jax.training import optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.state import TrainState
@@ -66,7 +69,7 @@ def numbers_of(state: TrainState) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_leaves_with_path(
         {"params": state.params, "ema": state.ema_params, "optimiser": state.opt_state}
     )
-    return {optim.parameter_name(path): np.asarray(leaf) for path, leaf in leaves}
+    return {trees.parameter_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
 def run(
@@ -81,7 +84,7 @@ def run(
     model = dataclasses.replace(model_of(width), remat="block" if microbatches > 1 else "none")
     config = parse_mesh(shape)
     layout = sharding.layout_of(config, rules_name, model, jax.devices()[: config.devices])
-    optimiser = optim.make_optimiser(OPTIM, STEPS, no_decay=train_transformer.not_a_kernel)
+    optimiser = optim.make_optimiser(OPTIM, STEPS, no_decay=transformer_step.not_a_kernel)
     new_state, placed = train_state.new_state(
         lambda: init_variables(model, jax.random.key(0), SCHEDULE)["params"], optimiser, True, layout
     )

@@ -7,6 +7,8 @@ gradient of nothing but rounding, which AdamW makes a step of.)
 import os
 import sys
 
+from infinity_jax.runtime import trees
+
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["NPROC"] = "32"  # see mesh_run.py
@@ -19,12 +21,12 @@ from infinity_jax.config import TokenizerConfig
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.scales import make_schedule
-from infinity_jax.tokenizer.model import Tokenizer
+from infinity_jax.tokenizer.model import Tokenizer, initial_variables
 from infinity_jax.training import optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.discriminator import DiscriminatorConfig
 from infinity_jax.training.tokenizer_step import ADVERSARIAL, Adversary, TokenizerLossConfig, make_train_step
-from infinity_jax.training.train_tokenizer import feature_loss, initial_variables, with_adversary
+from infinity_jax.training.train_tokenizer import feature_loss, with_adversary
 from infinity_jax.training.training_scales import TrainingScales
 
 TOKENIZER = Tokenizer(
@@ -61,7 +63,7 @@ def run(shape: str, features) -> dict[str, np.ndarray]:
     leaves = jax.tree_util.tree_leaves_with_path(
         {"params": state.params, "moments": state.opt_state, "adversary": adversary_state}
     )
-    numbers = {optim.parameter_name(path): np.asarray(leaf) for path, leaf in leaves}
+    numbers = {trees.parameter_name(path): np.asarray(leaf) for path, leaf in leaves}
     numbers = {name: x for name, x in numbers.items() if "moments" in name or "kernel" in name}
     return numbers | {"losses": np.asarray(losses)}
 

@@ -8,8 +8,7 @@ from arbitrary_params import arbitrary_params
 from infinity_jax import scales
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.training.train_tokenizer import initial_params
+from infinity_jax.tokenizer.model import Tokenizer, initial_params
 
 TOKENIZER = TokenizerConfig(
     bits=3, base_width=32, multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1, patchify=2

@@ -29,12 +29,12 @@ from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TransformerConfig
 from infinity_jax.files.tensors import open_tensors
 from infinity_jax.presets import PRESETS, TOKENIZERS
+from infinity_jax.runtime import trees
 from infinity_jax.tools.convert.convert import main, to_torch
 from infinity_jax.tools.convert.links import Link, parameter_count, params_from
 from infinity_jax.tools.convert.tokenizer_names import tokenizer_links
 from infinity_jax.tools.convert.transformer_names import transformer_links
 from infinity_jax.tools.convert.weights import our_shapes
-from infinity_jax.training import optim
 
 NAMES = Path(__file__).parent / "golden" / "names"
 COUNTS = {
@@ -89,7 +89,7 @@ def test_names_shapes_and_order_are_those_of_the_release(file, links):
 
 def paths_of(shapes):
     leaves = jax.tree_util.tree_leaves_with_path(shapes)
-    return {optim.parameter_name(path): leaf.shape for path, leaf in leaves}
+    return {trees.parameter_name(path): leaf.shape for path, leaf in leaves}
 
 
 def test_links_cover_exactly_our_parameters():

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from infinity_jax.data import emoji_captions, pictures
 from infinity_jax.data.batches import batches, eval_batches
-from infinity_jax.data.sources import SPLITS, open_source
+from infinity_jax.data.records import SPLITS
+from infinity_jax.data.sources import open_source
 from infinity_jax.errors import UserError
 
 PREPARE_AND_READ = """

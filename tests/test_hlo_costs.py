@@ -9,7 +9,8 @@ from jax.experimental import topologies
 from jax.sharding import SingleDeviceSharding
 
 from infinity_jax.cli import compile
-from infinity_jax.tools.planning import hlo_costs, hlo_kernels
+from infinity_jax.tools.planning import hlo_costs
+from infinity_jax.transformer.kernels import attention_splash
 
 needs_libtpu = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'"
@@ -227,7 +228,7 @@ ENTRY %main (q: bf16[8,256,128], k: bf16[8,256,128]) -> f32[8,256,128] {{
 def test_kernels_count_by_what_is_written_beside_them(caplog):
     """Operands and results once, of splash attention also what it reads again for each block."""
     arrays = 8 * 256 * 128 * (2 + 4)  # k is in the fast memory
-    counted = hlo_costs.costs(KERNELS.replace("SCOPE", hlo_kernels.splash_scope(700, 1000, 30)))
+    counted = hlo_costs.costs(KERNELS.replace("SCOPE", attention_splash.splash_scope(700, 1000, 30)))
     assert counted.flops == 700 + 5 * 1000
     assert counted.memory_bytes == 90 + arrays + 30
     assert not caplog.records

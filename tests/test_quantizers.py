@@ -8,11 +8,10 @@ import pytest
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import make_schedule
-from infinity_jax.tokenizer.model import Tokenizer
+from infinity_jax.tokenizer.model import Tokenizer, initial_params
 from infinity_jax.training import optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.tokenizer_step import TokenizerLossConfig, make_train_step
-from infinity_jax.training.train_tokenizer import initial_params
 from infinity_jax.training.training_scales import training_scales
 
 SETTINGS = optim.OptimConfig(learning_rate=1e-3, warmup_steps=1)

@@ -17,7 +17,8 @@ from infinity_jax.data.prepared import bucket_batches, writer
 from infinity_jax.data.prepared.buckets import BucketOrder
 from infinity_jax.data.prepared.config import DataConfig, parse_limits, parse_sets
 from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
-from infinity_jax.data.sources import SPLITS, open_source
+from infinity_jax.data.records import SPLITS
+from infinity_jax.data.sources import open_source
 from infinity_jax.errors import UserError
 from infinity_jax.text.encoder import TextEncoder
 

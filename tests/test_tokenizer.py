@@ -8,11 +8,11 @@ import pytest
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule, dense_schedule
-from infinity_jax.tokenizer.model import Tokenizer, reconstruct
+from infinity_jax.tokenizer.model import Tokenizer, initial_params, reconstruct
 from infinity_jax.training import optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.tokenizer_step import TokenizerLossConfig, make_train_step
-from infinity_jax.training.train_tokenizer import feature_loss, initial_params
+from infinity_jax.training.train_tokenizer import feature_loss
 from infinity_jax.training.training_scales import TrainingScales
 
 SMALL = TokenizerConfig(

@@ -16,6 +16,7 @@ from infinity_jax.data.resolutions import ResolutionMix, batches
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import sharding
 from infinity_jax.scales import dense_schedule, make_schedule
+from infinity_jax.tokenizer import model
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.training import discriminator, optim, train_tokenizer
 from infinity_jax.training import state as train_state
@@ -45,7 +46,7 @@ def adversarial(config: DiscriminatorConfig, loss=PLAIN_LOSS):
     layout = sharding.layout_from_config(ConfigDict(dict(shape="", slices=1, rules="")))
     adversary = Adversary(config, optimiser)
     new_state, placed = train_state.new_state(
-        lambda: train_tokenizer.initial_variables(TOKENIZER, SIDE, 0), optimiser, True, layout
+        lambda: model.initial_variables(TOKENIZER, SIDE, 0), optimiser, True, layout
     )
     new_state, _ = train_tokenizer.with_adversary(new_state, placed, adversary, SIDE, 0, layout)
     scales = {SIDE: TrainingScales(dense_schedule(4))}

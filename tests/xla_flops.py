@@ -22,7 +22,7 @@ from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.scales import make_schedule
 from infinity_jax.tools.planning import flops
-from infinity_jax.training import optim, train_transformer
+from infinity_jax.training import optim, transformer_step
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.transformer_step import LossConfig, make_loss, make_train_step
@@ -90,7 +90,7 @@ class Case:
                 "path_factors": shape((self.batch, c.layers, 2), "float32"),
             }
             return make_loss(Transformer(c), schedule, LOSS), (params, batch)
-        optimiser = optim.make_optimiser(OPTIM, 1000, no_decay=train_transformer.not_a_kernel)
+        optimiser = optim.make_optimiser(OPTIM, 1000, no_decay=transformer_step.not_a_kernel)
         state = jax.eval_shape(lambda p: train_state.create(p, optimiser, ema=True), params)
         settings = TokenizerConfig(bits=c.bits), CorrectionConfig(), LOSS, OPTIM
         batch |= {"features": shape((self.batch, *schedule.last, c.bits), "float32")}

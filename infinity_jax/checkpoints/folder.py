@@ -22,8 +22,8 @@ from safetensors.flax import load_file, save_file
 
 from infinity_jax.config import WEIGHT_DTYPES, TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.runtime import trees
 from infinity_jax.text.minilm import MiniLM
-from infinity_jax.training import optim
 
 CONFIG, TEXT_ENCODER = "config.json", "text_encoder"
 WEIGHTS = {"tokenizer": "tokenizer.safetensors", "transformer": "transformer.safetensors"}
@@ -158,7 +158,7 @@ def read_arrays(path: Path) -> PyTree:
 def write_arrays(path: Path, params: PyTree, dtype: str) -> None:
     """Writes parameters in `dtype`: "float32", "bfloat16" or "float16"."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    flat = {optim.parameter_name(key): jnp.asarray(leaf).astype(dtype) for key, leaf in leaves}
+    flat = {trees.parameter_name(key): jnp.asarray(leaf).astype(dtype) for key, leaf in leaves}
     replace(path, lambda temporary: save_file(flat, temporary))
 
 

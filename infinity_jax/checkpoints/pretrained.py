@@ -18,8 +18,8 @@ from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import paths
+from infinity_jax.runtime import trees
 from infinity_jax.runtime.sharding import Layout, place
-from infinity_jax.training import optim
 
 BUNDLED = "bundled"
 
@@ -188,10 +188,9 @@ def transformer_variables(config: TransformerConfig) -> PyTree:
 
 def tokenizer_variables(config: TokenizerConfig) -> PyTree:
     """The tokenizer's parameters as ShapeDtypeStructs, boxed with their logical axis names."""
-    from infinity_jax.tokenizer.model import Tokenizer
-    from infinity_jax.training import train_tokenizer
+    from infinity_jax.tokenizer.model import Tokenizer, initial_variables
 
-    return jax.eval_shape(lambda: train_tokenizer.initial_variables(Tokenizer(config), config.stride, 0))
+    return jax.eval_shape(lambda: initial_variables(Tokenizer(config), config.stride, 0))
 
 
 def transformer_shapes(config: TransformerConfig) -> PyTree:
@@ -294,7 +293,7 @@ def _check_shapes(
     folder: Path, params: PyTree, wanted: PyTree, whose: str = "its config; export it again"
 ) -> None:
     have, want = (
-        {optim.parameter_name(key): np.shape(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+        {trees.parameter_name(key): np.shape(leaf) for key, leaf in jax.tree_util.tree_leaves_with_path(tree)}
         for tree in (params, wanted)
     )
     for name in sorted(have.keys() | want.keys()):
@@ -306,7 +305,7 @@ def _check_shapes(
 
 
 def main(checkpoint: str, out: str | Path, dtype: str = "float16") -> None:
-    """Writes `out` in the form that `--checkpoint`, `config.tokenizer` and `train_transformer.init_from` read.
+    """Writes `out` in the form that `--checkpoint`, `config.tokenizer` and `train.init_from` read.
 
     Args:
       checkpoint: a workdir of `train` (the whole system) or of `train-tokenizer` (a tokenizer alone).

@@ -18,7 +18,7 @@ from jaxtyping import PyTree
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from infinity_jax.errors import UserError
-from infinity_jax.training.optim import parameter_name
+from infinity_jax.runtime.trees import parameter_name
 from infinity_jax.training.state import TrainState
 
 _Shapes = Mapping[str, tuple[int, ...]]

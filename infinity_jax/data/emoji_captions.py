@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
-from infinity_jax.data.sources import Record
+from infinity_jax.data.records import Record
 from infinity_jax.files import paths
 
 PICTURE_SIZE = 64

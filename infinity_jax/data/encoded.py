@@ -14,7 +14,7 @@ from jaxtyping import Float, PyTree
 from infinity_jax.checkpoints.pretrained import TrainedTokenizer
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.data import batches, pictures
-from infinity_jax.data.sources import Source
+from infinity_jax.data.records import Source
 from infinity_jax.files import caches, paths
 from infinity_jax.runtime import distributed
 from infinity_jax.runtime.compiled_step import CompiledStep

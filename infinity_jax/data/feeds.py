@@ -23,6 +23,7 @@ from infinity_jax.data.prepared import bucket_batches, features
 from infinity_jax.data.prepared.buckets import BucketOrder
 from infinity_jax.data.prepared.config import DataConfig
 from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
+from infinity_jax.data.records import Source
 from infinity_jax.text.encoder import TextEncoder
 
 Rows = Sequence[int] | np.ndarray
@@ -32,7 +33,7 @@ Rows = Sequence[int] | np.ndarray
 class EncodedFeed:
     """A small data set, encoded whole at the start; pictures are square."""
 
-    source: sources.Source
+    source: Source
     config: DataConfig
     tokenizer: TrainedTokenizer
     text_encoder: TextEncoder

@@ -23,7 +23,7 @@ from absl import logging
 
 from infinity_jax.data import pictures
 from infinity_jax.data.captions import plain
-from infinity_jax.data.sources import Record
+from infinity_jax.data.records import Record
 from infinity_jax.errors import UserError
 
 CAPTION_FILES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")

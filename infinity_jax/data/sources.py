@@ -2,41 +2,13 @@
 
 import difflib
 from pathlib import Path
-from typing import Protocol, TypedDict, runtime_checkable
 
 from infinity_jax.data.prepared.config import RECORDS
+from infinity_jax.data.records import SPLITS, Nothing, Source
 from infinity_jax.errors import UserError
 from infinity_jax.files import paths
 
-SPLITS = ("train", "validation", "compositions")
 _FOLDER = "folder:"
-
-
-class Record(TypedDict):
-    """One captioned picture: encoded bytes (PNG, JPEG, WebP, ...), caption, id unique in the data set."""
-
-    image: bytes
-    caption: str
-    id: str
-
-
-@runtime_checkable
-class Source(Protocol):
-    """Random access to the records of one split; can be pickled."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, index: int, /) -> Record: ...
-
-
-class Nothing:
-    """A split without records."""
-
-    def __len__(self) -> int:
-        return 0
-
-    def __getitem__(self, index: int, /) -> Record:
-        raise IndexError(f"record {index} of a split that has none")
 
 
 def open_source(name: str, split: str, data_dir: Path | str | None = None) -> Source:
@@ -69,3 +41,8 @@ def open_source(name: str, split: str, data_dir: Path | str | None = None) -> So
     raise UserError(
         f"unknown data source {name!r}{hint}; use 'emoji_captions', 'folder:PATH' or 'records:DIR'"
     )
+
+
+def attribution(source: str) -> str:
+    """What a sheet must say about the pictures it was trained on, "" if nothing is known."""
+    return "Trained on OpenMoji pictures (openmoji.org, CC BY-SA 4.0)." if source == "emoji_captions" else ""

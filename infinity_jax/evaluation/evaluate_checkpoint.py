@@ -12,14 +12,14 @@ from absl import logging
 from infinity_jax import scales
 from infinity_jax.data.batches import eval_batches
 from infinity_jax.data.encoded import encode_split
+from infinity_jax.data.sources import attribution
 from infinity_jax.evaluation import gallery, generation
 from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.files import caches, sheets
 from infinity_jax.metrics.kid import effnet_kid
 from infinity_jax.metrics.psnr import mean_psnr
 from infinity_jax.sampling.pipeline import InfinityPipeline
-from infinity_jax.sampling.prompts_to_files import attribution
-from infinity_jax.training import train_transformer
+from infinity_jax.training import hooks
 from infinity_jax.training.transformer_step import make_eval_step
 from infinity_jax.transformer.transformer import Transformer
 
@@ -86,7 +86,7 @@ def _validation(pipeline: InfinityPipeline, validation: generation.Split) -> dic
     split = encode_split(validation.source, model.tokenizer, pipeline.text_encoder)
     schedule = scales.make_schedule(model.tokenizer.scales)
     eval_step = make_eval_step(Transformer(model.config), schedule, model.tokenizer.config)
-    metrics = train_transformer.evaluate_loss(eval_step, model.params, eval_batches(split, _BATCH))
+    metrics = hooks.evaluate_loss(eval_step, model.params, eval_batches(split, _BATCH))
     return {"validation_loss": metrics.pop("loss"), **metrics}
 
 

@@ -13,9 +13,11 @@ from absl import logging
 
 from infinity_jax.checkpoints import folder, pretrained
 from infinity_jax.data import pictures, sources
+from infinity_jax.data.records import Source
+from infinity_jax.data.sources import attribution
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import gallery
-from infinity_jax.evaluation.through_bits import ThroughBits, filled_batches
+from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.files import atomic, sheets
 from infinity_jax.metrics import bootstrap
 from infinity_jax.metrics.bit_usage import BitUsage
@@ -23,9 +25,9 @@ from infinity_jax.metrics.fid import fid
 from infinity_jax.metrics.inception import inception_features, load_inception
 from infinity_jax.metrics.kid import FEWEST, effnet_kid
 from infinity_jax.metrics.lpips import load_lpips, lpips_distance
+from infinity_jax.metrics.network_weights import filled_batches
 from infinity_jax.metrics.psnr import psnr_per_picture
 from infinity_jax.metrics.ssim import ssim_per_picture
-from infinity_jax.sampling.prompts_to_files import attribution
 
 PICTURES = 1024
 OTHERS = 4  # real pictures on the other side of EffNet-KID, for each reconstructed one
@@ -119,7 +121,7 @@ def choose_pictures(data: str, side: int, most: int) -> Chosen:
             f"{FEWEST} with at least {FEWEST} others: use more data or more --pictures"
         )
 
-    def decoded(source: sources.Source, places: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    def decoded(source: Source, places: np.ndarray) -> tuple[np.ndarray, list[str]]:
         records = [source[int(place)] for place in places]
         return pictures.decode_squares(records, side), [record["caption"] for record in records]
 

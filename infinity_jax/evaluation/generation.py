@@ -7,18 +7,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from infinity_jax.config import SampleConfig
 from infinity_jax.data import pictures, sources
+from infinity_jax.data.records import SPLITS, Source
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import gallery
 from infinity_jax.metrics.kid import FEWEST, effnet_kid
 from infinity_jax.metrics.retrieval import retrieval
-from infinity_jax.sampling.pipeline import InfinityPipeline, SampleConfig
+from infinity_jax.sampling.pipeline import InfinityPipeline
 
 
 class Split(NamedTuple):
     """One split in memory: uint8 pictures [N,H,W,3] and captions [N]."""
 
-    source: sources.Source
+    source: Source
     images: UInt8[np.ndarray, "N H W 3"]
     captions: list[str]
 
@@ -61,7 +63,7 @@ class Generated(NamedTuple):
 @functools.lru_cache(maxsize=1)
 def real_pictures(source_name: str, side: int) -> RealPictures:
     """All splits of a data set, as squares of `side` pixels."""
-    return RealPictures(*(_read(source_name, split, side) for split in sources.SPLITS))
+    return RealPictures(*(_read(source_name, split, side) for split in SPLITS))
 
 
 def _read(source_name: str, split: str, side: int) -> Split:

@@ -7,11 +7,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Num, UInt8
+from jaxtyping import UInt8
 
 from infinity_jax import scales
 from infinity_jax.checkpoints.pretrained import TrainedTokenizer
 from infinity_jax.data import pictures
+from infinity_jax.metrics.network_weights import filled_batches
 from infinity_jax.tokenizer import pyramid
 from infinity_jax.tokenizer.model import Tokenizer
 
@@ -76,13 +77,3 @@ class ThroughBits:
             for batch, n in filled_batches(image_NHW3, self.batch_size)
         ]
         return list(np.concatenate(parts, axis=1))
-
-
-def filled_batches(
-    image_NHW3: Num[np.ndarray, "N H W 3"], size: int
-) -> Iterator[tuple[Num[np.ndarray, "B H W 3"], int]]:
-    """(batch of exactly `size` pictures, how many of them count): copies of the last one fill up the last batch."""
-    for start in range(0, len(image_NHW3), size):
-        batch = image_NHW3[start : start + size]
-        filling = np.repeat(batch[-1:], size - len(batch), axis=0)
-        yield np.concatenate([batch, filling]), len(batch)

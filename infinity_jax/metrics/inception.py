@@ -16,8 +16,12 @@ import numpy as np
 from flax import linen as nn
 from jaxtyping import Array, Float, Num
 
-from infinity_jax.evaluation.through_bits import filled_batches
-from infinity_jax.metrics.network_weights import convolution_kernel, fold_batch_norm, read_network
+from infinity_jax.metrics.network_weights import (
+    convolution_kernel,
+    filled_batches,
+    fold_batch_norm,
+    read_network,
+)
 from infinity_jax.tokenizer import resize
 
 FEATURES = 2048

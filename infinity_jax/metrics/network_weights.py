@@ -1,9 +1,10 @@
 """Weights of well-known networks from their torch files, strict about names and shapes."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Num
 
 from infinity_jax.errors import UserError
 from infinity_jax.files.tensors import open_tensors
@@ -59,3 +60,13 @@ def fold_batch_norm(
     scale = state[f"{norm}.weight"] / np.sqrt(state[f"{norm}.running_var"] + epsilon)
     bias = state[f"{norm}.bias"] - state[f"{norm}.running_mean"] * scale
     return state[f"{conv}.weight"] * scale[:, None, None, None], bias
+
+
+def filled_batches(
+    image_NHW3: Num[np.ndarray, "N H W 3"], size: int
+) -> Iterator[tuple[Num[np.ndarray, "B H W 3"], int]]:
+    """(batch of exactly `size` pictures, how many of them count): copies of the last one fill up the last batch."""
+    for start in range(0, len(image_NHW3), size):
+        batch = image_NHW3[start : start + size]
+        filling = np.repeat(batch[-1:], size - len(batch), axis=0)
+        yield np.concatenate([batch, filling]), len(batch)

@@ -7,7 +7,7 @@ import jax
 from absl import logging
 from jaxtyping import Array, Key, PyTree
 
-from infinity_jax.tools.planning.chips import GIB
+from infinity_jax.runtime.devices import GIB
 
 
 class CompiledStep:

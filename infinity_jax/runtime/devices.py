@@ -67,3 +67,6 @@ def _specs(layout: Layout, in_axes: Sequence[Axes], shapes: Sequence[tuple[int, 
         )
 
     return [spec(axes) for axes in (*in_axes, out_axes)]
+
+
+GIB = 2**30

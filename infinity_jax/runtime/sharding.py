@@ -20,7 +20,7 @@ from jaxtyping import PyTree
 from infinity_jax.config import Section, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import MESH_AXES, USER_AXES, MeshConfig, device_mesh, parse_mesh
-from infinity_jax.training.optim import parameter_name
+from infinity_jax.runtime.trees import parameter_name
 
 LARGE = 2**20  # Elements: a larger parameter must not be left whole on every device.
 
@@ -32,9 +32,9 @@ AnyMesh = Mesh | AbstractMesh  # of devices, or only of their number
 class ShardingRules:
     """The mesh axes over which each logical axis is split; () = whole on every device.
 
-    Logical axes of parameters are described in `transformer/layers.py`. Activations have these too, and their own: `batch`
-    counts pictures, `tokens` the visual tokens of one picture, `attention_heads` the heads while tokens look at each
-    other, for which each device needs all tokens of its heads.
+    Logical axes of parameters are described in `transformer/layers.py`. Activations have these too, and their own:
+    `batch` counts pictures, `tokens` the visual tokens of one picture, `attention_heads` the heads while tokens look
+    at each other, for which each device needs all tokens of its heads.
     """
 
     batch: Axes = ("data", "fsdp", "fsdp_inner")

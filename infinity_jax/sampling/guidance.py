@@ -9,8 +9,6 @@ from jaxtyping import Float
 
 from infinity_jax.errors import UserError
 
-GUIDANCE = ("logits", "features", "pyramid", "none")
-
 
 def mix(conditional: jax.Array, unconditional: jax.Array, cfg: jax.Array) -> jax.Array:
     """cfg * conditional + (1 - cfg) * unconditional; cfg 1 is the conditional alone."""

@@ -3,21 +3,19 @@
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 from absl import logging
 from PIL import Image
 
+from infinity_jax.data.sources import attribution
 from infinity_jax.files import picture_writer, sheets
 from infinity_jax.files.picture_writer import Wanted
 from infinity_jax.sampling.pipeline import InfinityPipeline
-from infinity_jax.training.state import TrainState
 
-SHEET_PICTURES = 24
 # A sheet of a long list shows its first pictures: at most so many, and so many pixels.
 _LARGEST_SHEET, _SHEET_PIXELS = 64, 1 << 25
 
@@ -133,28 +131,3 @@ def _draw_sheet(pictures: Sequence[Wanted], path: Path, footer: str) -> int:
 def file_stem(prompt: str) -> str:
     """A prompt as part of a file name: letters, digits and dashes, at most 60."""
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60].rstrip("-") or "picture"
-
-
-def attribution(source: str) -> str:
-    """What a sheet must say about the pictures it was trained on, "" if nothing is known."""
-    return "Trained on OpenMoji pictures (openmoji.org, CC BY-SA 4.0)." if source == "emoji_captions" else ""
-
-
-def sheet_hook(
-    pipeline_of: Callable[[TrainState], InfinityPipeline],
-    count: int,
-    caption: Callable[[int], str],
-    seed: int,
-    folder: Path,
-) -> Callable[[int, TrainState], None]:
-    """A training hook that draws the same few of `count` train captions each time, to see them become better."""
-    chosen = np.random.default_rng(seed).permutation(count)[:SHEET_PICTURES]
-    captions = [caption(int(i)) for i in chosen]
-
-    def draw(step: int, state: TrainState) -> None:
-        # All processes draw, since the parameters lie over all of them; the first one writes.
-        images = pipeline_of(state).arrays(captions, list(range(seed, seed + len(captions))))
-        if jax.process_index() == 0:
-            sheets.picture_sheet(images, captions, folder / f"samples-{step:07d}.png", title=f"step {step}")
-
-    return draw

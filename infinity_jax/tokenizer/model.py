@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from infinity_jax import scales
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import pyramid, strips
@@ -50,3 +51,17 @@ def reconstruct(tokenizer: Tokenizer, params, image_BHW3: jax.Array, schedule: S
     """Pictures float32 [B,H,W,3] in [-1,1] after the way through all bits of `schedule`."""
     image, _ = tokenizer.apply({"params": params}, image_BHW3, schedule)
     return jnp.clip(image, -1.0, 1.0)
+
+
+def initial_params(tokenizer: Tokenizer, side: int, seed: int):
+    """Fresh float32 parameters of a tokenizer for pictures of `side` x `side` pixels."""
+    return nn.meta.unbox(jax.jit(lambda: initial_variables(tokenizer, side, seed))())
+
+
+def initial_variables(tokenizer: Tokenizer, side: int, seed: int):
+    """The same, boxed with their logical axis names."""
+    last = side // tokenizer.config.stride
+    schedule = scales.ScaleSchedule(((last, last),), (last, last))
+    return tokenizer.init(jax.random.key(seed), jnp.zeros((1, side, side, 3), jnp.float32), schedule)[
+        "params"
+    ]

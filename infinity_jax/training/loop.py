@@ -59,7 +59,7 @@ def run(
     batch_size_at: Callable[[int], int] | None = None,
     on_device: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = lambda batch: batch,
 ) -> TrainState:
-    """Trains to `train_transformer.steps`, from the newest complete checkpoint of `workdir` if there is one.
+    """Trains to `train.steps`, from the newest complete checkpoint of `workdir` if there is one.
 
     Of several processes all run this alike; only the first writes metrics.
 
@@ -75,8 +75,8 @@ def run(
         gives those rows of the batches from there on, dicts of numpy arrays.
       config: the whole config as plain dicts, stored in every checkpoint.
       hooks: sample sheets and evaluations; run before the checkpoint of the same step.
-      load_params: (path, params like those wanted) -> params, for `train_transformer.init_from`; by default from our checkpoints.
-      batch_size_at: step (0-based) -> pictures of the whole batch; by default always `train_transformer.batch_size`.
+      load_params: (path, params like those wanted) -> params, for `train.init_from`; by default from our checkpoints.
+      batch_size_at: step (0-based) -> pictures of the whole batch; by default always `train.batch_size`.
       on_device: what is made of each batch on the devices before the step sees it.
     Returns:
       the last state.
@@ -196,7 +196,7 @@ class _Loop:
         self.logged_step, self.logged_time, self.waited = step, time.perf_counter(), 0.0
 
     def judged_by(self, evaluated: Mapping[str, Any]) -> dict[str, float] | None:
-        """The numbers of an evaluation; UserError if `train_transformer.keep_best` is not among them."""
+        """The numbers of an evaluation; UserError if `train.keep_best` is not among them."""
         numbers = {name: float(value) for name, value in evaluated.items() if isinstance(value, (int, float))}
         best = self.train.keep_best
         if best and numbers and best not in numbers:

@@ -10,6 +10,7 @@ import optax
 from jaxtyping import PyTree
 
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.trees import parameter_name
 
 SCHEDULES = ("constant", "cosine", "drop")
 
@@ -76,11 +77,6 @@ def joining_rate(config: OptimConfig, steps: int, start: int) -> Callable[[Any],
     """Own step -> learning rate of an optimiser that joins a run at step `start`: the run's, after its own warm-up."""
     of_run = learning_rate(config, steps)
     return lambda own: of_run(own + start) * jnp.minimum(1.0, (own + 1) / max(1, config.warmup_steps))
-
-
-def parameter_name(path: jax.tree_util.KeyPath) -> str:
-    """A parameter's path as text, "block/attention/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def decayed(

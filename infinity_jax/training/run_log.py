@@ -45,7 +45,7 @@ def _plain(value: Any) -> Any:
 
 
 class MetricsWriter:
-    """Appends to `run_log.jsonl` (training) and `evaluations.jsonl` in a run's folder.
+    """Appends to `metrics.jsonl` (training) and `evaluations.jsonl` in a run's folder.
 
     Each line is one object with "step" first. Values are numbers or lists of numbers. Of several processes only the
     first writes; what the others are given must be the same.

@@ -1,6 +1,6 @@
 """Progressive training: stages in order, each an ordinary run that starts from the weights of the one before.
 
-A stage's workdir is WORKDIR/NAME. Its run begins as with `train_transformer.init_from` of the stage before: from the averaged
+A stage's workdir is WORKDIR/NAME. Its run begins as with `train.init_from` of the stage before: from the averaged
 weights where that run kept an average, with a new optimiser and its own warm-up. Every process of a run does the same
 stages: process 0 says which are finished.
 """
@@ -20,7 +20,8 @@ from jax.experimental import multihost_utils
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
-from infinity_jax.training import optim, train_transformer
+from infinity_jax.runtime import trees
+from infinity_jax.training import train_transformer
 
 _STARTS = ("init_from", "restore_from")
 # What may be changed of a stage that is finished without a word: nothing that its weights depend on.
@@ -104,7 +105,7 @@ def _check(configs: Mapping[str, Any], workdir: Path) -> list[int]:
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
     leaves = jax.tree_util.tree_leaves_with_path(pretrained.transformer_shapes(model))
-    return {optim.parameter_name(path): leaf.shape for path, leaf in leaves}
+    return {trees.parameter_name(path): leaf.shape for path, leaf in leaves}
 
 
 def _newest_step(workdir: Path) -> int:

@@ -44,7 +44,7 @@ def first_state(
       train: names the other sources.
       new_state: makes a fresh state.
       placed: where each array lies, whatever it comes from.
-      load_params: (path, params like those wanted) -> params, for `train_transformer.init_from`.
+      load_params: (path, params like those wanted) -> params, for `train.init_from`.
       batch_size_at: step (0-based) -> pictures of the whole batch.
     Raises:
       UserError: a checkpoint of another model or another seed.

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, cast
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +15,7 @@ from absl import logging
 from infinity_jax import scales
 from infinity_jax.checkpoints import origin, pretrained
 from infinity_jax.config import TokenizerConfig, from_dict
-from infinity_jax.data import batches, pictures, resolutions, sources
+from infinity_jax.data import batches, pictures, records, resolutions, sources
 from infinity_jax.data.resolutions import ResolutionMix
 from infinity_jax.errors import UserError
 from infinity_jax.files import sheets
@@ -24,7 +23,7 @@ from infinity_jax.metrics.efficientnet import load_efficientnet
 from infinity_jax.metrics.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
 from infinity_jax.metrics.psnr import mean_psnr
 from infinity_jax.runtime import global_batch, seeds, sharding
-from infinity_jax.tokenizer.model import Tokenizer, reconstruct
+from infinity_jax.tokenizer.model import Tokenizer, initial_variables, reconstruct
 from infinity_jax.training import config as durations
 from infinity_jax.training import config as train_config
 from infinity_jax.training import loop, optim
@@ -97,7 +96,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
 
 
 def _batches(
-    source: sources.Source,
+    source: records.Source,
     mix: ResolutionMix,
     adversary: Adversary | None,
     first_step: int,
@@ -209,20 +208,6 @@ def with_adversary(
     new, where = train_state.new_state(variables, adversary.optimiser, False, layout)
     both: Any = placed
     return lambda: cast(Any, new_state()).replace(adversary=new()), both.replace(adversary=where)
-
-
-def initial_params(tokenizer: Tokenizer, side: int, seed: int):
-    """Fresh float32 parameters of a tokenizer for pictures of `side` x `side` pixels."""
-    return nn.meta.unbox(jax.jit(lambda: initial_variables(tokenizer, side, seed))())
-
-
-def initial_variables(tokenizer: Tokenizer, side: int, seed: int):
-    """The same, boxed with their logical axis names."""
-    last = side // tokenizer.config.stride
-    schedule = scales.ScaleSchedule(((last, last),), (last, last))
-    return tokenizer.init(jax.random.key(seed), jnp.zeros((1, side, side, 3), jnp.float32), schedule)[
-        "params"
-    ]
 
 
 def _hooks(

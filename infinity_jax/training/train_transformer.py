@@ -1,32 +1,31 @@
 """`infinity-jax train`: picture -> tokenizer features -> bits -> self-correction -> transformer -> loss."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 
 from infinity_jax import scales
 from infinity_jax.checkpoints import origin, pretrained
-from infinity_jax.config import TransformerConfig, from_dict
+from infinity_jax.config import SampleConfig, TransformerConfig, from_dict
 from infinity_jax.data import sources
 from infinity_jax.data.encoded import features_on_device
 from infinity_jax.data.feeds import EncodedFeed, RecordFeed
 from infinity_jax.data.prepared.config import RECORDS, DataConfig
 from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
+from infinity_jax.data.records import Source
 from infinity_jax.errors import UserError
-from infinity_jax.runtime import distributed, global_batch, sharding
-from infinity_jax.sampling.pipeline import InfinityPipeline, SampleConfig
-from infinity_jax.sampling.prompts_to_files import sheet_hook
+from infinity_jax.runtime import distributed, sharding
+from infinity_jax.sampling.pipeline import InfinityPipeline
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.training import config as train_config
 from infinity_jax.training import loop, optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
+from infinity_jax.training.hooks import sheet_hook, validation_hook
 from infinity_jax.training.state import TrainState, averaged
-from infinity_jax.training.transformer_step import LossConfig, make_eval_step, make_train_step
+from infinity_jax.training.transformer_step import LossConfig, make_train_step, not_a_kernel, of_ratio
 from infinity_jax.transformer.transformer import Transformer, init_variables
 
 
@@ -46,7 +45,7 @@ class RunConfig:
     sample: SampleConfig
     data: DataConfig
     layout: sharding.Layout
-    source: sources.Source
+    source: Source
     records: tuple[MixedRecords, MixedRecords | None] | None
     train: train_config.TrainConfig
 
@@ -130,7 +129,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     # One microbatch at a time: more may not fit.
     part = train.batch_size // train.microbatches
     on_device = features_on_device(tokenizer.config, tokenizer.params, layout)
-    validation = _validation(feed, model, part, layout, on_device)
+    validation = validation_hook(feed, model, part, layout, on_device)
     hooks = [
         loop.Hook(train.evaluate_every, validation),
         loop.Hook(
@@ -147,7 +146,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         new_state,
         placed,
         layout,
-        _of_ratio(
+        of_ratio(
             feed.schedules.values(),
             tokenizer,
             lambda schedule: make_train_step(
@@ -171,7 +170,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     )
 
 
-def _open(data: DataConfig) -> tuple[sources.Source, tuple[MixedRecords, MixedRecords | None] | None]:
+def _open(data: DataConfig) -> tuple[Source, tuple[MixedRecords, MixedRecords | None] | None]:
     """The pictures and captions of the train split; prepared records to train and to evaluate on, if it is such."""
     if not data.source.startswith(RECORDS):
         if data.for_records:
@@ -182,24 +181,6 @@ def _open(data: DataConfig) -> tuple[sources.Source, tuple[MixedRecords, MixedRe
         return sources.open_source(data.source, "train"), None
     records = MixedRecords(data.source, data.limits)
     return RecordSource(records), (records, MixedRecords(data.validation) if data.validation else None)
-
-
-def _of_ratio(
-    schedules: Iterable[scales.ScaleSchedule],
-    tokenizer: pretrained.TrainedTokenizer,
-    make: Callable[[scales.ScaleSchedule], Callable],
-) -> Callable:
-    """A step of (state or parameters, batch, ...) that is the one of the schedule of the batch's aspect ratio.
-
-    The size of the features says which that is, so each ratio becomes a program of its own.
-    """
-    steps = {schedule.times(tokenizer.config.patchify).last: make(schedule) for schedule in set(schedules)}
-    return lambda state, batch, *more: steps[batch["features"].shape[1:3]](state, batch, *more)
-
-
-def not_a_kernel(name: str) -> bool:
-    """Whether a parameter is exempt from weight decay: all but the linear maps are (spec section 6)."""
-    return name.split("/")[-1] != "kernel"
 
 
 def keep_tokenizer(
@@ -249,44 +230,3 @@ def _check_text(text_encoder: TextEncoder, model: TransformerConfig) -> None:
             f"config.text.max_length {text_encoder.max_length} is longer than config.model.text_length "
             f"{model.text_length}, the rows of the learned empty caption; make them equal"
         )
-
-
-def _validation(
-    feed: EncodedFeed | RecordFeed,
-    model: Transformer,
-    batch_size: int,
-    layout: sharding.Layout,
-    on_device: Callable[[dict[str, Any]], dict[str, Any]],
-):
-    """Hook: loss and accuracies on the validation split, with the averaged parameters."""
-    tokenizer = feed.tokenizer
-    by_ratio = _of_ratio(
-        feed.schedules.values(),
-        tokenizer,
-        lambda schedule: make_eval_step(model, schedule, tokenizer.config),
-    )
-    eval_step = jax.jit(layout.traced(by_ratio), out_shardings=layout.whole)
-    placed, rows = layout.batch(batch_size), np.arange(batch_size)
-
-    def step_of(params, batch):
-        return eval_step(params, on_device(global_batch.place(batch, rows, batch_size, placed)))
-
-    def evaluate(step: int, state: TrainState) -> dict[str, Any]:
-        metrics = evaluate_loss(step_of, averaged(state), feed.eval_batches(batch_size))
-        return {f"validation_{name}": value for name, value in metrics.items()}
-
-    return evaluate
-
-
-def evaluate_loss(eval_step, params, batches: Iterator[Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """Mean over all pictures of what `make_eval_step` reports: floats and lists of floats; {} without pictures.
-
-    Batches are those of `batches.eval_batches`; every process reads all of them.
-    """
-    totals, count = {}, 0
-    for batch in batches:
-        valid = int(batch["valid"].sum())
-        metrics = jax.tree.map(lambda x, n=valid: np.asarray(x, np.float64) * n, eval_step(params, batch))
-        totals = jax.tree.map(np.add, totals, metrics) if count else metrics
-        count += valid
-    return jax.tree.map(lambda x: (x / count).tolist(), totals)

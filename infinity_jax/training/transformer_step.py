@@ -1,7 +1,7 @@
 """One training step of the transformer: features -> bits -> self-correction -> logits -> loss (paper Algorithm 2)."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import jax
@@ -9,6 +9,8 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
+from infinity_jax import scales
+from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import seeds
@@ -185,3 +187,21 @@ def make_eval_step(
         return jax.tree.map(lambda x: jnp.tensordot(valid_B, x, 1) / jnp.sum(valid_B), per_picture)
 
     return jax.jit(eval_step)
+
+
+def of_ratio(
+    schedules: Iterable[scales.ScaleSchedule],
+    tokenizer: pretrained.TrainedTokenizer,
+    make: Callable[[scales.ScaleSchedule], Callable],
+) -> Callable:
+    """A step of (state or parameters, batch, ...) that is the one of the schedule of the batch's aspect ratio.
+
+    The size of the features says which that is, so each ratio becomes a program of its own.
+    """
+    steps = {schedule.times(tokenizer.config.patchify).last: make(schedule) for schedule in set(schedules)}
+    return lambda state, batch, *more: steps[batch["features"].shape[1:3]](state, batch, *more)
+
+
+def not_a_kernel(name: str) -> bool:
+    """Whether a parameter is exempt from weight decay: all but the linear maps are (spec section 6)."""
+    return name.split("/")[-1] != "kernel"

@@ -7,7 +7,8 @@ from typing import Any
 from infinity_jax import config_files
 from infinity_jax.data.originals import by_name
 from infinity_jax.data.prepared.config import DataConfig
-from infinity_jax.data.sources import SPLITS, open_source
+from infinity_jax.data.records import SPLITS
+from infinity_jax.data.sources import open_source
 from infinity_jax.errors import UserError
 from infinity_jax.files.paths import data_dir
 

@@ -14,7 +14,7 @@ from infinity_jax.data.prepared import shards
 from infinity_jax.data.prepared.buckets import Bucket, make_buckets
 from infinity_jax.data.prepared.config import Limit, parse_sets
 from infinity_jax.data.prepared.index import RecordIndex
-from infinity_jax.data.sources import Record
+from infinity_jax.data.records import Record
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 

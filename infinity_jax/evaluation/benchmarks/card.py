@@ -14,11 +14,12 @@ from absl import logging
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.checkpoints.run import Checkpointer
+from infinity_jax.config import SampleConfig
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation.benchmarks import prompt_files
 from infinity_jax.evaluation.benchmarks.layouts import PromptSet
 from infinity_jax.files import atomic, pictures
-from infinity_jax.sampling.pipeline import InfinityPipeline, SampleConfig
+from infinity_jax.sampling.pipeline import InfinityPipeline
 
 NAME = "card.json"
 _PACKAGE = "infinity-jax"

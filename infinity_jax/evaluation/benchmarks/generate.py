@@ -11,13 +11,14 @@ import numpy as np
 from absl import logging
 
 from infinity_jax.checkpoints import folder as checkpoint_folder
+from infinity_jax.config import SampleConfig
 from infinity_jax.evaluation.benchmarks import card
 from infinity_jax.evaluation.benchmarks.layouts import PromptSet
 from infinity_jax.files import picture_writer
 from infinity_jax.files import pictures as picture_files
 from infinity_jax.files.picture_writer import Wanted
 from infinity_jax.sampling import batches as drawing
-from infinity_jax.sampling.pipeline import InfinityPipeline, SampleConfig
+from infinity_jax.sampling.pipeline import InfinityPipeline
 from infinity_jax.text.rewriting import Rewriter
 
 

@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from infinity_jax import config_files, scales
-from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
+from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.presets import PRESETS, TOKENIZERS, Preset
-from infinity_jax.sampling.pipeline import SampleConfig
 
 _CLASSES = {"transformer": TransformerConfig, "tokenizer": TokenizerConfig}
 _MORE = {"transformer": ("scales", "text", "sample", "source"), "tokenizer": ("scales",)}

@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
 
-GIB = 2**30
+from infinity_jax.runtime.devices import GIB
 
 
 @dataclasses.dataclass(frozen=True)

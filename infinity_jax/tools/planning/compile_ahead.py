@@ -21,9 +21,10 @@ from infinity_jax import config_files, scales
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import sharding
+from infinity_jax.runtime.devices import GIB
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.tools.planning import flops, hlo_costs
-from infinity_jax.tools.planning.chips import CHIPS, GIB, Chip
+from infinity_jax.tools.planning.chips import CHIPS, Chip
 from infinity_jax.tools.planning.lowering import Program, lower_sampler, lower_train_step
 
 INSTALL = "pip install 'infinity-jax[tpu]' (or 'jax[tpu]' of the same version as jax)"

@@ -8,20 +8,10 @@ from infinity_jax.tools.planning.hlo_text import Computation, Instruction, size_
 
 TARGET = 'custom_call_target="tpu_custom_call"'
 _ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"')
-# Splash attention gives no estimate, so `transformer/kernels/attention_splash.py` writes what a product costs into the name of the
-# scope. Forward it has two products; backward it computes one of them again and has four more.
+# Splash attention gives no estimate, so `attention_splash.py` writes what a product costs into the name of its scope.
+# Forward it has two products; backward it computes one of them again and has four more.
 _SPLASH = re.compile(r"products_of_(\d+)_and_(\d+)_flop_(\d+)_bytes.*/splash_mha_(fwd|dkv)")
 _PRODUCTS = {"fwd": 2, "dkv": 5}
-
-
-def splash_scope(forward_flops: int, backward_flops: int, streamed_bytes: int) -> str:
-    """The name of a scope around splash attention on one device, from which `kernel_costs` knows its costs.
-
-    Args:
-      forward_flops, backward_flops: of one product over all blocks that each visits.
-      streamed_bytes: of the two arrays that it reads again for every block of the others.
-    """
-    return f"products_of_{forward_flops}_and_{backward_flops}_flop_{streamed_bytes}_bytes"
 
 
 def kernel_costs(instruction: Instruction, computation: Computation) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from infinity_jax.runtime.sharding import Layout
 from infinity_jax.sampling.config import MIXED, SamplerConfig, SamplerInputs
 from infinity_jax.sampling.sampler import make_sampler
 from infinity_jax.tools.planning import flops
-from infinity_jax.training import optim, train_transformer
+from infinity_jax.training import optim, transformer_step
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.transformer_step import LossConfig, make_train_step
@@ -47,9 +47,7 @@ def lower_train_step(
 ) -> Program:
     """The train step of `infinity-jax train` on shapes, with the config's loss, optimiser and self-correction."""
     optim_config = from_dict(optim.OptimConfig, config.optim, "optim")
-    optimiser = optim.make_optimiser(
-        optim_config, config.train.steps, no_decay=train_transformer.not_a_kernel
-    )
+    optimiser = optim.make_optimiser(optim_config, config.train.steps, no_decay=transformer_step.not_a_kernel)
     new_state, placed = train_state.new_state(
         lambda: init_variables(model, jax.random.key(0), schedule)["params"],
         optimiser,

@@ -14,10 +14,10 @@ from absl import logging
 
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.checkpoints import origin
-from infinity_jax.config import from_dict
+from infinity_jax.config import SampleConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
-from infinity_jax.sampling.pipeline import InfinityPipeline, SampleConfig
+from infinity_jax.sampling.pipeline import InfinityPipeline
 from infinity_jax.tools.scaling.estimate import Estimate
 from infinity_jax.tools.scaling.grid import Cell, GridConfig
 from infinity_jax.training import run_log, train_transformer

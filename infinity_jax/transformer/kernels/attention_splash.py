@@ -13,7 +13,6 @@ import numpy as np
 
 from infinity_jax.runtime.devices import on_each_device, platform
 from infinity_jax.runtime.sharding import traced_layout
-from infinity_jax.tools.planning.hlo_kernels import splash_scope
 from infinity_jax.transformer.layers import LINEAR
 
 LANES = 128  # heads and lengths are multiples of it inside the kernel
@@ -155,3 +154,13 @@ def _padded(x_BHLd: jax.Array, multiple: int) -> jax.Array:
     """With zeros after the end of the lengths and heads. A TPU's memory has those of the heads anyway."""
     length, head = -x_BHLd.shape[2] % multiple, -x_BHLd.shape[3] % LANES
     return jnp.pad(x_BHLd, ((0, 0), (0, 0), (0, length), (0, head)))
+
+
+def splash_scope(forward_flops: int, backward_flops: int, streamed_bytes: int) -> str:
+    """The name of a scope around splash attention on one device, from which `kernel_costs` knows its costs.
+
+    Args:
+      forward_flops, backward_flops: of one product over all blocks that each visits.
+      streamed_bytes: of the two arrays that it reads again for every block of the others.
+    """
+    return f"products_of_{forward_flops}_and_{backward_flops}_flop_{streamed_bytes}_bytes"

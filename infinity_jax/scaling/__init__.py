@@ -1,1 +1,0 @@
-"""Science at any size: grids of runs, scaling laws of their table, and the paper's ablations."""
