@@ -157,7 +157,7 @@ def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
       UserError: unknown preset or ratio; it names those that exist.
     """
     ratio = parse_aspect_ratio(aspect_ratio)
-    if whole(preset) in SMALL_PRESETS:
+    if positions_preset(preset) in SMALL_PRESETS:
         if ratio != (1, 1):
             raise UserError(
                 f"preset {preset!r} is square: aspect ratio {aspect_ratio!r} is unknown to it; use 1:1"
@@ -175,13 +175,13 @@ def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
 
 def schedule_of_ratio(preset: str, ratio: str) -> ScaleSchedule:
     """The schedule for pictures of a ratio: a square preset has one for all, and they are cropped."""
-    return make_schedule(preset, "1:1" if whole(preset) in SMALL_PRESETS else ratio)
+    return make_schedule(preset, "1:1" if positions_preset(preset) in SMALL_PRESETS else ratio)
 
 
-def whole(preset: str) -> str:
+def positions_preset(preset: str) -> str:
     """The preset whose last scale the positions of `preset` refer to: "1M" for all budgets, else mostly itself.
 
-    A model and a tokenizer for one of the presets with the same whole can go on with another.
+    A model and a tokenizer for one of the presets with the same one can change to another.
     """
     if preset in BUDGETS:
         return "1M"

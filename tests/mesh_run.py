@@ -94,7 +94,7 @@ def run(
     train_step = make_train_step(
         Transformer(model), SCHEDULE, tokenizer, correction, loss, OPTIM, optimiser, microbatches
     )
-    jitted = jax.jit(layout.traced(train_step), donate_argnums=0, out_shardings=(placed, layout.whole))
+    jitted = jax.jit(layout.traced(train_step), donate_argnums=0, out_shardings=(placed, layout.replicated))
 
     def step_fn(*arguments):
         # One program at a time: virtual devices share threads, and two programs can keep each other from ending.

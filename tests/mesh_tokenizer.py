@@ -52,7 +52,7 @@ def run(shape: str, features) -> dict[str, np.ndarray]:
     state = jax.block_until_ready(jax.jit(new_state, out_shardings=placed)())
     training_scales = {side: TrainingScales(SCHEDULE, drop=0.5)}
     step = make_train_step(TOKENIZER, LOSS, OPTIM, optimiser, training_scales, features, adversary)
-    step = jax.jit(layout.traced(step), donate_argnums=0, out_shardings=(placed, layout.whole))
+    step = jax.jit(layout.traced(step), donate_argnums=0, out_shardings=(placed, layout.replicated))
     losses = []
     for seed in range(3):
         image = np.random.default_rng(seed).integers(0, 256, (8, side, side, 3), np.uint8)

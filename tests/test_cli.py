@@ -64,7 +64,7 @@ def test_help_of_a_command_has_an_example_and_explains_each_option(name, capsys)
 
 def test_help_does_not_import_jax():
     code = (
-        "import sys; from infinity_jax import cli\n"
+        "import sys; from infinity_jax.cli import main as cli\n"
         "try: cli.main(['--help'])\n"
         "except SystemExit: assert 'jax' not in sys.modules"
     )

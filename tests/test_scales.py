@@ -66,9 +66,11 @@ def test_the_first_scales_of_a_small_preset_have_its_positions():
 
 
 def test_presets_that_share_positions():
-    assert {scales.whole(preset) for preset in scales.BUDGETS} == {"1M"}
-    assert {scales.whole(preset) for preset in ("32px_of_64px", "48px_of_64px", "64px")} == {"64px"}
-    assert scales.whole("32px") == "32px"
+    assert {scales.positions_preset(preset) for preset in scales.BUDGETS} == {"1M"}
+    assert {scales.positions_preset(preset) for preset in ("32px_of_64px", "48px_of_64px", "64px")} == {
+        "64px"
+    }
+    assert scales.positions_preset("32px") == "32px"
 
 
 @pytest.mark.parametrize("preset", ["40px_of_64px", "32px_of_1M", "px_of_64px", "32px_of_", "_of_64px"])

@@ -209,7 +209,7 @@ def test_damaged_cache_is_made_anew(encoder, tmp_path, log, name, damage):
         path.write_bytes(damage(path.read_bytes()))
     log.clear()
     np.testing.assert_array_equal(cached_features(encoder, CAPTIONS, tmp_path)[0], expected)
-    assert "cannot be read" in log[0] and "computing them again" in log[0]
+    assert "cannot be read" in log[0] and "recomputing them" in log[0]
 
 
 def test_full_disk(encoder, tmp_path, monkeypatch):

@@ -47,7 +47,7 @@ def layout() -> sharding.Layout:
 
 def placed(width: int = 3) -> train_state.TrainState:
     """Everything on the one device."""
-    return jax.tree.map(lambda _: layout().whole, jax.eval_shape(lambda: fresh_state(width)))
+    return jax.tree.map(lambda _: layout().replicated, jax.eval_shape(lambda: fresh_state(width)))
 
 
 def batches(first: int, rows_of: loop.RowsOf) -> Iterator[dict[str, np.ndarray]]:

@@ -85,9 +85,9 @@ def _picture_features(
             found = np.load(path, mmap_mode="r")
             if found.shape == shape:
                 return found
-            logging.warning("picture features in %s have shape %s: computing them again", path, found.shape)
+            logging.warning("picture features in %s have shape %s: recomputing them", path, found.shape)
         except (OSError, ValueError, EOFError) as error:
-            logging.warning("picture features in %s cannot be read (%s): computing them again", path, error)
+            logging.warning("picture features in %s cannot be read (%s): recomputing them", path, error)
     logging.info("picture features of %d pictures: encoding", len(records))
     encode = jax.jit(lambda params, image: tokenizer.apply({"params": params}, image, method="encode"))
 
@@ -114,7 +114,7 @@ def features_on_device(
     """
     model = Tokenizer(tokenizer)
     # Not before they are needed: records may hold features.
-    placed = functools.cache(lambda: jax.tree.map(lambda x: place(x, layout.whole), params))
+    placed = functools.cache(lambda: jax.tree.map(lambda x: place(x, layout.replicated), params))
 
     def encode(params, batch, _):
         image_BHW3 = batch["image"].astype(jnp.float32) / 127.5 - 1

@@ -24,7 +24,7 @@ def gallery_features(
         try:
             return np.load(path)
         except (OSError, ValueError, EOFError) as error:
-            logging.warning("picture features in %s cannot be read (%s): computing them again", path, error)
+            logging.warning("picture features in %s cannot be read (%s): recomputing them", path, error)
     features = features_of(image_NHW3)
     with caches.writing(path, features.nbytes) as temporary, open(temporary, "wb") as file:
         np.save(file, features)

@@ -129,7 +129,7 @@ class Layout:
     rules: ShardingRules
 
     @property
-    def whole(self) -> NamedSharding:
+    def replicated(self) -> NamedSharding:
         """The whole array on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
@@ -157,7 +157,7 @@ class Layout:
 
         def sharding(path, leaf):
             if not isinstance(leaf, nn.Partitioned):
-                return self.whole
+                return self.replicated
             shape = leaf.value.shape
             return NamedSharding(
                 self.mesh, partition_spec(parameter_name(path), leaf.names, shape, self.mesh, self.rules)

@@ -156,5 +156,5 @@ def placed(inputs: SamplerInputs, layout: Layout) -> SamplerInputs:
     of_all = ("cfg_K", "tau_K", "top_p")
     given = {name: x for name, x in inputs._asdict().items() if x is not None}
     return inputs._replace(
-        **{name: place(x, layout.whole if name in of_all else share) for name, x in given.items()}
+        **{name: place(x, layout.replicated if name in of_all else share) for name, x in given.items()}
     )

@@ -17,7 +17,7 @@ from infinity_jax.tokenizer import bsq, pyramid, resize
 from infinity_jax.tokenizer import pyramid as patches
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.transformer.block import Block, Condition, KeysValues
-from infinity_jax.transformer.kernels.storage import loaded, stored
+from infinity_jax.transformer.kernels.storage import from_storage, to_storage
 from infinity_jax.transformer.transformer import Transformer
 
 
@@ -33,7 +33,7 @@ class Prepared(NamedTuple):
 
     Attributes:
       condition: of N rows, a picture's halves side by side.
-      text_kv: keys and values of the text for all layers, each [layers,N,H,T,head], `stored`.
+      text_kv: keys and values of the text for all layers, each [layers,N,H,T,head], in storage form.
       head: the last step from hidden states to bits, or to indices.
     """
 
@@ -50,12 +50,12 @@ class SamplerState:
       running_sum_BHWd: float32, the codes of all scales so far, resized to the last scale and summed.
       cache: for each of `SamplerConfig.layer_parts` the keys and values of each scale so far, each
         [layers,N,H,h_k*w_k,head] (of a pruned scale only the tokens that ran) in the type of the attention's operands,
-        `stored`; the last scale's, which nobody reads, are not kept. N is B, or 2B with guidance: a picture's halves
-        side by side.
+        in storage form; the last scale's, which nobody reads, are not kept. N is B, or 2B with guidance: a picture's
+        halves side by side.
       caption_effect_BhwD: float32, what the caption changed in each bit's logit at the last guided scale; only where
         that is used again.
       updates: what the three sub-layers of each pruning layer added at the last scale that fills later ones, each
-        [layers,N,n,C] in the type of the products' operands, `stored`.
+        [layers,N,n,C] in the type of the products' operands, in storage form.
     """
 
     running_sum_BHWd: Float[Array, "B H W d"]
@@ -82,7 +82,7 @@ def make_sampler(
 
     if layout is None:
         return jax.jit(sample)
-    return jax.jit(layout.traced(sample), out_shardings=layout.whole)
+    return jax.jit(layout.traced(sample), out_shardings=layout.replicated)
 
 
 def rounded(config: TransformerConfig, params: Any) -> Any:
@@ -93,7 +93,7 @@ def rounded(config: TransformerConfig, params: Any) -> Any:
 
     def of_block(path, x):
         is_rounded = path[-1].key != "kernel" or x.dtype == jnp.uint16
-        return x if is_rounded else stored(x.astype(config.compute_dtype))
+        return x if is_rounded else to_storage(x.astype(config.compute_dtype))
 
     return {**params, "blocks": jax.tree_util.tree_map_with_path(of_block, params["blocks"])}
 
@@ -132,13 +132,13 @@ def prepare(config: SamplerConfig, params, inputs: SamplerInputs) -> Prepared:
     head = head_of(config.model, params, vectors_NC, config.halves)
 
     def text_kv(layer_params):
-        layer_params = jax.tree.map(loaded, layer_params)
+        layer_params = jax.tree.map(from_storage, layer_params)
         each = [
             block.apply({"params": layer_params}, condition.context_BTC, method="text_keys_values")
             for condition in conditions
         ]
         both = jax.tree.map(guidance.side_by_side, *each)
-        return jax.tree.map(lambda x: stored(x.astype(config.model.compute_dtype)), both)
+        return jax.tree.map(lambda x: to_storage(x.astype(config.model.compute_dtype)), both)
 
     kv = jax.lax.map(text_kv, params["blocks"])
     return Prepared(jax.tree.map(guidance.side_by_side, *conditions), kv, head)
@@ -212,7 +212,7 @@ def _some_layers(config: SamplerConfig, params, x_NLC, of_layers: tuple, prepare
         number, past, filling = per_layer
         # Picked by number: so layers in several parts need no copy of their parameters.
         layer_params, text_kv = jax.tree.map(
-            lambda x: loaded(
+            lambda x: from_storage(
                 jax.lax.dynamic_index_in_dim(x, number, keepdims=False, allow_negative_indices=False)
             ),
             (params["blocks"], prepared.text_kv),
@@ -230,7 +230,7 @@ def _some_layers(config: SamplerConfig, params, x_NLC, of_layers: tuple, prepare
             x_NLC = jnp.where(is_mixed, guidance.side_by_side(mixed, mixed), x_NLC)
         kept = (
             None if is_last else keys_values,
-            tuple(stored(x.astype(config.model.compute_dtype)) for x in updates) if fills else None,
+            tuple(to_storage(x.astype(config.model.compute_dtype)) for x in updates) if fills else None,
         )
         if caption_alone:
             kept = jax.tree.map(lambda x: guidance.side_by_side(x, x), kept)

@@ -28,7 +28,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import resize
 from infinity_jax.transformer.block import TokenChoice
-from infinity_jax.transformer.kernels.storage import loaded
+from infinity_jax.transformer.kernels.storage import from_storage
 
 # The release: of 32 layers 3 to 27 prune; scale 9 (32x32) runs 60%, 10 (40x40) 50%, 11 and 12 are skipped.
 _RELEASED_LAYERS, _RELEASED_START, _RELEASED_END = 32, 3, 28
@@ -133,14 +133,14 @@ def pivotal_tokens(
       kept: how many, of size[0] * size[1].
       size: of the scale.
       source_size: of the scale that fills what does not run.
-      updates: that scale's in this layer, one of each sub-layer, [B,n,C], `stored`.
+      updates: that scale's in this layer, one of each sub-layer, [B,n,C], in storage form.
     """
 
     def choose(x_BNC: jax.Array, sublayer: int):
         chosen_Bn = most_deviating(x_BNC, kept)
 
         def fill(update_BnC: jax.Array) -> jax.Array:
-            source = loaded(updates[sublayer]).astype(jnp.float32)
+            source = from_storage(updates[sublayer]).astype(jnp.float32)
             source_BhwC = source.reshape(len(source), *source_size, -1)
             return restored(update_BnC, chosen_Bn, resize.area(source_BhwC, size).reshape(x_BNC.shape))
 

@@ -36,9 +36,7 @@ def cached_features(
         try:
             found = _read(features_path, mask_path, len(captions), encoder.channels)
         except (OSError, ValueError, EOFError) as error:
-            logging.warning(
-                "text features in %s cannot be read (%s): computing them again", features_path, error
-            )
+            logging.warning("text features in %s cannot be read (%s): recomputing them", features_path, error)
         else:
             logging.info("text features of %d captions: read from %s", len(captions), features_path)
             return found

@@ -97,8 +97,8 @@ class MiniLMEncoder:
 
     def place(self, layout: Layout) -> None:
         """See `TextEncoder.place`. This small one lies whole on every device."""
-        self._params = jax.tree.map(lambda x: place(x, layout.whole), self._params)
-        self._apply = jax.jit(self._features, out_shardings=layout.whole)
+        self._params = jax.tree.map(lambda x: place(x, layout.replicated), self._params)
+        self._apply = jax.jit(self._features, out_shardings=layout.replicated)
 
     def _features(
         self, params: dict, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]

@@ -71,7 +71,7 @@ class T5Encoder:
         """See `TextEncoder.place`."""
         shardings = layout.of(param_variables(self.config))
         self.params = jax.tree.map(place, self.params, shardings)
-        self._jitted = jax.jit(layout.traced(self.apply), out_shardings=layout.whole)
+        self._jitted = jax.jit(layout.traced(self.apply), out_shardings=layout.replicated)
 
     def apply(
         self, params: PyTree, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]

@@ -52,7 +52,7 @@ def validation_hook(
         tokenizer,
         lambda schedule: make_eval_step(model, schedule, tokenizer.config),
     )
-    eval_step = jax.jit(layout.traced(by_ratio), out_shardings=layout.whole)
+    eval_step = jax.jit(layout.traced(by_ratio), out_shardings=layout.replicated)
     placed, rows = layout.batch(batch_size), np.arange(batch_size)
 
     def step_of(params, batch):

@@ -86,7 +86,7 @@ def run(
     """
     # The new state lies where the old one does, and numbers to look at lie whole on every device.
     step_fn = CompiledStep(
-        jax.jit(layout.traced(step_fn), donate_argnums=0, out_shardings=(placed, layout.whole))
+        jax.jit(layout.traced(step_fn), donate_argnums=0, out_shardings=(placed, layout.replicated))
     )
     checkpointer = Checkpointer(
         Path(workdir) / "checkpoints", train.keep_checkpoints, train.keep_every, train.keep_best
@@ -128,7 +128,7 @@ class _Loop:
 
     def run(self, state: TrainState, first: int, batches: BatchesFrom) -> TrainState:
         train = self.train
-        seed_key = jax.jit(lambda: jax.random.key(train.seed), out_shardings=self.layout.whole)()
+        seed_key = jax.jit(lambda: jax.random.key(train.seed), out_shardings=self.layout.replicated)()
         sharding_of = functools.cache(self.layout.batch)
         rows_of = functools.cache(lambda size: global_batch.rows_here(sharding_of(size), size))
         self.progress = Progress(first, train.steps)

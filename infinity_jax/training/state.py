@@ -62,9 +62,9 @@ def new_state(
         lambda _, sharding: sharding,
         shapes.opt_state,
         params,
-        transform_non_params=lambda _: layout.whole,
+        transform_non_params=lambda _: layout.replicated,
     )
-    return make, TrainState(layout.whole, params, opt_state, params if ema else None)
+    return make, TrainState(layout.replicated, params, opt_state, params if ema else None)
 
 
 def apply_gradients(

@@ -230,7 +230,7 @@ def _hooks(
 
     jitted = jax.jit(
         layout.traced(lambda params, image: reconstruct(tokenizer, params, image, schedule)),
-        out_shardings=layout.whole,
+        out_shardings=layout.replicated,
     )
 
     def reconstruct_batch(state: TrainState, image: np.ndarray) -> np.ndarray:

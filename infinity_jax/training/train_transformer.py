@@ -210,7 +210,7 @@ def fitting_tokenizer(
             f"use --config.model.bits={bits} or another --config.tokenizer"
         )
     small = preset in scales.SMALL_BUDGETS  # for trying things out: any tokenizer will do
-    if not small and scales.whole(tokenizer.scales) != scales.whole(preset):
+    if not small and scales.positions_preset(tokenizer.scales) != scales.positions_preset(preset):
         raise UserError(
             f"the tokenizer {path!r} was trained for scales {tokenizer.scales!r} but config.data.scales is {preset!r}; "
             "use the same for both"

@@ -14,15 +14,15 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.runtime.sharding import constrain
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.attention import attend, block_causal_attention
-from infinity_jax.transformer.kernels.storage import loaded, stored
+from infinity_jax.transformer.kernels.storage import from_storage, to_storage
 from infinity_jax.transformer.layers import (
     Dense,
     adaln_init,
-    computed_again,
     layer_norm,
     modulate,
     output_init,
     parameter,
+    recomputed,
     weight_init,
 )
 from infinity_jax.transformer.rope2d import rope_table, rotate
@@ -54,19 +54,19 @@ class Condition:
     mask_BT: jax.Array
 
 
-@computed_again
-def _turned(x_BHLd: jax.Array, scale: jax.Array | float, *cos_and_sin_Ln) -> jax.Array:
-    """Queries or keys of length `scale`, turned to their positions if these are rotary."""
+@recomputed
+def _apply_rotary(x_BHLd: jax.Array, scale: jax.Array | float, *cos_and_sin_Ln) -> jax.Array:
+    """Queries or keys of length `scale`, rotated to their positions if these are rotary."""
     normalised = x_BHLd * jax.lax.rsqrt(jnp.maximum(jnp.square(x_BHLd).sum(-1, keepdims=True), 1e-24))
     return rotate(normalised * scale, *cos_and_sin_Ln) if cos_and_sin_Ln else normalised * scale
 
 
-@computed_again
+@recomputed
 def _scaled_norm(x_BLC: jax.Array, scale_C: jax.Array, bias_C: jax.Array) -> jax.Array:
     return layer_norm(x_BLC) * scale_C + bias_C
 
 
-@computed_again
+@recomputed
 def _gelu(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=True)
 
@@ -91,10 +91,10 @@ class SelfAttention(nn.Module):
         self.out = Dense((c.width, c.width), ("merged_heads", "embed"), output_init(c), c.compute_dtype)
 
     def project(self, x_BLC: jax.Array, *cos_and_sin_Ln) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys, values, each float32 [B, H, L, head], turned to their positions if these are given."""
+        """Queries, keys, values, each float32 [B, H, L, head], rotated to their positions if these are given."""
         q, k, v = (layer(x_BLC).swapaxes(1, 2) for layer in (self.query, self.key, self.value))
         scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
-        q, k = _turned(q, scale[:, None, None], *cos_and_sin_Ln), _turned(k, 1.0, *cos_and_sin_Ln)
+        q, k = _apply_rotary(q, scale[:, None, None], *cos_and_sin_Ln), _apply_rotary(k, 1.0, *cos_and_sin_Ln)
         q, k, v = (constrain(x, "batch", "attention_heads", None, None) for x in (q, k, v))
         return q, k, v
 
@@ -215,13 +215,13 @@ class Block(nn.Module):
         """One scale of N tokens.
 
         Args:
-          past: keys and values of each earlier scale, each [B, H, n, head], `stored` in `compute_dtype`.
+          past: keys and values of each earlier scale, each [B, H, n, head], in storage form in `compute_dtype`.
           text_kv: from `text_keys_values`.
           scale: its number in the schedule, from 0.
           choose: which tokens each sub-layer runs.
         Returns:
           the residual stream float32 [B, N, C]; keys and values of this scale's tokens that ran, each [B, H, n, head],
-          `stored`; what each sub-layer added to the stream, float32 [B, N, C].
+          in storage form; what each sub-layer added to the stream, float32 [B, N, C].
         """
         x_BNC = constrain(x_BNC, "batch", None, None)
         gamma1, gamma2, *modulation = self._modulation(condition)
@@ -229,8 +229,11 @@ class Block(nn.Module):
         tables = self._rotary_positions(*self.schedule.offsets[scale : scale + 2])
         positions = (take(table_Nn[None])[:, None] for table_Nn in tables)
         q, k, v = self.self_attention.project(modulate(take(x_BNC), modulation[0], modulation[2]), *positions)
-        new = (stored(k.astype(self.config.compute_dtype)), stored(v.astype(self.config.compute_dtype)))
-        keys, values = (loaded(jnp.concatenate(each, 2)) for each in zip(*past, new, strict=True))
+        new = (
+            to_storage(k.astype(self.config.compute_dtype)),
+            to_storage(v.astype(self.config.compute_dtype)),
+        )
+        keys, values = (from_storage(jnp.concatenate(each, 2)) for each in zip(*past, new, strict=True))
         attended = attend(q, keys, values, self.config.compute_dtype)
         by_self_attention = fill(self.self_attention.merge(attended) * gamma1[:, None])
         x_BNC += by_self_attention

@@ -91,7 +91,7 @@ class Dense(nn.Module):
         return y
 
 
-def computed_again(function: Callable) -> Callable:
+def recomputed(function: Callable) -> Callable:
     """`function`, of which the backward pass keeps the arguments alone and computes the rest again.
 
     For element-wise work: several arrays of it would be kept otherwise, and writing and reading them takes longer than
@@ -107,7 +107,7 @@ def layer_norm(x: jax.Array) -> jax.Array:
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + NORM_EPS)
 
 
-@computed_again
+@recomputed
 def modulate(x_BLC: jax.Array, scale_BC: jax.Array, shift_BC: jax.Array) -> jax.Array:
     """AdaLN: normalise, then scale by 1 + scale and shift, per picture."""
     return layer_norm(x_BLC) * (1 + scale_BC[:, None]) + shift_BC[:, None]

@@ -74,7 +74,7 @@ def lower_train_step(
     }
     state = _shapes(jax.eval_shape(new_state), placed)
     key = jax.eval_shape(lambda: jax.random.key(0))
-    jitted = jax.jit(layout.traced(step), donate_argnums=0, out_shardings=(placed, layout.whole))
+    jitted = jax.jit(layout.traced(step), donate_argnums=0, out_shardings=(placed, layout.replicated))
     return Program(jitted.lower(state, arrays, key), batch * flops.train_flops(model, schedule, text))
 
 
@@ -91,14 +91,14 @@ def lower_sampler(
     # A pyramid mixes logits too.
     mixed = config.sample.guidance if config.sample.guidance in MIXED else "logits"
     split, text = layout.batch(batch), config.text.max_length
-    numbers = _shape((schedule.n_scales,), "float32", layout.whole)
+    numbers = _shape((schedule.n_scales,), "float32", layout.replicated)
     inputs = SamplerInputs(
         text_BTC=_shape((batch, text, model.text_channels), "float32", split),
         mask_BT=_shape((batch, text), "bool", split),
         seeds_B=_shape((batch,), "uint32", split),
         cfg_K=numbers,
         tau_K=numbers,
-        top_p=_shape((), "float32", layout.whole),
+        top_p=_shape((), "float32", layout.replicated),
     )
 
     params = [

@@ -18,7 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 from infinity_jax.runtime.devices import platform
 from infinity_jax.runtime.sharding import on_mesh
 from infinity_jax.transformer.kernels.matmul import precision, transposed_in_memory
-from infinity_jax.transformer.kernels.storage import loaded, stored
+from infinity_jax.transformer.kernels.storage import from_storage, to_storage
 from infinity_jax.transformer.layers import LINEAR
 
 MASKED = -1e30
@@ -46,13 +46,13 @@ def _attend_forward(q_BHQd, k_BHKd, v_BHKd, mask_BHQK, dtype):
     forward = functools.partial(_head_forward, dtype=dtype)
     found = _for_each_head(forward, q_BHQd, k_BHKd, v_BHKd, mask_BHQK)
     out_BHQd, total_BHQ1, *weights = (checkpoint_name(x, LINEAR) for x in found)
-    rounded = [stored(x) for x in (q_BHQd, k_BHKd, v_BHKd, *weights)]
+    rounded = [to_storage(x) for x in (q_BHQd, k_BHKd, v_BHKd, *weights)]
     return out_BHQd, (rounded, mask_BHQK, out_BHQd, total_BHQ1)
 
 
 def _attend_backward(dtype, saved, dout_BHQd):
     rounded, mask_BHQK, out_BHQd, total_BHQ1 = saved
-    q_BHQd, k_BHKd, v_BHKd, *weights = (loaded(x) for x in rounded)
+    q_BHQd, k_BHKd, v_BHKd, *weights = (from_storage(x) for x in rounded)
     backward = functools.partial(_head_backward, dtype=dtype)
     of_queries = (out_BHQd, total_BHQ1, dout_BHQd, *weights)
     gradients = _for_each_head(backward, q_BHQd, k_BHKd, v_BHKd, mask_BHQK, *of_queries)
@@ -80,7 +80,7 @@ def _for_each_head(of_one: Callable, q_BHQd, k_BHKd, v_BHKd, mask_BHQK, *others)
     if at_once:
         results = jax.vmap(of_one)(*flat)
     else:
-        results = lax.map(lambda of_head: of_one(*map(loaded, of_head)), [stored(x) for x in flat])
+        results = lax.map(lambda of_head: of_one(*map(from_storage, of_head)), [to_storage(x) for x in flat])
     return jax.tree.map(lambda x: x.reshape(B, H, *x.shape[1:]), results)
 
 

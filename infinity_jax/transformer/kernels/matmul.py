@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from infinity_jax.runtime.sharding import on_mesh
-from infinity_jax.transformer.kernels.storage import loaded, stored
+from infinity_jax.transformer.kernels.storage import from_storage, to_storage
 
 
 def precision(dtype: str) -> lax.Precision:
@@ -92,11 +92,11 @@ def _matmul(x, w, dtype, flat):
 def _matmul_forward(x, w, dtype, flat):
     rounded = x.astype(dtype)
     # The weight is saved as it came: it is there anyway, a rounded copy of every layer's would be new.
-    return (_flat_product if flat else _product)(rounded, w.astype(dtype), dtype), (stored(rounded), w)
+    return (_flat_product if flat else _product)(rounded, w.astype(dtype), dtype), (to_storage(rounded), w)
 
 
 def _matmul_backward(dtype, flat, saved, dy):
-    x, w = loaded(saved[0]), saved[1].astype(dtype)
+    x, w = from_storage(saved[0]), saved[1].astype(dtype)
     dy = dy.astype(dtype)
     if flat:
         return _flat_input_gradient(dy, w, dtype), _flat_weight_gradient(x, dy, dtype)

@@ -14,13 +14,13 @@ from jax import lax
 from infinity_jax.runtime.devices import platform
 
 
-def stored(x: jax.Array | np.ndarray) -> Any:
+def to_storage(x: jax.Array | np.ndarray) -> Any:
     """x as it is kept: bfloat16 as its bits in uint16 on a CPU."""
     if x.dtype == jnp.bfloat16 and platform() == "cpu":
         return lax.bitcast_convert_type(x, jnp.uint16)
     return x
 
 
-def loaded(x: jax.Array | np.ndarray) -> Any:
-    """The value of what was `stored`."""
+def from_storage(x: jax.Array | np.ndarray) -> Any:
+    """The value of what was in storage form."""
     return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
