@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from full_disks import full_disk
 from jax.experimental import topologies
 
 from infinity_jax.cli import main
@@ -82,6 +83,34 @@ def test_a_train_step_on_virtual_devices(tmp_path):
     assert 0.9 < numbers["compiled_over_model_flops"] <= 1.1
     assert numbers["collective_bytes"] > 4 * numbers["parameters"] / 2  # gradients are summed
     assert "devices (1 x cpu:8) as data=4,fsdp=2 with rules fsdp" in text
+
+
+def test_a_full_disk_leaves_the_report_of_last_time(tmp_path, monkeypatch, capsys):
+    file, config = tmp_path / "numbers.json", tmp_path / "tiny.py"
+    file.write_text("old")
+    config.write_text(CONFIG)
+    monkeypatch.setattr(compile_module, "compile_and_count", lambda *_: {})
+    monkeypatch.setattr(compile_module, "combine", lambda *_: {"fits": True})
+    monkeypatch.setattr(compile_module, "describe", lambda _: "")
+    words = [
+        "--config",
+        config,
+        "--size",
+        "tiny",
+        "--budget",
+        "32px",
+        "--topology",
+        "cpu:1",
+        "--mesh",
+        "fsdp=1",
+    ]
+    with full_disk(0):
+        assert main.main(["compile", "--json", str(file), *map(str, words)]) == 1
+    assert f"File too large: {file}" in capsys.readouterr().err
+    assert file.read_text() == "old" and {path.name for path in tmp_path.iterdir()} == {
+        file.name,
+        config.name,
+    }
 
 
 @needs_libtpu

@@ -9,7 +9,6 @@ Parts may arrive one by one (`infinity-jax convert`), in any order; parts that d
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from safetensors.flax import load_file, save_file
 
 from infinity_jax.config import WEIGHT_DTYPES, TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 from infinity_jax.runtime import trees
 from infinity_jax.text.minilm import MiniLM
 
@@ -47,7 +47,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def write_config(folder: Path, values: Mapping[str, Any]) -> None:
     """Writes config.json, whole or not at all."""
-    replace(folder / CONFIG, lambda path: path.write_text(json.dumps(values, indent=1) + "\n"))
+    atomic.write_json(folder / CONFIG, values)
 
 
 def add_part(
@@ -163,10 +163,7 @@ def write_arrays(path: Path, params: PyTree, dtype: str) -> None:
 
 
 def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary path beside `path` and renames it when that went well."""
-    temporary = path.with_name(f".{path.name}.unfinished")
-    try:
+    """Lets `write` write a file, whole or not at all; what a killed process left of it is removed first."""
+    atomic.remove_unfinished([path])  # weights are large
+    with atomic.writing(path) as temporary:
         write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

@@ -13,7 +13,6 @@ import csv
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,6 +24,7 @@ from infinity_jax.data import pictures
 from infinity_jax.data.captions import plain
 from infinity_jax.data.records import Record
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 
 CAPTION_FILES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 FILE_KEYS = ("file_name", "image", "image_path", "file")
@@ -236,9 +236,7 @@ def _read_cache(cache: Path) -> dict[str, list]:
 def _write_cache(cache: Path, checks: dict[str, list]) -> None:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as file:
-            json.dump(checks, file)
-        os.replace(file.name, cache)
+        atomic.write_text(cache, json.dumps(checks))
     except OSError as error:
         logging.warning(
             "cannot keep the findings in %s (%s): pictures are checked again next time", cache, error

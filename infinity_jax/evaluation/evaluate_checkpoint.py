@@ -1,7 +1,6 @@
 """`infinity-jax evaluate`: one checkpoint in numbers, as JSON, and as a sheet of generated above real pictures."""
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from infinity_jax.data.encoded import encode_split
 from infinity_jax.data.sources import attribution
 from infinity_jax.evaluation import gallery, generation
 from infinity_jax.evaluation.through_bits import ThroughBits
-from infinity_jax.files import caches, sheets
+from infinity_jax.files import atomic, sheets
 from infinity_jax.metrics.kid import effnet_kid
 from infinity_jax.metrics.psnr import mean_psnr
 from infinity_jax.sampling.pipeline import InfinityPipeline
@@ -52,7 +51,8 @@ def main(
       what was written.
     """
     started = time.monotonic()
-    checkpoint = checkpoint or "bundled"
+    json_file, checkpoint = Path(json_file), checkpoint or "bundled"
+    atomic.check_target(json_file, "--json")
     pipeline = InfinityPipeline.from_pretrained(checkpoint)
     settings = pipeline.settings.changed(cfg=cfg, tau=tau, pruning=pruning)
     real = generation.real_pictures(pipeline.model.source, pipeline.model.tokenizer.side)
@@ -69,10 +69,8 @@ def main(
         "checkpoint": str(checkpoint),
         "seconds": round(time.monotonic() - started, 1),
     }
-    path = Path(json_file)
-    with caches.writing(path, 4096) as temporary:
-        temporary.write_text(json.dumps(numbers, indent=1) + "\n")
-    logging.info("wrote %s", path)
+    atomic.write_json(json_file, numbers)
+    logging.info("wrote %s", json_file)
     if sheet:
         _draw(Path(sheet), pipeline.model.source, real, generated)
     return numbers

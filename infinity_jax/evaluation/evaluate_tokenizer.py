@@ -1,7 +1,6 @@
 """`infinity-jax evaluate-tokenizer`: a tokenizer in numbers, as JSON, and as a sheet of what each scale adds."""
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from infinity_jax.checkpoints import folder, pretrained
+from infinity_jax.checkpoints import pretrained
 from infinity_jax.data import pictures, sources
 from infinity_jax.data.records import Source
 from infinity_jax.data.sources import attribution
@@ -103,7 +102,7 @@ def main(
         "checkpoint": str(checkpoint),
         "seconds": round(time.monotonic() - started, 1),
     }
-    folder.replace(json_file, lambda path: path.write_text(json.dumps(numbers, indent=1) + "\n"))
+    atomic.write_json(json_file, numbers)
     logging.info("wrote %s", json_file)
     if sheet:
         _draw(Path(sheet), through_bits, chosen, attribution(source))

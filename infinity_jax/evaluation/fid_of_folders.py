@@ -52,7 +52,7 @@ def main(
         "resized": "bilinearly, without antialiasing, as pytorch-fid does",
         "seconds": round(time.monotonic() - started, 1),
     }
-    atomic.write(json_file, numbers)
+    atomic.write_json(json_file, numbers)
     logging.info("FID %.4f, KID %s: wrote %s", numbers["fid"], value, json_file)
     return numbers
 

@@ -26,7 +26,7 @@ class Wanted:
 
     def is_there(self) -> bool:
         """Whether the file is whole and was made so."""
-        return picture_files.read_note(self.path) == self.note
+        return picture_files.read_metadata(self.path) == self.note
 
 
 def write_all(

@@ -44,7 +44,7 @@ def main(
     """Writes one PNG per prompt, and sheet.png with the first prompts under their pictures.
 
     Pictures are written while the next batch is drawn. Each appears whole or not at all, with a note in it of its
-    prompt, seed and settings (`pictures.read_note`).
+    prompt, seed and settings (`pictures.read_metadata`).
 
     Args:
       prompts: what to draw; picture i has the seed `seed` + i.

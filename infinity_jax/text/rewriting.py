@@ -119,7 +119,7 @@ class Rewriter:
         answer = _checked(self._content(prompt), prompt)
         file = self._file(prompt)
         file.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write(file, {"model": self.model, "prompt": prompt, "rewritten": answer})
+        atomic.write_json(file, {"model": self.model, "prompt": prompt, "rewritten": answer})
         return answer
 
     def _content(self, prompt: str) -> Any:

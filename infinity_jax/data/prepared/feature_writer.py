@@ -65,18 +65,17 @@ def prepare_features(data: DataConfig, tokenizer_path: str, text: Mapping[str, A
 
 
 def _write_part(index: RecordIndex, part: Path, out: Path, maker: "_Maker") -> None:
-    temporary = out / "parts" / f".{part.name}"
-    temporary.mkdir()
-    writer = shards.ShardWriter(temporary)
-    for shard in index.shards:
-        if shard.part == part:
-            for record in maker.records(shard):
-                writer.write(shard.ratio, shards.pack(record))
-    writer.close()
-    shutil.copyfile(part / "columns.npz", temporary / "columns.npz")
-    found = json.loads((part / "part.json").read_text())
-    atomic.write(temporary / "part.json", {"counts": writer.counts, "columns": found["columns"]})
-    temporary.rename(out / "parts" / part.name)
+    """Writes the folder of one part into `out`, whole or not at all."""
+    with atomic.writing_folder(out / "parts" / part.name) as folder:
+        writer = shards.ShardWriter(folder)
+        for shard in index.shards:
+            if shard.part == part:
+                for record in maker.records(shard):
+                    writer.write(shard.ratio, shards.pack(record))
+        writer.close()
+        shutil.copyfile(part / "columns.npz", folder / "columns.npz")
+        columns = json.loads((part / "part.json").read_text())["columns"]
+        atomic.write_json(folder / "part.json", {"counts": writer.counts, "columns": columns})
 
 
 class _Maker:

@@ -93,7 +93,7 @@ def write(out: Path, parts: Sequence[Path], features: Mapping[str, Any] | None =
         columns |= set(found["columns"])
         shards += [[part.name, ratio, count] for ratio, count in sorted(found["counts"].items())]
     index = {"format": FORMAT, "columns": sorted(columns), "features": dict(features or {}), "shards": shards}
-    atomic.write(out / INDEX, index)
+    atomic.write_json(out / INDEX, index)
 
 
 def read(folder: Path) -> RecordIndex:

@@ -111,7 +111,7 @@ class MixedRecords:
                 workdir,
             )
         workdir.mkdir(parents=True, exist_ok=True)
-        atomic.write(file, {"fingerprint": self.fingerprint})
+        atomic.write_json(file, {"fingerprint": self.fingerprint})
 
     def read(self, ratio: str, part: int, number: int) -> dict[str, Any]:
         """Record `number` that set `part` has of a ratio."""

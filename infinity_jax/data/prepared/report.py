@@ -64,7 +64,7 @@ def write(out: Path, source: str, parts: Sequence[Path]) -> dict[str, Any]:
         "columns": {kind: dict(sorted(counter.items())) for kind, counter in columns.items()},
         "skipped": {"count": len(skipped), "by_reason": dict(reasons.most_common()), "rows": skipped},
     }
-    atomic.write(out / "report.json", summary)
+    atomic.write_json(out / "report.json", summary)
     return summary
 
 

@@ -41,8 +41,8 @@ from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 
 _LOG_EVERY_S = 10.0
-# What a killed process leaves of part 00012: .00012.4711, or .00012 of features.
-_UNFINISHED = re.compile(r"\.\d{5,}(\.\d+)?")
+# What a killed process leaves of part 00012: .00012.TOKEN.unfinished; of earlier versions .00012.4711 or .00012.
+_UNFINISHED = re.compile(r"\.\d{5,}(\.[0-9a-f]+)?(\.unfinished)?")
 # The disk, the user's share of it, or (the limit of the file system or of the shell) the file is full.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -124,7 +124,7 @@ def _claim(out: Path, note: Mapping[str, Any]) -> None:
     """Notes in source.json what goes into `out`; UserError if it is something else than before."""
     file = out / "source.json"
     if not file.is_file():
-        atomic.write(file, note)
+        atomic.write_json(file, note)
         return
     try:
         found = json.loads(file.read_text())
@@ -185,14 +185,23 @@ def _start_worker(stop: Any) -> None:
 
 
 def _write_part(part: Part, folder: Path) -> None:
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir()
-    writer = shards.ShardWriter(temporary)
+    """Writes the folder of one part, whole or not at all."""
+    try:
+        with atomic.writing_folder(folder) as temporary:
+            _write_rows(part, temporary)
+    except OSError:
+        if not folder.is_dir():  # else the last worker of a killed run was quicker
+            raise
+
+
+def _write_rows(part: Part, folder: Path) -> None:
+    """Writes the shards, part.json and columns.npz of one part into `folder`."""
+    writer = shards.ShardWriter(folder)
     tally = report.Tally()
     columns: dict[str, list[dict[str, float]]] = {}
     for row in part.rows():
         if _stop is not None and _stop.is_set():
-            return
+            raise RuntimeError("the other workers have stopped")
         taken = _take(row) if isinstance(row, Row) else row
         if isinstance(taken, Skipped):
             tally.skip(taken)
@@ -208,14 +217,8 @@ def _write_part(part: Part, folder: Path) -> None:
         for ratio, rows in columns.items()
         for name in names
     }
-    np.savez(temporary / "columns.npz", **table)
-    atomic.write(temporary / "part.json", {"counts": writer.counts, "columns": names, **tally.as_dict()})
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(temporary)  # the last worker of a killed run was quicker
+    np.savez(folder / "columns.npz", **table)
+    atomic.write_json(folder / "part.json", {"counts": writer.counts, "columns": names, **tally.as_dict()})
 
 
 class _Taken(NamedTuple):

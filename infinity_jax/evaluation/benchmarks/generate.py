@@ -10,12 +10,10 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.config import SampleConfig
 from infinity_jax.evaluation.benchmarks import card
 from infinity_jax.evaluation.benchmarks.layouts import PromptSet
-from infinity_jax.files import picture_writer
-from infinity_jax.files import pictures as picture_files
+from infinity_jax.files import atomic, picture_writer
 from infinity_jax.files.picture_writer import Wanted
 from infinity_jax.sampling import batches as drawing
 from infinity_jax.sampling.pipeline import InfinityPipeline
@@ -104,7 +102,7 @@ def main(
     missing = [file for file in files if not file.is_there()]
     if kept := len(files) - len(missing):
         logging.info("%d of %d files are there already and kept", kept, len(files))
-    picture_files.remove_unfinished(file.path for file in missing)
+    atomic.remove_unfinished(file.path for file in missing)
     for parent in {file.path.parent for file in missing}:
         parent.mkdir(parents=True, exist_ok=True)
     drawn = _drawn(pipeline, missing, settings, budget, batch)
@@ -134,7 +132,7 @@ def _write_texts(prompt_set: PromptSet, numbers: Sequence[int], folder: Path) ->
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists() or path.read_text() != text:
-                checkpoint_folder.replace(path, lambda file, text=text: file.write_text(text))
+                atomic.write_text(path, text)
 
 
 def _files(

@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from absl import logging
 
-from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.checkpoints import origin
 from infinity_jax.config import SampleConfig, from_dict
 from infinity_jax.errors import UserError
@@ -72,7 +71,7 @@ def run(workdir: Path, cell: Cell, grid: GridConfig, estimate: Estimate) -> None
     here = folder(workdir, cell)
     if jax.process_index() == 0:
         here.mkdir(parents=True, exist_ok=True)
-        atomic.write(here / CONFIG, _record(cell, grid))
+        atomic.write_json(here / CONFIG, _record(cell, grid))
         (here / FAILURE).unlink(missing_ok=True)
     with _failing(here / FAILURE):
         checkpoint = grid.checkpoint or str(here / "run")
@@ -85,7 +84,7 @@ def run(workdir: Path, cell: Cell, grid: GridConfig, estimate: Estimate) -> None
                 numbers |= _drawn(checkpoint, cell, grid.pictures)
             numbers |= {"status": "done", "commit": origin.describe()["commit"][:12]}
             numbers |= {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
-            atomic.write(here / ROW, estimate.row() | numbers)
+            atomic.write_json(here / ROW, estimate.row() | numbers)
     # A program of this cell is of no use to the next one.
     jax.clear_caches()
 
@@ -98,7 +97,7 @@ def _failing(file: Path) -> Iterator[None]:
     except (UserError, MemoryError, jax.errors.JaxRuntimeError) as error:
         message = " ".join(str(error).split())[:300]
         if jax.process_index() == 0:
-            checkpoint_folder.replace(file, lambda path: path.write_text(message))
+            atomic.write_text(file, message)
         raise CellFailed(message) from error
 
 
