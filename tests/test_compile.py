@@ -11,7 +11,7 @@ import jax
 import pytest
 from jax.experimental import topologies
 
-from infinity_jax.cli import main
+from infinity_jax.cli.main import main
 from infinity_jax.tools.planning import compile_ahead as compile_module
 from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.tools.planning.chips import CHIPS
