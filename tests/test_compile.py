@@ -12,7 +12,7 @@ import pytest
 from full_disks import full_disk
 from jax.experimental import topologies
 
-from infinity_jax.cli import main
+from infinity_jax.cli.main import main
 from infinity_jax.tools.planning import compile_ahead as compile_module
 from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.tools.planning.chips import CHIPS

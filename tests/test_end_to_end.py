@@ -8,7 +8,7 @@ import pytest
 from PIL import Image, ImageDraw
 
 from infinity_jax.checkpoints import pretrained
-from infinity_jax.cli import main
+from infinity_jax.cli.main import main
 from infinity_jax.training.run_log import TIMING_KEYS, read_lines
 
 

@@ -11,7 +11,7 @@ from random_networks import random_pictures, random_state
 from small_system import TOKENIZER
 
 from infinity_jax.checkpoints import pretrained
-from infinity_jax.cli import main
+from infinity_jax.cli.main import main
 from infinity_jax.data import pictures
 from infinity_jax.evaluation import evaluate_tokenizer
 from infinity_jax.evaluation.through_bits import ThroughBits

@@ -14,7 +14,7 @@ from PIL import Image
 from small_system import write_system
 
 import infinity_jax
-from infinity_jax.cli import main
+from infinity_jax.cli.main import main
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation.benchmarks import card, generate, layouts
 from infinity_jax.evaluation.benchmarks.layouts import BENCHMARKS

@@ -16,7 +16,7 @@ import infinity_jax
 from infinity_jax import presets, scales
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.checkpoints import pretrained
-from infinity_jax.cli import main
+from infinity_jax.cli.main import main
 from infinity_jax.errors import UserError
 
 

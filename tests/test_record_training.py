@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import synthetic_pictures
 
-from infinity_jax.cli import main
+from infinity_jax.cli.main import main
 from infinity_jax.data.prepared import writer
 from infinity_jax.training import run_log
 

@@ -7,7 +7,7 @@ import threading
 
 import pytest
 
-from infinity_jax.cli import main
+from infinity_jax.cli.main import main
 from infinity_jax.errors import UserError
 from infinity_jax.text import rewriting
 from infinity_jax.text.rewriting import Rewriter

@@ -6,7 +6,7 @@ import pytest
 import scaling_tables
 from PIL import Image
 
-from infinity_jax.cli import main
+from infinity_jax.cli.main import main
 from infinity_jax.errors import UserError
 from infinity_jax.tools.scaling import fit, plots, table
 from infinity_jax.tools.scaling.analysis import analyse

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from infinity_jax.cli import main
+from infinity_jax.cli.main import main
 from infinity_jax.errors import UserError
 from infinity_jax.tools.scaling import ablations, cells, grid, sweep, table
 
