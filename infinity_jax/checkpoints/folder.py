@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
@@ -151,7 +152,8 @@ def read_arrays(path: Path) -> PyTree:
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = flat.pop(name).astype(jnp.float32)  # popped: never two copies of all weights
+        # Popped: never two copies of all weights. By NumPy: nothing is compiled for each of the shapes.
+        node[leaf] = jnp.asarray(np.asarray(flat.pop(name)).astype(np.float32))
     return tree
 
 
