@@ -143,6 +143,11 @@ def is_composition(characters: str) -> bool:
     return toned or (_JOINER in characters and not _GENDER_SIGNS.isdisjoint(characters))
 
 
+def is_variant(caption: str) -> bool:
+    """Tells whether a caption is of one of several pictures that look almost alike: they differ in the skin tone."""
+    return "skin tone" in caption
+
+
 def split_of(caption: str, composition: bool) -> str:
     """The split of all pictures with this caption, decided by hashes of the caption alone."""
     if composition and _fraction("compositions", caption) < HELD_OUT_COMPOSITIONS:

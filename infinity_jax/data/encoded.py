@@ -69,12 +69,18 @@ def encode_split(source: Source, tokenizer: TrainedTokenizer, text_encoder: Text
     )
 
 
+def encoder_digest(label: str, params: PyTree) -> "hashlib._Hash":
+    """Begins a sha256 with `label` and the weights of a tokenizer's encoder: equal ones give equal features."""
+    digest = hashlib.sha256(label.encode())
+    for leaf in jax.tree.leaves(params["encoder"]):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest
+
+
 def _picture_features(
     records, tokenizer: Tokenizer, params, side: int, cache_dir: Path
 ) -> Float[np.ndarray, "N h w d"]:
-    digest = hashlib.sha256(f"{tokenizer.config} {side}".encode())
-    for leaf in jax.tree.leaves(params["encoder"]):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+    digest = encoder_digest(f"{tokenizer.config} {side}", params)
     for record in records:
         digest.update(hashlib.sha256(record["image"]).digest())
     path = cache_dir / f"pictures-{digest.hexdigest()[:24]}.npy"

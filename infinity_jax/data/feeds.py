@@ -17,7 +17,7 @@ from infinity_jax import scales
 from infinity_jax.checkpoints.pretrained import TrainedTokenizer
 from infinity_jax.data import batches as pipeline
 from infinity_jax.data import captions, pictures, sources
-from infinity_jax.data.batches import Batch
+from infinity_jax.data.batches import Batch, Computed
 from infinity_jax.data.encoded import EncodedSource, encode_split
 from infinity_jax.data.prepared import bucket_batches, features
 from infinity_jax.data.prepared.buckets import BucketOrder
@@ -125,12 +125,12 @@ class RecordFeed:
             return
         for bucket in self.validation.buckets:
             for part, count in enumerate(bucket.sizes):
-                records = _Numbered(self.validation, bucket.ratio, part, count)
+                read = functools.partial(self.validation.read, bucket.ratio, part)
 
                 def transform(record: dict[str, Any], ratio: str = bucket.ratio) -> Mapping[str, Any]:
                     return self._transform(ratio, record, random.Random(record["id"]))
 
-                for batch in pipeline.eval_batches(records, batch_size, transform):
+                for batch in pipeline.eval_batches(Computed(read, range(count)), batch_size, transform):
                     yield self._with_text(batch)
 
     def _transform(self, ratio: str, record: dict[str, Any], draw: random.Random) -> Mapping[str, Any]:
@@ -150,16 +150,3 @@ class RecordFeed:
         missing = self.text_encoder.max_length - mask_Bt.shape[1]
         text_BTC = np.pad(features_BtC.astype(ml_dtypes.bfloat16), ((0, 0), (0, missing), (0, 0)))
         return {**batch, "text": text_BTC, "text_mask": np.pad(mask_Bt, ((0, 0), (0, missing)))}
-
-
-class _Numbered:
-    """The records that one set has of a ratio, as a sequence."""
-
-    def __init__(self, records: MixedRecords, ratio: str, part: int, count: int):
-        self._records, self._ratio, self._part, self._count = records, ratio, part, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        return self._records.read(self._ratio, self._part, index)

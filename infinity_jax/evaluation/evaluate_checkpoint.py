@@ -45,7 +45,7 @@ def main(
       seed: of the sampled pictures and of the choice of prompts.
       cfg, tau: guidance and temperature, one value or one a scale; default: the checkpoint's own.
       pruning: see `SampleConfig`.
-      prompts: train prompts (without skin tone) for retrieval.
+      prompts: train prompts for retrieval, of pictures without look-alikes.
       sheet: a PNG to draw, or None.
     Returns:
       what was written.

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from infinity_jax.config import SampleConfig
 from infinity_jax.data import pictures, sources
@@ -32,16 +32,21 @@ class RealPictures(NamedTuple):
     validation: Split
     compositions: Split
 
+    def distinct(self) -> Bool[np.ndarray, " N"]:
+        """Marks the train captions whose picture has no look-alikes, which retrieval could not tell apart."""
+        from infinity_jax.data.emoji_captions import is_variant  # imported here: TFDS takes seconds
+
+        return np.array([not is_variant(caption) for caption in self.train.captions], bool)
+
     def choose_prompts(self, first: int, total: int, seed: int) -> Int[np.ndarray, " n"]:
-        """Places of `total` different train captions (at most half of them), the `first` ones without a skin tone.
+        """Chooses `total` different train captions, at most half of them, the `first` ones `distinct`; their places.
 
         Raises:
           UserError: the data set is too small.
         """
         captions = self.train.captions
         order = np.random.default_rng(seed).permutation(len(captions))
-        plain = np.array(["skin tone" not in caption for caption in captions])[order]
-        start = order[plain][:first]
+        start = order[self.distinct()[order]][:first]
         rest = order[~np.isin(order, start)]
         chosen = np.concatenate([start, rest])[: max(first, min(total, len(captions) // 2))]
         if len(chosen) < FEWEST or len(captions) - len(chosen) < FEWEST:

@@ -43,8 +43,8 @@ def main(
 ) -> None:
     """Writes one PNG per prompt, and sheet.png with the first prompts under their pictures.
 
-    Pictures are written while the next batch is drawn. Each appears whole or not at all, with a note in it of its
-    prompt, seed and settings (`pictures.read_metadata`).
+    Pictures are written while the next batch is drawn. Each appears whole or not at all, and holds
+    its prompt, seed and settings (`pictures.read_metadata`).
 
     Args:
       prompts: what to draw; picture i has the seed `seed` + i.
@@ -57,7 +57,7 @@ def main(
       negative_prompt: what to steer away from; "" uses the learned empty caption.
       batch: see `InfinityPipeline.stream`.
       mesh, rules, scan_layers: see `InfinityPipeline.from_pretrained`.
-      skip_existing: keeps pictures in `out` whose note is the one that they would get; the weights of the checkpoint
+      skip_existing: keeps pictures in `out` whose metadata are those that they would get; the weights of the checkpoint
         are not compared, only its name.
     """
     folder = Path(out)
@@ -84,8 +84,8 @@ def main(
         logging.info("%d of %d pictures are there already and kept", kept, len(wanted))
     if missing:
         drawn = pipeline.stream(
-            [p.note["prompt"] for p in missing],
-            [p.note["seed"] for p in missing],
+            [p.metadata["prompt"] for p in missing],
+            [p.metadata["seed"] for p in missing],
             settings,
             negative_prompts=[negative_prompt] * len(missing) if negative_prompt else None,
             aspect_ratio=aspect_ratio,
@@ -124,7 +124,7 @@ def _draw_sheet(pictures: Sequence[Wanted], path: Path, footer: str) -> int:
     scale = 2 if pixels <= 256 * 256 else 1
     shown = pictures[: max(1, min(_LARGEST_SHEET, _SHEET_PIXELS // (pixels * scale**2)))]
     images = [np.asarray(Image.open(p.path).convert("RGB")) for p in shown]
-    sheets.picture_sheet(images, [p.note["prompt"] for p in shown], path, scale=scale, footer=footer)
+    sheets.picture_sheet(images, [p.metadata["prompt"] for p in shown], path, scale=scale, footer=footer)
     return len(shown)
 
 

@@ -15,7 +15,6 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file
 from tokenizers import Tokenizer
 
-from infinity_jax.config import DTYPES
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import Layout, place
 from infinity_jax.text.batching import encode_texts
@@ -39,27 +38,19 @@ class T5Encoder:
     name = "t5"
 
     def __init__(
-        self,
-        max_length: int,
-        config: T5Config,
-        params: PyTree,
-        tokenizer: Tokenizer,
-        fingerprint: str,
-        compute_dtype: str = "float32",
+        self, max_length: int, config: T5Config, params: PyTree, tokenizer: Tokenizer, fingerprint: str
     ):
         if not 2 <= max_length <= LONGEST:
             raise UserError(
                 f"text length {max_length} is impossible with the text encoder {self.name!r}:"
                 f" choose 2 to {LONGEST} tokens"
             )
-        if compute_dtype not in DTYPES:
-            raise UserError(f"unknown compute_dtype {compute_dtype!r}; use one of {DTYPES}")
         self.config = config
         self.max_length = max_length
         self.channels = config.width
         self.fingerprint = fingerprint
         self.params = jax.device_put(params)
-        self._model = T5(config, compute_dtype)
+        self._model = T5(config)
         check_tokenizer(tokenizer, config)
         # Padding and truncation are ours (buckets, and a warning).
         tokenizer.no_padding()
@@ -123,13 +114,12 @@ def check_tokenizer(tokenizer: Tokenizer, config: T5Config) -> None:
         )
 
 
-def load_t5(max_length: int, folder: Path, compute_dtype: str = "float32") -> T5Encoder:
+def load_t5(max_length: int, folder: Path) -> T5Encoder:
     """The encoder in a folder with config.json (keys of Hugging Face), weights.safetensors and tokenizer.json.
 
     Args:
       max_length: tokens of the longest text, end token included, within 2..512.
       folder: what `infinity-jax convert --kind t5` writes as text_encoder/.
-      compute_dtype: "float32" or "bfloat16", what the operands of products are rounded to.
     Raises:
       UserError: a file is missing, unreadable or does not fit the others, or `max_length` is out of range.
     """
@@ -142,9 +132,7 @@ def load_t5(max_length: int, folder: Path, compute_dtype: str = "float32") -> T5
     config = read_config(folder / CONFIG)
     tokenizer = read_tokenizer(folder / TOKENIZER)
     params = _read_params(folder / WEIGHTS, config)
-    return T5Encoder(
-        max_length, config, params, tokenizer, _fingerprint(folder, config, compute_dtype), compute_dtype
-    )
+    return T5Encoder(max_length, config, params, tokenizer, _fingerprint(folder, config))
 
 
 def read_config(path: Path) -> T5Config:
@@ -183,10 +171,10 @@ def _read_params(path: Path, config: T5Config) -> PyTree:
     return unflatten_dict(flat, sep="/")
 
 
-def _fingerprint(folder: Path, config: T5Config, compute_dtype: str) -> str:
+def _fingerprint(folder: Path, config: T5Config) -> str:
     parts = [
         json.dumps(dataclasses.asdict(config)),
-        compute_dtype,
+        "float32",  # what is computed in: part of the names of caches
         _weights_hash(folder),
         hash_of_file(folder / TOKENIZER),
     ]

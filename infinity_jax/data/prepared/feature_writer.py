@@ -4,6 +4,7 @@ The new folder has the parts, ratios and columns of the old one, so that filters
 folder gets its name when it is whole; a killed run goes on where it stood.
 """
 
+import functools
 import json
 import shutil
 from collections.abc import Mapping
@@ -100,7 +101,8 @@ class _Maker:
             return {"image": image, "id": record["id"], "captions": record["captions"]}
 
         size = self._layout.batch_parts * min(64, max(1, _PIXELS // (height * width)))
-        for batch in batches.eval_batches(_Records(shard), size, decode):
+        records = batches.Computed(functools.partial(shards.read, shard.file), range(shard.count))
+        for batch in batches.eval_batches(records, size, decode):
             placed = jax.device_put(batch["image"], self._layout.batch(size))
             features_BhwC = np.asarray(self._features({"image": placed})["features"]).astype(
                 ml_dtypes.bfloat16
@@ -122,16 +124,3 @@ class _Maker:
             features_NTC[i, : mask_NT[i].sum()].astype(ml_dtypes.bfloat16) for i in range(len(texts))
         )
         return [{kind: [next(encoded) for _ in some] for kind, some in kinds.items()} for kinds in captions]
-
-
-class _Records:
-    """A shard's records as a sequence."""
-
-    def __init__(self, shard: Shard):
-        self._shard = shard
-
-    def __len__(self) -> int:
-        return self._shard.count
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        return shards.read(self._shard.file, index)

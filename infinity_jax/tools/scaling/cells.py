@@ -146,9 +146,8 @@ def _drawn(checkpoint: str, cell: Cell, pictures: int) -> dict[str, Any]:
     real = generation.real_pictures(pipeline.model.source, pipeline.model.tokenizer.side)
     # The same prompts for all cells, so that cells differ in nothing else.
     chosen = real.choose_prompts(0, pictures, seed=0)
-    # Retrieval asks for those that are not one of six skin tones of the same picture.
-    plain = np.array(["skin tone" not in real.train.captions[i] for i in chosen])
-    chosen = np.concatenate([chosen[plain], chosen[~plain]])
+    distinct = real.distinct()[chosen]
+    chosen = np.concatenate([chosen[distinct], chosen[~distinct]])
     drawn = generation.generate(pipeline, real, settings, chosen, cell.config.train.seed * pictures)
-    numbers = generation.quality(real, drawn, int(plain.sum()))
+    numbers = generation.quality(real, drawn, int(distinct.sum()))
     return {name: numbers[name] for name in _QUALITY} | {"sample": json.dumps(dataclasses.asdict(settings))}
