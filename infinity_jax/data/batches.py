@@ -68,7 +68,7 @@ def batches(
 
 
 def endless_records(source: RandomAccess, seed: int | None) -> grain.MapDataset:
-    """The records in one endless row, each epoch in its own order that (seed, epoch) decides; None is as they are."""
+    """Puts the records in one endless row, each epoch in the order that (seed, epoch) decides; None keeps theirs."""
     if len(source) == 0:
         raise UserError("the training split is empty; give a data source with at least one picture")
     records = _records(source)
@@ -128,7 +128,7 @@ def _records(source: RandomAccess) -> grain.MapDataset:
 
 
 def stack(records: Sequence[Mapping[str, Any]]) -> Batch:
-    """A list of records of equal keys as one record of stacked arrays; str and bytes become object arrays."""
+    """Stacks records of equal keys into one record of arrays; str and bytes become object arrays."""
     return {key: _stack_values([record[key] for record in records]) for key in records[0]}
 
 

@@ -47,7 +47,7 @@ def encode_source(
     side: int,
     cache_dir: Path | None = None,
 ) -> EncodedSource:
-    """Both features of all records, from disk where the same tokenizer and encoder have made them before.
+    """Encodes all records, or reads their features from disk where the same tokenizer and encoder have made them.
 
     Args:
       source: pictures and captions.
@@ -62,7 +62,7 @@ def encode_source(
 
 
 def encode_split(source: Source, tokenizer: TrainedTokenizer, text_encoder: TextEncoder) -> EncodedSource:
-    """A split as the transformer reads it, from the cache where possible; one process after the other."""
+    """Encodes a split as the transformer reads it, or reads it from the cache; one process after the other."""
     model = Tokenizer(tokenizer.config)
     return distributed.lead_first(
         lambda: encode_source(source, model, tokenizer.params, text_encoder, tokenizer.side)
@@ -114,7 +114,7 @@ def _picture_features(
 def features_on_device(
     tokenizer: TokenizerConfig, params: PyTree, layout: Layout
 ) -> Callable[[dict[str, jax.Array]], dict[str, jax.Array]]:
-    """What makes `features` float32 [B,h,w,d] of a batch's `image` uint8 [B,H,W,3], one program for each ratio.
+    """Returns a function that adds `features` float32 [B,h,w,d] of a batch's `image` uint8 [B,H,W,3] in its place.
 
     Features that a batch has already, bfloat16, become float32.
     """

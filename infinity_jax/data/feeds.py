@@ -54,13 +54,13 @@ class EncodedFeed:
         return encode_split(split, self.tokenizer, self.text_encoder) if len(split) else None
 
     def batches(self, rows: Rows, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
-        """Training batches from step `first_step` on, of each the places `rows`; see `batches.batches`."""
+        """Yields the places `rows` of training batches from step `first_step` on; see `batches.batches`."""
         return pipeline.batches(
             self._encoded, batch_size=batch_size, seed=seed, first_step=first_step, rows=rows
         )
 
     def caption(self, index: int) -> str:
-        """The caption of a picture of the train split."""
+        """Returns the caption of a picture of the train split."""
         return self.source[index]["caption"]
 
     def encode(self) -> None:
@@ -68,7 +68,7 @@ class EncodedFeed:
         _ = self._encoded, self._validation
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """The validation split once, see `batches.eval_batches`."""
+        """Yields the validation split once, see `batches.eval_batches`."""
         return iter(()) if self._validation is None else pipeline.eval_batches(self._validation, batch_size)
 
 
@@ -108,7 +108,7 @@ class RecordFeed:
         }
 
     def batches(self, rows: Rows, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
-        """Training batches from step `first_step` on, of each the places `rows`; see `bucket_batches`."""
+        """Yields the places `rows` of training batches from step `first_step` on; see `bucket_batches`."""
         order = BucketOrder(self.records.buckets, batch_size, seed)
         threads = max(2, min(16, os.cpu_count() or 2))  # Pillow lets go of Python's lock while it decodes
         return bucket_batches.batches(
@@ -116,11 +116,11 @@ class RecordFeed:
         )
 
     def caption(self, index: int) -> str:
-        """A caption of a picture that is trained on."""
+        """Returns a caption of a picture that is trained on."""
         return RecordSource(self.records).caption(index)
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """The validation records once, ratio by ratio, in batches with `valid`, see `batches.eval_batches`."""
+        """Yields the validation records once, ratio by ratio, in batches with `valid`, see `batches.eval_batches`."""
         if self.validation is None:
             return
         for bucket in self.validation.buckets:
@@ -142,7 +142,7 @@ class RecordFeed:
         return {"image": pictures.decode(record["image"], height, width), "caption": caption}
 
     def _with_text(self, batch: Batch) -> Batch:
-        """Captions as features bfloat16 [B,T,C] and mask bool [B,T], T always the longest: one program a ratio."""
+        """Encodes captions: bfloat16 [B,T,C] and mask bool [B,T], T always the longest, for one program a ratio."""
         if "caption" not in batch:
             return batch
         texts = batch.pop("caption").tolist()

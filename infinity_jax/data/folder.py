@@ -71,7 +71,7 @@ class FolderSource:
 
 
 def usable_entries(folder: Path, data_dir: Path) -> list[Entry]:
-    """All rows with a caption and a whole picture, in the file's order; names each other row in the log.
+    """Reads all rows with a caption and a whole picture, in the file's order; each other row is logged.
 
     Raises UserError if the folder or its captions file is missing or nothing is usable.
     """
@@ -100,7 +100,7 @@ def usable_entries(folder: Path, data_dir: Path) -> list[Entry]:
 
 
 def split_entries(entries: list[Entry]) -> dict[str, list[Entry]]:
-    """Train and validation by a hash of the file name, so a picture keeps its side when others are added.
+    """Splits entries by a hash of the file name, so that a picture keeps its side when others are added.
 
     About 5% are validation: at least one from 20 pictures on, none below. `compositions` is always empty.
     """
@@ -116,7 +116,7 @@ def split_entries(entries: list[Entry]) -> dict[str, list[Entry]]:
 
 
 def find_captions(folder: Path) -> Path:
-    """The captions file of the folder. Raises UserError if there is not exactly one."""
+    """Finds the captions file of a folder. Raises UserError if there is not exactly one."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; give folder:PATH, where PATH is a folder of pictures")
     found = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
@@ -129,13 +129,13 @@ def find_captions(folder: Path) -> Path:
 
 
 def read_captions(captions: Path) -> Iterator[Entry | Skipped]:
-    """The rows of a captions file, usable or skipped. Raises UserError if the file cannot be read."""
+    """Yields the rows of a captions file, usable or skipped. Raises UserError if the file cannot be read."""
     for row in read_rows(captions):
         yield row if isinstance(row, Skipped) else _entry(*row)
 
 
 def read_rows(captions: Path) -> Iterator[tuple[int, dict[str, Any]] | Skipped]:
-    """Line number and columns of every row of a captions file. Raises UserError if the file cannot be read."""
+    """Yields line number and columns of every row of a captions file. Raises UserError if it cannot be read."""
     try:
         read = _read_csv if captions.suffix == ".csv" else _read_jsonl
         yield from read(captions)
@@ -196,7 +196,7 @@ def _entry(line: int, row: dict[str, Any]) -> Entry | Skipped:
 
 
 def check_pictures(folder: Path, files: list[str], data_dir: Path) -> dict[str, str]:
-    """What is wrong with each picture, "" if nothing. Decodes only what is new or changed since last time."""
+    """Finds what is wrong with each picture, "" if nothing; only what is new or changed is decoded."""
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     cache = data_dir / "folder_checks" / f"{name}.json"
     known = _read_cache(cache)
@@ -210,7 +210,7 @@ def check_pictures(folder: Path, files: list[str], data_dir: Path) -> dict[str, 
 
 
 def _check(picture: Path, known: list | None) -> list:
-    """[time of change in ns, size in bytes, fault]; `known` is the finding of last time."""
+    """Returns [time of change in ns, size in bytes, fault]; `known` is what an earlier run found."""
     stamp = [0, 0]
     try:
         status = picture.stat()

@@ -44,5 +44,5 @@ def open_source(name: str, split: str, data_dir: Path | str | None = None) -> So
 
 
 def attribution(source: str) -> str:
-    """What a sheet must say about the pictures it was trained on, "" if nothing is known."""
+    """Returns what a sheet must say about the pictures it was trained on, "" if nothing is known."""
     return "Trained on OpenMoji pictures (openmoji.org, CC BY-SA 4.0)." if source == "emoji_captions" else ""

@@ -94,7 +94,7 @@ def _tokenizer_quality(
     validation: generation.Split,
     chosen: np.ndarray,
 ) -> dict[str, Any]:
-    """PSNR on validation pictures; EffNet-KID of reconstructed train pictures against other real ones."""
+    """Measures PSNR on validation pictures, and EffNet-KID of reconstructed train pictures against other real ones."""
     through_bits = ThroughBits(pipeline.model.tokenizer)
     others = np.setdiff1d(np.arange(len(train_split.images)), chosen)
     real = gallery.gallery_features(train_split.images)
@@ -104,7 +104,7 @@ def _tokenizer_quality(
 
 
 def _draw(path: Path, source: str, real: generation.RealPictures, generated: generation.Generated) -> None:
-    """Two sheets, generated above real: train prompts in `path`, held-out compositions beside it."""
+    """Draws two sheets, generated above real: train prompts in `path`, held-out compositions beside it."""
     few = generated.chosen[:SHEET_COLUMNS]
     captions = [real.train.captions[i] for i in few]
     parts = [(path, generated.images[: len(few)], real.train.images[few], captions)]

@@ -164,7 +164,7 @@ def _mean_lpips(params: Any, original: np.ndarray, made: np.ndarray, batch_size:
 
 
 def _kid(chosen: Chosen, made: np.ndarray) -> dict[str, Any]:
-    """EffNet-KID of reconstructions against other real pictures, beside that of the originals against them."""
+    """Measures EffNet-KID of reconstructions against other real pictures, beside that of the originals against them."""
     features, real, others = (
         gallery.features_of(made),
         gallery.gallery_features(chosen.kid),
@@ -183,7 +183,7 @@ def _kid(chosen: Chosen, made: np.ndarray) -> dict[str, Any]:
 
 
 def _fid(inception: Any, chosen: Chosen, kid_made: np.ndarray, made: np.ndarray) -> float:
-    """FID between all pictures that were reconstructed and their reconstructions, as published for tokenizers."""
+    """Measures FID between all pictures and their reconstructions, as it is published for tokenizers."""
     pairs = [(chosen.kid, kid_made)]
     if chosen.split == "validation":
         pairs.append((chosen.quality, made))
@@ -195,7 +195,7 @@ def _fid(inception: Any, chosen: Chosen, kid_made: np.ndarray, made: np.ndarray)
 
 
 def _draw(path: Path, through_bits: ThroughBits, chosen: Chosen, footer: str) -> None:
-    """Originals, reconstructions, and below what the first 1, 2, ... K scales alone give."""
+    """Draws originals, reconstructions, and below what the first 1, 2, ... K scales alone give."""
     side = through_bits.side
     columns = max(2, min(12, 1024 // side, len(chosen.quality)))
     places = np.linspace(0, len(chosen.quality) - 1, columns).astype(int)

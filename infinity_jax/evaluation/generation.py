@@ -67,7 +67,7 @@ class Generated(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def real_pictures(source_name: str, side: int) -> RealPictures:
-    """All splits of a data set, as squares of `side` pixels."""
+    """Reads all splits of a data set, as squares of `side` pixels."""
     return RealPictures(*(_read(source_name, split, side) for split in SPLITS))
 
 
@@ -97,7 +97,7 @@ def generate(
 
 
 def quality(real: RealPictures, generated: Generated, prompts: int) -> dict[str, Any]:
-    """EffNet-KID beside real against real, and retrieval among all pictures of all splits.
+    """Measures EffNet-KID beside real against real, and retrieval among all pictures of all splits.
 
     Args:
       prompts: how many of the chosen prompts retrieval asks for.

@@ -13,7 +13,7 @@ _TOKENS_PER_CALL = 512
 
 
 def bucket_length(tokens: int, max_length: int) -> int:
-    """The padded length for `tokens` tokens: 8, 16, 32, ... but never above `max_length`."""
+    """Returns the padded length for `tokens` tokens: 8, 16, 32, ... but never above `max_length`."""
     return min(max(_SHORTEST, 1 << (tokens - 1).bit_length()), max_length)
 
 
@@ -24,7 +24,7 @@ def encode_texts(
     apply: Callable[[Int[np.ndarray, "rows T"], Bool[np.ndarray, "rows T"]], Float[np.ndarray, "rows T C"]],
     max_length: int,
 ) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
-    """Features and mask of clean texts, as `encode_in_buckets` gives them; longer ones are cut.
+    """Encodes clean texts as `encode_in_buckets` does; longer ones are cut.
 
     Args:
       tokenize: texts to token ids, start and end tokens included.
@@ -43,7 +43,7 @@ def encode_in_buckets(
     apply: Callable[[Int[np.ndarray, "rows T"], Bool[np.ndarray, "rows T"]], Float[np.ndarray, "rows T C"]],
     max_length: int,
 ) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
-    """Features float32 [B,T,C] (zero at padding) and mask bool [B,T] of texts given as token ids.
+    """Encodes texts given as token ids: features float32 [B,T,C] (zero at padding) and mask bool [B,T].
 
     T is the bucket of the longest text. `apply` sees each text in its own bucket and always the same
     number of rows for a bucket, so it is compiled once per bucket and a text's features do not depend

@@ -22,7 +22,7 @@ _LOG_EVERY_S = 5.0
 def cached_features(
     encoder: TextEncoder, captions: Sequence[str], cache_dir: Path
 ) -> tuple[Float16[np.ndarray, "N T C"], Bool[np.ndarray, "N T"]]:
-    """Features float16 [N,T,C], memory-mapped and read-only, and mask bool [N,T] of `captions`, in order.
+    """Returns features float16 [N,T,C], memory-mapped and read-only, and mask bool [N,T] of `captions`, in order.
 
     T is the padded length of the longest caption. The files in `cache_dir` are named by a hash of
     encoder, length and captions; what is missing or unreadable there is computed and written anew.
@@ -89,7 +89,7 @@ def _compute(encoder: TextEncoder, captions: list[str], features_path: Path, mas
 
 
 def _encode_in_batches(encoder: TextEncoder, texts: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """(Index of a batch's first text, its features float32 [b,t,C]) for all texts; progress in the log."""
+    """Yields (index of a batch's first text, its features float32 [b,t,C]) for all texts; the progress is logged."""
     begin = said = time.monotonic()
     for start in range(0, len(texts), _BATCH):
         yield start, encoder.encode(texts[start : start + _BATCH])[0]

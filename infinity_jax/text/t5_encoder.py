@@ -67,7 +67,7 @@ class T5Encoder:
     def apply(
         self, params: PyTree, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]
     ) -> Float[Array, "B T C"]:
-        """Features float32, a pure function that can be jitted; what it gives at padding means nothing."""
+        """Computes features float32, a pure function that can be jitted; what it gives at padding means nothing."""
         features_BTC = self._model.apply({"params": params}, ids_BT, mask_BT)
         assert isinstance(features_BTC, jax.Array)
         return features_BTC
@@ -93,7 +93,7 @@ class T5Encoder:
 
 
 def _ended(ids: list[int]) -> list[int]:
-    """The ids with one end token, whether the tokenizer's file adds one, or the text ends in "</s>", or neither."""
+    """Ends the ids with one end token, whether the tokenizer's file adds one, the text ends in "</s>", or neither."""
     last = len(ids)
     while last and ids[last - 1] == _END_ID:
         last -= 1
@@ -115,7 +115,7 @@ def check_tokenizer(tokenizer: Tokenizer, config: T5Config) -> None:
 
 
 def load_t5(max_length: int, folder: Path) -> T5Encoder:
-    """The encoder in a folder with config.json (keys of Hugging Face), weights.safetensors and tokenizer.json.
+    """Loads the encoder in a folder with config.json (keys of Hugging Face), weights.safetensors and tokenizer.json.
 
     Args:
       max_length: tokens of the longest text, end token included, within 2..512.
@@ -136,7 +136,7 @@ def load_t5(max_length: int, folder: Path) -> T5Encoder:
 
 
 def read_config(path: Path) -> T5Config:
-    """The config in a Hugging Face config.json; UserError if it is no JSON object or not of a T5 v1.1."""
+    """Reads the config in a Hugging Face config.json; UserError if it is no JSON object or not of a T5 v1.1."""
     try:
         values = json.loads(path.read_text())
     except ValueError as error:
@@ -147,7 +147,7 @@ def read_config(path: Path) -> T5Config:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json; UserError if it cannot be read."""
+    """Reads the tokenizer in a tokenizer.json; UserError if it cannot be read."""
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more special
@@ -182,7 +182,7 @@ def _fingerprint(folder: Path, config: T5Config) -> str:
 
 
 def _weights_hash(folder: Path) -> str:
-    """From the small file that the converter wrote, because the weights are gigabytes; else computed."""
+    """Reads the hash in the small file that the converter wrote, as the weights are gigabytes; else computes it."""
     written = folder / WEIGHTS_HASH
     if written.is_file():
         digest = written.read_text().split(" ")[0].strip()
@@ -193,6 +193,6 @@ def _weights_hash(folder: Path) -> str:
 
 
 def hash_of_file(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """Computes the sha256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -37,7 +37,7 @@ class LinesPart:
 
 
 def find_parts(folder: Path) -> list[LinesPart]:
-    """The parts of all splits in a folder (or of one file). UserError if there are none."""
+    """Finds the parts of all splits in a folder (or of one file). UserError if there are none."""
     files = _files(folder)
     counted = []
     for file in files:

@@ -47,7 +47,7 @@ class TfdsPart:
 
 
 def find_parts(name: str) -> list[TfdsPart]:
-    """The parts of "NAME" (its split train) or "NAME@SPLIT"; NAME may be a folder of a prepared data set.
+    """Finds the parts of "NAME" (its split train) or "NAME@SPLIT"; NAME may be the folder of a prepared data set.
 
     Raises:
       UserError: it is not prepared, or in a format without random access; it has no such split, picture or caption.
@@ -107,7 +107,7 @@ def _skip_decoding(picture: str) -> dict[str, Any]:
 
 
 def _texts(value: Any) -> list[str]:
-    """The texts of a feature: one, a sequence, or a sequence of {"text"} as coco_captions has it."""
+    """Returns the texts of a feature: one, a sequence, or a sequence of {"text"} as coco_captions has it."""
     if isinstance(value, bytes):
         return [value.decode("utf-8", "replace")]
     if isinstance(value, str):

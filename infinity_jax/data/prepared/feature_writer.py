@@ -92,7 +92,7 @@ class _Maker:
         self._features = features_on_device(self._tokenizer.config, self._tokenizer.params, self._layout)
 
     def records(self, shard: Shard):
-        """The records of a shard with features in place of their pictures."""
+        """Yields the records of a shard with features in place of their pictures."""
         last = scales.schedule_of_ratio(self._scales, shard.ratio).last
         height, width = (n * self._tokenizer.config.transformer_stride for n in last)
 
@@ -117,7 +117,7 @@ class _Maker:
                 }
 
     def _text_features(self, captions: list[dict[str, list[str]]]) -> list[dict[str, list[np.ndarray]]]:
-        """Of each picture's captions the features [tokens, channels], by kind."""
+        """Encodes each picture's captions: features bfloat16 [tokens, channels], by kind."""
         texts = [text for kinds in captions for alternatives in kinds.values() for text in alternatives]
         features_NTC, mask_NT = self._text.encode(texts)
         encoded = iter(

@@ -15,7 +15,7 @@ from infinity_jax.text.encoder import TextEncoder
 
 
 def described(scales: str, tokenizer: TrainedTokenizer, text_encoder: TextEncoder) -> dict[str, Any]:
-    """What makes the features, as the index of the records says it."""
+    """Describes what makes the features, as the index of the records holds it."""
     return {
         "scales": scales,
         "tokenizer": encoder_digest(str(tokenizer.config), tokenizer.params).hexdigest()[:24],
@@ -51,7 +51,7 @@ def check(
 def arrays(
     record: Mapping[str, Any], long_share: float, length: int, draw: random.Random
 ) -> dict[str, np.ndarray]:
-    """A record's {features bfloat16 [h,w,d], text bfloat16 [T,C], text_mask bool [T]} for one of its captions.
+    """Returns a record's {features bfloat16 [h,w,d], text bfloat16 [T,C], text_mask bool [T]} for one of its captions.
 
     Args:
       long_share: probability of the long caption where there are both.

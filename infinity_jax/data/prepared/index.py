@@ -51,7 +51,7 @@ class RecordIndex:
     features: Mapping[str, Any]
 
     def of_ratio(self, ratio: str) -> list[Shard]:
-        """The shards of a ratio."""
+        """Returns the shards of a ratio."""
         return [shard for shard in self.shards if shard.ratio == ratio]
 
     @property
@@ -69,7 +69,7 @@ class RecordIndex:
         return counts
 
     def column(self, name: str, ratio: str) -> Float[np.ndarray, " N"]:
-        """A number of each record of a ratio, float32, NaN where a record has none. UserError if a file is damaged."""
+        """Reads a number of each record of a ratio, float32, NaN where it has none. UserError if a file is damaged."""
         return np.concatenate([_numbers(shard, name) for shard in self.of_ratio(ratio)])
 
 
@@ -97,7 +97,7 @@ def write(out: Path, parts: Sequence[Path], features: Mapping[str, Any] | None =
 
 
 def read(folder: Path) -> RecordIndex:
-    """The index of a prepared folder. Raises UserError if it is missing, unfinished, damaged or empty."""
+    """Reads the index of a prepared folder. Raises UserError if it is missing, unfinished, damaged or empty."""
     try:
         index = json.loads((folder / INDEX).read_text())
         if index["format"] != FORMAT:

@@ -38,7 +38,7 @@ class RecordSet:
         }
 
     def read(self, ratio: str, number: int) -> dict[str, Any]:
-        """Record `number` of a ratio: id, captions, and image (bytes) or features. UserError if it is damaged."""
+        """Reads record `number` of a ratio: id, captions, and image (bytes) or features. UserError if it is damaged."""
         kept = self._kept[ratio]
         number = number if kept is None else int(kept[number])
         place = int(np.searchsorted(self._ends[ratio], number, side="right"))
@@ -62,7 +62,7 @@ class MixedRecords:
     """One or several prepared folders with their buckets."""
 
     def __init__(self, source: str, limits: Sequence[Limit] = ()):
-        """`source` is "records:DIR" or several with weights, see `config.parse_sets`.
+        """Opens `source`, "records:DIR" or several with weights, see `config.parse_sets`.
 
         Raises:
           UserError: a folder is missing, unfinished or of another kind than the others; no picture passes.
@@ -114,7 +114,7 @@ class MixedRecords:
         atomic.write_json(file, {"fingerprint": self.fingerprint})
 
     def read(self, ratio: str, part: int, number: int) -> dict[str, Any]:
-        """Record `number` that set `part` has of a ratio."""
+        """Reads record `number` that set `part` has of a ratio."""
         return self.sets[part].read(ratio, number)
 
 
@@ -142,7 +142,7 @@ class RecordSource:
         return {"image": record["image"], "caption": _caption(record), "id": record["id"]}
 
     def caption(self, index: int) -> str:
-        """The caption of a record, which those of features have too."""
+        """Returns the caption of a record, which those of features have too."""
         return _caption(self._read(index))
 
     def _read(self, index: int) -> dict[str, Any]:

@@ -23,18 +23,18 @@ class Tally:
         self._columns: dict[str, Counter[str]] = {"scores": Counter(), "unread": Counter()}
 
     def skip(self, row: Skipped) -> None:
-        """A row that is left out."""
+        """Counts a row that is left out."""
         self._skipped.append({"id": plain(row.id), "reason": row.kind, "detail": plain(row.detail)})
 
     def take(self, row: Row) -> None:
-        """A row that is kept."""
+        """Counts a row that is kept."""
         for kind, texts in row.captions.items():
             self._lengths.setdefault(kind, Counter()).update(len(text) for text in texts)
         self._columns["scores"].update(row.scores.keys())
         self._columns["unread"].update(row.unread)
 
     def as_dict(self) -> dict[str, Any]:
-        """For part.json."""
+        """Returns the counts as part.json holds them."""
         return {
             "skipped": self._skipped,
             "caption_lengths": {kind: sorted(lengths.items()) for kind, lengths in self._lengths.items()},
@@ -69,7 +69,7 @@ def write(out: Path, source: str, parts: Sequence[Path]) -> dict[str, Any]:
 
 
 def _lengths(counter: Counter[int]) -> dict[str, int | float]:
-    """How many captions there are and how long, in characters."""
+    """Summarises how many captions there are and how long they are, in characters."""
     values, numbers = np.array(sorted(counter.items())).T
     at = np.searchsorted(np.cumsum(numbers), np.array([0.5, 0.9]) * numbers.sum())
     return {

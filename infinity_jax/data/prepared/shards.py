@@ -22,7 +22,7 @@ _ARRAY = "bfloat16"
 
 
 def shard_name(ratio: str) -> str:
-    """The file of a ratio "3:2" in a part's folder, "3x2.array_record"."""
+    """Names the file of a ratio "3:2" in a part's folder, "3x2.array_record"."""
     return f"{ratio.replace(':', 'x')}.array_record"
 
 
@@ -55,7 +55,7 @@ class ShardWriter:
 
 @contextlib.contextmanager
 def _disk_errors() -> Iterator[None]:
-    """What array_record raises when a file cannot be written, as OSError."""
+    """Raises what array_record raises when a file cannot be written as OSError."""
     try:
         yield
     except RuntimeError as error:
@@ -68,7 +68,7 @@ def _disk_errors() -> Iterator[None]:
 
 
 def read(file: Path, position: int) -> dict[str, Any]:
-    """One record. Raises UserError if the file is missing or damaged."""
+    """Reads one record. Raises UserError if the file is missing or damaged."""
     try:
         return unpack(_reader(str(file)).read([position])[0])
     except (OSError, RuntimeError, ValueError, IndexError) as error:
@@ -86,14 +86,14 @@ def _reader(file: str) -> Any:
 
 
 def pack(record: Mapping[str, Any]) -> bytes:
-    """A record as bytes: text, bytes, numbers, lists and dicts of them, and bfloat16 arrays."""
+    """Packs a record into bytes: text, bytes, numbers, lists and dicts of them, and bfloat16 arrays."""
     packed = msgpack.packb(dict(record), default=_pack_array)
     assert isinstance(packed, bytes)
     return packed
 
 
 def unpack(content: bytes) -> dict[str, Any]:
-    """What `pack` was given."""
+    """Unpacks what `pack` has packed."""
     return msgpack.unpackb(content, object_hook=_unpack_array)
 
 
