@@ -24,9 +24,9 @@ def clean(caption: str) -> str:
 def first_sentences(caption: str, count: int) -> str:
     """Returns the first `count` sentences of a caption."""
     position = 0
-    for found, end in enumerate(_SENTENCE_END.finditer(caption), start=1):
+    for number, end in enumerate(_SENTENCE_END.finditer(caption), start=1):
         position = end.end()
-        if found == count:
+        if number == count:
             return caption[:position].rstrip()
     return caption
 

@@ -74,7 +74,7 @@ class EncodedFeed:
 
 @dataclasses.dataclass(frozen=True)
 class RecordFeed:
-    """Prepared shards, read as the run goes on, each batch of one aspect ratio.
+    """Prepared shards, read while the run trains, each batch of one aspect ratio.
 
     Attributes:
       records: what is trained on.
@@ -97,7 +97,7 @@ class RecordFeed:
 
     @property
     def encodes_text(self) -> bool:
-        """Whether captions are encoded as the run goes on, by each process for itself."""
+        """Whether captions are encoded during the run, by each process for itself."""
         return not self.records.features or (self.validation is not None and not self.validation.features)
 
     @functools.cached_property

@@ -6,7 +6,7 @@ under `file_name`, `image`, `image_path` or `file`; its caption under `caption` 
 
 Every picture is decoded once when the folder is opened first; the findings are kept under the data folder
 and hold as long as a file's size and time of change stay the same. Rows without caption, bad lines and
-pictures that are missing or broken are left out, counted, and named in the log.
+pictures that are missing or broken are left out, counted, and logged.
 """
 
 import csv
@@ -119,13 +119,13 @@ def find_captions(folder: Path) -> Path:
     """Finds the captions file of a folder. Raises UserError if there is not exactly one."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; give folder:PATH, where PATH is a folder of pictures")
-    found = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
-    if not found:
+    files = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
+    if not files:
         raise UserError(f"{folder} has no captions file; add one of {', '.join(CAPTION_FILES)}")
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
         raise UserError(f"{folder} has several captions files ({names}); keep one")
-    return found[0]
+    return files[0]
 
 
 def read_captions(captions: Path) -> Iterator[Entry | Skipped]:

@@ -56,7 +56,7 @@ def decode(image_bytes: bytes, height: int, width: int) -> UInt8[np.ndarray, "he
     """Decodes a picture as RGB, resized to cover height x width pixels and cropped at the centre.
 
     EXIF orientation is applied and transparent parts become white. The resize is Lanczos on 8-bit values
-    (spec.md section 1). Of JPEGs above `HUGE` pixels the decoder itself skips what the size does not need.
+    (docs/spec.md section 1). Of JPEGs above `HUGE` pixels the decoder itself skips what the size does not need.
     Raises BrokenPicture if the bytes are not a whole picture.
     """
     picture = decode_rgb(image_bytes, at_least=2 * max(height, width))
@@ -72,7 +72,10 @@ def decode_squares(records: Sequence[Mapping[str, Any]], side: int) -> UInt8[np.
 def decode_rgb(image_bytes: bytes, at_least: int = 0) -> Image.Image:
     """Decodes a picture: mode RGB, upright, on white; at its own size unless it is a huge JPEG.
 
-    `at_least`: pixels a side that a JPEG above `HUGE` must keep; 0 keeps all. Raises BrokenPicture.
+    Args:
+      at_least: pixels a side that a JPEG above `HUGE` must keep; 0 keeps all.
+    Raises:
+      BrokenPicture: the bytes are not a whole picture.
     """
     try:
         with Image.open(io.BytesIO(image_bytes)) as picture:

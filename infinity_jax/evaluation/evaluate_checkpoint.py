@@ -96,9 +96,9 @@ def _tokenizer_quality(
 ) -> dict[str, Any]:
     """Measures PSNR on validation pictures, and EffNet-KID of reconstructed train pictures against other real ones."""
     through_bits = ThroughBits(pipeline.model.tokenizer)
-    others = np.setdiff1d(np.arange(len(train_split.images)), chosen)
+    unchosen = np.setdiff1d(np.arange(len(train_split.images)), chosen)
     real = gallery.gallery_features(train_split.images)
-    kid, error = effnet_kid(gallery.features_of(through_bits(train_split.images[chosen])), real[others])
+    kid, error = effnet_kid(gallery.features_of(through_bits(train_split.images[chosen])), real[unchosen])
     psnr = mean_psnr(validation.images, through_bits(validation.images)) if validation.captions else None
     return {"psnr": psnr, "reconstruction_kid": kid, "reconstruction_kid_error": error}
 
@@ -113,8 +113,12 @@ def _draw(path: Path, source: str, real: generation.RealPictures, generated: gen
         n = min(SHEET_COLUMNS, len(generated.composed))
         beside = path.with_stem(path.stem + "-compositions")
         parts.append((beside, generated.composed[:n], compositions.images[:n], compositions.captions[:n]))
-    for file, made, pictures, captions in parts:
+    for file, generated_images, pictures, captions in parts:
         sheets.comparison_sheet(
-            [made, pictures], ["generated", "real"], file, captions=captions, footer=attribution(source)
+            [generated_images, pictures],
+            ["generated", "real"],
+            file,
+            captions=captions,
+            footer=attribution(source),
         )
         logging.info("wrote %s", file)

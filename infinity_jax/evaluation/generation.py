@@ -116,24 +116,24 @@ def quality(real: RealPictures, generated: Generated, prompts: int) -> dict[str,
     )
     chosen = generated.chosen
     drawn = gallery.features_of(generated.images)
-    others = np.setdiff1d(np.arange(len(features)), chosen)
-    kid, error = effnet_kid(drawn, features[others])
-    real_kid, real_error = effnet_kid(features[chosen], features[others])
-    found = retrieval(drawn[:prompts], everything, chosen[:prompts])
+    unchosen = np.setdiff1d(np.arange(len(features)), chosen)
+    kid, error = effnet_kid(drawn, features[unchosen])
+    real_kid, real_error = effnet_kid(features[chosen], features[unchosen])
+    shares = retrieval(drawn[:prompts], everything, chosen[:prompts])
     numbers = {
         "kid": kid,
         "kid_error": error,
         "real_kid": real_kid,
         "real_kid_error": real_error,
         "kid_pictures": len(chosen),
-        "retrieval_top1": found["top1"],
-        "retrieval_top5": found["top5"],
+        "retrieval_top1": shares["top1"],
+        "retrieval_top5": shares["top5"],
         "retrieval_gallery": len(everything),
         "retrieval_compositions_top1": None,
         "retrieval_compositions_top5": None,
     }
     if real.compositions.captions:
         places = np.arange(len(features), len(features) + len(generated.composed))
-        found = retrieval(gallery.features_of(generated.composed), everything, places)
-        numbers |= {f"retrieval_compositions_{name}": value for name, value in found.items()}
+        shares = retrieval(gallery.features_of(generated.composed), everything, places)
+        numbers |= {f"retrieval_compositions_{name}": value for name, value in shares.items()}
     return numbers

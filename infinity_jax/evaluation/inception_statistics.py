@@ -61,7 +61,7 @@ def picture_files(folder: Path) -> list[Path]:
     return sorted(file for file in files if file.is_file())
 
 
-def of_files(files: Sequence[Path], network: Network) -> Statistics:
+def compute(files: Sequence[Path], network: Network) -> Statistics:
     """Computes the statistics of pictures; the progress is logged. UserError names a file that is no whole picture."""
     parts = []
     with ThreadPoolExecutor(_READERS) as threads:
@@ -76,8 +76,8 @@ def of_files(files: Sequence[Path], network: Network) -> Statistics:
     return Statistics(*fid.mean_and_covariance(features), features, len(files))
 
 
-def kept(folder: Path, files: Sequence[Path], network: Network) -> Statistics:
-    """Returns `of_files`, from an .npz in `paths.data_dir()` where the same files were seen before, else kept there."""
+def cached(folder: Path, files: Sequence[Path], network: Network) -> Statistics:
+    """Returns `compute`, from an .npz in `paths.data_dir()` where the same files were seen before, else kept there."""
     digest = hashlib.sha256(f"{_FORMAT} {network.sha256} {FEATURES}".encode())
     for file in files:
         about = file.stat()
@@ -85,13 +85,13 @@ def kept(folder: Path, files: Sequence[Path], network: Network) -> Statistics:
     path = paths.data_dir() / "features" / f"inception-{digest.hexdigest()[:24]}.npz"
     if path.exists():
         try:
-            found = read(path, network)
+            stored = read(path, network)
         except UserError as error:
-            logging.warning("%s; computing it again", error)
+            logging.warning("%s; recomputing it", error)
         else:
             logging.info("statistics of %d pictures: read from %s", len(files), path)
-            return found
-    statistics = of_files(files, network)
+            return stored
+    statistics = compute(files, network)
     _write(path, statistics, network)
     logging.info("statistics of %d pictures: kept in %s", len(files), path)
     return statistics
@@ -111,7 +111,7 @@ def _write(path: Path, statistics: Statistics, network: Network) -> None:
 
 
 def read(path: Path, network: Network) -> Statistics:
-    """Reads an .npz of `kept` or of pytorch-fid; UserError if it is missing, damaged or of other weights."""
+    """Reads an .npz of `cached` or of pytorch-fid; UserError if it is missing, damaged or of other weights."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)

@@ -143,8 +143,8 @@ class TorchFile:
 
     def _tensor(self, name: str, value: Any) -> LazyTensor:
         if not isinstance(value, _Tensor) or not isinstance(value.storage, _Storage):
-            found = value.storage if isinstance(value, _Tensor) else value
-            raise UserError(f"{self.path}: {name!r} {describe(found)}, which is not a tensor")
+            not_tensor = value.storage if isinstance(value, _Tensor) else value
+            raise UserError(f"{self.path}: {name!r} {describe(not_tensor)}, which is not a tensor")
         kind, length = value.storage.kind, value.storage.length
         if not isinstance(kind, _StorageType):
             raise UserError(f"{self.path}: {name!r} {describe(kind)}, which is not a dtype that is read here")

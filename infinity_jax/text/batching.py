@@ -28,7 +28,7 @@ def encode_texts(
 
     Args:
       tokenize: texts to token ids, start and end tokens included.
-      says_nothing: whether no token of a text is known; that is said in the log.
+      says_nothing: whether no token of a text is known; that is logged.
       apply, max_length: as in `encode_in_buckets`.
     """
     token_ids = tokenize(texts)

@@ -118,7 +118,7 @@ class MiniLMEncoder:
         return np.array(counts, np.int32)
 
     def encode(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
-        """See `TextEncoder.encode`. A prompt without one known word is said in the log."""
+        """See `TextEncoder.encode`. A prompt without one known word is logged."""
         unknown = self._tokenizer.token_to_id("[UNK]")
         return encode_texts(
             clean_prompts(texts),

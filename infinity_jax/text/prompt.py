@@ -70,7 +70,7 @@ def _clean(text: object, which: str) -> str:
 def truncate_tokens(token_ids: Sequence[list[int]], texts: Sequence[str], max_length: int) -> list[list[int]]:
     """Cuts the token ids of each text to at most `max_length`; the last (end) token is always kept.
 
-    What is cut is said in the log, with the prompt's start and both counts.
+    What is cut is logged, with the prompt's start and both counts.
     """
     too_long = [(ids, text) for ids, text in zip(token_ids, texts, strict=True) if len(ids) > max_length]
     for ids, text in too_long[:_WARNINGS_SHOWN]:

@@ -1,7 +1,7 @@
 """Short prompts made long by a language model, through any endpoint that speaks OpenAI's chat completions.
 
 The paper's best GenEval result is with rewritten prompts (Infinity, arXiv 2412.04431, Table 1). Answers are kept on
-disk, so that a prompt is asked for once and a run that goes on draws from the same text.
+disk, so that a prompt is asked for once and a run that resumes draws from the same text.
 """
 
 import hashlib
@@ -85,8 +85,8 @@ class Rewriter:
             others are kept.
         """
         different = list(dict.fromkeys(clean_prompts(prompts)))
-        found = {prompt: self._kept(prompt) for prompt in different}
-        missing = [prompt for prompt in different if found[prompt] is None]
+        known = {prompt: self._kept(prompt) for prompt in different}
+        missing = [prompt for prompt in different if known[prompt] is None]
         if missing:
             logging.info("rewriting %d of %d prompts with %s", len(missing), len(different), self.model)
         with ThreadPoolExecutor(_AT_ONCE) as threads:
@@ -95,7 +95,7 @@ class Rewriter:
             except BaseException:
                 threads.shutdown(cancel_futures=True)
                 raise
-        rewritten = {**found, **dict(zip(missing, answers, strict=True))}
+        rewritten = {**known, **dict(zip(missing, answers, strict=True))}
         return [str(rewritten[prompt]) for prompt in clean_prompts(prompts)]
 
     def _file(self, prompt: str) -> Path:

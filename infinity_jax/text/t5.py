@@ -90,14 +90,14 @@ class T5Config:
         missing = [key for key in missing if key not in values]
         if missing:
             raise UserError(f"T5 config: {', '.join(missing)} missing; give the config.json of a T5 model")
-        given = {ours: values[key] for ours, key in _HF_KEYS.items() if key in values}
-        for ours, value in given.items():
+        sizes = {ours: values[key] for ours, key in _HF_KEYS.items() if key in values}
+        for ours, value in sizes.items():
             kind = float if ours == "norm_eps" else int
             if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
                 raise UserError(
                     f"T5 config: {_HF_KEYS[ours]} is {value!r}; it must be a positive {kind.__name__}"
                 )
-        return cls(**given)
+        return cls(**sizes)
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the values of a config.json that `from_hf` and Hugging Face's T5EncoderModel read."""

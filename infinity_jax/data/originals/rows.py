@@ -63,13 +63,13 @@ def part_size(rows: int) -> int:
 
 def captions_of(fields: Mapping[str, Any]) -> dict[str, list[str]]:
     """Returns the cleaned captions in a row's fields; {} if there is none."""
-    found = {}
+    captions = {}
     for kind, keys in (("long", LONG_KEYS), ("short", SHORT_KEYS)):
         texts = [text for key in keys for text in _texts(fields.get(key))]
         cleaned = [text for text in map(caption_text.clean, texts) if text]
         if cleaned:
-            found[kind] = list(dict.fromkeys(cleaned))
-    return found
+            captions[kind] = list(dict.fromkeys(cleaned))
+    return captions
 
 
 def _texts(value: Any) -> Sequence[str]:
@@ -117,15 +117,15 @@ def row_of(name: str, fields: Mapping[str, Any], find: Callable[[Path], Path | N
     if not isinstance(path, str):
         return Skipped(name, "no image_path", f"the row has {', '.join(map(str, fields)) or 'no columns'}")
     try:
-        found = find(Path(path))
+        file = find(Path(path))
     except (OSError, ValueError) as error:
         # A folder that may not be read, or a data: URL, far too long for a name.
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return Skipped(f"{name}:{path[:200]}", "cannot be read", reason or repr(error))
     name = f"{name}:{path}"
-    if found is None:
+    if file is None:
         return Skipped(name, "no such file")
     captions = captions_of(fields)
     if not captions:
         return Skipped(name, "no caption", f"none of {', '.join((*LONG_KEYS, *SHORT_KEYS))} has words")
-    return Row(name, found, captions, scores_of(fields), tuple(sorted(unread_columns(fields))))
+    return Row(name, file, captions, scores_of(fields), tuple(sorted(unread_columns(fields))))

@@ -1,7 +1,7 @@
-"""From prepared pictures to records with their features, encoded once on all devices of this machine.
+"""Writes records with the features of prepared pictures, encoded once on all devices of this machine.
 
 The new folder has the parts, ratios and columns of the old one, so that filters and buckets are the same. A part's
-folder gets its name when it is whole; a killed run goes on where it stood.
+folder gets its name when it is whole; a killed run resumes where it stood.
 """
 
 import functools
@@ -48,8 +48,8 @@ def prepare_features(data: DataConfig, tokenizer_path: str, text: Mapping[str, A
     Raises:
       UserError: a source of another kind, `out` holds another set, the disk is full.
     """
-    [(folder, _), *others] = parse_sets(data.source)
-    if others:
+    [(folder, _), *more_sets] = parse_sets(data.source)
+    if more_sets:
         raise UserError(f"{data.source!r} names several sets; make the features of one at a time")
     index = record_index.read(folder)
     if index.features:
@@ -123,4 +123,4 @@ class _Maker:
         encoded = iter(
             features_NTC[i, : mask_NT[i].sum()].astype(ml_dtypes.bfloat16) for i in range(len(texts))
         )
-        return [{kind: [next(encoded) for _ in some] for kind, some in kinds.items()} for kinds in captions]
+        return [{kind: [next(encoded) for _ in texts] for kind, texts in kinds.items()} for kinds in captions]

@@ -69,23 +69,23 @@ class MixedRecords:
         """
         folders, weights = zip(*parse_sets(source), strict=True)
         self.sets = [RecordSet(record_index.read(folder), limits) for folder in folders]
-        features = [dict(found.index.features) for found in self.sets]
+        features = [dict(record_set.index.features) for record_set in self.sets]
         if any(other != features[0] for other in features):
             raise UserError(
                 f"the sets of {source!r} do not hold the same: pictures, or features of the same encoders; "
                 "make features of all of them alike (infinity-jax prepare --features)"
             )
         self.features: Mapping[str, Any] = features[0]
-        for found in self.sets:
-            kept, all_ = sum(found.counts.values()), sum(found.index.counts.values())
+        for record_set in self.sets:
+            kept, all_ = sum(record_set.counts.values()), sum(record_set.index.counts.values())
             if kept == 0:
                 raise UserError(
-                    f"no picture of {found.index.folder} passes the filters; loosen those of config.data"
+                    f"no picture of {record_set.index.folder} passes the filters; loosen those of config.data"
                 )
             if limits:
-                logging.info("%s: %d of %d pictures pass the filters", found.index.folder, kept, all_)
+                logging.info("%s: %d of %d pictures pass the filters", record_set.index.folder, kept, all_)
         self.buckets: list[Bucket] = make_buckets(
-            [found.counts for found in self.sets], None if weights[0] is None else weights
+            [record_set.counts for record_set in self.sets], None if weights[0] is None else weights
         )
 
     def __len__(self) -> int:
@@ -94,11 +94,14 @@ class MixedRecords:
     @property
     def fingerprint(self) -> str:
         """A hash of what decides the order: the records of each set that pass the filters, and the weights."""
-        listed = [found.index.fingerprint for found in self.sets], [str(bucket) for bucket in self.buckets]
+        listed = (
+            [record_set.index.fingerprint for record_set in self.sets],
+            [str(bucket) for bucket in self.buckets],
+        )
         return hashlib.sha256(str(listed).encode()).hexdigest()[:24]
 
     def note(self, workdir: Path) -> None:
-        """Keeps the fingerprint in a run's folder; warns of a run that goes on with other records."""
+        """Keeps the fingerprint in a run's folder; warns of a run that resumes with other records."""
         file = workdir / "records.json"
         try:
             before = json.loads(file.read_text())["fingerprint"]

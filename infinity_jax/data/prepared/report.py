@@ -48,12 +48,12 @@ def write(out: Path, source: str, parts: Sequence[Path]) -> dict[str, Any]:
     columns = {"scores": Counter(), "unread": Counter()}
     skipped = []
     for part in parts:
-        found = json.loads((part / "part.json").read_text())
-        counts.update(found["counts"])
-        skipped += found["skipped"]
-        for kind, pairs in found["caption_lengths"].items():
+        tally = json.loads((part / "part.json").read_text())
+        counts.update(tally["counts"])
+        skipped += tally["skipped"]
+        for kind, pairs in tally["caption_lengths"].items():
             lengths.setdefault(kind, Counter()).update(dict(map(tuple, pairs)))
-        for kind, number in found["column_counts"].items():
+        for kind, number in tally["column_counts"].items():
             columns[kind].update(number)
     reasons.update(row["reason"] for row in skipped)
     summary = {

@@ -1,4 +1,4 @@
-"""From an original to shards by aspect ratio, in parallel processes; a killed run goes on where it stood.
+"""Writes an original into shards by aspect ratio, in parallel processes; a killed run resumes where it stood.
 
     DIR/parts/00012/3x2.array_record ...   the pictures of one part of the original, a file for each ratio
     DIR/parts/00012/part.json              what was counted and skipped
@@ -56,7 +56,7 @@ def prepare(source: str, out: Path, workers: int) -> dict[str, Any]:
       workers: processes.
     Raises:
       UserError: the source cannot be read, `out` holds another set, no picture is usable, the disk is full, or a
-        process was killed; what is done is kept, and the same command goes on.
+        process was killed; what is done is kept, and the same command resumes it.
     """
     started = time.monotonic()
     parts = find_parts(source)
@@ -114,10 +114,12 @@ def locked(out: Path, note: Mapping[str, Any]) -> Iterator[None]:
 
 def _stopped(out: Path, error: OSError) -> str:
     if error.errno in _FULL:
-        return f"{out} cannot be written: {error}; free some space or give another --out; the same command goes on"
+        return f"{out} cannot be written: {error}; free some space or give another --out; the same command resumes it"
     if Path(str(error.filename)).is_relative_to(out):
-        return f"{out} cannot be written: {error}; mend that or give another --out; the same command goes on"
-    return f"preparing {out} stopped: {error}; mend that, and the same command goes on"
+        return (
+            f"{out} cannot be written: {error}; mend that or give another --out; the same command resumes it"
+        )
+    return f"preparing {out} stopped: {error}; mend that, and the same command resumes it"
 
 
 def _claim(out: Path, note: Mapping[str, Any]) -> None:
@@ -127,14 +129,14 @@ def _claim(out: Path, note: Mapping[str, Any]) -> None:
         atomic.write_json(file, note)
         return
     try:
-        found = json.loads(file.read_text())
+        claimed = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); remove {out} or give another --out") from error
     for name, value in note.items():
-        if found.get(name) != value:
+        if claimed.get(name) != value:
             changed = " (its files have changed)" if name == "hash" else ""
             raise UserError(
-                f"{out} was begun with {name} {found.get(name)!r}, and this is {value!r}{changed}; "
+                f"{out} was begun with {name} {claimed.get(name)!r}, and this is {value!r}{changed}; "
                 "give another --out or remove that folder"
             )
 
@@ -147,19 +149,19 @@ def _write_parts(out: Path, parts: Sequence[Part], todo: Sequence[int], workers:
     # Not forked: threads of libraries that are loaded already would be cut off.
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    done, said = 0, time.monotonic()
+    done, logged = 0, time.monotonic()
     pool = ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, (stop,))
     try:
         futures = [pool.submit(_write_part, parts[n], _folder(out, n)) for n in todo]
         for future in as_completed(futures):
             done += 1
             future.result()
-            if time.monotonic() - said > _LOG_EVERY_S:
-                said = time.monotonic()
+            if time.monotonic() - logged > _LOG_EVERY_S:
+                logged = time.monotonic()
                 logging.info("%d of %d parts", done, len(todo))
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker was killed, perhaps for want of memory; the same command goes on, with fewer --workers if need be"
+            "a worker was killed, perhaps for want of memory; the same command resumes, with fewer --workers if need be"
         ) from error
     finally:
         stop.set()
@@ -177,7 +179,7 @@ def _start_worker(stop: Any) -> None:
     assert parent is not None
 
     def end_with_parent() -> None:
-        # A worker whose parent was killed would wait for work for ever.
+        # A worker whose parent was killed would wait for work without end.
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
