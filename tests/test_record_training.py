@@ -28,9 +28,7 @@ def shards(tmp_path_factory):
 def train(source, workdir, *more, code=0):
     fixed = ["--config", "configs/t2i.py:debug", "--config.model.layers=1", "--config.model.drop_path=0.0"]
     assert (
-        main(
-            ["train", *fixed, f"--config.data.source=records:{source}", *more, "--workdir", str(workdir)]
-        )
+        main(["train", *fixed, f"--config.data.source=records:{source}", *more, "--workdir", str(workdir)])
         == code
     )
     return [

@@ -76,7 +76,7 @@ def trainings(monkeypatch):
         }
         (workdir / "evaluations.jsonl").write_text(json.dumps({"step": 4} | numbers) + "\n")
 
-    monkeypatch.setattr(cells.train, "main", train)
+    monkeypatch.setattr(cells.train_transformer, "main", train)
     return done
 
 
@@ -186,7 +186,7 @@ def test_the_same_command_again_runs_what_is_missing(file, trainings, tmp_path):
 
 
 def test_a_failed_cell_leaves_the_others_and_is_tried_again(file, trainings, tmp_path, monkeypatch, capsys):
-    train = cells.train.main
+    train = cells.train_transformer.main
 
     def refuse(config, workdir):
         if config.model.layers == 2 and config.train.seed == 0:
@@ -194,23 +194,25 @@ def test_a_failed_cell_leaves_the_others_and_is_tried_again(file, trainings, tmp
         train(config, workdir)
 
     command = ["sweep", "--config", file(), "--workdir", str(tmp_path / "work")]
-    monkeypatch.setattr(cells.train, "main", refuse)
+    monkeypatch.setattr(cells.train_transformer, "main", refuse)
     assert main(command) == 2
     assert "1 of 4 cells failed, the first is size=large,seed=0: loss is nan" in capsys.readouterr().err
     rows = table.read(tmp_path / "work" / "runs.csv")
     assert [row["status"] for row in rows] == ["done", "done", "failed", "done"]
     assert rows[2]["error"] == "loss is nan at step 3; try a lower rate"
-    monkeypatch.setattr(cells.train, "main", train)
+    monkeypatch.setattr(cells.train_transformer, "main", train)
     assert main(command) == 0
     assert {row["status"] for row in table.read(tmp_path / "work" / "runs.csv")} == {"done"}
 
 
 def test_a_job_that_writes_the_table_keeps_the_failures_of_others(file, trainings, tmp_path, monkeypatch):
-    train = cells.train.main
-    monkeypatch.setattr(cells.train, "main", lambda *_: (_ for _ in ()).throw(UserError("no such data")))
+    train = cells.train_transformer.main
+    monkeypatch.setattr(
+        cells.train_transformer, "main", lambda *_: (_ for _ in ()).throw(UserError("no such data"))
+    )
     with pytest.raises(UserError, match="1 of 4 cells failed"):
         sweep.run(file(), [], tmp_path / "work", only=[3])
-    monkeypatch.setattr(cells.train, "main", train)
+    monkeypatch.setattr(cells.train_transformer, "main", train)
     rows = sweep.run(file(), [], tmp_path / "work", only=[0])
     assert [row["status"] for row in rows] == ["done", "planned", "planned", "failed"]
     assert rows[3]["error"] == "no such data"
