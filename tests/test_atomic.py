@@ -8,6 +8,8 @@ import pytest
 from full_disks import full_disk
 from PIL import Image
 
+from infinity_jax.checkpoints import folder
+from infinity_jax.data.prepared import writer
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic, caches, pictures
 from infinity_jax.files.lazy_tensor import dtype_named
@@ -31,6 +33,8 @@ WRITERS = {
     "numbers.json": lambda path: atomic.write_json(path, {"text": LONG}),
     "picture.png": lambda path: pictures.write(Image.fromarray(NOISE), path, {"seed": 1}),
     "picture.jpg": lambda path: pictures.write(Image.fromarray(NOISE), path, {"seed": 1}),
+    "config.json": lambda path: folder.write_config(path.parent, {"text": LONG}),
+    "tokenizer.safetensors": lambda path: folder.write_arrays(path, {"x": np.ones(1000)}, "float32"),
     "table.csv": lambda path: table.write(path, [{"label": LONG}]),
     "weights.safetensors": write_safetensors,
 }
@@ -122,6 +126,13 @@ def test_leftovers_of_killed_processes_are_removed(tmp_path):
         (tmp_path / name).write_text("kept")
     atomic.remove_unfinished([tmp_path / "1.png"])
     assert {path.name for path in tmp_path.iterdir()} == others
+
+
+def test_leftovers_of_prepared_parts_are_removed(tmp_path):
+    for name in (".00012.4711", ".00012", ".00013.0123456789abcdef.unfinished", "00014"):
+        (tmp_path / "parts" / name).mkdir(parents=True)
+    with writer.locked(tmp_path, {"source": "jsonl:a"}):
+        assert [path.name for path in (tmp_path / "parts").iterdir()] == ["00014"]
 
 
 def test_table_is_read_as_written(tmp_path):

@@ -161,7 +161,12 @@ def write_arrays(path: Path, params: PyTree, dtype: str) -> None:
     """Writes parameters in `dtype`: "float32", "bfloat16" or "float16"."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     flat = {trees.parameter_name(key): jnp.asarray(leaf).astype(dtype) for key, leaf in leaves}
-    replace(path, lambda temporary: save_file(flat, temporary))
+
+    def write(temporary: Path) -> None:
+        with atomic.os_errors(SafetensorError):
+            save_file(flat, temporary)
+
+    replace(path, write)
 
 
 def replace(path: Path, write: Callable[[Path], Any]) -> None:

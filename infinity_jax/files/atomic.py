@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all: after a crash, a stop or a full disk the old content is there."""
 
+import errno
 import json
 import os
 import re
@@ -12,6 +13,8 @@ from typing import Any
 
 from infinity_jax.errors import UserError
 
+# The disk, the user's share of it, or (the limit of the file system or of the shell) the file is full.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # ".NAME.TOKEN.unfinished"; the token is a process number, or missing, in what earlier versions left behind.
 _UNFINISHED = re.compile(r"\.(.+?)(\.[0-9a-f]+)?\.unfinished")
 
@@ -60,6 +63,16 @@ def writing_folder(path: Path) -> Iterator[Path]:
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def os_errors(kind: type[Exception]) -> Iterator[None]:
+    """Raises as OSError what a library raises as `kind` where a file cannot be written."""
+    try:
+        yield
+    except kind as error:
+        full = (number for number in FULL if os.strerror(number) in str(error))
+        raise OSError(next(full, errno.EIO), str(error)) from error
 
 
 def write_bytes(path: Path, content: bytes) -> None:

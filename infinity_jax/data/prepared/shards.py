@@ -1,10 +1,8 @@
 """Records in ArrayRecord files: one file for each aspect ratio of each part, read at random places."""
 
-import contextlib
-import errno
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 
 # Each record by itself, so that any one is read alone; pictures and bf16 features hardly become smaller.
 _WRITER = "group_size:1,uncompressed"
@@ -36,7 +35,7 @@ class ShardWriter:
 
     def write(self, ratio: str, packed: bytes) -> None:
         """Adds a record as `pack` gives it. OSError as `close`."""
-        with _disk_errors():
+        with atomic.os_errors(RuntimeError):
             if ratio not in self._writers:
                 self._writers[ratio] = ArrayRecordWriter(str(self._folder / shard_name(ratio)), _WRITER)
                 self.counts[ratio] = 0
@@ -46,25 +45,11 @@ class ShardWriter:
     def close(self) -> None:
         """Ends all files; OSError if the disk did not take them."""
         for ratio, writer in self._writers.items():
-            with _disk_errors():
+            with atomic.os_errors(RuntimeError):
                 writer.close()
             with open(self._folder / shard_name(ratio), "rb") as file:
                 os.fsync(file.fileno())
         self._writers = {}
-
-
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    """Raises what array_record raises when a file cannot be written as OSError."""
-    try:
-        yield
-    except RuntimeError as error:
-        full = (
-            number
-            for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            if os.strerror(number) in str(error)
-        )
-        raise OSError(next(full, errno.EIO), str(error)) from error
 
 
 def read(file: Path, position: int) -> dict[str, Any]:

@@ -10,7 +10,6 @@ A part's folder gets its name when it is whole; parts that have it are not read 
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -43,8 +42,6 @@ from infinity_jax.files import atomic
 _LOG_EVERY_S = 10.0
 # What a killed process leaves of part 00012: .00012.TOKEN.unfinished; of earlier versions .00012.4711 or .00012.
 _UNFINISHED = re.compile(r"\.\d{5,}(\.[0-9a-f]+)?(\.unfinished)?")
-# The disk, the user's share of it, or (the limit of the file system or of the shell) the file is full.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def prepare(source: str, out: Path, workers: int) -> dict[str, Any]:
@@ -113,7 +110,7 @@ def locked(out: Path, note: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _stopped(out: Path, error: OSError) -> str:
-    if error.errno in _FULL:
+    if error.errno in atomic.FULL:
         return f"{out} cannot be written: {error}; free some space or give another --out; the same command resumes it"
     if Path(str(error.filename)).is_relative_to(out):
         return (
