@@ -105,7 +105,7 @@ def test_a_full_disk_leaves_the_report_of_last_time(tmp_path, monkeypatch, capsy
         "fsdp=1",
     ]
     with full_disk(0):
-        assert main.main(["compile", "--json", str(file), *map(str, words)]) == 1
+        assert main(["compile", "--json", str(file), *map(str, words)]) == 1
     assert f"File too large: {file}" in capsys.readouterr().err
     assert file.read_text() == "old" and {path.name for path in tmp_path.iterdir()} == {
         file.name,
@@ -175,7 +175,7 @@ def test_published_sizes_on_pods(tmp_path, size, where):
 def in_this_process(monkeypatch, tmp_path):
     """Runs the command here, with the environment and the logging of the test run untouched."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(main, "_prepare_process", lambda: None)
+    monkeypatch.setattr("infinity_jax.cli.main._prepare_process", lambda: None)
     config = tmp_path / "tiny.py"
     config.write_text(CONFIG)
     required = ["--config", str(config), "--size", "tiny", "--budget", "32px", "--mesh", "fsdp=4"]

@@ -225,7 +225,7 @@ def test_rewritten_prompts_are_drawn_and_said(run, system, tmp_path):
 
 def test_command_line(monkeypatch, tmp_path, capsys):
     got: dict = {}
-    monkeypatch.setattr(main, "_prepare_process", lambda: None)
+    monkeypatch.setattr("infinity_jax.cli.main._prepare_process", lambda: None)
     monkeypatch.setattr(generate, "main", lambda prompts, **options: got.update(prompts=prompts, **options))
     path = field_prompts.write("geneval", tmp_path)
     words = ["generate", "--benchmark", "geneval", "--prompts", str(path), "--out", "o"]

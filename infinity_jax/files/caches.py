@@ -45,6 +45,6 @@ def writing(path: Path, size: int) -> Iterator[Path]:
             yield temporary
     except OSError as error:
         raise UserError(
-            f"cached features cannot be written to {path} ({size / 1e6:.1f} MB): {error};"
+            f"cached features cannot be written to {path} ({size / 1e6:.1f} MB): {error.strerror or error};"
             " free some space there or set INFINITY_DATA to another folder"
         ) from error
