@@ -55,8 +55,8 @@ def test_one_end_token(converted, log, monkeypatch, end):
     small_tokenizer(end).save(str(converted / "tokenizer.json"))
     encoder = load_t5(6, converted)
     seen: list[np.ndarray] = []
-    apply = encoder._jitted
-    monkeypatch.setattr(encoder, "_jitted", lambda p, ids, mask: seen.append(ids) or apply(p, ids, mask))
+    apply = encoder._apply
+    monkeypatch.setattr(encoder, "_apply", lambda p, ids, mask: seen.append(ids) or apply(p, ids, mask))
     encoder.encode(["a dog", "a dog</s>", "a very very very very very very red dog"])
     assert seen[0][:3].tolist() == [[4, 7, 1, 0, 0, 0], [4, 7, 1, 0, 0, 0], [4, 8, 8, 8, 8, 1]]
     assert len(log) == 1 and "has 10 tokens, the text encoder takes 6" in log[0]

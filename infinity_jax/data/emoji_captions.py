@@ -1,7 +1,6 @@
 """The bundled data set: OpenMoji pictures with the Unicode names of the emoji as captions."""
 
 import fcntl
-import hashlib
 import io
 import re
 import shutil
@@ -17,7 +16,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
-from infinity_jax.data.records import Record
+from infinity_jax.data.records import Record, fraction
 from infinity_jax.files import paths
 
 PICTURE_SIZE = 64
@@ -150,14 +149,9 @@ def is_variant(caption: str) -> bool:
 
 def split_of(caption: str, composition: bool) -> str:
     """Chooses the split of all pictures with this caption, by hashes of the caption alone."""
-    if composition and _fraction("compositions", caption) < HELD_OUT_COMPOSITIONS:
+    if composition and fraction(f"compositions/{caption}") < HELD_OUT_COMPOSITIONS:
         return "compositions"
-    return "validation" if _fraction("validation", caption) < HELD_OUT_VALIDATION else "train"
-
-
-def _fraction(purpose: str, text: str) -> float:
-    digest = hashlib.sha256(f"{purpose}/{text}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return "validation" if fraction(f"validation/{caption}") < HELD_OUT_VALIDATION else "train"
 
 
 def rasterise(svg: str, size: int = PICTURE_SIZE) -> bytes:

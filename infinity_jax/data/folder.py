@@ -22,7 +22,7 @@ from absl import logging
 
 from infinity_jax.data import pictures
 from infinity_jax.data.captions import plain
-from infinity_jax.data.records import Record
+from infinity_jax.data.records import Record, fraction
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 
@@ -104,10 +104,10 @@ def split_entries(entries: list[Entry]) -> dict[str, list[Entry]]:
 
     About 5% are validation: at least one from 20 pictures on, none below. `compositions` is always empty.
     """
-    order = sorted({entry.file for entry in entries}, key=_fraction)
+    order = sorted({entry.file for entry in entries}, key=fraction)
     held_out: set[str] = set()
     if len(order) >= SMALLEST_WITH_VALIDATION:
-        held_out = {file for file in order if _fraction(file) < VALIDATION_SHARE} or {order[0]}
+        held_out = {file for file in order if fraction(file) < VALIDATION_SHARE} or {order[0]}
     return {
         "train": [entry for entry in entries if entry.file not in held_out],
         "validation": [entry for entry in entries if entry.file in held_out],
@@ -241,7 +241,3 @@ def _write_cache(cache: Path, checks: dict[str, list]) -> None:
         logging.warning(
             "cannot keep the findings in %s (%s): pictures are checked again next time", cache, error
         )
-
-
-def _fraction(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

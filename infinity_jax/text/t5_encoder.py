@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from safetensors import SafetensorError
@@ -17,8 +16,7 @@ from tokenizers import Tokenizer
 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import Layout, place
-from infinity_jax.text.batching import encode_texts
-from infinity_jax.text.prompt import clean_prompts
+from infinity_jax.text.batching import BatchedEncoder
 from infinity_jax.text.t5 import T5, T5Config, param_shapes, param_variables
 
 CONFIG, WEIGHTS, TOKENIZER, WEIGHTS_HASH = "config.json", "weights.safetensors", "tokenizer.json", "sha256"
@@ -27,69 +25,38 @@ LONGEST = 512
 _END, _END_ID = "</s>", 1
 
 
-class T5Encoder:
-    """`T5` with weights and tokenizer: a `TextEncoder`.
-
-    Attributes:
-      config: size of the encoder.
-      params: nested dict of arrays, of the float type that they are stored in.
-    """
+class T5Encoder(BatchedEncoder):
+    """`T5` of size `config` with weights and tokenizer: a `TextEncoder`."""
 
     name = "t5"
 
     def __init__(
         self, max_length: int, config: T5Config, params: PyTree, tokenizer: Tokenizer, fingerprint: str
     ):
-        if not 2 <= max_length <= LONGEST:
-            raise UserError(
-                f"text length {max_length} is impossible with the text encoder {self.name!r}:"
-                f" choose 2 to {LONGEST} tokens"
-            )
         self.config = config
-        self.max_length = max_length
-        self.channels = config.width
-        self.fingerprint = fingerprint
-        self.params = jax.device_put(params)
         self._model = T5(config)
+        super().__init__(range(2, LONGEST + 1), max_length, config.width, params, tokenizer, fingerprint)
         check_tokenizer(tokenizer, config)
-        # Padding and truncation are ours (buckets, and a warning).
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        self._tokenizer = tokenizer
-        self._jitted = jax.jit(self.apply)
 
     def place(self, layout: Layout) -> None:
         """See `TextEncoder.place`."""
         shardings = layout.of(param_variables(self.config))
         self.params = jax.tree.map(place, self.params, shardings)
-        self._jitted = jax.jit(layout.traced(self.apply), out_shardings=layout.replicated)
+        self._apply = jax.jit(layout.traced(self.apply), out_shardings=layout.replicated)
 
     def apply(
         self, params: PyTree, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]
     ) -> Float[Array, "B T C"]:
-        """Computes features float32, a pure function that can be jitted; what it gives at padding means nothing."""
+        """See `BatchedEncoder.apply`."""
         features_BTC = self._model.apply({"params": params}, ids_BT, mask_BT)
         assert isinstance(features_BTC, jax.Array)
         return features_BTC
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        return [_ended(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts))]
+        return [_ended(ids) for ids in super()._tokenize(texts)]
 
-    def token_counts(self, texts: Sequence[str]) -> Int[np.ndarray, " B"]:
-        """See `TextEncoder.token_counts`."""
-        counts = [min(len(ids), self.max_length) for ids in self._tokenize(clean_prompts(texts))]
-        return np.array(counts, np.int32)
-
-    def encode(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
-        """See `TextEncoder.encode`. A prompt without one known word is logged."""
-        unknown = {self._tokenizer.token_to_id(token) for token in ("<unk>", "▁")}
-        return encode_texts(
-            clean_prompts(texts),
-            self._tokenize,
-            lambda ids: set(ids[:-1]) <= unknown,
-            lambda ids, mask: np.asarray(self._jitted(self.params, ids, mask)),
-            self.max_length,
-        )
+    def _is_unknown(self, ids: list[int]) -> bool:
+        return set(ids[:-1]) <= {self._tokenizer.token_to_id(token) for token in ("<unk>", "▁")}
 
 
 def _ended(ids: list[int]) -> list[int]:
