@@ -7,7 +7,7 @@ TRAIN_PROMPTS := "beating heart" "pizza" "cat face" "rocket" "sunflower" "soccer
 HELD_OUT_PROMPTS := "woman astronaut, medium-light skin tone" "man farmer" "man zombie" "woman getting haircut" \
 	"man technologist" "man fairy, dark skin tone" "waving hand, medium-light skin tone" "woman farmer, medium-dark skin tone"
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow lint docs clean
 
 quickstart: .venv/installed
 	@rm -rf quickstart/train
@@ -31,6 +31,10 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
+# The site goes into site/; a broken link is an error.
+docs: .venv/installed-docs
+	$(BIN)/mkdocs build --strict --quiet
+
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -43,5 +47,9 @@ lint: .venv/installed-test
 	$(BIN)/python -m pip install --quiet --editable '.[test,tpu]'
 	@touch $@
 
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv quickstart
+	rm -rf .venv quickstart site
