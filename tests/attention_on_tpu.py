@@ -19,7 +19,7 @@ if __name__ == "__main__":
 from ml_collections import ConfigDict
 
 from infinity_jax import hlo_costs
-from infinity_jax.compile import find_target
+from infinity_jax.compile import QUICK, find_target
 from infinity_jax.config import TransformerConfig
 from infinity_jax.lowering import lower_sampler, lower_train_step
 from infinity_jax.mesh import parse_mesh
@@ -54,8 +54,7 @@ def main(topology: str) -> None:
             program = lower_sampler(config, "tiny", model, schedule, 4, layout)
         else:
             program = lower_train_step(config, "tiny", model, schedule, 4, 1, layout)
-        options: Any = {"exec_time_optimization_effort": -1.0}
-        compiled = program.lowered.compile(options)
+        compiled = program.lowered.compile(QUICK)
         memory: Any = compiled.memory_analysis()
         text = compiled.as_text() or ""
         case = {
