@@ -1,6 +1,8 @@
 # `make quickstart` and `make test`, each from nothing; PYTHON=... chooses another interpreter (3.11 or newer).
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# The newest that runs and can make an environment: a name may be there that refuses to start, as a shim of pyenv does.
+RUNS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c '$(RUNS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 TRAIN_PROMPTS := "beating heart" "pizza" "cat face" "rocket" "sunflower" "soccer ball" "red apple" "police car"
 # Of the split `compositions`: never trained on, though their parts were, in other pictures.

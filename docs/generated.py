@@ -97,7 +97,9 @@ def _default(field: dataclasses.Field) -> str:
 
 def names_page() -> str:
     """Writes the page of the release's names of weights beside ours, for one layer and each kind of tensor."""
-    transformer = transformer_links(dataclasses.replace(presets.PRESETS["2b"].transformer, layers=1), chunks=0)
+    transformer = transformer_links(
+        dataclasses.replace(presets.PRESETS["2b"].transformer, layers=1), chunks=0
+    )
     tokenizer = tokenizer_links(next(iter(presets.TOKENIZERS.values())))
     text = [
         "# Names: the release's and ours",
@@ -106,7 +108,11 @@ def names_page() -> str:
     ]
     for title, links in (("Transformer, as 2b", transformer), ("Tokenizer", tokenizer)):
         rows = (
-            (f"`{link.published}`", "×".join(map(str, link.published_shape)), " ".join(f"`{o}`" for o in link.ours))
+            (
+                f"`{link.published}`",
+                "×".join(map(str, link.published_shape)),
+                " ".join(f"`{o}`" for o in link.ours),
+            )
             for link in links
             if isinstance(link, Link)
         )

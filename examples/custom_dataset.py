@@ -64,7 +64,9 @@ def main() -> None:
     config.train.steps = arguments.steps
     train_transformer.main(config, arguments.workdir)
     prompts = ["large teal ring", "small gold triangle"]
-    for prompt, picture in zip(prompts, InfinityPipeline.from_pretrained(arguments.workdir)(prompts), strict=True):
+    for prompt, picture in zip(
+        prompts, InfinityPipeline.from_pretrained(arguments.workdir)(prompts), strict=True
+    ):
         picture.save(arguments.workdir / f"{prompt.replace(' ', '-')}.png")
 
 
