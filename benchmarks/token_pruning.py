@@ -135,7 +135,7 @@ def model_flops(config: SamplerConfig, batch: int, text_tokens: int) -> int:
     if config.pruning is None:
         return needed
     saved = token_pruning.saved_flops(config.pruning, config.model, config.schedule, text_tokens)
-    return needed - batch * config.halves * saved
+    return needed - batch * config.rows * saved
 
 
 def _in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
