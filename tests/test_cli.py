@@ -1,7 +1,6 @@
 import errno
 import subprocess
 import sys
-import types
 
 import jax
 import pytest
@@ -28,13 +27,10 @@ COMMANDS = (
 
 @pytest.fixture
 def command(monkeypatch):
-    """Replaces a command's module by one whose `main` is the function given."""
+    """Replaces the `main` of the module that does a command's work."""
 
-    def replace(name, main):
-        module = types.ModuleType(f"infinity_jax.{name}")
-        module.main = main  # pyright: ignore[reportAttributeAccessIssue]
-        monkeypatch.setitem(sys.modules, f"infinity_jax.{name}", module)
-        monkeypatch.setattr(f"infinity_jax.{name}", module, raising=False)
+    def replace(module, main):
+        monkeypatch.setattr(f"infinity_jax.{module}.main", main)
 
     return replace
 
@@ -79,12 +75,17 @@ def test_config_changes_reach_the_training(command, tmp_path):
         "    return ml_collections.ConfigDict({'train': {'steps': 1}, 'argument': argument or ''})\n"
     )
     got = {}
-    for name in ("train", "train_tokenizer"):
-        command(name, lambda config, workdir, name=name: got.update({name: (config.to_dict(), workdir)}))
+    for name in ("train_transformer", "train_tokenizer"):
+        note = lambda config, workdir, name=name: got.update({name: (config.to_dict(), workdir)})  # noqa: E731
+        command(f"training.{name}", note)
     arguments = ["--config", f"{file}:debug", "--config.train.steps=5", "--workdir", "w"]
     assert cli.main(["train", *arguments]) == 0
     assert cli.main(["train-tokenizer", *arguments]) == 0
-    assert got["train"] == got["train_tokenizer"] == ({"train": {"steps": 5}, "argument": "debug"}, "w")
+    assert (
+        got["train_transformer"]
+        == got["train_tokenizer"]
+        == ({"train": {"steps": 5}, "argument": "debug"}, "w")
+    )
 
 
 def test_misspelt_config_key_names_the_nearest(tmp_path, capsys):
@@ -102,7 +103,7 @@ def test_misspelt_config_key_names_the_nearest(tmp_path, capsys):
 
 def test_sampling_options(command):
     got = {}
-    command("sample", lambda prompts, **options: got.update(prompts=prompts, **options))
+    command("sampling.prompts_to_files", lambda prompts, **options: got.update(prompts=prompts, **options))
     options = ["--seed", "3", "--cfg", "1,2.5", "--tau", "0.5", "--top-p", "0.9", "--aspect-ratio", "3:2"]
     more = [
         "--negative-prompt",
@@ -155,7 +156,7 @@ def test_sampling_options(command):
 
 def test_prompts_from_a_file_and_devices(command, tmp_path, capsys):
     got = {}
-    command("sample", lambda prompts, **options: got.update(prompts=prompts, **options))
+    command("sampling.prompts_to_files", lambda prompts, **options: got.update(prompts=prompts, **options))
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffred heart\r\n\r\n  \ncafé au lait\n\nx".encode())
     assert cli.main(["sample", "--out", "o", "--prompts", str(file), "--devices", "4"]) == 0
@@ -215,7 +216,7 @@ def test_errors_become_messages_and_exit_codes(command, capsys, error, code, wor
     def fail(source, out, workers):
         raise error
 
-    command("prepare", fail)
+    command("data.prepared.prepare", fail)
     assert cli.main(["prepare"]) == code
     captured = capsys.readouterr().err
     assert words in captured and "Traceback" not in captured
@@ -225,6 +226,6 @@ def test_other_errors_keep_their_traceback(command):
     def fail(source, out, workers):
         raise OSError(errno.EIO, "broken")
 
-    command("prepare", fail)
+    command("data.prepared.prepare", fail)
     with pytest.raises(OSError, match="broken"):
         cli.main(["prepare"])

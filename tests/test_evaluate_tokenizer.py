@@ -11,7 +11,7 @@ from random_networks import random_pictures, random_state
 from small_system import TOKENIZER
 
 from infinity_jax.checkpoints import pretrained
-from infinity_jax.cli import main
+from infinity_jax.cli.main import main
 from infinity_jax.data import pictures
 from infinity_jax.evaluation import evaluate_tokenizer
 from infinity_jax.evaluation.through_bits import ThroughBits
@@ -53,7 +53,7 @@ def run(tokenizer, tmp_path_factory):
             file = root / "numbers.json"
             file.unlink(missing_ok=True)
             fixed = ("--checkpoint", root / "tokenizer", "--data", f"folder:{folder}", "--json", file)
-            code = main.main([*map(str, ("evaluate-tokenizer", *fixed, *arguments))])
+            code = main([*map(str, ("evaluate-tokenizer", *fixed, *arguments))])
             return code, json.loads(file.read_text()) if file.exists() else None
 
         yield evaluate, root

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from random_networks import random_features, random_pictures, random_state
 
-from infinity_jax.cli import main
+from infinity_jax.cli.main import main
 from infinity_jax.evaluation import inception_statistics
 from infinity_jax.files.torch_writer import write_torch_file
 from infinity_jax.metrics import inception, kid
@@ -68,7 +68,7 @@ def run(weights, monkeypatch, tmp_path):
         file = tmp_path / "fid.json"
         file.unlink(missing_ok=True)
         words = ("--generated", generated, "--real", real, "--inception", inception, "--json", file)
-        code = main.main(["fid", *map(str, words)])
+        code = main(["fid", *map(str, words)])
         return code, json.loads(file.read_text()) if file.exists() else None
 
     return measure, seen

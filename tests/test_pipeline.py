@@ -16,7 +16,7 @@ import infinity_jax
 from infinity_jax import presets, scales
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.checkpoints import pretrained
-from infinity_jax.cli import main
+from infinity_jax.cli.main import main
 from infinity_jax.errors import UserError
 
 
@@ -179,7 +179,7 @@ def test_published_parts_become_one_system(tmp_path):
             "--out",
             tmp_path / "all",
         ]
-        assert main.main(["convert", *map(str, arguments)]) == 0
+        assert main(["convert", *map(str, arguments)]) == 0
     system = infinity_jax.InfinityPipeline.from_pretrained(tmp_path / "all")
     (image,) = system(["a red heart"])
     assert image.size == (8, 8)

@@ -98,7 +98,7 @@ def test_a_second_run_changes_nothing_and_another_source_is_refused(release, pre
 STOPPED = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell lets its background jobs ignore it
-from infinity_jax import cli
+from infinity_jax.cli import main as cli
 from infinity_jax.data import pictures
 check, seen = pictures.check, []
 def stop_at_the_400th(content):
@@ -132,7 +132,9 @@ def test_stopped_and_gone_on_is_as_undisturbed(release, prepared, tmp_path, numb
 def test_a_full_disk_is_said_and_the_same_command_goes_on(release, prepared, tmp_path):
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
     full = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
-    full += "resource.setrlimit(resource.RLIMIT_FSIZE, (66000, 66000)); from infinity_jax import cli;"
+    full += (
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (66000, 66000)); from infinity_jax.cli import main as cli;"
+    )
     full += "sys.exit(cli.main(['prepare', '--workers', '1', *sys.argv[1:]]))"
     source = f"jsonl:{release[0] / 'splits'}"
     command = [sys.executable, "-c", full, "--source", source, "--out", str(tmp_path)]

@@ -6,7 +6,7 @@ import pytest
 import scaling_tables
 from PIL import Image
 
-from infinity_jax.cli import main
+from infinity_jax.cli.main import main
 from infinity_jax.errors import UserError
 from infinity_jax.tools.scaling import fit, plots, table
 from infinity_jax.tools.scaling.analysis import analyse
@@ -134,9 +134,9 @@ def test_command(sweep, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(main, "_prepare_process", lambda: None)
     called = []
     monkeypatch.setattr(fit, "main", lambda *arguments: called.append(arguments))
-    assert main.main(["scaling", "--table", str(sweep), "--out", str(tmp_path), "--seed", "3"]) == 0
+    assert main(["scaling", "--table", str(sweep), "--out", str(tmp_path), "--seed", "3"]) == 0
     assert called == [(str(sweep), str(tmp_path), 3)]
     monkeypatch.undo()
     monkeypatch.setattr(main, "_prepare_process", lambda: None)
-    assert main.main(["scaling", "--table", str(tmp_path / "none.csv"), "--out", str(tmp_path)]) == 2
+    assert main(["scaling", "--table", str(tmp_path / "none.csv"), "--out", str(tmp_path)]) == 2
     assert "there is no table" in capsys.readouterr().err

@@ -1,15 +1,13 @@
-"""Arguments of `infinity-jax compile`; jax is imported when it runs, after its environment is set."""
+"""`infinity-jax compile`; jax is imported when it runs, after its environment is set."""
 
 import argparse
 import os
 import re
 
 from infinity_jax.cli import options
+from infinity_jax.cli.command import Command
 from infinity_jax.config import REMAT
 
-SUMMARY = (
-    "compile a train step or sampler for a TPU topology ahead of time: does it fit, how fast could it be"
-)
 EXAMPLES = """infinity-jax compile --config configs/t2i.py --size 2.2b --budget 0.06M --topology v5e:16x16 \\
       --mesh fsdp=256 --batch 4096 --json 2.2b.json
   infinity-jax compile --config configs/t2i.py --size 2.2b --budget 1M --aspects 1:1,3:2=0.5,2:3=0.5 \\
@@ -30,7 +28,7 @@ LIBTPU = {
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
+    """Adds the arguments of `compile`."""
     add = command.add_argument
     add("--config", required=True, metavar="FILE", help="a config file, like configs/t2i.py")
     add("--size", required=True, metavar="NAME", help="its argument: 125m 361m 940m 2.2b 4.7b 2b 8b")
@@ -138,3 +136,12 @@ def _shares(text: str) -> dict[str, float]:
                 f"{part!r} is not HEIGHT:WIDTH or HEIGHT:WIDTH=SHARE with a SHARE above 0"
             )
     return shares
+
+
+COMPILE = Command(
+    "compile",
+    "compile a train step or sampler for a TPU topology ahead of time: does it fit, how fast could it be",
+    EXAMPLES,
+    add_arguments,
+    run,
+)

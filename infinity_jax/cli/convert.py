@@ -1,7 +1,8 @@
-"""Arguments of `infinity-jax convert`; heavy packages are imported when it runs."""
+"""`infinity-jax convert`."""
 
 import argparse
 
+from infinity_jax.cli.command import Command
 from infinity_jax.errors import UserError
 
 KINDS = ("transformer", "tokenizer", "t5")
@@ -57,3 +58,12 @@ def _check(arguments: argparse.Namespace) -> None:
             )
     elif missing := sorted({"--config", "--out"} - given):
         raise UserError(f"{' and '.join(missing)} missing; or, for the way back to PyTorch, --to-torch FILE")
+
+
+CONVERT = Command(
+    "convert",
+    "published PyTorch weights to a checkpoint folder, and back",
+    EXAMPLES,
+    add_arguments,
+    run,
+)

@@ -1,8 +1,9 @@
-"""Arguments of `infinity-jax fid`; jax is imported when it runs."""
+"""`infinity-jax fid`."""
 
 import argparse
 
-SUMMARY = "FID and KID between two folders of pictures, on the Inception-v3 of FID"
+from infinity_jax.cli.command import Command
+
 EXAMPLES = """infinity-jax fid --generated out/coco --real val2014 --inception pt_inception-2015-12-05-6726825d.pth \\
       --json fid.json
 What is computed of the real pictures is kept in $INFINITY_DATA; the log names the file, which --real takes too, and any
@@ -10,7 +11,7 @@ What is computed of the real pictures is kept in $INFINITY_DATA; the log names t
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
+    """Adds the arguments of `fid`."""
     add = command.add_argument
     add("--generated", required=True, metavar="DIR", help="pictures, PNG, JPEG or WebP, of any sizes")
     add("--real", required=True, metavar="DIR|STATS", help="real pictures, or an .npz with their statistics")
@@ -28,3 +29,12 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
     from infinity_jax.evaluation import fid_of_folders
 
     fid_of_folders.main(arguments.generated, arguments.real, arguments.inception, arguments.json)
+
+
+FID = Command(
+    "fid",
+    "FID and KID between two folders of pictures, on the Inception-v3 of FID",
+    EXAMPLES,
+    add_arguments,
+    run,
+)

@@ -1,13 +1,13 @@
-"""Arguments of `infinity-jax generate`; jax is imported when it runs."""
+"""`infinity-jax generate`."""
 
 import argparse
 import re
 from pathlib import Path
 
 from infinity_jax.cli import options, sample
+from infinity_jax.cli.command import Command
 from infinity_jax.evaluation.benchmarks import layouts
 
-SUMMARY = "draw the pictures of a benchmark of the field, as its own evaluator reads them"
 EXAMPLES = """infinity-jax generate --benchmark geneval --prompts geneval/prompts/evaluation_metadata.jsonl \\
       --checkpoint infinity_2b --cfg 4 --out out/geneval
   infinity-jax generate --benchmark dpg --prompts ELLA/dpg_bench/prompts --out out/dpg --shard 0/8
@@ -17,7 +17,7 @@ with other settings DIR is refused. Shards write into the same DIR, and draw the
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
+    """Adds the arguments of `generate`."""
     add = command.add_argument
     add("--benchmark", required=True, choices=tuple(layouts.BENCHMARKS), help="which one")
     add(
@@ -63,3 +63,12 @@ def _shard(text: str) -> tuple[int, int]:
     if not found or int(found[1]) >= int(found[2]):
         raise argparse.ArgumentTypeError(f"{text!r} is no shard I/N with I from 0 to N - 1, like 0/8")
     return int(found[1]), int(found[2])
+
+
+GENERATE = Command(
+    "generate",
+    "draw the pictures of a benchmark of the field, as its own evaluator reads them",
+    EXAMPLES,
+    add_arguments,
+    run,
+)

@@ -1,11 +1,11 @@
-"""Arguments of `infinity-jax sample`; jax is imported when it runs."""
+"""`infinity-jax sample`, and the arguments of all commands that draw."""
 
 import argparse
 from typing import Any
 
 from infinity_jax.cli import options
+from infinity_jax.cli.command import Command
 
-SUMMARY = "draw pictures from prompts"
 EXAMPLES = """infinity-jax sample "red heart" "woman astronaut" --out out/
   infinity-jax sample "green apple" --checkpoint runs/emoji --seed 3 --cfg 4 --out out/
   infinity-jax sample --prompts prompts.txt --batch 64 --devices all --skip-existing --out out/
@@ -16,7 +16,7 @@ ALL = "all"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
+    """Adds the arguments of `sample`."""
     add = command.add_argument
     given = command.add_mutually_exclusive_group(required=True)
     prompts = given.add_argument(
@@ -179,3 +179,12 @@ def _mesh(arguments: argparse.Namespace) -> str | None:
 
 def _devices(text: str) -> str | int:
     return text if text == ALL else options.count(text)
+
+
+SAMPLE = Command(
+    "sample",
+    "draw pictures from prompts",
+    EXAMPLES,
+    add_arguments,
+    run,
+)

@@ -1,17 +1,17 @@
-"""Arguments of `infinity-jax scaling`; scipy and matplotlib are imported when it runs."""
+"""`infinity-jax scaling`."""
 
 import argparse
 
 from infinity_jax.cli import options
+from infinity_jax.cli.command import Command
 
-SUMMARY = "fit a scaling law to the table of a sweep: constants with intervals, frontier, plots, a report"
 EXAMPLES = """infinity-jax scaling --table runs/sweep/runs.csv --out scaling
   infinity-jax scaling --table results/emoji/runs.csv --out /tmp/scaling --seed 1
 writes DIR/report.html, DIR/fit.json and each figure as PNG and SVG; rows of different vocabularies are fitted apart"""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments."""
+    """Adds the arguments of `scaling`."""
     add = command.add_argument
     add(
         "--table",
@@ -34,3 +34,12 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
     from infinity_jax.tools.scaling import fit
 
     fit.main(arguments.table, arguments.out, arguments.seed)
+
+
+SCALING = Command(
+    "scaling",
+    "fit a scaling law to the table of a sweep: constants with intervals, frontier, plots, a report",
+    EXAMPLES,
+    add_arguments,
+    run,
+)

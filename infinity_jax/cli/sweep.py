@@ -1,28 +1,39 @@
-"""Arguments of `infinity-jax sweep`."""
+"""`infinity-jax sweep` and `ablate`: a grid of runs, planned or trained."""
 
 import argparse
 from collections.abc import Callable
+from pathlib import Path
 
 from infinity_jax.cli import options
+from infinity_jax.cli.command import Command
 from infinity_jax.errors import UserError
 
-SUMMARY = "train a grid of models, one cell after the other, into one table of runs"
-EXAMPLES = """infinity-jax sweep --config configs/sweeps/emoji.py --dry-run
+SWEEP_EXAMPLES = """infinity-jax sweep --config configs/sweeps/emoji.py --dry-run
   infinity-jax sweep --config configs/sweeps/emoji.py --workdir runs/sweep
   infinity-jax sweep --config configs/sweeps/emoji.py --workdir runs/sweep --cell 3
-the same command again goes on; exit code 2 where a cell failed, 3 of --dry-run where one does not fit"""
+the same command again resumes; exit code 2 where a cell failed, 3 of --dry-run where one does not fit"""
+ABLATE_EXAMPLES = """infinity-jax ablate self-correction --workdir runs/self_correction
+  infinity-jax ablate decoding --workdir runs/decoding --config.checkpoint=runs/emoji
+the same command again resumes"""
 DOES_NOT_FIT = 3
+_ABLATIONS = Path(__file__).parents[2] / "configs" / "ablations"
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds those of sweep."""
+def add_sweep_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `sweep`."""
     metavar, text = "FILE[:ARGUMENT]", "a grid, like configs/sweeps/emoji.py"
     command.add_argument("--config", required=True, metavar=metavar, help=text)
-    add_common(command)
+    _add_common(command)
 
 
-def add_common(command: argparse.ArgumentParser) -> None:
-    """Adds what sweep and ablate both have."""
+def add_ablate_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `ablate`."""
+    text = "self-correction, decoding, classifier, positions, vocabulary; or a grid's config file"
+    command.add_argument("name", metavar="NAME", help=text)
+    _add_common(command)
+
+
+def _add_common(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--workdir", metavar="DIR", help="gets runs.csv and a folder for each cell; resumed if it has any")
     add(
@@ -38,20 +49,33 @@ def add_common(command: argparse.ArgumentParser) -> None:
         help="run only this cell, by the number that --dry-run shows; may be repeated",
     )
     options.add_processes(command)
-    # Shown in the help only: argparse hands these on as unknown arguments, and config_files reads them.
-    group = command.add_argument_group("changes to the config")
-    group.add_argument("--config.KEY=VALUE", dest="_", metavar="", help="change one key; may be repeated")
 
 
-def run(arguments: argparse.Namespace, overrides: list[str]) -> int:
-    """Plans or runs the sweep."""
+def run_sweep(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Plans or runs a sweep."""
     from infinity_jax.tools.scaling import sweep
 
-    return plan_or_run(arguments, arguments.config, overrides, sweep.run)
+    return _plan_or_run(arguments, arguments.config, overrides, sweep.run)
 
 
-def plan_or_run(arguments: argparse.Namespace, path: str, overrides: list[str], main: Callable) -> int:
-    """Does what the arguments of `add_common` say with the grid of a config file; `main` runs it."""
+def run_ablation(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    """Plans or runs an ablation: one of the package by its name, or a config file."""
+    from infinity_jax.tools.scaling import ablations
+
+    path = arguments.name
+    if ".py" not in path:
+        name, colon, argument = path.partition(":")
+        file = _ABLATIONS / f"{name.replace('-', '_')}.py"
+        if not file.is_file():
+            known = ", ".join(sorted(file.stem.replace("_", "-") for file in _ABLATIONS.glob("*.py")))
+            raise UserError(
+                f"no ablation {name!r}; there are: {known or f'none, as {_ABLATIONS} does not exist'}"
+            )
+        path = f"{file}{colon}{argument}"
+    return _plan_or_run(arguments, path, overrides, ablations.main)
+
+
+def _plan_or_run(arguments: argparse.Namespace, path: str, overrides: list[str], main: Callable) -> int:
     from infinity_jax.runtime import distributed
     from infinity_jax.tools.scaling import sweep
 
@@ -64,3 +88,21 @@ def plan_or_run(arguments: argparse.Namespace, path: str, overrides: list[str], 
     distributed.start(options.processes_of(arguments))
     main(path, overrides, arguments.workdir, arguments.cell)
     return 0
+
+
+SWEEP = Command(
+    "sweep",
+    "train a grid of models, one cell after the other, into one table of runs",
+    SWEEP_EXAMPLES,
+    add_sweep_arguments,
+    run_sweep,
+    takes_overrides=True,
+)
+ABLATE = Command(
+    "ablate",
+    "one of the paper's ablations on the bundled pictures, as a table beside the paper's numbers",
+    ABLATE_EXAMPLES,
+    add_ablate_arguments,
+    run_ablation,
+    takes_overrides=True,
+)

@@ -1,0 +1,45 @@
+"""`infinity-jax evaluate`."""
+
+import argparse
+
+from infinity_jax.cli import options, sample
+from infinity_jax.cli.command import Command
+
+EXAMPLES = """infinity-jax evaluate --json evaluation.json
+  infinity-jax evaluate --checkpoint runs/emoji --cfg 3 --sheet sheet.png --json evaluation.json"""
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of `evaluate`."""
+    add = command.add_argument
+    add("--json", required=True, metavar="FILE", help="where the numbers are written")
+    sample.add_settings(command)
+    add(
+        "--prompts",
+        type=options.whole_number,
+        default=256,
+        metavar="N",
+        help="train prompts for retrieval, default 256",
+    )
+    add("--sheet", metavar="FILE", help="a PNG of generated beside real pictures")
+
+
+def run(arguments: argparse.Namespace, _: list[str]) -> None:
+    """Measures a checkpoint."""
+    from infinity_jax.evaluation import evaluate_checkpoint
+
+    evaluate_checkpoint.main(
+        json_file=arguments.json,
+        checkpoint=arguments.checkpoint,
+        seed=arguments.seed,
+        cfg=arguments.cfg,
+        tau=arguments.tau,
+        pruning=arguments.pruning,
+        prompts=arguments.prompts,
+        sheet=arguments.sheet,
+    )
+
+
+EVALUATE = Command(
+    "evaluate", "measure a checkpoint: loss, reconstruction, KID, retrieval", EXAMPLES, add_arguments, run
+)

@@ -1,0 +1,75 @@
+"""`infinity-jax train` and `train-tokenizer`: a config, a workdir, and the processes of the run."""
+
+import argparse
+
+from infinity_jax.cli import options
+from infinity_jax.cli.command import Command
+
+TOKENIZER_EXAMPLES = """infinity-jax train-tokenizer --config configs/emoji_tokenizer.py --workdir runs/tokenizer
+  infinity-jax train-tokenizer --config configs/emoji_tokenizer.py:debug --workdir /tmp/debug"""
+EXAMPLES = """infinity-jax train --config configs/emoji.py --workdir runs/emoji
+  infinity-jax train --config configs/emoji.py --config.data.source=folder:my_pictures \
+--config.train.steps=2000 --workdir runs/mine
+  infinity-jax train --config configs/emoji_progressive.py --workdir runs/stages"""
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Adds the arguments of both trainers."""
+    add = command.add_argument
+    add(
+        "--config",
+        required=True,
+        metavar="FILE[:ARGUMENT]",
+        help="a Python config file, like configs/emoji.py:debug",
+    )
+    add(
+        "--workdir",
+        required=True,
+        metavar="DIR",
+        help="gets checkpoints, metrics.jsonl, sheets; resumed if it has any",
+    )
+    options.add_processes(command)
+
+
+def train_tokenizer(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Trains a tokenizer."""
+    from infinity_jax import config_files
+
+    # Before jax is imported: a mistake in the config is answered at once.
+    config = config_files.load(arguments.config, overrides)
+    from infinity_jax.runtime import distributed
+    from infinity_jax.training import train_tokenizer
+
+    distributed.start(options.processes_of(arguments))
+    train_tokenizer.main(config, arguments.workdir)
+
+
+def train(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Trains a transformer, in one go or stage by stage."""
+    from infinity_jax import config_files
+
+    config = config_files.load(arguments.config, overrides, stages=True)
+    from infinity_jax.runtime import distributed
+    from infinity_jax.training import stages, train_transformer
+
+    distributed.start(options.processes_of(arguments))
+    trainer = stages if "stages" in config else train_transformer
+    trainer.main(config, arguments.workdir)
+
+
+TRAIN_TOKENIZER = Command(
+    "train-tokenizer",
+    "train the picture tokenizer; the same command again resumes",
+    TOKENIZER_EXAMPLES,
+    add_arguments,
+    train_tokenizer,
+    takes_overrides=True,
+)
+TRAIN = Command(
+    "train",
+    "train the transformer; the same command again resumes",
+    EXAMPLES,
+    add_arguments,
+    train,
+    takes_overrides=True,
+)
