@@ -1,5 +1,6 @@
 """The kernels that draw bits against plain jax, where they compile, and the random numbers of both."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -105,7 +106,7 @@ def test_blocks_and_order_of_pictures_change_no_bit(kernel):
     order = np.array([2, 0, 1])
     permuted = head._replace(modulation_BG2C=head.modulation_BG2C[order])
     cfg, drawing = chosen
-    reordered = cfg, drawing.replace(seeds_B=drawing.seeds_B[order])
+    reordered = cfg, dataclasses.replace(drawing, seeds_B=drawing.seeds_B[order])
     np.testing.assert_array_equal(
         drawn_by(kernel, (hidden[:, order], permuted), reordered),
         drawn_by(kernel, (hidden, head), chosen)[order],

@@ -2,8 +2,9 @@
 
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from infinity_jax.config import SampleConfig
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.processes import PLATFORMS, Processes
 
@@ -39,10 +40,35 @@ def count(text: str) -> int:
 
 def probability(text: str) -> float:
     """A number above 0 and at most 1."""
-    (value,) = numbers(text)[:1]
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
-    return value
+    values = numbers(text)
+    if len(values) != 1 or not 0 < values[0] <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one number above 0 and at most 1")
+    return values[0]
+
+
+# How the command line reads a field of `SampleConfig`, by the form in its metadata.
+SETTING_FORMS: dict[str, dict[str, Any]] = {
+    "numbers": {"type": numbers, "metavar": "X[,X...]"},
+    "probability": {"type": probability, "metavar": "X"},
+    "whole numbers": {"type": whole_numbers, "metavar": "N[,...]"},
+    "flag": {"action": "store_const", "const": True},
+    "name": {"metavar": "NAME"},
+}
+
+
+def add_settings(command: argparse.ArgumentParser) -> None:
+    """Adds an option for each field of `SampleConfig`."""
+    group = command.add_argument_group("sampling settings (default: the checkpoint's own)")
+    for field in dataclasses.fields(SampleConfig):
+        form = field.metadata["form"]
+        how = SETTING_FORMS[form] if isinstance(form, str) else {"choices": form}
+        group.add_argument(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], **how)
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Gives the settings that were named, as values of fields of `SampleConfig`."""
+    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(SampleConfig)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 if TYPE_CHECKING:

@@ -5,11 +5,11 @@ from typing import NamedTuple
 
 import jax
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import Layout, place
 from infinity_jax.sampling.guidance import Rows
-from infinity_jax.sampling.token_pruning import TokenPruning
+from infinity_jax.sampling.token_pruning import TokenPruning, named
 from infinity_jax.scales import ScaleSchedule
 
 MIXED = ("logits", "features", "both", "none")
@@ -41,6 +41,28 @@ class SamplerConfig:
     reuse_guidance: bool = False
     pruning: TokenPruning | None = None
     scan_layers: bool = True
+
+    @classmethod
+    def of(
+        cls,
+        model: TransformerConfig,
+        tokenizer: TokenizerConfig,
+        schedule: ScaleSchedule,
+        settings: SampleConfig,
+        scan_layers: bool = True,
+    ) -> "SamplerConfig":
+        """Picks what is compiled from sampling settings; raises UserError where they do not fit model or schedule."""
+        return cls(
+            model,
+            tokenizer,
+            schedule,
+            mixed="logits" if settings.guidance == "pyramid" else settings.guidance,
+            feature_layers=(max(-5, -model.layers),),
+            unguided_scales=settings.unguided_scales,
+            reuse_guidance=settings.reuse_guidance,
+            pruning=named(settings.pruning, schedule, model.layers),
+            scan_layers=scan_layers,
+        )
 
     def __post_init__(self):
         if self.mixed not in MIXED:
@@ -119,10 +141,10 @@ class SamplerInputs(NamedTuple):
 
 
 def placed(inputs: SamplerInputs, layout: Layout) -> SamplerInputs:
-    """The inputs laid out over a mesh: what belongs to one picture with its share of the batch, the rest everywhere."""
+    """Shards what belongs to one picture with its share of the batch over a mesh, and replicates the rest."""
     share = layout.batch(len(inputs.seeds_B))
-    of_all = ("cfg_K", "tau_K", "top_p")
-    given = {name: x for name, x in inputs._asdict().items() if x is not None}
+    replicated = ("cfg_K", "tau_K", "top_p")
+    arrays = {name: x for name, x in inputs._asdict().items() if x is not None}
     return inputs._replace(
-        **{name: place(x, layout.replicated if name in of_all else share) for name, x in given.items()}
+        **{name: place(x, layout.replicated if name in replicated else share) for name, x in arrays.items()}
     )

@@ -6,13 +6,14 @@ by side among the N rows of a batch, so that a mesh keeps them on one device.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from infinity_jax.config import SampleConfig
 from infinity_jax.errors import UserError
 
 T = TypeVar("T")
@@ -66,6 +67,20 @@ class Rows:
     def repeat(self, x_B: jax.Array) -> jax.Array:
         """Feeds one row [B, ...] for each picture to all of its rows that run."""
         return interleave(*[x_B] * self.running)
+
+
+class ScaleSettings(NamedTuple):
+    """Settings as the sampler reads them: cfg_K and tau_K float32 [K], one for each scale; top_p of all."""
+
+    cfg_K: Float[np.ndarray, " K"]
+    tau_K: Float[np.ndarray, " K"]
+    top_p: np.float32
+
+
+def of_scales(settings: SampleConfig, n_scales: int) -> ScaleSettings:
+    """Spreads settings over the scales; raises UserError as `per_scale`."""
+    cfg_K = strengths(settings.guidance, settings.cfg, n_scales)
+    return ScaleSettings(cfg_K, per_scale(settings.tau, n_scales, "tau"), np.float32(settings.top_p))
 
 
 def per_scale(value: float | Sequence[float], n_scales: int, name: str) -> Float[np.ndarray, " K"]:

@@ -6,6 +6,7 @@ and an unconditional row. In low precision it is also more exact, since the stro
 parts.
 """
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -112,7 +113,11 @@ def _by_kernel(
     def on_a_device(hidden_BGNC, modulation_BG2C, weight_Cd, bias_d, cfg, seeds_B, tau, top_p, number_N):
         of_device = DifferenceHead(modulation_BG2C, weight_Cd, bias_d)
         return draw(
-            hidden_BGNC, of_device, cfg, settings.replace(seeds_B=seeds_B, tau=tau, top_p=top_p), number_N[0]
+            hidden_BGNC,
+            of_device,
+            cfg,
+            dataclasses.replace(settings, seeds_B=seeds_B, tau=tau, top_p=top_p),
+            number_N[0],
         )
 
     of_head = ("batch", None, None, None), (None, None), (None,)

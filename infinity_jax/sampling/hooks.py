@@ -14,7 +14,7 @@ in-painting) wrap `draw_bits`; a preset for speed names options that exist.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -44,13 +44,16 @@ class DrawBits(Protocol):
     def __call__(
         self,
         hidden_GBNC: jax.Array,
-        head: Head,
+        head: Any,
         cfg: jax.Array,
         settings: DrawSettings,
         carried: jax.Array | None,
         /,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Gives bits bool [B,N,D] and what this hook hands to the next scale; arguments as in `draw_head_bits`."""
+        """Gives bits bool [B,N,D] and what this hook hands to the next scale.
+
+        `head` is a `Head`, of the kind that the model has; the other arguments are those of `draw_head_bits`.
+        """
         ...
 
 
@@ -116,7 +119,8 @@ class GuidedFeatures:
         """Gives the mix after the chosen layers; other layers and scales that run one row keep their stream."""
         if rows.running == 1:
             return x_NLC
-        mixed = guidance.mix(*guidance.separate(x_NLC, 2), cfg)
+        conditional, unconditional = guidance.separate(x_NLC, 2)
+        mixed = guidance.mix(conditional, unconditional, cfg)
         # A scale with cfg 1 leaves the unconditional row as it is, for the sake of later scales.
         is_mixed = (layer == jnp.array(self.layers)).any() & (cfg != 1)
         return jnp.where(is_mixed, guidance.interleave(mixed, mixed), x_NLC)

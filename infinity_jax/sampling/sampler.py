@@ -224,10 +224,11 @@ def run_layers(
             ),
             (params["blocks"], prepared.text_kv),
         )
-        past, updates, text_kv = rows.select((*cache, text_kv))
-        choose = hooks.tokens.choose(part, k, updates)
-        inputs = x_NLC, past, text_kv, condition, k, choose
-        x_NLC, keys_values, updates = block.apply({"params": weights}, *inputs, method="step")
+        cache, text_kv = rows.select(cache), rows.select(text_kv)
+        choose = hooks.tokens.choose(part, k, cache.updates)
+        inputs = x_NLC, cache.past, text_kv, condition, k, choose
+        result: Any = block.apply({"params": weights}, *inputs, method="step")
+        x_NLC, keys_values, updates = result
         x_NLC = hooks.guide_features(x_NLC, number, rows, cfg)
         kept = LayerCache((keys_values,), hooks.tokens.keep(part, k, updates))
         return x_NLC, None if is_last else rows.restore(kept)

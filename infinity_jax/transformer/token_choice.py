@@ -1,10 +1,9 @@
 """Which tokens of a scale a sub-layer runs: all of them, unless the sampler prunes (`sampling/token_pruning.py`)."""
 
 from collections.abc import Callable
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import jax
-import numpy as np
 
 SELF_ATTENTION, CROSS_ATTENTION, FEED_FORWARD = range(3)  # the sub-layers of a block, in order
 
@@ -17,7 +16,7 @@ class ChosenTokens(NamedTuple):
       fill: makes the update [B, N, C] of all tokens from that [B, n, C] of those that ran.
     """
 
-    take: Callable[[jax.Array | np.ndarray], jax.Array | np.ndarray]
+    take: Callable[[Any], Any]
     fill: Callable[[jax.Array], jax.Array]
 
 
