@@ -100,11 +100,11 @@ def _draw_bits(
     draw: Callable[..., jax.Array],
     mixes_logits: bool,
     hidden_GBNC: jax.Array,
-    head: Head,
+    head: Any,
     cfg: jax.Array,
     settings: DrawSettings,
-    carried: None,
-) -> tuple[jax.Array, None]:
+    carried: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None]:
     # Where features alone are mixed both rows carry the same stream; the conditional one is read.
     return draw(hidden_GBNC if mixes_logits else hidden_GBNC[:1], head, cfg, settings), None
 
