@@ -30,7 +30,7 @@ def _check(condition: bool, message: str):
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """The BSQ tokenizer (spec section 2).
+    """The BSQ tokenizer (docs/spec.md section 2).
 
     Attributes:
       bits: d, bits per token.
@@ -91,7 +91,7 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """The transformer that predicts bits (spec section 4, paper Table 6).
+    """The transformer that predicts bits (docs/spec.md section 4, paper Table 6).
 
     Attributes:
       layers, width, heads: size.
@@ -106,7 +106,7 @@ class TransformerConfig:
       text_length: rows of the learned table that replaces the caption for guidance = the longest caption.
       drop_path: rate of stochastic depth in the last layer; it grows linearly from 0 in the first.
       compute_dtype: dtype of the matmuls' inputs; parameters, sums and the residual stream stay float32.
-      remat: what the backward pass computes again to save memory, a name of `REMAT`: "none"; "block", all but what
+      remat: what the backward pass recomputes to save memory, a name of `REMAT`: "none"; "block", all but what
         goes into a block; "dots", all but the results of linear maps; "offload", as "block" with what goes into a
         block kept in the host's memory.
       scan_layers: one compiled block, scanned (True), or one per layer; the same numbers and parameters.

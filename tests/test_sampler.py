@@ -11,7 +11,7 @@ import pytest
 from arbitrary_params import arbitrary_params
 
 from infinity_jax import scales
-from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.sampling import bits, guidance, reference, sampler
 from infinity_jax.sampling.bits import DrawSettings, draw_bits
@@ -186,7 +186,7 @@ def test_new_values_do_not_compile_again(params, tokenizer_params, inputs):
 
 def test_guidance_one_is_none(params, inputs):
     plain = draw(dataclasses.replace(CONFIG, mixed="none"), params, inputs)
-    for mixed in ("logits", "features"):
+    for mixed in ("logits", "features", "both"):
         config = dataclasses.replace(CONFIG, mixed=mixed, feature_layers=(0, 1))
         guided = draw(config, params, inputs._replace(cfg_K=jnp.ones(4)))
         jax.tree.map(np.testing.assert_array_equal, plain.bits, guided.bits)
@@ -318,3 +318,5 @@ def test_settings_of_each_scale():
         SamplerConfig(MODEL, TOKENIZER, SCHEDULE, "features", (2,))
     with pytest.raises(UserError, match="logits"):
         SamplerConfig(MODEL, TOKENIZER, SCHEDULE, "pixels")
+    chosen = SamplerConfig.from_settings(MODEL, TOKENIZER, SCHEDULE, SampleConfig(guidance="both"))
+    assert chosen == SamplerConfig(MODEL, TOKENIZER, SCHEDULE, "both", (-2,))

@@ -10,7 +10,7 @@ from infinity_jax.runtime.processes import PLATFORMS, Processes
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """One number or several with commas between."""
+    """Reads one number or several with commas between."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -20,26 +20,26 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def whole_number(text: str) -> int:
-    """A whole number of at least 0."""
+    """Reads a whole number of at least 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """One whole number of at least 0, or several with commas between."""
+    """Reads one whole number of at least 0, or several with commas between."""
     return tuple(whole_number(part) for part in text.split(","))
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1."""
+    """Reads a whole number of at least 1."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def probability(text: str) -> float:
-    """A number above 0 and at most 1."""
+    """Reads one number above 0 and at most 1."""
     values = numbers(text)
     if len(values) != 1 or not 0 < values[0] <= 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not one number above 0 and at most 1")
@@ -88,7 +88,7 @@ def add_rewriting(command: argparse.ArgumentParser) -> None:
 
 
 def rewriter_of(arguments: argparse.Namespace) -> "Rewriter | None":
-    """What the options ask for; UserError if one of the two is missing."""
+    """Makes the rewriter that the options ask for; UserError if one of the two is missing."""
     if arguments.rewrite is None and arguments.rewrite_model is None:
         return None
     if arguments.rewrite is None or arguments.rewrite_model is None:
@@ -124,6 +124,6 @@ def add_processes(command: argparse.ArgumentParser) -> None:
 
 
 def processes_of(arguments: argparse.Namespace) -> Processes:
-    """What the options of `add_processes` say; UserError where they do not go together."""
+    """Reads the options of `add_processes`; UserError where they do not go together."""
     names = [field.name for field in dataclasses.fields(Processes)]
     return Processes(**{name: getattr(arguments, name) for name in names})

@@ -47,7 +47,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 
 def add_drawing(command: argparse.ArgumentParser) -> None:
-    """Adds those of the commands that draw long lists."""
+    """Adds --budget, --batch and how devices are used: what commands that draw long lists have."""
     add = command.add_argument
     add("--budget", metavar="NAME", help="pixels: 0.06M 0.25M 0.60M 1M; default: the checkpoint's own")
     add(

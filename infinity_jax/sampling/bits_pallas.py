@@ -32,7 +32,7 @@ SCALE, FIRST_TOKEN = range(2)  # of the counters, uint32
 
 
 def tpu_token_block(tokens: int, width: int) -> int:
-    """Tokens of a block on TPU: all of a small scale, else what fits into `TPU_BLOCK_BYTES`."""
+    """Chooses the tokens of a block on TPU: all of a small scale, else what fits into `TPU_BLOCK_BYTES`."""
     fitting = TPU_BLOCK_BYTES // (4 * 4 * width) // TPU_TOKEN_TILE * TPU_TOKEN_TILE
     return min(tokens, max(TPU_TOKEN_TILE, fitting))
 
@@ -135,7 +135,7 @@ def _product(x, weight) -> jax.Array:
 
 
 def _drawn(difference, settings_ref, counters_ref, seed, token_in_part) -> jax.Array:
-    """int8 bits of a block [tokens, bits]; `token_in_part` is the block's first, among those of this device."""
+    """Draws int8 bits of a block [tokens, bits]; `token_in_part` is the block's first, among those of this device."""
     token, bit = (jax.lax.broadcasted_iota(jnp.int32, difference.shape, axis) for axis in (0, 1))
     first = counters_ref[FIRST_TOKEN].astype(jnp.int32) + token_in_part
     threshold = bits.random_thresholds(

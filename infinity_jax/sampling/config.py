@@ -43,7 +43,7 @@ class SamplerConfig:
     scan_layers: bool = True
 
     @classmethod
-    def of(
+    def from_settings(
         cls,
         model: TransformerConfig,
         tokenizer: TokenizerConfig,

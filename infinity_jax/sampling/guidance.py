@@ -77,7 +77,7 @@ class ScaleSettings(NamedTuple):
     top_p: np.float32
 
 
-def of_scales(settings: SampleConfig, n_scales: int) -> ScaleSettings:
+def scale_settings(settings: SampleConfig, n_scales: int) -> ScaleSettings:
     """Spreads settings over the scales; raises UserError as `per_scale`."""
     cfg_K = strengths(settings.guidance, settings.cfg, n_scales)
     return ScaleSettings(cfg_K, per_scale(settings.tau, n_scales, "tau"), np.float32(settings.top_p))

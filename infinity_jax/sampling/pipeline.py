@@ -143,10 +143,10 @@ class InfinityPipeline:
         schedule = self._schedule(request.aspect_ratio, request.budget)
         request = request.checked()
         model, tokenizer = self.model.config, self.model.tokenizer
-        config = SamplerConfig.of(model, tokenizer.config, schedule, settings, self.scan_layers)
+        config = SamplerConfig.from_settings(model, tokenizer.config, schedule, settings, self.scan_layers)
         batch, of_scales = (
             self._rows_at_once(schedule, request.batch),
-            guidance.of_scales(settings, schedule.n_scales),
+            guidance.scale_settings(settings, schedule.n_scales),
         )
         trained = batches.Trained(self.text_encoder, self._rounded_params, tokenizer.params, self.layout)
         return batches.batches(request, batch, config, of_scales, trained)

@@ -58,7 +58,7 @@ def main(
         drawn = pipeline.stream(request.part(missing), chosen)
         # Not before all that was asked for has been found to be possible.
         folder.mkdir(parents=True, exist_ok=True)
-        picture_writer.write_all([wanted[i] for i in missing], drawn, "--skip-existing goes on from there")
+        picture_writer.write_all([wanted[i] for i in missing], drawn, "--skip-existing resumes from there")
     shown = _draw_sheet(wanted, folder / "sheet.png", attribution(pipeline.model.source))
     logging.info(
         "wrote %d pictures and sheet.png%s to %s",

@@ -77,7 +77,7 @@ def main(
     for parent in {file.path.parent for file in missing}:
         parent.mkdir(parents=True, exist_ok=True)
     drawn = _drawn(pipeline, missing, chosen, plan)
-    picture_writer.write_all(missing, drawn, "the same command goes on from there")
+    picture_writer.write_all(missing, drawn, "the same command resumes from there")
     logging.info("wrote %d files to %s; to evaluate the whole:", len(missing), folder)
     for command in values["evaluator"]["commands"]:
         logging.info("  %s", command)
