@@ -95,6 +95,14 @@ def test_a_train_step_for_a_tpu(tmp_path):
     assert 0 < numbers["estimated_mfu"] < 1
 
 
+@pytest.mark.parametrize("topology", ["cpu:4", pytest.param("v5e:2x2", marks=needs_libtpu)])
+def test_quick_is_known_to_the_compiler(tmp_path, topology):
+    code, numbers, text = of_tiny_model(tmp_path, "--topology", topology, "--mesh", "fsdp=4", "--quick")
+    assert code == 0 and numbers is not None, text
+    assert numbers["quick"] and numbers["fits"]
+    assert 0.9 < numbers["compiled_over_model_flops"] <= 1.1
+
+
 @pytest.mark.slow
 @needs_libtpu
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ from infinity_jax.tools.planning.chips import CHIPS, Chip
 from infinity_jax.tools.planning.lowering import Program, lower_sampler, lower_train_step
 
 INSTALL = "pip install 'infinity-jax[tpu]' (or 'jax[tpu]' of the same version as jax)"
+# For `--quick`: XLA's level EFFORT_O0, as a number because older jax takes no name; known for every kind of device.
+QUICK: Any = {"optimization_level": 9}
 # What is reported of a compiled program: the largest over all shapes of pictures, or their mean.
 _LARGEST = ("peak_bytes_per_device", "argument_bytes_per_device", "temporary_bytes_per_device")
 _MEANS = (
@@ -172,8 +174,7 @@ def compile_and_count(program: Program, target: Target, quick: bool) -> dict[str
     """Memory, FLOP, collectives and estimates of one program; all but memory are None where it does not fit at all."""
     start = time.monotonic()
     try:
-        options: Any = {"exec_time_optimization_effort": -1.0} if quick else None
-        compiled = program.lowered.compile(options)
+        compiled = program.lowered.compile(QUICK if quick else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
