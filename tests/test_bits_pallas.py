@@ -293,7 +293,12 @@ def test_gpu_kernel_reads_and_writes_inside_its_arrays(size, monkeypatch):
 def lowered_for_gpu(size, rows, dtype) -> str:
     """The program that draws bits, for a GPU that need not be here."""
     given, chosen = arrays(*size, rows, dtype=dtype), settings(size[0])
-    draw = functools.partial(head_bits.draw_head_bits)  # a new function: another platform is another program
+
+    def draw(
+        hidden_GBNC, head, cfg, drawing
+    ):  # a new function each time: another platform is another program
+        return head_bits.draw_head_bits(hidden_GBNC, head, cfg, drawing)
+
     gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
     # Newer Pallas asks for the kind of GPU, which it takes from here where the process has none.
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu)):

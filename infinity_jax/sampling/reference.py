@@ -1,6 +1,6 @@
 """The sampler in its plainest form: what `sampler.py` draws, without anything that makes it fast.
 
-Infinity draws a picture from coarse to fine (paper section 3; docs/spec.md section 7). At each scale
+Infinity draws a picture from coarse to fine (paper section 3.1; docs/spec.md section 7). At each scale
 
 1. the sum of the codes so far, resized to the scale, is what the transformer reads beside the text;
 2. the transformer gives two logits for each bit of each token, all bits of a scale at once;
