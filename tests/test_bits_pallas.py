@@ -294,9 +294,7 @@ def lowered_for_gpu(size, rows, dtype) -> str:
     """The program that draws bits, for a GPU that need not be here."""
     given, chosen = arrays(*size, rows, dtype=dtype), settings(size[0])
 
-    def draw(
-        hidden_GBNC, head, cfg, drawing
-    ):  # a new function each time: another platform is another program
+    def draw(hidden_GBNC, head, cfg, drawing):  # a new function each time, for jit's cache
         return head_bits.draw_head_bits(hidden_GBNC, head, cfg, drawing)
 
     gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
