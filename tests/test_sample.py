@@ -17,6 +17,7 @@ import infinity_jax
 from infinity_jax.errors import UserError
 from infinity_jax.files import pictures as picture_files
 from infinity_jax.sampling import batches, prompts_to_files
+from infinity_jax.sampling.request import SampleRequest, SystemOptions
 
 PROMPTS = [f"{word} {thing}" for word in ("red", "blue") for thing in ("heart", "ball", "cat")]
 TEXT_LENGTH = 64
@@ -46,19 +47,19 @@ def compilations():
 
 
 def test_batches_are_the_same_pictures(system):
-    whole = system.arrays(PROMPTS, range(6))
-    parts = list(system.stream(PROMPTS, range(6), batch=4))
+    whole = system.arrays(SampleRequest(PROMPTS, range(6)))
+    parts = list(system.stream(SampleRequest(PROMPTS, range(6), batch=4)))
     assert [numbers for numbers, _ in parts] == [range(0, 4), range(4, 6)]
     np.testing.assert_array_equal(np.concatenate([images for _, images in parts]), whole)
-    alone = [images for _, images in system.stream(PROMPTS[3:4], [3], batch=4)]
+    alone = [images for _, images in system.stream(SampleRequest(PROMPTS[3:4], [3], batch=4))]
     np.testing.assert_array_equal(alone[0][0], whole[3])
 
 
 def test_mistakes_are_found_before_anything_is_drawn(system):
     with pytest.raises(UserError, match="prompt 2 of 2 is empty"):
-        system.stream(["a", " "], [0, 1])
+        system.stream(SampleRequest(["a", " "], [0, 1]))
     with pytest.raises(UserError, match="batch 0 must be at least 1"):
-        system.stream(["a"], [0], batch=0)
+        system.stream(SampleRequest(["a"], [0], batch=0))
 
 
 class FakePictures:
@@ -84,7 +85,7 @@ def test_a_batch_is_started_before_the_last_one_is_fetched(system, monkeypatch):
         "make_sampler",
         lambda config, layout: lambda p, t, inputs: FakePictures(events, len(inputs.seeds_B)),
     )
-    for numbers, images in system.stream(PROMPTS, range(6), batch=2):
+    for numbers, images in system.stream(SampleRequest(PROMPTS, range(6), batch=2)):
         assert len(images) == len(numbers) == 2
         events.append(f"hand out {numbers[0] // 2}")
     assert events == [
@@ -97,7 +98,7 @@ def test_nothing_is_compiled_again(system):
     with compilations() as seen:
         system(["a blue ball", "cat"], seeds=[3, 4], cfg=(1.0, 2.0, 3.0, 4.0), tau=0.5, top_p=0.9)
         system(PROMPTS * 3, guidance="pyramid", cfg=3.0)
-        list(system.stream(PROMPTS, range(6), system.settings.changed(tau=0.7)))
+        list(system.stream(SampleRequest(PROMPTS, range(6)), system.settings.changed(tau=0.7)))
     assert not seen
     with compilations() as seen:
         jax.jit(lambda x: x + 1)(0)
@@ -114,18 +115,18 @@ def test_texts_of_any_length_have_few_shapes(system, monkeypatch):
 
     monkeypatch.setattr(batches, "make_sampler", lambda config, layout: draw)
     for words in (1, 5, 20, 30, 31, 50, 100):  # and two tokens more
-        list(system.stream(["a " * words, *["b"] * 3], range(4), batch=2))
+        list(system.stream(SampleRequest(["a " * words, *["b"] * 3], range(4), batch=2)))
     assert shapes == [[(2, 32)] * 2] * 8 + [[(2, 64)] * 2] * 6, "one for all batches of a call"
     shapes.clear()
     for words in (1, 31):
-        list(system.stream(["a"], [0], negative_prompts=["a " * words], batch=2))
+        list(system.stream(SampleRequest(["a"], [0], negative_prompts=["a " * words], batch=2)))
     assert shapes == [[(2, 32)] * 4, [(2, 64)] * 4]
     assert system.text_encoder._apply._cache_size() <= 4, "8, 16, 32 and 64 tokens"
 
 
 def test_longer_padding_draws_the_same(system, monkeypatch):
     def draw():
-        return [images for _, images in system.stream([PROMPTS[0]] * 4, range(4), batch=4)]
+        return [images for _, images in system.stream(SampleRequest([PROMPTS[0]] * 4, range(4), batch=4))]
 
     with_32 = draw()
     monkeypatch.setattr(batches, "padded_length", lambda encoder, texts: 64)
@@ -136,9 +137,13 @@ def test_longer_padding_draws_the_same(system, monkeypatch):
 def run(system, monkeypatch):
     """`infinity-jax sample` of the system that is loaded already."""
     monkeypatch.setattr(infinity_jax.InfinityPipeline, "from_pretrained", lambda *_: system)
-    return lambda out, prompts=PROMPTS, **options: prompts_to_files.main(
-        prompts, out, "c", 5, batch=4, **options
-    )
+
+    def sample(out, prompts=PROMPTS, skip_existing=False, negative_prompt="", **settings):
+        negative = [negative_prompt] * len(prompts) if negative_prompt else None
+        request = SampleRequest(prompts, range(5, 5 + len(prompts)), negative, batch=4)
+        prompts_to_files.main(request, out, SystemOptions("c"), settings, skip_existing)
+
+    return sample
 
 
 def pictures(out):
@@ -150,7 +155,10 @@ def test_files(system, run, tmp_path):
     files = pictures(tmp_path / "new" / "out")
     assert [file.name for file in files][:2] == ["0000-red-heart.png", "0001-red-ball.png"]
     steered = system.settings.changed(cfg=3.0)
-    expected = [images for _, images in system.stream(PROMPTS, range(5, 11), steered, ["dog"] * 6, batch=4)]
+    expected = [
+        images
+        for _, images in system.stream(SampleRequest(PROMPTS, range(5, 11), ["dog"] * 6, batch=4), steered)
+    ]
     np.testing.assert_array_equal([np.asarray(Image.open(file)) for file in files], np.concatenate(expected))
     assert picture_files.read_metadata(files[1]) == {
         "prompt": "red ball", "seed": 6, "negative_prompt": "dog", "cfg": 3.0, "tau": 1.0, "top_p": 1.0,

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +32,7 @@ def main(
     json_file: str | Path,
     checkpoint: str | None = None,
     seed: int = 0,
-    cfg: tuple[float, ...] | None = None,
-    tau: tuple[float, ...] | None = None,
-    pruning: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     prompts: int = 256,
     sheet: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -43,27 +42,28 @@ def main(
       json_file: where they go.
       checkpoint: an exported folder or a training workdir; None is the one in the package.
       seed: of the sampled pictures and of the choice of prompts.
-      cfg, tau: guidance and temperature, one value or one a scale; default: the checkpoint's own.
-      pruning: see `SampleConfig`.
+      settings: values of fields of `SampleConfig`; the others, and those that are None, are the checkpoint's own.
       prompts: train prompts for retrieval, of pictures without look-alikes.
       sheet: a PNG to draw, or None.
     Returns:
       what was written.
+    Raises:
+      UserError: `json_file` cannot be written, or the checkpoint, its data set or a setting is wrong.
     """
     started = time.monotonic()
     json_file, checkpoint = Path(json_file), checkpoint or "bundled"
     atomic.check_target(json_file, "--json")
     pipeline = InfinityPipeline.from_pretrained(checkpoint)
-    settings = pipeline.settings.changed(cfg=cfg, tau=tau, pruning=pruning)
+    chosen_settings = pipeline.settings.changed(**settings or {})
     real = generation.real_pictures(pipeline.model.source, pipeline.model.tokenizer.side)
     chosen = real.choose_prompts(prompts, KID_PICTURES, seed)
-    generated = generation.generate(pipeline, real, settings, chosen, seed)
+    generated = generation.generate(pipeline, real, chosen_settings, chosen, seed)
 
     numbers: dict[str, Any] = {
         **_validation(pipeline, real.validation),
         **_tokenizer_quality(pipeline, real.train, real.validation, chosen),
         **generation.quality(real, generated, prompts),
-        **dataclasses.asdict(settings),
+        **dataclasses.asdict(chosen_settings),
         "prompts": min(prompts, len(chosen)),
         "seed": seed,
         "checkpoint": str(checkpoint),
@@ -77,7 +77,7 @@ def main(
 
 
 def _validation(pipeline: InfinityPipeline, validation: generation.Split) -> dict[str, Any]:
-    """Loss and accuracies under teacher forcing on pictures never trained on."""
+    """Measures loss and accuracies under teacher forcing on pictures never trained on."""
     if not validation.captions:
         return {"validation_loss": None, "bit_accuracy": None}
     model = pipeline.model

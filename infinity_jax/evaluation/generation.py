@@ -15,6 +15,7 @@ from infinity_jax.evaluation import gallery
 from infinity_jax.metrics.kid import FEWEST, effnet_kid
 from infinity_jax.metrics.retrieval import retrieval
 from infinity_jax.sampling.pipeline import InfinityPipeline
+from infinity_jax.sampling.request import SampleRequest
 
 
 class Split(NamedTuple):
@@ -88,7 +89,7 @@ def generate(
     """Draws what `quality` looks at, picture i with seed `seed` + i."""
 
     def draw(captions: Sequence[str]) -> np.ndarray:
-        return pipeline.arrays(captions, [seed + i for i in range(len(captions))], settings)
+        return pipeline.arrays(SampleRequest(captions, range(seed, seed + len(captions))), settings)
 
     composed = np.zeros_like(real.compositions.images)
     if real.compositions.captions:
