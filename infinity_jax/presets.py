@@ -1,4 +1,4 @@
-"""The published models by name: what they are and how they are sampled (paper Table 6, spec sections 4, 7 and 9)."""
+"""The published models by name: what they are and how they are sampled (paper Table 6, docs/spec.md sections 4, 7 and 9)."""
 
 import dataclasses
 from collections.abc import Mapping

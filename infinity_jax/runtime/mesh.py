@@ -9,7 +9,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from infinity_jax.config import TransformerConfig
+from infinity_jax.config import TransformerConfig, numbers_by_name
 from infinity_jax.errors import UserError
 
 # The axes a user names. "fsdp" becomes two mesh axes, see `device_mesh`.
@@ -53,15 +53,15 @@ class MeshConfig:
 
 
 def parse_mesh(text: str, slices: int = 1) -> MeshConfig:
-    """ "fsdp=8,tensor=2" -> MeshConfig; axes that are not named are 1. Raises UserError for anything else."""
-    sizes: dict[str, int] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, size = part.partition("=")
-        if name not in USER_AXES or not size.isdecimal() or name in sizes:
-            raise UserError(
-                f"mesh {text!r}: {part!r} is not AXIS=NUMBER with an axis of {', '.join(USER_AXES)}, each at most once"
-            )
-        sizes[name] = int(size)
+    """Reads "fsdp=8,tensor=2", short enough for a command line; axes that are not named are 1.
+
+    Raises:
+      UserError: it is not of that form, or an axis is unknown.
+    """
+    form = f"AXIS=NUMBER with an axis of {', '.join(USER_AXES)}"
+    sizes = numbers_by_name(text, "mesh", form)
+    if unknown := sizes.keys() - set(USER_AXES):
+        raise UserError(f"mesh {text!r}: {min(unknown)!r} is unknown; write {form}")
     return MeshConfig(**sizes, slices=slices)
 
 
