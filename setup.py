@@ -5,6 +5,9 @@ from setuptools import find_namespace_packages, setup
 CONFIGS = find_namespace_packages(".", include=["configs", "configs.*"])
 
 setup(
-    packages=[*find_namespace_packages(".", include=["infinity_jax*"]), *(f"infinity_jax.{name}" for name in CONFIGS)],
+    packages=[
+        *find_namespace_packages(".", include=["infinity_jax*"]),
+        *(f"infinity_jax.{name}" for name in CONFIGS),
+    ],
     package_dir={"infinity_jax.configs": "configs"},
 )

@@ -238,7 +238,9 @@ def from_dict(cls: type[T], values: Section, section: str) -> T:
     given = {}
     for key in values:
         if key not in hints:
-            raise UserError(f"unknown config key {section}.{key}; {nearest(key, sorted(hints), f'{section}.')}")
+            raise UserError(
+                f"unknown config key {section}.{key}; {nearest(key, sorted(hints), f'{section}.')}"
+            )
         value = given[key] = tuple(values[key]) if isinstance(values[key], list) else values[key]
         if not _is_of(value, hints[key]):
             wanted = getattr(hints[key], "__name__", None) if isinstance(hints[key], type) else None

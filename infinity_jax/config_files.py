@@ -122,9 +122,7 @@ def _find(name: str) -> Path:
 def _in_every_stage(changes: Sequence[tuple[str, str]], config: ConfigDict) -> list[tuple[str, str]]:
     """Puts changes in the order in which they count, with a copy of those of no stage for each stage."""
     shared = [change for change in changes if not change[0].startswith("stages.")]
-    copies = [
-        (f"stages.{name}.{key}", text) for name in config.get("stages", ()) for key, text in shared
-    ]
+    copies = [(f"stages.{name}.{key}", text) for name in config.get("stages", ()) for key, text in shared]
     return [*shared, *copies, *(change for change in changes if change not in shared)]
 
 
@@ -144,7 +142,9 @@ def with_stages(config: ConfigDict, stages: Mapping[str, Any]) -> ConfigDict:
         changes = ConfigDict(changes)
         for key in _keys(changes):
             if key not in known:
-                raise UserError(f"unknown config key config.stages.{name}.{key}; {nearest(key, known, 'config.')}")
+                raise UserError(
+                    f"unknown config key config.stages.{name}.{key}; {nearest(key, known, 'config.')}"
+                )
         whole[name] = ConfigDict(config.to_dict())
         with whole[name].ignore_type():
             whole[name].update(changes.to_dict())

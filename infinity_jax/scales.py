@@ -110,7 +110,7 @@ class ScaleSchedule:
 
 @functools.cache
 def _table_10() -> dict[tuple[int, int], tuple[tuple[int, int], ...]]:
-    """Aspect ratio (height, width) -> 13 sizes, for all 15 ratios."""
+    """Reads the table: aspect ratio (height, width) -> 13 sizes, for all 15 ratios."""
     table = {}
     for (h, w), text in _TABLE_10.items():
         sizes = tuple((int(a), int(b)) for a, b in (size.split("x") for size in text.split()))
@@ -120,7 +120,7 @@ def _table_10() -> dict[tuple[int, int], tuple[tuple[int, int], ...]]:
 
 
 def aspect_ratios() -> tuple[str, ...]:
-    """The 15 known aspect ratios as "height:width", tallest first."""
+    """Lists the 15 known aspect ratios as "height:width", tallest first."""
     ratios = sorted(_table_10(), key=lambda ratio: -ratio[0] / ratio[1])
     return tuple(f"{h}:{w}" for h, w in ratios)
 
@@ -138,13 +138,13 @@ def parse_aspect_ratio(text: str) -> tuple[int, int]:
 
 
 def nearest_aspect_ratio(height: int, width: int) -> str:
-    """The known ratio that is nearest to height/width, as "height:width" (docs/spec.md section 1)."""
+    """Finds the known ratio that is nearest to height/width, as "height:width" (docs/spec.md section 1)."""
     h, w = min(_table_10(), key=lambda ratio: abs(ratio[0] / ratio[1] - height / width))
     return f"{h}:{w}"
 
 
 def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
-    """The schedule of a budget ("0.06M", "0.25M", "0.60M", "1M") or a small preset ("64px").
+    """Makes the schedule of a budget ("0.06M", "0.25M", "0.60M", "1M") or a small preset ("64px").
 
     Args:
       preset: a name of `BUDGETS` or `SMALL_BUDGETS` (any of the 15 aspect ratios) or of `SMALL_PRESETS` (square only);
@@ -171,12 +171,12 @@ def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
 
 
 def schedule_of_ratio(preset: str, ratio: str) -> ScaleSchedule:
-    """The schedule for pictures of a ratio: a square preset has one for all, and they are cropped."""
+    """Makes the schedule for pictures of a ratio: a square preset has one for all, and they are cropped."""
     return make_schedule(preset, "1:1" if positions_preset(preset) in SMALL_PRESETS else ratio)
 
 
 def positions_preset(preset: str) -> str:
-    """The preset whose last scale the positions of `preset` refer to: "1M" for all budgets, else mostly itself.
+    """Finds the preset whose last scale the positions of `preset` refer to: "1M" for all budgets, else mostly itself.
 
     A model and a tokenizer for one of the presets with the same one can change to another.
     """
@@ -199,7 +199,10 @@ def _square_schedule(preset: str) -> ScaleSchedule:
 
 
 def dense_schedule(last: int) -> ScaleSchedule:
-    """The tokenizer's square training schedule up to `last`: every size to 16, then coarser (docs/spec.md section 2)."""
+    """Makes the tokenizer's square training schedule up to `last`: every size to 16, then coarser.
+
+    docs/spec.md section 2.
+    """
     if last not in _DENSE_SIZES:
         raise UserError(
             f"no dense schedule ends in {last}x{last}; possible ends: {', '.join(map(str, _DENSE_SIZES))}"

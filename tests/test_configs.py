@@ -36,8 +36,12 @@ CASES = dict(cases())
 
 
 def test_all_config_files_are_tried():
-    assert {path.partition(":")[0] for path in CASES} == set(CONFIGS) and len(CONFIGS) == 9 and len(GRIDS) == 7
-    assert {"t2i_progressive:debug", "emoji:index", "tokenizer:stage2", "pods/v5e_256:4.7b,0.25M"} <= set(CASES)
+    assert (
+        {path.partition(":")[0] for path in CASES} == set(CONFIGS) and len(CONFIGS) == 9 and len(GRIDS) == 7
+    )
+    assert {"t2i_progressive:debug", "emoji:index", "tokenizer:stage2", "pods/v5e_256:4.7b,0.25M"} <= set(
+        CASES
+    )
 
 
 @pytest.mark.parametrize("path", CASES)
@@ -76,7 +80,9 @@ def test_strength_and_temperature_are_one_number_or_one_a_scale(path):
     assert loaded(path, "sample.cfg=(1,2)", "sample.unguided_scales=5").sample.unguided_scales == (5,)
 
 
-@pytest.mark.parametrize("change", ["model.layers=10%", "optim.learning_rate=1,2", "correction.scales=2 steps"])
+@pytest.mark.parametrize(
+    "change", ["model.layers=10%", "optim.learning_rate=1,2", "correction.scales=2 steps"]
+)
 def test_other_keys_refuse_what_lengths_and_strengths_may_be(change):
     config, (section, key) = loaded("emoji", change), change.partition("=")[0].split(".")
     with pytest.raises(UserError, match=rf"^{section}\.{key} is .*; it must be of type"):

@@ -1,4 +1,7 @@
-"""Training batches of one resolution each, from one row of records (docs/spec.md section 2: stage 2 of the tokenizer)."""
+"""Training batches of one resolution each, from one row of records.
+
+docs/spec.md section 2: stage 2 of the tokenizer.
+"""
 
 import dataclasses
 import functools

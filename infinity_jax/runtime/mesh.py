@@ -66,7 +66,7 @@ def parse_mesh(text: str, slices: int = 1) -> MeshConfig:
 
 
 def axis_sizes(config: MeshConfig, model: TransformerConfig | None = None) -> tuple[int, ...]:
-    """The size of each of `MESH_AXES`.
+    """Computes the size of each of `MESH_AXES`.
 
     Where the width of the model is not divisible by fsdp, fsdp is split: the part that divides it splits the kernels'
     rows, and the rest, "fsdp_inner", their columns. So fsdp=256 works for a width of 2080 = 32 x 65, as 32 x 8.
@@ -86,7 +86,7 @@ def axis_sizes(config: MeshConfig, model: TransformerConfig | None = None) -> tu
 def device_mesh(
     config: MeshConfig, model: TransformerConfig | None = None, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """The mesh of the axes `MESH_AXES`, arranged so that neighbours talk over fast links.
+    """Makes the mesh of the axes `MESH_AXES`, arranged so that neighbours talk over fast links.
 
     Args:
       model: what will be trained; see `axis_sizes`.
