@@ -290,7 +290,7 @@ def test_gpu_kernel_reads_and_writes_inside_its_arrays(size, monkeypatch):
     assert (np.asarray(drawn) == interpreted_bits).mean() > 0.999
 
 
-def lowered_for_gpu(size, rows, dtype) -> str:
+def lowered_for_gpu(size: tuple[int, int, int, int], rows: int, dtype: str) -> str:
     """The program that draws bits, for a GPU that need not be here."""
     given, chosen = arrays(*size, rows, dtype=dtype), settings(size[0])
 
