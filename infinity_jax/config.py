@@ -241,7 +241,8 @@ def from_dict(cls: type[T], values: Section, section: str) -> T:
             raise UserError(
                 f"unknown config key {section}.{key}; {nearest(key, sorted(hints), f'{section}.')}"
             )
-        value = given[key] = tuple(values[key]) if isinstance(values[key], list) else values[key]
+        value: Any = values[key]
+        value = given[key] = tuple(value) if isinstance(value, list) else value
         if not _is_of(value, hints[key]):
             wanted = getattr(hints[key], "__name__", None) if isinstance(hints[key], type) else None
             raise UserError(f"{section}.{key} is {value!r}; it must be of type {wanted or hints[key]}")

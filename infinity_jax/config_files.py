@@ -119,7 +119,7 @@ def _find(name: str) -> Path:
     raise UserError(f"no config file {name}; there are: {', '.join([*beside, *packed()])}")
 
 
-def _in_every_stage(changes: Sequence[tuple[str, str]], config: ConfigDict) -> list[tuple[str, str]]:
+def _in_every_stage(changes: Sequence[tuple[str, str]], config: Any) -> list[tuple[str, str]]:
     """Puts changes in the order in which they count, with a copy of those of no stage for each stage."""
     shared = [change for change in changes if not change[0].startswith("stages.")]
     copies = [(f"stages.{name}.{key}", text) for name in config.get("stages", ()) for key, text in shared]
