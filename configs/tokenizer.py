@@ -36,7 +36,7 @@ def get_config(argument: str = "stage1") -> ConfigDict:
     """The config of a stage; "debug" is a tiny second stage."""
     if argument not in (*STAGES, "debug"):
         raise UserError(f"unknown stage {argument!r}; known: {', '.join(STAGES)}, debug")
-    stage = STAGES.get(argument, STAGES["stage2"])
+    stage: dict[str, Any] = STAGES.get(argument, STAGES["stage2"])
     config = ConfigDict()
     config.model = section(TokenizerConfig(compute_dtype="bfloat16"))
     config.loss = section(TokenizerLossConfig(features=1.0, feature_network="lpips", detach_residuals=False))

@@ -232,9 +232,6 @@ def from_dict(cls: type[T], values: Section, section: str) -> T:
         value of another type, or one that `cls` refuses.
     """
     hints, fields = get_type_hints(cls), dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
-    for field in fields:
-        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
-            raise UserError(f"{section} lacks the key {field.name}; add it")
     given = {}
     for key in values:
         if key not in hints:
@@ -246,6 +243,9 @@ def from_dict(cls: type[T], values: Section, section: str) -> T:
         if not _is_of(value, hints[key]):
             wanted = getattr(hints[key], "__name__", None) if isinstance(hints[key], type) else None
             raise UserError(f"{section}.{key} is {value!r}; it must be of type {wanted or hints[key]}")
+    for field in fields:
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{section} lacks the key {field.name}; add it")
     return cls(**given)
 
 
