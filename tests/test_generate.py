@@ -228,7 +228,7 @@ def test_rewritten_prompts_are_drawn_and_said(run, system, tmp_path):
 
 def test_command_line(monkeypatch, tmp_path, capsys):
     got: dict = {}
-    monkeypatch.setattr(main, "_prepare_process", lambda: None)
+    monkeypatch.setattr("infinity_jax.cli.main._prepare_process", lambda: None)
     names = ("prompts", "out", "plan", "system", "settings", "rewriter")
     monkeypatch.setattr(generate, "main", lambda *values: got.update(zip(names, values, strict=True)))
     path = field_prompts.write("geneval", tmp_path)
