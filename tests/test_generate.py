@@ -86,7 +86,7 @@ def test_seeds_depend_on_the_numbers_of_prompt_and_picture(run, system, tmp_path
     alone = [x for _, x in system.stream(SampleRequest(["a red car"], [100 + 4 * 2 + 1], batch=4), settings)]
     file = tmp_path / "g" / "00002" / "samples" / "0001.png"
     np.testing.assert_array_equal(np.asarray(Image.open(file)), alone[0][0])
-    note = picture_files.read_note(file)
+    note = picture_files.read_metadata(file)
     assert note is not None and note["seeds"] == [109] and note["cfg"] == 3.0 and note["drawn"] == "a red car"
 
 
@@ -213,7 +213,7 @@ def test_rewritten_prompts_are_drawn_and_said(run, system, tmp_path):
     found = run("mjhq", tmp_path / "m", rewriter=rewriter)
     assert found["rewriting"] == rewriter.describe() and "secret" not in json.dumps(found)
     file = tmp_path / "m" / "food" / "c3.png"
-    note = picture_files.read_note(file)
+    note = picture_files.read_metadata(file)
     assert note is not None and (note["prompt"], note["drawn"]) == ("a cake", "a cake, in the sun")
     alone = [x for _, x in system.stream(SampleRequest(["a cake, in the sun"], [1], batch=4))]
     np.testing.assert_array_equal(np.asarray(Image.open(file)), alone[0][0])

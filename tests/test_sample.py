@@ -5,6 +5,7 @@ import errno
 import itertools
 import json
 import os
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -159,7 +160,7 @@ def test_files(system, run, tmp_path):
         for _, images in system.stream(SampleRequest(PROMPTS, range(5, 11), ["dog"] * 6, batch=4), steered)
     ]
     np.testing.assert_array_equal([np.asarray(Image.open(file)) for file in files], np.concatenate(expected))
-    assert picture_files.read_note(files[1]) == {
+    assert picture_files.read_metadata(files[1]) == {
         "prompt": "red ball", "seed": 6, "negative_prompt": "dog", "cfg": 3.0, "tau": 1.0, "top_p": 1.0,
         "guidance": "logits", "unguided_scales": [], "reuse_guidance": False, "pruning": "none",
         "aspect_ratio": "1:1", "budget": "32px", "checkpoint": "c",
@@ -195,23 +196,23 @@ def test_a_long_list_has_a_sheet_of_its_start(run, tmp_path, monkeypatch):
 
 
 def test_a_full_disk_ends_the_run(run, tmp_path, monkeypatch):
-    real, calls, numbers = Image.Image.save, [], itertools.count(1)
+    real, calls, numbers = Path.write_bytes, [], itertools.count(1)
 
-    def save(image, path, **options):
+    def write_bytes(path, content):
         number = next(numbers)  # several threads write, and one of them must be the third
         calls.append(path)
-        real(image, path, **options)
         if number == 3:
-            path.write_bytes(path.read_bytes()[:100])
+            real(path, content[:100])
             raise OSError(errno.ENOSPC, "No space left on device")
+        return real(path, content)
 
-    monkeypatch.setattr(Image.Image, "save", save)
+    monkeypatch.setattr(Path, "write_bytes", write_bytes)
     with pytest.raises(OSError, match="No space left") as error:
         run(tmp_path, PROMPTS * 2)
     assert str(tmp_path) in error.value.filename and error.value.filename.endswith(".png")
     assert 3 <= len(calls) <= 8, "nothing of the batches after it"
     for file in tmp_path.iterdir():
-        assert picture_files.read_note(file) is not None and Image.open(file).load()
+        assert picture_files.read_metadata(file) is not None and Image.open(file).load()
 
 
 def test_an_interrupted_run_leaves_whole_pictures(run, tmp_path, monkeypatch):
@@ -225,7 +226,7 @@ def test_an_interrupted_run_leaves_whole_pictures(run, tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path)
     for file in tmp_path.iterdir():
-        assert picture_files.read_note(file) is not None and Image.open(file).load()
+        assert picture_files.read_metadata(file) is not None and Image.open(file).load()
     monkeypatch.setattr(infinity_jax.InfinityPipeline, "stream", real)
     run(tmp_path, skip_existing=True)
     assert len(pictures(tmp_path)) == 6
@@ -235,8 +236,8 @@ def test_notes(tmp_path):
     picture = Image.new("RGB", (2, 2))
     note = {"prompt": "café ❤", "seed": 2**32 - 1, "cfg": [1.0, 2.5]}
     picture_files.write_png(picture, tmp_path / "a.png", note)
-    assert picture_files.read_note(tmp_path / "a.png") == json.loads(json.dumps(note))
+    assert picture_files.read_metadata(tmp_path / "a.png") == json.loads(json.dumps(note))
     picture_files.write_png(picture, tmp_path / "b.png")
     (tmp_path / "c.png").write_bytes(b"no picture")
     for name in ("b.png", "c.png", "d.png"):
-        assert picture_files.read_note(tmp_path / name) is None
+        assert picture_files.read_metadata(tmp_path / name) is None

@@ -43,17 +43,16 @@ def main(
       checkpoint: an exported folder or a training workdir; None is the one in the package.
       seed: of the sampled pictures and of the choice of prompts.
       settings: values of fields of `SampleConfig`; the others, and those that are None, are the checkpoint's own.
-      prompts: train prompts (without skin tone) for retrieval.
+      prompts: train prompts for retrieval, of pictures without look-alikes.
       sheet: a PNG to draw, or None.
     Returns:
       what was written.
     Raises:
       UserError: `json_file` cannot be written, or the checkpoint, its data set or a setting is wrong.
     """
-    path = Path(json_file)
-    atomic.check_target(path, "--json")
     started = time.monotonic()
-    checkpoint = checkpoint or "bundled"
+    json_file, checkpoint = Path(json_file), checkpoint or "bundled"
+    atomic.check_target(json_file, "--json")
     pipeline = InfinityPipeline.from_pretrained(checkpoint)
     chosen_settings = pipeline.settings.changed(**settings or {})
     real = generation.real_pictures(pipeline.model.source, pipeline.model.tokenizer.side)
@@ -70,8 +69,8 @@ def main(
         "checkpoint": str(checkpoint),
         "seconds": round(time.monotonic() - started, 1),
     }
-    atomic.write(path, numbers)
-    logging.info("wrote %s", path)
+    atomic.write_json(json_file, numbers)
+    logging.info("wrote %s", json_file)
     if sheet:
         _draw(Path(sheet), pipeline.model.source, real, generated)
     return numbers
@@ -97,9 +96,9 @@ def _tokenizer_quality(
 ) -> dict[str, Any]:
     """Measures PSNR on validation pictures, and EffNet-KID of reconstructed train pictures against other real ones."""
     through_bits = ThroughBits(pipeline.model.tokenizer)
-    others = np.setdiff1d(np.arange(len(train_split.images)), chosen)
+    unchosen = np.setdiff1d(np.arange(len(train_split.images)), chosen)
     real = gallery.gallery_features(train_split.images)
-    kid, error = effnet_kid(gallery.features_of(through_bits(train_split.images[chosen])), real[others])
+    kid, error = effnet_kid(gallery.features_of(through_bits(train_split.images[chosen])), real[unchosen])
     psnr = mean_psnr(validation.images, through_bits(validation.images)) if validation.captions else None
     return {"psnr": psnr, "reconstruction_kid": kid, "reconstruction_kid_error": error}
 
@@ -114,8 +113,12 @@ def _draw(path: Path, source: str, real: generation.RealPictures, generated: gen
         n = min(SHEET_COLUMNS, len(generated.composed))
         beside = path.with_stem(path.stem + "-compositions")
         parts.append((beside, generated.composed[:n], compositions.images[:n], compositions.captions[:n]))
-    for file, made, pictures, captions in parts:
+    for file, generated_images, pictures, captions in parts:
         sheets.comparison_sheet(
-            [made, pictures], ["generated", "real"], file, captions=captions, footer=attribution(source)
+            [generated_images, pictures],
+            ["generated", "real"],
+            file,
+            captions=captions,
+            footer=attribution(source),
         )
         logging.info("wrote %s", file)

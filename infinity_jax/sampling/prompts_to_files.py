@@ -30,15 +30,15 @@ def main(
 ) -> None:
     """Writes one PNG per prompt, and sheet.png with the first prompts under their pictures.
 
-    Pictures are written while the next batch is drawn. Each appears whole or not at all, with a note in it of its
-    prompt, seed and settings (`pictures.read_note`).
+    Pictures are written while the next batch is drawn. Each appears whole or not at all, and holds
+    its prompt, seed and settings (`pictures.read_metadata`).
 
     Args:
       request: what to draw.
       out: folder for the pictures.
       system: what draws it.
       settings: values of fields of `SampleConfig`; the others, and those that are None, are the checkpoint's own.
-      skip_existing: keeps pictures in `out` whose note is the one that they would get; the weights of the checkpoint
+      skip_existing: keeps pictures in `out` whose metadata are those that they would get; the weights of the checkpoint
         are not compared, only its name.
     """
     folder = Path(out)
@@ -90,7 +90,7 @@ def _draw_sheet(pictures: Sequence[Wanted], path: Path, footer: str) -> int:
     scale = 2 if pixels <= 256 * 256 else 1
     shown = pictures[: max(1, min(_LARGEST_SHEET, _SHEET_PIXELS // (pixels * scale**2)))]
     images = [np.asarray(Image.open(p.path).convert("RGB")) for p in shown]
-    sheets.picture_sheet(images, [p.note["prompt"] for p in shown], path, scale=scale, footer=footer)
+    sheets.picture_sheet(images, [p.metadata["prompt"] for p in shown], path, scale=scale, footer=footer)
     return len(shown)
 
 

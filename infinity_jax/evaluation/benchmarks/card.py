@@ -104,7 +104,7 @@ def keep(folder: Path, card: Mapping[str, Any]) -> None:
         if holds_files:
             raise UserError(f"{folder} holds files but no {NAME}; name an empty folder, or a new one")
         folder.mkdir(parents=True, exist_ok=True)
-        atomic.write(file, card)
+        atomic.write_json(file, card)
         return
     try:
         there = json.loads(file.read_text())

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.config import SampleConfig
 from infinity_jax.evaluation.benchmarks import card
 from infinity_jax.evaluation.benchmarks.card import Plan
 from infinity_jax.evaluation.benchmarks.layouts import PromptSet
-from infinity_jax.files import picture_writer
-from infinity_jax.files import pictures as picture_files
+from infinity_jax.files import atomic, picture_writer
 from infinity_jax.files.picture_writer import Wanted
 from infinity_jax.sampling.batches import padded_lengths
 from infinity_jax.sampling.pipeline import InfinityPipeline
@@ -73,7 +71,7 @@ def main(
     missing = [file for file in files if not file.is_there()]
     if kept := len(files) - len(missing):
         logging.info("%d of %d files are there already and kept", kept, len(files))
-    picture_files.remove_unfinished(file.path for file in missing)
+    atomic.remove_unfinished(file.path for file in missing)
     for parent in {file.path.parent for file in missing}:
         parent.mkdir(parents=True, exist_ok=True)
     drawn = _drawn(pipeline, missing, chosen, plan)
@@ -97,7 +95,7 @@ def _write_texts(prompt_set: PromptSet, numbers: Sequence[int], folder: Path) ->
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists() or path.read_text() != text:
-                checkpoint_folder.replace(path, lambda file, text=text: file.write_text(text))
+                atomic.write_text(path, text)
 
 
 def _files(
@@ -149,7 +147,7 @@ def _drawn(
 
 
 def _grid(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Gives one picture as it is, or n*n uint8 [H,W,3] as one [n*H,n*W,3], row by row."""
+    """Returns one picture as it is, or n*n uint8 [H,W,3] as one [n*H,n*W,3], row by row."""
     side = round(len(pictures) ** 0.5)
     return np.concatenate(
         [np.concatenate(pictures[i : i + side], axis=1) for i in range(0, len(pictures), side)]

@@ -5,7 +5,6 @@ Nothing runs: memory is what the compiler plans, FLOP and collectives are counte
 """
 
 import dataclasses
-import json
 import os
 import re
 import time
@@ -20,6 +19,7 @@ from jax.experimental import topologies
 from infinity_jax import config_files, scales
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.devices import GIB
 from infinity_jax.runtime.mesh import parse_mesh
@@ -91,8 +91,7 @@ def main(
       UserError: something of it is unknown or does not go together, or libtpu is missing.
     """
     values = config_files.load(f"{config}:{size},{budget}")
-    if not Path(json_file).absolute().parent.is_dir():
-        raise UserError(f"--json {json_file}: its folder does not exist; make it first")
+    atomic.check_target(Path(json_file), "--json")
     if sampler and microbatches:
         raise UserError("--microbatches is of the train step; leave it out with --sampler")
     model = from_dict(TransformerConfig, values.model, "model")
@@ -132,7 +131,7 @@ def main(
         "shapes": shapes,
     }
     print(describe(report))
-    Path(json_file).write_text(json.dumps(report, indent=1) + "\n")
+    atomic.write_json(Path(json_file), report)
     return report["fits"]
 
 
