@@ -117,8 +117,8 @@ def _files(
         first = values["seed"] + each * number
         seeds = [first + i for i in range(each)]
         for name, own in zip(prompt.files, np.split(np.array(seeds), len(prompt.files)), strict=True):
-            note = {"prompt": prompt.text, "drawn": text, "seeds": own.tolist(), **common}
-            files.append(_File(folder / name, json.loads(json.dumps(note)), text, tuple(own.tolist())))
+            metadata = {"prompt": prompt.text, "drawn": text, "seeds": own.tolist(), **common}
+            files.append(_File(folder / name, json.loads(json.dumps(metadata)), text, tuple(own.tolist())))
     return files
 
 
