@@ -334,7 +334,7 @@ class SampleConfig:
             raise UserError(f"top_p {self.top_p} must be above 0 and at most 1")
 
     def changed(self, **values: Any) -> "SampleConfig":
-        """Gives a copy with new values of some fields; None keeps a field, cfg and tau of one element become numbers.
+        """Returns a copy with new values of some fields; None keeps a field, cfg and tau of one element become numbers.
 
         Raises:
           UserError: there is no such field (the nearest one is named), or a value is wrong.
