@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from infinity_jax import scales
+from infinity_jax.checkpoints.opened import BUNDLED
 from infinity_jax.data.batches import eval_batches
 from infinity_jax.data.encoded import encode_split
 from infinity_jax.data.sources import attribution
@@ -52,7 +53,7 @@ def main(
       what was written.
     """
     started = time.monotonic()
-    checkpoint = checkpoint or "bundled"
+    checkpoint = checkpoint or BUNDLED
     pipeline = InfinityPipeline.from_pretrained(checkpoint)
     settings = pipeline.settings.changed(cfg=cfg, tau=tau, pruning=pruning)
     real = generation.real_pictures(pipeline.model.source, pipeline.model.tokenizer.side)

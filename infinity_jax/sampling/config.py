@@ -9,7 +9,7 @@ import jax
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.sharding import Layout, place
+from infinity_jax.runtime.sharding import Layout, put
 from infinity_jax.sampling.token_pruning import TokenPruning, pivotal_tokens
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.block import TokenChoice, all_tokens
@@ -156,5 +156,5 @@ def placed(inputs: SamplerInputs, layout: Layout) -> SamplerInputs:
     of_all = ("cfg_K", "tau_K", "top_p")
     given = {name: x for name, x in inputs._asdict().items() if x is not None}
     return inputs._replace(
-        **{name: place(x, layout.replicated if name in of_all else share) for name, x in given.items()}
+        **{name: put(x, layout.replicated if name in of_all else share) for name, x in given.items()}
     )

@@ -16,7 +16,7 @@ from onnx import numpy_helper
 from tokenizers import Tokenizer
 
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.sharding import Layout, place
+from infinity_jax.runtime.sharding import Layout, put
 from infinity_jax.text.batching import encode_texts
 from infinity_jax.text.prompt import clean_prompts
 
@@ -97,7 +97,7 @@ class MiniLMEncoder:
 
     def place(self, layout: Layout) -> None:
         """See `TextEncoder.place`. This small one lies whole on every device."""
-        self._params = jax.tree.map(lambda x: place(x, layout.replicated), self._params)
+        self._params = jax.tree.map(lambda x: put(x, layout.replicated), self._params)
         self._apply = jax.jit(self._features, out_shardings=layout.replicated)
 
     def _features(

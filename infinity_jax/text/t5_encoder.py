@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from infinity_jax.config import DTYPES
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.sharding import Layout, place
+from infinity_jax.runtime.sharding import Layout, put
 from infinity_jax.text.batching import encode_texts
 from infinity_jax.text.prompt import clean_prompts
 from infinity_jax.text.t5 import T5, T5Config, param_shapes, param_variables
@@ -70,7 +70,7 @@ class T5Encoder:
     def place(self, layout: Layout) -> None:
         """See `TextEncoder.place`."""
         shardings = layout.of(param_variables(self.config))
-        self.params = jax.tree.map(place, self.params, shardings)
+        self.params = jax.tree.map(put, self.params, shardings)
         self._jitted = jax.jit(layout.traced(self.apply), out_shardings=layout.replicated)
 
     def apply(

@@ -25,7 +25,7 @@ class TrainConfig:
       microbatches: equal parts of a batch whose gradients are taken one after the other and added up, to save memory.
       sample_every: steps between sample sheets.
       evaluate_every: steps between evaluations.
-      restore_from: another run's checkpoints to go on from with its optimiser and step, in a new workdir.
+      restore_from: another run's checkpoints, from which it resumes with its optimiser and step, in a new workdir.
       init_from: a workdir, an exported folder or "bundled", of which only the parameters are taken; the run starts at
         step 0.
     """

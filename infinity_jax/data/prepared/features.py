@@ -1,35 +1,23 @@
 """Records that hold the features of the tokenizer and the text encoder in place of pictures, as bfloat16."""
 
-import hashlib
 import random
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import PyTree
 
-from infinity_jax.checkpoints.pretrained import TrainedTokenizer
-from infinity_jax.config import TokenizerConfig
+from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data import captions
 from infinity_jax.data.prepared.config import DataConfig
 from infinity_jax.errors import UserError
 from infinity_jax.text.encoder import TextEncoder
 
 
-def tokenizer_fingerprint(config: TokenizerConfig, params: PyTree) -> str:
-    """A hash of the tokenizer's encoder: equal ones give equal features."""
-    digest = hashlib.sha256(str(config).encode())
-    for leaf in jax.tree.leaves(params["encoder"]):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:24]
-
-
 def described(scales: str, tokenizer: TrainedTokenizer, text_encoder: TextEncoder) -> dict[str, Any]:
     """What makes the features, as the index of the records says it."""
     return {
         "scales": scales,
-        "tokenizer": tokenizer_fingerprint(tokenizer.config, tokenizer.params),
+        "tokenizer": tokenizer.fingerprint,
         "text_encoder": f"{text_encoder.name} {text_encoder.fingerprint[:24]}",
         "text_length": text_encoder.max_length,
     }

@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from infinity_jax.checkpoints import folder as checkpoint_folder
+from infinity_jax.checkpoints.opened import BUNDLED
 from infinity_jax.config import SampleConfig
 from infinity_jax.evaluation.benchmarks import card
 from infinity_jax.evaluation.benchmarks.layouts import PromptSet
@@ -73,7 +74,7 @@ def main(
     Raises:
       UserError: a setting or the checkpoint is wrong, or `out` has pictures that are made in another way.
     """
-    out, checkpoint = Path(out), str(checkpoint or "bundled")
+    out, checkpoint = Path(out), str(checkpoint or BUNDLED)
     pipeline = InfinityPipeline.from_pretrained(checkpoint, mesh, rules, scan_layers)
     settings = pipeline.settings.changed(
         cfg=cfg,
