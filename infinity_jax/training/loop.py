@@ -86,12 +86,12 @@ def run(
       UserError: a number of a step is not finite; a full disk; a checkpoint of another model or another seed.
       SystemExit: after SIGTERM (code 0) or SIGINT (130), once a checkpoint is saved.
     """
-    if data.examples_before is None:
-        data = dataclasses.replace(data, examples_before=lambda step: step * train.batch_size)
+    examples_before = data.examples_before or (lambda step: step * train.batch_size)
+    data = dataclasses.replace(data, examples_before=examples_before)
     checkpointer = Checkpointer(
         Path(workdir) / "checkpoints", train.keep_checkpoints, train.keep_every, train.keep_best
     )
-    state = start.first_state(checkpointer, train, step, load_params, data.examples_before)
+    state = start.first_state(checkpointer, train, step, load_params, examples_before)
     first = int(state.step)
     if first >= train.steps:
         logging.info("the run already has its %d steps; raise train.steps to train further", train.steps)
