@@ -8,14 +8,13 @@ import contextlib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 import numpy as np
 from jaxtyping import PyTree
 
 from infinity_jax.checkpoints import folder as disk
-from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.checkpoints.trained import (
     TrainedModel,
     TrainedTokenizer,
@@ -26,6 +25,9 @@ from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import paths
 from infinity_jax.runtime import trees
+
+if TYPE_CHECKING:
+    from infinity_jax.checkpoints.run import Checkpointer
 
 BUNDLED = "bundled"
 _OWN_CONFIG = "its config; export it again"
@@ -182,7 +184,9 @@ class TrainingRun:
         with self._reader() as reader:
             return reader.config()
 
-    def _reader(self) -> contextlib.closing[Checkpointer]:
+    def _reader(self) -> contextlib.closing["Checkpointer"]:
+        from infinity_jax.checkpoints.run import Checkpointer  # orbax takes a while to import
+
         return contextlib.closing(Checkpointer(self._folder / "checkpoints", read_only=True))
 
     @property

@@ -11,6 +11,7 @@ from jaxtyping import PyTree
 from infinity_jax.checkpoints import folder as disk
 from infinity_jax.checkpoints.opened import on_host, open_checkpoint
 from infinity_jax.checkpoints.trained import TrainedModel, TrainedTokenizer
+from infinity_jax.files import atomic
 
 
 def load_tokenizer(path: str | Path) -> TrainedTokenizer:
@@ -89,14 +90,15 @@ def _copy_text_encoder(source: str, target: Path) -> None:
     """Copies a text encoder's folder, whole or not at all, in the place of what another system left there."""
     if source and target.exists() and Path(source).samefile(target):
         return
-    temporary = target.with_name(f".{target.name}.unfinished")
-    shutil.rmtree(temporary, ignore_errors=True)
-    if source:
-        shutil.copytree(source, temporary)
-    if target.exists():
-        shutil.rmtree(target)
-    if source:
-        temporary.rename(target)
+    atomic.remove_unfinished([target])
+    if not source:
+        if target.exists():
+            shutil.rmtree(target)
+        return
+    with atomic.writing_folder(target) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        if target.exists():
+            shutil.rmtree(target)
 
 
 def _tokenizer_section(tokenizer: TrainedTokenizer) -> dict[str, Any]:

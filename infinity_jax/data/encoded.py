@@ -63,10 +63,10 @@ def _picture_features(records, tokenizer: TrainedTokenizer, cache_dir: Path) -> 
     shape = (len(records), size, size, tokenizer.config.bits)
     if path.exists():
         try:
-            found = np.load(path, mmap_mode="r")
-            if found.shape == shape:
-                return found
-            logging.warning("picture features in %s have shape %s: recomputing them", path, found.shape)
+            cached = np.load(path, mmap_mode="r")
+            if cached.shape == shape:
+                return cached
+            logging.warning("picture features in %s have shape %s: recomputing them", path, cached.shape)
         except (OSError, ValueError, EOFError) as error:
             logging.warning("picture features in %s cannot be read (%s): recomputing them", path, error)
     logging.info("picture features of %d pictures: encoding", len(records))
@@ -108,8 +108,8 @@ def features_on_device(
     def features(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         if "features" in batch:
             return {**batch, "features": batch["features"].astype(jnp.float32)}
-        others = {name: array for name, array in batch.items() if name != "image"}
+        rest = {name: array for name, array in batch.items() if name != "image"}
         image = batch["image"]
-        return {**others, "features": encoders(len(image))(replicated(), {"image": image}, None)}
+        return {**rest, "features": encoders(len(image))(replicated(), {"image": image}, None)}
 
     return features

@@ -16,6 +16,7 @@ from infinity_jax.files import sheets
 from infinity_jax.metrics.psnr import mean_psnr
 from infinity_jax.runtime import global_batch, sharding
 from infinity_jax.sampling.pipeline import InfinityPipeline
+from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 from infinity_jax.training.config import TrainConfig
@@ -62,7 +63,7 @@ def _sample_sheet(run: RunConfig, feed: Feed, folder: Path) -> Callable[[int, Tr
         )
         # All processes draw, since the parameters lie over all of them; the first one writes.
         pipeline = InfinityPipeline(trained, feed.text_encoder, run.layout)
-        images = pipeline.arrays(captions, list(range(seed, seed + len(captions))))
+        images = pipeline.arrays(SampleRequest(captions, range(seed, seed + len(captions))))
         if jax.process_index() == 0:
             sheets.picture_sheet(images, captions, folder / f"samples-{step:07d}.png", title=f"step {step}")
 

@@ -14,7 +14,7 @@ from infinity_jax.text.encoder import TextEncoder
 
 
 def described(scales: str, tokenizer: TrainedTokenizer, text_encoder: TextEncoder) -> dict[str, Any]:
-    """What makes the features, as the index of the records says it."""
+    """Describes what makes the features, as the index of the records holds it."""
     return {
         "scales": scales,
         "tokenizer": tokenizer.fingerprint,
@@ -24,10 +24,10 @@ def described(scales: str, tokenizer: TrainedTokenizer, text_encoder: TextEncode
 
 
 def check(
-    found: Mapping[str, Any], config: DataConfig, tokenizer: TrainedTokenizer, text_encoder: TextEncoder
+    stored: Mapping[str, Any], config: DataConfig, tokenizer: TrainedTokenizer, text_encoder: TextEncoder
 ) -> None:
     """Raises UserError unless features described by `found` are those that a run with these encoders would make."""
-    wanted = described(config.scales, tokenizer, text_encoder)
+    needed = described(config.scales, tokenizer, text_encoder)
     keys = {
         "scales": "config.data.scales",
         "tokenizer": "config.tokenizer",
@@ -35,10 +35,10 @@ def check(
         "text_length": "config.text.max_length",
     }
     for name, key in keys.items():
-        if found.get(name) != wanted[name]:
+        if stored.get(name) != needed[name]:
             raise UserError(
-                f"the features in {config.source} were made with {name} {found.get(name)!r}, and {key} gives "
-                f"{wanted[name]!r}; use what they were made with, or make them again: infinity-jax prepare --features"
+                f"the features in {config.source} were made with {name} {stored.get(name)!r}, and {key} gives "
+                f"{needed[name]!r}; use what they were made with, or make them again: infinity-jax prepare --features"
             )
     if config.cut_captions:
         raise UserError(
@@ -50,7 +50,7 @@ def check(
 def arrays(
     record: Mapping[str, Any], long_share: float, length: int, draw: random.Random
 ) -> dict[str, np.ndarray]:
-    """A record's {features bfloat16 [h,w,d], text bfloat16 [T,C], text_mask bool [T]} for one of its captions.
+    """Returns a record's {features bfloat16 [h,w,d], text bfloat16 [T,C], text_mask bool [T]} for one of its captions.
 
     Args:
       long_share: probability of the long caption where there are both.

@@ -5,7 +5,6 @@ Nothing runs: memory is what the compiler plans, FLOP and collectives are counte
 """
 
 import dataclasses
-import json
 import os
 import re
 import time
@@ -20,6 +19,7 @@ from jax.experimental import topologies
 from infinity_jax import config_files, scales
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.devices import GIB
 from infinity_jax.runtime.mesh import parse_mesh
@@ -28,6 +28,8 @@ from infinity_jax.tools.planning.chips import CHIPS, Chip
 from infinity_jax.tools.planning.lowering import Program, lower_sampler, lower_train_step
 
 INSTALL = "pip install 'infinity-jax[tpu]' (or 'jax[tpu]' of the same version as jax)"
+# For `--quick`: XLA's level EFFORT_O0, as a number because older jax takes no name; known for every kind of device.
+QUICK: Any = {"optimization_level": 9}
 # What is reported of a compiled program: the largest over all shapes of pictures, or their mean.
 _LARGEST = ("peak_bytes_per_device", "argument_bytes_per_device", "temporary_bytes_per_device")
 _MEANS = (
@@ -89,8 +91,7 @@ def main(
       UserError: something of it is unknown or does not go together, or libtpu is missing.
     """
     values = config_files.load(f"{config}:{size},{budget}")
-    if not Path(json_file).absolute().parent.is_dir():
-        raise UserError(f"--json {json_file}: its folder does not exist; make it first")
+    atomic.check_target(Path(json_file), "--json")
     if sampler and microbatches:
         raise UserError("--microbatches is of the train step; leave it out with --sampler")
     model = from_dict(TransformerConfig, values.model, "model")
@@ -130,7 +131,7 @@ def main(
         "shapes": shapes,
     }
     print(describe(report))
-    Path(json_file).write_text(json.dumps(report, indent=1) + "\n")
+    atomic.write_json(Path(json_file), report)
     return report["fits"]
 
 
@@ -172,8 +173,7 @@ def compile_and_count(program: Program, target: Target, quick: bool) -> dict[str
     """Memory, FLOP, collectives and estimates of one program; all but memory are None where it does not fit at all."""
     start = time.monotonic()
     try:
-        options: Any = {"exec_time_optimization_effort": -1.0} if quick else None
-        compiled = program.lowered.compile(options)
+        compiled = program.lowered.compile(QUICK if quick else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
