@@ -20,7 +20,8 @@ class TrainConfig:
       keep_checkpoints: how many of the newest are kept.
       keep_every: steps between checkpoints that are kept permanently; a multiple of `checkpoint_every`.
       keep_best: a number of the evaluation, like "validation_loss", whose best checkpoint is kept: the smallest if
-        "loss" is in its name, else the largest; only steps with an evaluation and a checkpoint compete. "" is none.
+        one of the words loss, kid, fid, lpips, error is in its name, else the largest; only steps with an evaluation
+        and a checkpoint compete. "" is none.
       microbatches: equal parts of a batch whose gradients are taken one after the other and added up, to save memory.
       sample_every: steps between sample sheets.
       evaluate_every: steps between evaluations.

@@ -12,10 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from infinity_jax.checkpoints.trained import transformer_shapes
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import Decoder
-from infinity_jax.transformer.transformer import init_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,14 +46,8 @@ class ForwardFlops:
 
 @functools.cache
 def parameter_count(config: TransformerConfig) -> int:
-    """Parameters of the transformer, from the shapes of its arrays; none is made."""
-
-    def variables():
-        # Parameters do not depend on the schedule; all presets begin so.
-        schedule = ScaleSchedule(((1, 1), (2, 2)), (2, 2))
-        return nn.meta.unbox(init_variables(config, jax.random.key(0), schedule)["params"])
-
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(variables)))
+    """Counts the transformer's parameters by the shapes of its arrays; none is made."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(transformer_shapes(config)))
 
 
 def visible_pairs(schedule: ScaleSchedule) -> int:
