@@ -4,11 +4,12 @@ Every parameter names its dimensions ("embed", "mlp", ...: see `transformer/laye
 mesh axes each name is split; nothing else in the package knows about devices.
 """
 
+import contextlib
 import contextvars
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -172,16 +173,23 @@ class Layout:
 
         @functools.wraps(function)
         def on_mesh(*args, **kwargs):
-            token = traced_layout.set(self)
-            try:
+            with tracing(self):
                 return function(*args, **kwargs)
-            finally:
-                traced_layout.reset(token)
 
         return on_mesh
 
 
 traced_layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
+
+
+@contextlib.contextmanager
+def tracing(layout: Layout | None) -> Iterator[None]:
+    """Traces what is in the block for a layout; None: for one device, outside of any mesh."""
+    token = traced_layout.set(layout)
+    try:
+        yield
+    finally:
+        traced_layout.reset(token)
 
 
 def on_mesh() -> bool:

@@ -9,11 +9,11 @@ between a doubling of the size and the block after it.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
-import einops
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -21,9 +21,9 @@ from jaxtyping import Array, Float
 
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.runtime.devices import on_each_device, platform
-from infinity_jax.runtime.sharding import traced_layout
+from infinity_jax.runtime.sharding import traced_layout, tracing
 from infinity_jax.tokenizer import strip_rows
-from infinity_jax.tokenizer.autoencoder import Decoder
+from infinity_jax.tokenizer.autoencoder import Decoder, decoder_layers, from_patches
 from infinity_jax.tokenizer.strip_rows import Moments
 
 MIB = 2**20
@@ -59,10 +59,8 @@ def memory_here() -> Memory:
 
 def largest_map(config: TokenizerConfig, size: tuple[int, int]) -> int:
     """Bytes of the decoder's largest map for one picture of `size` tokens of the tokenizer."""
-    levels = len(config.multipliers)
-    # A level starts with the width of the coarser one.
-    most = [max(config.multipliers[level : level + 2]) * 4 ** (levels - 1 - level) for level in range(levels)]
-    return max(most) * config.base_width * math.prod(size) * jnp.dtype(config.compute_dtype).itemsize
+    most = max(layer.width * 4**layer.doublings for layer in decoder_layers(config)[:-1])
+    return most * math.prod(size) * jnp.dtype(config.compute_dtype).itemsize
 
 
 def needed(config: TokenizerConfig, shape: Shape, memory: Memory) -> bool:
@@ -96,27 +94,22 @@ def decode(
 
 
 def _plain(config: TokenizerConfig, params, memory: Memory, codes_BHWd: jax.Array) -> jax.Array:
-    layout = traced_layout.set(None)  # within one device there is no mesh
-    try:
+    with tracing(None):  # within one device there is no mesh
         return jnp.asarray(Decoder(config, parent=None).apply({"params": params}, codes_BHWd))
-    finally:
-        traced_layout.reset(layout)
 
 
 def _in_strips(config: TokenizerConfig, params, memory: Memory, codes_BHWd: jax.Array) -> jax.Array:
-    strips, p = _Strips(jnp.dtype(config.compute_dtype), memory), config.pixel_patch
-    x_BHWC = strips.convolve(jnp.pad(codes_BHWd, ((0, 0), (1, 1), (0, 0), (0, 0))), params["conv_in"])
+    strips = _Strips(jnp.dtype(config.compute_dtype), memory)
+    first, *middle, last = decoder_layers(config)
+    x_BHWC = strips.convolve(jnp.pad(codes_BHWd, ((0, 0), (1, 1), (0, 0), (0, 0))), params[first.name])
     x: Map = HeldMap.of(strip_rows.as_stored(x_BHWC), strip_rows.moments(x_BHWC))
-    for block in range(2):
-        x = strips.residual_block(x, params[f"mid_block_{block}"])
-    for level in reversed(range(len(config.multipliers))):
-        for block in range(config.decoder_blocks):
-            x = strips.residual_block(x, params[f"up_{level}_block_{block}"])
-        if level > 0:
-            next_width = config.base_width * config.multipliers[level - 1]
-            x = strips.upsample(x, params[f"up_{level}_upsample"], next_width)
-    image = strips.normalised_convolution(x, params["norm_out"], params["conv_out"], jnp.float32)
-    return einops.rearrange(image.stored, "b h w (p q c) -> b (h p) (w q) c", p=p, q=p)
+    for layer, following in itertools.pairwise([*middle, last]):
+        if layer.kind == "block":
+            x = strips.residual_block(x, params[layer.name])
+        else:
+            x = strips.upsample(x, params[layer.name], following.width)
+    image = strips.normalised_convolution(x, params["norm_out"], params[last.name], jnp.float32)
+    return from_patches(image.stored, config.pixel_patch)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tokenizer.autoencoder import Decoder
+from infinity_jax.tokenizer.autoencoder import Decoder, decoder_layers
 from infinity_jax.transformer.transformer import init_variables
 
 
@@ -100,11 +100,8 @@ def decoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
     def variables():
         return nn.meta.unbox(Decoder(config).init(jax.random.key(0), jnp.zeros((1, *size, config.bits))))
 
-    total, coarsest = 0, len(config.multipliers) - 1
-    for name, arrays in jax.eval_shape(variables)["params"].items():
-        # "up_2_upsample" runs at the size of level 1; what is named after no level, at the coarsest or the finest.
-        level = int(name.split("_")[1]) if name.startswith("up_") else 0 if "out" in name else coarsest
-        doublings = coarsest - level + name.endswith("upsample")
-        kernels = [leaf for leaf in jax.tree.leaves(arrays) if leaf.ndim == 4]
-        total += sum(2 * math.prod(kernel.shape) for kernel in kernels) * math.prod(size) * 4**doublings
+    params, total = jax.eval_shape(variables)["params"], 0
+    for layer in decoder_layers(config):
+        kernels = [leaf for leaf in jax.tree.leaves(params[layer.name]) if leaf.ndim == 4]
+        total += sum(2 * math.prod(kernel.shape) for kernel in kernels) * math.prod(size) * 4**layer.doublings
     return total
