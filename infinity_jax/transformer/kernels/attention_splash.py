@@ -4,12 +4,14 @@ Scores live in the chip's fast memory alone, and blocks of keys that none of a b
 Nothing of it has run on a TPU: the tests run it in the interpreter and compile it.
 """
 
+import contextlib
 import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from infinity_jax.runtime.devices import on_each_device, platform
 from infinity_jax.runtime.sharding import traced_layout
@@ -68,7 +70,8 @@ def attend_splash(
         )
         streamed = 2 * forward * head // query_block * q_BHQd.dtype.itemsize
         # The kernel itself tells no costs. As everywhere, a product counts without what the chip pads its heads with.
-        with jax.named_scope(splash_scope(2 * forward * own_head, 2 * backward * own_head, streamed)):
+        # Forward it has two products; backward it computes one of them again and has four more.
+        with costs(2 * 2 * forward * own_head, 5 * 2 * backward * own_head, streamed):
             if not mask_BK:
                 return jax.vmap(kernel)(q_BHQd, k_BHKd, v_BHKd)
             return jax.vmap(functools.partial(_masked, kernel))(q_BHQd, k_BHKd, v_BHKd, *mask_BK)
@@ -156,11 +159,13 @@ def _padded(x_BHLd: jax.Array, multiple: int) -> jax.Array:
     return jnp.pad(x_BHLd, ((0, 0), (0, 0), (0, length), (0, head)))
 
 
-def splash_scope(forward_flops: int, backward_flops: int, streamed_bytes: int) -> str:
-    """The name of a scope around splash attention on one device, from which `kernel_costs` knows its costs.
+def costs(forward_flops: int, backward_flops: int, streamed_bytes: int) -> contextlib.AbstractContextManager:
+    """Notes what splash attention costs on one device at its calls in the compiled program, for `hlo_costs.py`.
 
     Args:
-      forward_flops, backward_flops: of one product over all blocks that each visits.
+      forward_flops, backward_flops: of all products in the blocks that each visits.
       streamed_bytes: of the two arrays that it reads again for every block of the others.
     """
-    return f"products_of_{forward_flops}_and_{backward_flops}_flop_{streamed_bytes}_bytes"
+    return set_xla_metadata(
+        splash_fwd_flops=forward_flops, splash_dkv_flops=backward_flops, splash_streamed_bytes=streamed_bytes
+    )
