@@ -23,8 +23,9 @@ from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import layout_of
 from infinity_jax.scales import make_schedule
 from infinity_jax.tools.planning import hlo_costs
-from infinity_jax.tools.planning.compile_ahead import find_target
+from infinity_jax.tools.planning.compile_ahead import quick_options
 from infinity_jax.tools.planning.lowering import lower_sampler, lower_train_step
+from infinity_jax.tools.planning.targets import find_target
 
 # heads of 96, 104 and 112 channels; a mesh splits the heads, or the tokens outside of the self-attention
 CASES = (
@@ -54,8 +55,7 @@ def main(topology: str) -> None:
             program = lower_sampler(config, "tiny", model, schedule, 4, layout)
         else:
             program = lower_train_step(config, "tiny", model, schedule, 4, 1, layout)
-        options: Any = {"exec_time_optimization_effort": -1.0}
-        compiled = program.lowered.compile(options)
+        compiled = program.lowered.compile(quick_options())
         memory: Any = compiled.memory_analysis()
         text = compiled.as_text() or ""
         case = {

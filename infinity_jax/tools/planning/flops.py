@@ -40,7 +40,7 @@ class ForwardFlops:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Adds all of them up."""
         return sum(dataclasses.astuple(self))
 
 

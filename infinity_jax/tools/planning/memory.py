@@ -1,7 +1,8 @@
 """Memory of a train step by formula, for devices that nothing can be compiled for here.
 
 The three factors of the activations were fitted to what XLA:TPU plans for the meshes in configs/pods/, and agree with
-it within 15%; `benchmarks/pods.py` prints both side by side.
+it within 15%; `benchmarks/pods.py` prints both side by side. The formula stays: `sweep --dry-run` asks for tens of
+cells at once, each of which would take a minute or more to compile, and without a GPU nothing compiles for one.
 """
 
 import dataclasses
@@ -41,7 +42,7 @@ class TrainMemory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Adds all of them up."""
         return sum(dataclasses.astuple(self))
 
 
