@@ -46,7 +46,7 @@ def main(arguments: argparse.Namespace) -> int:
             config.to_dict(),
         )
 
-    stages.train = SimpleNamespace(**vars(module) | {"main": train})
+    stages.train_transformer = SimpleNamespace(**vars(module) | {"main": train})
     config = stage_run.config(first=arguments.first, second=arguments.second, third=2)
     stages.main(config, arguments.workdir)
     return 0

@@ -56,5 +56,7 @@ def toy(batches_of=lambda name: toy_run.batches) -> Any:
 
 if __name__ == "__main__":
     folder, stage, step = sys.argv[1:]
-    stages.train = toy(lambda name: toy_run.killed_at(int(step)) if name == stage else toy_run.batches)
+    stages.train_transformer = toy(
+        lambda name: toy_run.killed_at(int(step)) if name == stage else toy_run.batches
+    )
     stages.main(config(), folder)

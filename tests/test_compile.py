@@ -152,7 +152,7 @@ def in_this_process(monkeypatch, tmp_path):
     config = tmp_path / "tiny.py"
     config.write_text(CONFIG)
     required = ["--config", str(config), "--size", "tiny", "--budget", "32px", "--mesh", "fsdp=4"]
-    return lambda *more: main.main(["compile", *required, "--json", str(tmp_path / "unused"), *more])
+    return lambda *more: main(["compile", *required, "--json", str(tmp_path / "unused"), *more])
 
 
 @pytest.mark.parametrize(("fits", "code"), [(True, 0), (False, 3)])

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
         (pictures / "captions.csv").write_text("\n".join(rows) + "\n")
 
         def command(*arguments: str, code: int = 0) -> None:
-            assert main.main([*map(str, arguments)]) == code
+            assert main([*map(str, arguments)]) == code
 
         data = f"--config.data.source=folder:{pictures}"
         tokenizer = ("train-tokenizer", "--config", "configs/emoji_tokenizer.py:debug", data)

@@ -53,7 +53,7 @@ def run(tokenizer, tmp_path_factory):
             file = root / "numbers.json"
             file.unlink(missing_ok=True)
             fixed = ("--checkpoint", root / "tokenizer", "--data", f"folder:{folder}", "--json", file)
-            code = main.main([*map(str, ("evaluate-tokenizer", *fixed, *arguments))])
+            code = main([*map(str, ("evaluate-tokenizer", *fixed, *arguments))])
             return code, json.loads(file.read_text()) if file.exists() else None
 
         yield evaluate, root

@@ -68,7 +68,7 @@ def run(weights, monkeypatch, tmp_path):
         file = tmp_path / "fid.json"
         file.unlink(missing_ok=True)
         words = ("--generated", generated, "--real", real, "--inception", inception, "--json", file)
-        code = main.main(["fid", *map(str, words)])
+        code = main(["fid", *map(str, words)])
         return code, json.loads(file.read_text()) if file.exists() else None
 
     return measure, seen

@@ -229,13 +229,13 @@ def test_command_line(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(generate, "main", lambda prompts, **options: got.update(prompts=prompts, **options))
     path = field_prompts.write("geneval", tmp_path)
     words = ["generate", "--benchmark", "geneval", "--prompts", str(path), "--out", "o"]
-    assert main.main([*words, "--shard", "7/8", "--limit", "2", "--cfg", "4", "--seed", "3"]) == 0
+    assert main([*words, "--shard", "7/8", "--limit", "2", "--cfg", "4", "--seed", "3"]) == 0
     assert len(got["prompts"].prompts) == 2 and got["shard"] == (7, 8) and got["cfg"] == (4.0,)
     assert got["seed"] == 3 and got["rewriter"] is None and got["out"] == "o"
     for shard in ("8/8", "1", "a/b", "-1/2"):
         with pytest.raises(SystemExit, match="2"):
-            main.main([*words, "--shard", shard])
+            main([*words, "--shard", shard])
     assert "is no shard I/N" in capsys.readouterr().err
     path.write_text("{")
-    assert main.main(words) == 2
+    assert main(words) == 2
     assert "evaluation_metadata.jsonl, line 1: no valid JSON" in capsys.readouterr().err

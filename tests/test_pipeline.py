@@ -179,7 +179,7 @@ def test_published_parts_become_one_system(tmp_path):
             "--out",
             tmp_path / "all",
         ]
-        assert main.main(["convert", *map(str, arguments)]) == 0
+        assert main(["convert", *map(str, arguments)]) == 0
     system = infinity_jax.InfinityPipeline.from_pretrained(tmp_path / "all")
     (image,) = system(["a red heart"])
     assert image.size == (8, 8)

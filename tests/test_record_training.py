@@ -28,9 +28,7 @@ def shards(tmp_path_factory):
 def train(source, workdir, *more, code=0):
     fixed = ["--config", "configs/t2i.py:debug", "--config.model.layers=1", "--config.model.drop_path=0.0"]
     assert (
-        main.main(
-            ["train", *fixed, f"--config.data.source=records:{source}", *more, "--workdir", str(workdir)]
-        )
+        main(["train", *fixed, f"--config.data.source=records:{source}", *more, "--workdir", str(workdir)])
         == code
     )
     return [
@@ -67,13 +65,13 @@ def test_a_resumed_run_gives_the_numbers_of_an_undisturbed_one(shards, undisturb
 def test_features_give_nearly_the_same_and_another_encoder_is_refused(shards, undisturbed, tmp_path, capsys):
     features = tmp_path / "features"
     command = ["prepare", "--source", f"records:{shards}", "--out", str(features)]
-    assert main.main([*command, "--features", "configs/t2i.py:debug"]) == 0
+    assert main([*command, "--features", "configs/t2i.py:debug"]) == 0
     lines = train(features, tmp_path / "run", "--config.train.steps=6")
     for ours, wanted in zip(lines, undisturbed[1], strict=True):
         # bfloat16 features are rounded, so that some bits and labels are others.
         assert abs(ours["loss"] - wanted["loss"]) < 0.02
     again = {file: file.stat().st_mtime_ns for file in (features / "parts").rglob("*")}
-    assert main.main([*command, "--features", "configs/t2i.py:debug"]) == 0
+    assert main([*command, "--features", "configs/t2i.py:debug"]) == 0
     assert again == {file: file.stat().st_mtime_ns for file in (features / "parts").rglob("*")}
     capsys.readouterr()
     train(features, tmp_path / "other", "--config.text.max_length=16", code=2)
@@ -100,5 +98,5 @@ def test_mistakes_are_named(shards, tmp_path, capsys):
     assert "data.min_side, data.cut_captions: for prepared shards only" in capsys.readouterr().err
     train(tmp_path / "nothing", tmp_path, code=2)
     assert "has no index.json" in capsys.readouterr().err
-    assert main.main(["prepare", "--source", f"records:{shards}", "--features", "configs/t2i.py:debug"]) == 2
+    assert main(["prepare", "--source", f"records:{shards}", "--features", "configs/t2i.py:debug"]) == 2
     assert "--features needs --out" in capsys.readouterr().err

@@ -179,9 +179,9 @@ def test_sample_draws_what_was_rewritten(endpoint, monkeypatch, capsys):
     monkeypatch.setattr(main, "_prepare_process", lambda: None)
     monkeypatch.setattr(prompts_to_files, "main", lambda prompts, **_: got.extend(prompts))
     options = ["sample", "a cat", "--out", "o", "--rewrite", endpoint.url]
-    assert main.main([*options, "--rewrite-model", "m"]) == 0 and got == ["a cat, in the sun"]
-    assert main.main(options) == 2
+    assert main([*options, "--rewrite-model", "m"]) == 0 and got == ["a cat, in the sun"]
+    assert main(options) == 2
     assert "--rewrite needs --rewrite-model too" in capsys.readouterr().err
     with contextlib.suppress(SystemExit):
-        main.main(["sample", "a cat", "--out", "o"])
+        main(["sample", "a cat", "--out", "o"])
     assert got == ["a cat, in the sun", "a cat"]

@@ -134,9 +134,9 @@ def test_command(sweep, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(main, "_prepare_process", lambda: None)
     called = []
     monkeypatch.setattr(fit, "main", lambda *arguments: called.append(arguments))
-    assert main.main(["scaling", "--table", str(sweep), "--out", str(tmp_path), "--seed", "3"]) == 0
+    assert main(["scaling", "--table", str(sweep), "--out", str(tmp_path), "--seed", "3"]) == 0
     assert called == [(str(sweep), str(tmp_path), 3)]
     monkeypatch.undo()
     monkeypatch.setattr(main, "_prepare_process", lambda: None)
-    assert main.main(["scaling", "--table", str(tmp_path / "none.csv"), "--out", str(tmp_path)]) == 2
+    assert main(["scaling", "--table", str(tmp_path / "none.csv"), "--out", str(tmp_path)]) == 2
     assert "there is no table" in capsys.readouterr().err

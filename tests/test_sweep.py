@@ -76,7 +76,7 @@ def trainings(monkeypatch):
         }
         (workdir / "evaluations.jsonl").write_text(json.dumps({"step": 4} | numbers) + "\n")
 
-    monkeypatch.setattr(cells.train, "main", train)
+    monkeypatch.setattr(cells.train_transformer, "main", train)
     return done
 
 
@@ -145,7 +145,7 @@ def test_labels_fill_the_base_config():
 
 
 def test_a_plan_says_what_a_cell_needs(file, capsys):
-    assert main.main(["sweep", "--config", file(), "--dry-run"]) == 0
+    assert main(["sweep", "--config", file(), "--dry-run"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 1 + 4 + 1 and "v5e at 50% of its peak rate" in lines[-1]
     _, estimates = sweep.plan(file(), [])
@@ -164,7 +164,7 @@ def test_cells_that_only_draw_are_not_said_to_train(file):
 
 def test_what_does_not_fit_is_marked_and_not_run(file, trainings, tmp_path, capsys):
     huge = file(changes="model.heads=2 train.batch_size=4194304 train.steps=1")
-    assert main.main(["sweep", "--config", huge, "--dry-run"]) == 3
+    assert main(["sweep", "--config", huge, "--dry-run"]) == 3
     assert capsys.readouterr().out.count("DOES NOT FIT") == 4
     rows = sweep.run(huge, [], tmp_path / "work")
     assert [row["status"] for row in rows] == ["does not fit"] * 4 and not trainings
@@ -186,7 +186,7 @@ def test_the_same_command_again_runs_what_is_missing(file, trainings, tmp_path):
 
 
 def test_a_failed_cell_leaves_the_others_and_is_tried_again(file, trainings, tmp_path, monkeypatch, capsys):
-    train = cells.train.main
+    train = cells.train_transformer.main
 
     def refuse(config, workdir):
         if config.model.layers == 2 and config.train.seed == 0:
@@ -194,23 +194,25 @@ def test_a_failed_cell_leaves_the_others_and_is_tried_again(file, trainings, tmp
         train(config, workdir)
 
     command = ["sweep", "--config", file(), "--workdir", str(tmp_path / "work")]
-    monkeypatch.setattr(cells.train, "main", refuse)
-    assert main.main(command) == 2
+    monkeypatch.setattr(cells.train_transformer, "main", refuse)
+    assert main(command) == 2
     assert "1 of 4 cells failed, the first is size=large,seed=0: loss is nan" in capsys.readouterr().err
     rows = table.read(tmp_path / "work" / "runs.csv")
     assert [row["status"] for row in rows] == ["done", "done", "failed", "done"]
     assert rows[2]["error"] == "loss is nan at step 3; try a lower rate"
-    monkeypatch.setattr(cells.train, "main", train)
-    assert main.main(command) == 0
+    monkeypatch.setattr(cells.train_transformer, "main", train)
+    assert main(command) == 0
     assert {row["status"] for row in table.read(tmp_path / "work" / "runs.csv")} == {"done"}
 
 
 def test_a_job_that_writes_the_table_keeps_the_failures_of_others(file, trainings, tmp_path, monkeypatch):
-    train = cells.train.main
-    monkeypatch.setattr(cells.train, "main", lambda *_: (_ for _ in ()).throw(UserError("no such data")))
+    train = cells.train_transformer.main
+    monkeypatch.setattr(
+        cells.train_transformer, "main", lambda *_: (_ for _ in ()).throw(UserError("no such data"))
+    )
     with pytest.raises(UserError, match="1 of 4 cells failed"):
         sweep.run(file(), [], tmp_path / "work", only=[3])
-    monkeypatch.setattr(cells.train, "main", train)
+    monkeypatch.setattr(cells.train_transformer, "main", train)
     rows = sweep.run(file(), [], tmp_path / "work", only=[0])
     assert [row["status"] for row in rows] == ["done", "planned", "planned", "failed"]
     assert rows[3]["error"] == "no such data"
@@ -242,11 +244,11 @@ def test_another_config_in_the_same_workdir_is_refused(file, trainings, tmp_path
 
 
 def test_what_is_not_there(file, tmp_path, capsys):
-    assert main.main(["ablate", "nonsense", "--workdir", str(tmp_path / "work")]) == 2
+    assert main(["ablate", "nonsense", "--workdir", str(tmp_path / "work")]) == 2
     assert "no ablation 'nonsense'; there are: classifier, decoding, positions, " in capsys.readouterr().err
     with pytest.raises(UserError, match="there is no cell 4; this sweep has 0 to 3"):
         sweep.run(file(), [], tmp_path / "work", only=[4])
-    assert main.main(["sweep", "--config", file()]) == 2
+    assert main(["sweep", "--config", file()]) == 2
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs" / "ablations").glob("*.py")), ids=lambda p: p.stem)
@@ -259,7 +261,7 @@ def test_every_ablation_can_be_planned(path):
 
 
 def test_an_ablation_writes_its_table(file, trainings, tmp_path):
-    assert main.main(["ablate", file(), "--workdir", str(tmp_path / "work")]) == 0
+    assert main(["ablate", file(), "--workdir", str(tmp_path / "work")]) == 0
     compared = json.loads((tmp_path / "work" / "table.json").read_text())
     assert [entry["validation_loss"]["values"] for entry in compared] == [[0.5, 0.51], [0.25, 0.26]]
     text = (tmp_path / "work" / "table.md").read_text()

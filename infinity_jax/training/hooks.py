@@ -12,7 +12,7 @@ from infinity_jax.files import sheets
 from infinity_jax.runtime import global_batch, sharding
 from infinity_jax.sampling.pipeline import InfinityPipeline
 from infinity_jax.training.state import TrainState, averaged
-from infinity_jax.training.transformer_step import make_eval_step
+from infinity_jax.training.transformer_step import make_eval_step, of_ratio
 from infinity_jax.transformer.transformer import Transformer
 
 SHEET_PICTURES = 24
