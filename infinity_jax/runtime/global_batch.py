@@ -1,6 +1,7 @@
 """One batch over several processes: which rows a process reads, and the global arrays they become."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ from jaxtyping import Int
 
 
 def rows_here(sharding: jax.sharding.Sharding, batch_size: int) -> Int[np.ndarray, " n"]:
-    """The rows of a batch that lie on this process's devices, in order.
+    """Finds the rows of a batch that lie on this process's devices, in order.
 
     Processes that share the work on the same pictures (tensor or sequence parallelism) have the same rows.
     """
@@ -31,7 +32,7 @@ def place(
     """
 
     def arrays(local: np.ndarray) -> jax.Array:
-        def part(index) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             first, last, _ = index[0].indices(batch_size)
             begin = np.searchsorted(rows, first)
             return local[begin : begin + last - first]

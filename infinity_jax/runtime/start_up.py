@@ -44,7 +44,7 @@ def keep_programs() -> None:
 
 
 def _machine() -> str:
-    """A name for this kind of processor and this user: code for a CPU may use instructions that another one lacks."""
+    """Names this kind of processor and this user: code for a CPU may use instructions that another one lacks."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         features = [line for line in lines if line.startswith(("flags", "Features"))][:1]
@@ -93,7 +93,7 @@ def keep_freed_memory() -> None:
 
 
 def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
-    """Large pages for the heap to come, where the kernel gives them on request: fewer faults and address look-ups.
+    """Asks for large pages for the heap to come, where the kernel gives them: fewer faults and address look-ups.
 
     Addresses are reserved and freed again. They stay with the heap, and memory is only taken where it is used.
     """

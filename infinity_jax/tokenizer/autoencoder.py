@@ -19,7 +19,12 @@ _ACTIVATION = ("batch", None, None, None)
 
 
 def _conv(
-    config: TokenizerConfig, features: int, kernel: int = 3, stride: int = 1, padding: Any = "SAME", name=None
+    config: TokenizerConfig,
+    features: int,
+    kernel: int = 3,
+    stride: int = 1,
+    padding: Any = "SAME",
+    name: str | None = None,
 ) -> nn.Conv:
     return nn.Conv(
         features,

@@ -11,6 +11,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.scales import ScaleSchedule
@@ -46,9 +47,9 @@ class ForwardFlops:
 
 @functools.cache
 def parameter_count(config: TransformerConfig) -> int:
-    """Parameters of the transformer, from the shapes of its arrays; none is made."""
+    """Counts the parameters of the transformer from the shapes of its arrays; none is made."""
 
-    def variables():
+    def variables() -> PyTree:
         # Parameters do not depend on the schedule; all presets begin so.
         schedule = ScaleSchedule(((1, 1), (2, 2)), (2, 2))
         return nn.meta.unbox(init_variables(config, jax.random.key(0), schedule)["params"])
@@ -57,12 +58,12 @@ def parameter_count(config: TransformerConfig) -> int:
 
 
 def visible_pairs(schedule: ScaleSchedule) -> int:
-    """(query, key) pairs of one picture where the query sees the key: a token sees its own and earlier scales."""
+    """Counts (query, key) pairs of one picture where the query sees the key: its own and earlier scales."""
     return sum(n * end for n, end in zip(schedule.tokens, schedule.offsets[1:], strict=True))
 
 
 def forward_flops(config: TransformerConfig, schedule: ScaleSchedule, text_tokens: int) -> ForwardFlops:
-    """FLOP of one picture, teacher-forced or sampled with a cache (the numbers are the same).
+    """Counts the FLOP of one picture, teacher-forced or sampled with a cache (the numbers are the same).
 
     Args:
       text_tokens: tokens of the caption, padding included: a compiled program computes it all the same.
@@ -86,18 +87,18 @@ def forward_flops(config: TransformerConfig, schedule: ScaleSchedule, text_token
 
 
 def train_flops(config: TransformerConfig, schedule: ScaleSchedule, text_tokens: int) -> int:
-    """FLOP of one picture's part in a train step: the backward pass has two products for each of the forward pass."""
+    """Counts the FLOP of one picture in a train step: backward there are two products for each of the forward pass."""
     return 3 * forward_flops(config, schedule, text_tokens).total
 
 
 def decoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
-    """FLOP of the tokenizer's decoder for one picture: every kernel at each place of its level, edges included.
+    """Counts the FLOP of the tokenizer's decoder for one picture: kernels at all places of a level, edges included.
 
     Args:
       size: (height, width) in tokens of the tokenizer.
     """
 
-    def variables():
+    def variables() -> PyTree:
         return nn.meta.unbox(Decoder(config).init(jax.random.key(0), jnp.zeros((1, *size, config.bits))))
 
     params, total = jax.eval_shape(variables)["params"], 0

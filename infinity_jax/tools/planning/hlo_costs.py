@@ -30,6 +30,9 @@ _KERNEL = 'custom_call_target="tpu_custom_call"'
 _ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"')
 
 
+Shape = tuple[int, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Costs:
     """What one device does in one run of the program.
@@ -218,7 +221,7 @@ def _product_flops(instruction: Instruction, computation: Computation) -> float:
     return _convolution_flops(instruction.attributes, result, left, right)
 
 
-def _convolution_flops(attributes: str, result, left, right) -> float:
+def _convolution_flops(attributes: str, result: Shape, left: Shape, right: Shape) -> float:
     """Counts as XLA does: products with padding or the holes of a dilation are none. A TPU's products are such."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
     assert labels is not None, attributes
@@ -227,7 +230,7 @@ def _convolution_flops(attributes: str, result, left, right) -> float:
     fields = dict(part.split("=") for part in window[1].split()) if window else {}
     for axis in range(len(labels[1]) - 2):
 
-        def field(name: str, default: str, axis=axis) -> str:
+        def field(name: str, default: str, axis: int = axis) -> str:
             return fields[name].split("x")[axis] if name in fields else default
 
         stride, lhs_dilate, rhs_dilate = (int(field(n, "1")) for n in ("stride", "lhs_dilate", "rhs_dilate"))

@@ -47,7 +47,7 @@ class TrainMemory:
 
 
 def has_formula(config: TransformerConfig, mesh: MeshConfig) -> bool:
-    """Whether `train_memory` was fitted to models and meshes of this kind."""
+    """Tells whether `train_memory` was fitted to models and meshes of this kind."""
     return config.remat in ("none", "block") and mesh.tensor == 1 and config.head == "bits"
 
 
@@ -59,7 +59,7 @@ def train_memory(
     microbatches: int,
     mesh: MeshConfig,
 ) -> TrainMemory:
-    """Memory of one device in a train step with remat "block" or "none".
+    """Estimates the memory of one device in a train step with remat "block" or "none".
 
     Args:
       text_tokens: tokens of a caption, padding included.

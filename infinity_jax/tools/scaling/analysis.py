@@ -168,7 +168,7 @@ PAPER_FIGURES = dict(PAPER.values())
 
 
 def describe(analysis: Analysis) -> dict[str, Any]:
-    """Constants, intervals, checks and predictions of one vocabulary; all that is not finite is None."""
+    """Collects constants, intervals, checks and predictions of one vocabulary; all that is not finite is None."""
     fit = analysis.fit
     return {
         "vocabulary": analysis.vocabulary or None,
@@ -190,7 +190,7 @@ def describe(analysis: Analysis) -> dict[str, Any]:
 
 
 def _terms(analysis: Analysis) -> dict[str, Any]:
-    """The law's terms in the middle of the runs: A and B alone swing with their exponents."""
+    """Evaluates the law's terms in the middle of the runs: A and B alone swing with their exponents."""
     law, samples = analysis.fit.law, analysis.fit.samples
     parameters, pictures = (
         float(np.exp(np.log(column(analysis.runs, name)).mean())) for name in ("parameters", "pictures")
@@ -260,7 +260,7 @@ def _frontier(analysis: Analysis) -> dict[str, Any] | None:
 
 
 def _point(analysis: Analysis, flop: float) -> dict[str, Any]:
-    """The optimum for one FLOP."""
+    """Computes the optimum for one FLOP."""
     law, samples, sampled = analysis.fit.law, analysis.fit.samples, analysis.frontier_samples
     parameters, pictures = float(analysis.frontier.parameters(flop)), float(analysis.frontier.pictures(flop))
     return {
