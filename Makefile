@@ -1,13 +1,15 @@
 # `make quickstart` and `make test`, each from nothing; PYTHON=... chooses another interpreter (3.11 or newer).
-PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# The newest that runs and can make an environment: a name may be there that refuses to start, as a shim of pyenv does.
+RUNS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
+PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
+	$$p -c '$(RUNS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
 TRAIN_PROMPTS := "beating heart" "pizza" "cat face" "rocket" "sunflower" "soccer ball" "red apple" "police car"
 # Of the split `compositions`: never trained on, though their parts were, in other pictures.
 HELD_OUT_PROMPTS := "woman astronaut, medium-light skin tone" "man farmer" "man zombie" "woman getting haircut" \
 	"man technologist" "man fairy, dark skin tone" "waving hand, medium-light skin tone" "woman farmer, medium-dark skin tone"
 
-.PHONY: quickstart test test-slow lint clean
+.PHONY: quickstart test test-slow lint docs clean
 
 quickstart: .venv/installed
 	@rm -rf quickstart/train
@@ -31,6 +33,10 @@ lint: .venv/installed-test
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 
+# The site goes into site/; a broken link is an error.
+docs: .venv/installed-docs
+	$(BIN)/mkdocs build --strict --quiet
+
 .venv/bin/python:
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -43,5 +49,9 @@ lint: .venv/installed-test
 	$(BIN)/python -m pip install --quiet --editable '.[test,tpu]'
 	@touch $@
 
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	@touch $@
+
 clean:
-	rm -rf .venv quickstart
+	rm -rf .venv quickstart site

@@ -23,7 +23,7 @@ from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import layout_of
 from infinity_jax.scales import make_schedule
 from infinity_jax.tools.planning import hlo_costs
-from infinity_jax.tools.planning.compile_ahead import quick_options
+from infinity_jax.tools.planning.compile_ahead import QUICK
 from infinity_jax.tools.planning.lowering import lower_sampler, lower_train_step
 from infinity_jax.tools.planning.targets import find_target
 
@@ -55,7 +55,7 @@ def main(topology: str) -> None:
             program = lower_sampler(config, "tiny", model, schedule, 4, layout)
         else:
             program = lower_train_step(config, "tiny", model, schedule, 4, 1, layout)
-        compiled = program.lowered.compile(quick_options())
+        compiled = program.lowered.compile(QUICK)
         memory: Any = compiled.memory_analysis()
         text = compiled.as_text() or ""
         case = {

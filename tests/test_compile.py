@@ -86,15 +86,22 @@ def test_a_train_step_on_virtual_devices(tmp_path):
 
 
 @needs_libtpu
-@pytest.mark.parametrize("quick", [(), ("--quick",)])
-def test_a_train_step_for_a_tpu(tmp_path, quick):
-    code, numbers, text = of_tiny_model(tmp_path, "--topology", "v5e:2x2", "--mesh", "fsdp=4", *quick)
+def test_a_train_step_for_a_tpu(tmp_path):
+    code, numbers, text = of_tiny_model(tmp_path, "--topology", "v5e:2x2", "--mesh", "fsdp=4")
     assert code == 0 and numbers is not None, text
     assert numbers["fits"] and numbers["device_memory_bytes"] == CHIPS["v5e"].memory
     assert 0 < numbers["peak_bytes_per_device"] < 2**30
     assert 0.9 < numbers["compiled_over_model_flops"] <= 1.1
     assert numbers["estimated_step_seconds"] == max(numbers["estimated_bounds_seconds"].values()) > 0
     assert 0 < numbers["estimated_mfu"] < 1
+
+
+@pytest.mark.parametrize("topology", ["cpu:4", pytest.param("v5e:2x2", marks=needs_libtpu)])
+def test_quick_is_known_to_the_compiler(tmp_path, topology):
+    code, numbers, text = of_tiny_model(tmp_path, "--topology", topology, "--mesh", "fsdp=4", "--quick")
+    assert code == 0 and numbers is not None, text
+    assert numbers["quick"] and numbers["fits"]
+    assert 0.9 < numbers["compiled_over_model_flops"] <= 1.1
 
 
 @pytest.mark.slow

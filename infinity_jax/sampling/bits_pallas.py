@@ -101,10 +101,16 @@ def draw_on_gpu(
     """Bits of one scale by the Triton kernel; arguments as `draw_on_tpu` has them, `token_block` a power of two."""
     batch, halves, tokens, width = hidden_BGNC.shape
     block = token_block or (GPU_TOKENS if tokens > GPU_SMALLEST_DOT else GPU_SMALLEST_DOT)
+    # Triton's blocks are powers of two, and none may reach beyond an array's end. Of published models this copies
+    # only scales of fewer tokens than a block has, and the head's weights where bits are no power of two.
     d = len(bias_d)
-    return pl.pallas_call(
-        functools.partial(_gpu_kernel, halves=halves, token_block=block),
-        out_shape=jax.ShapeDtypeStruct((batch, tokens, d), jnp.int8),
+    channels = pl.cdiv(width, GPU_SMALLEST_DOT) * GPU_SMALLEST_DOT
+    columns = max(GPU_SMALLEST_DOT, pl.next_power_of_2(d))
+    hidden = _padded(hidden_BGNC.reshape(-1, tokens, width), (None, max(tokens, block), channels))
+    modulation = _padded(modulation_BG2C.reshape(-1, 2, width), (None, None, channels))
+    drawn = pl.pallas_call(
+        functools.partial(_gpu_kernel, halves=halves, width=width, token_block=block),
+        out_shape=jax.ShapeDtypeStruct((batch, hidden.shape[1], columns), jnp.int8),
         grid=(batch, pl.cdiv(tokens, block)),
         compiler_params=pallas_triton.CompilerParams(num_warps=4, num_stages=3),
         cost_estimate=_cost(hidden_BGNC, weight_Cd),
@@ -112,8 +118,15 @@ def draw_on_gpu(
         name="draw_bits_gpu",
     )(
         *_scalars(cfg, seeds_B, scale, tau, top_p, first_token),
-        hidden_BGNC.reshape(-1, tokens, width), modulation_BG2C.reshape(-1, 2, width), weight_Cd, bias_d,
+        hidden, modulation, _padded(weight_Cd, (channels, columns)), _padded(bias_d, (columns,)),
     )  # fmt: skip
+    return drawn[:, :tokens, :d]
+
+
+def _padded(x: jax.Array, sizes: Sequence[int | None]) -> jax.Array:
+    """Zeros after the end of each axis up to its size, None is its own; nothing is copied where none are needed."""
+    more = [(0, 0 if size is None else size - own) for own, size in zip(x.shape, sizes, strict=True)]
+    return jnp.pad(x, more) if any(after for _, after in more) else x
 
 
 def _scalars(cfg, seeds_B, scale, tau, top_p, first_token) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -168,55 +181,61 @@ def _tpu_kernel(
 
 def _gpu_kernel(
     settings_ref, counters_ref, seeds_ref, hidden_ref, modulation_ref, weight_ref, bias_ref, bits_ref,
-    *, halves: int, token_block: int,
+    *, halves: int, width: int, token_block: int,
 ):  # fmt: skip
+    """Draws a block's bits; `width` is the channels that are not padding."""
     picture, block = pl.program_id(0), pl.program_id(1)
     rows_of_picture = [picture * halves + half for half in range(halves)]
-    _, tokens, width = hidden_ref.shape
-    d = bias_ref.shape[0]
-    # Triton's arrays have powers of two as sizes; what is beyond the end is masked.
-    bit_block = max(GPU_SMALLEST_DOT, pl.next_power_of_2(d))
+    _, tokens, channels = hidden_ref.shape
     token = block * token_block
-    of_block, columns = pl.ds(token, token_block), pl.ds(0, bit_block)
-    token_exists = (token + jnp.arange(token_block) < tokens)[:, None]
-    bit_exists = (jnp.arange(bit_block) < d)[None]
-    load = functools.partial(pallas_triton.load, other=0)
+    if tokens % token_block:
+        # The last block ends with the last token; what it shares with the block before gets the same bits again.
+        token = jnp.minimum(token, tokens - token_block)
+    of_block = pl.ds(token, token_block)
 
-    def of_channels(i):
-        start = i * GPU_CHANNELS
-        return pl.ds(start, GPU_CHANNELS), start + jnp.arange(GPU_CHANNELS) < width
+    whole_blocks = channels // GPU_CHANNELS
 
     def sum_over_channels(term: Callable, shape: tuple[int, ...]) -> jax.Array:
-        blocks = pl.cdiv(width, GPU_CHANNELS)
-        return jax.lax.fori_loop(0, blocks, lambda i, total: total + term(i), jnp.zeros(shape, jnp.float32))
+        """Sums what `term(channels)` gives for each block of channels."""
 
-    def read(row, i):
-        channels, exist = of_channels(i)
-        mask = token_exists & exist[None]
-        return load(hidden_ref.at[row, of_block, channels], mask=mask).astype(jnp.float32)
+        def add(i, total):
+            return total + term(pl.ds(i * GPU_CHANNELS, GPU_CHANNELS))
+
+        total = jnp.zeros(shape, jnp.float32)
+        if whole_blocks:
+            total = jax.lax.fori_loop(0, whole_blocks, add, total)
+        # The rest is as many smaller powers of two as it takes.
+        start, size = whole_blocks * GPU_CHANNELS, GPU_CHANNELS
+        while start < channels:
+            size //= 2
+            if channels & size:
+                total, start = total + term(pl.ds(start, size)), start + size
+        return total
+
+    def read(row, channels):
+        return hidden_ref[row, of_block, channels].astype(jnp.float32)
 
     def mean_and_factor(row):
-        mean = sum_over_channels(lambda i: read(row, i).sum(1), (token_block,))[:, None] / width
+        mean = sum_over_channels(lambda channels: read(row, channels).sum(1), (token_block,))[:, None] / width
 
-        def squares(i):
-            return jnp.where(of_channels(i)[1], jnp.square(read(row, i) - mean), 0.0).sum(1)
+        def squares(channels):
+            square = jnp.square(read(row, channels) - mean)
+            if hidden_ref.shape[2] > width:
+                square = jnp.where(channels.start + jnp.arange(channels.size) < width, square, 0.0)
+            return square.sum(1)
 
         return mean, jax.lax.rsqrt(sum_over_channels(squares, (token_block,))[:, None] / width + NORM_EPS)
 
-    def modulated(row, mean, factor, i):
-        channels, exist = of_channels(i)
-        by, shift = (load(modulation_ref.at[row, pl.ds(k, 1), channels], mask=exist[None]) for k in (0, 1))
-        return (read(row, i) - mean) * factor * (1 + by) + shift
+    def modulated(row, mean, factor, channels):
+        by, shift = (modulation_ref[row, pl.ds(k, 1), channels] for k in (0, 1))
+        return (read(row, channels) - mean) * factor * (1 + by) + shift
 
     norms = [(row, *mean_and_factor(row)) for row in rows_of_picture]
 
-    def product(i):
-        channels, exist = of_channels(i)
-        weight = load(weight_ref.at[channels, columns], mask=exist[:, None] & bit_exists)
-        mixed = _mix(settings_ref, [modulated(*norm, i) for norm in norms], weight.dtype)
+    def product(channels):
+        weight = weight_ref[channels, :]
+        mixed = _mix(settings_ref, [modulated(*norm, channels) for norm in norms], weight.dtype)
         return _product(mixed, weight)
 
-    difference = sum_over_channels(product, (token_block, bit_block))
-    difference += load(bias_ref.at[columns], mask=bit_exists[0])[None]
-    drawn = _drawn(difference, settings_ref, counters_ref, seeds_ref[picture], token)
-    pallas_triton.store(bits_ref.at[picture, of_block, columns], drawn, mask=token_exists & bit_exists)
+    difference = sum_over_channels(product, (token_block, bias_ref.shape[0])) + bias_ref[...][None]
+    bits_ref[picture, of_block, :] = _drawn(difference, settings_ref, counters_ref, seeds_ref[picture], token)

@@ -27,6 +27,8 @@ from infinity_jax.tools.planning.chips import Chip
 from infinity_jax.tools.planning.lowering import Program, lower_sampler, lower_train_step
 from infinity_jax.tools.planning.targets import Target, find_target
 
+# For `--quick`: XLA's level EFFORT_O0, as a number because older jax takes no name; known for every kind of device.
+QUICK: Any = {"optimization_level": 9}
 # What is reported of a compiled program: the largest over all shapes of pictures, or their mean.
 _LARGEST = ("peak_bytes_per_device", "argument_bytes_per_device", "temporary_bytes_per_device")
 _MEANS = (
@@ -131,7 +133,7 @@ def compile_and_count(program: Program, target: Target, quick: bool) -> dict[str
     """Compiles one program: memory, FLOP, collectives and estimates; None but for memory where it does not fit."""
     start = time.monotonic()
     try:
-        compiled = program.lowered.compile(quick_options() if quick else None)
+        compiled = program.lowered.compile(QUICK if quick else None)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -153,13 +155,6 @@ def compile_and_count(program: Program, target: Target, quick: bool) -> dict[str
         **estimate(counted, target.chip),
         "compile_seconds": seconds,
     }
-
-
-def quick_options() -> dict[str, Any]:
-    """Returns the compiler's options for less optimisation; jax 0.12 knows levels in place of an effort."""
-    if hasattr(jax.config, "jax_exec_time_optimization_effort"):
-        return {"exec_time_optimization_effort": -1.0}
-    return {"optimization_level": "O1"}
 
 
 def _did_not_fit(message: str, model_flops: int, seconds: float) -> dict[str, Any]:

@@ -8,15 +8,12 @@ import dataclasses
 import functools
 import math
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-from jaxtyping import PyTree
 
+from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tokenizer.autoencoder import Decoder, decoder_layers
-from infinity_jax.transformer.transformer import init_variables
+from infinity_jax.tokenizer.autoencoder import decoder_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,13 +45,7 @@ class ForwardFlops:
 @functools.cache
 def parameter_count(config: TransformerConfig) -> int:
     """Counts the parameters of the transformer from the shapes of its arrays; none is made."""
-
-    def variables() -> PyTree:
-        # Parameters do not depend on the schedule; all presets begin so.
-        schedule = ScaleSchedule(((1, 1), (2, 2)), (2, 2))
-        return nn.meta.unbox(init_variables(config, jax.random.key(0), schedule)["params"])
-
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(jax.eval_shape(variables)))
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(pretrained.transformer_shapes(config)))
 
 
 def visible_pairs(schedule: ScaleSchedule) -> int:
@@ -97,11 +88,7 @@ def decoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
     Args:
       size: (height, width) in tokens of the tokenizer.
     """
-
-    def variables() -> PyTree:
-        return nn.meta.unbox(Decoder(config).init(jax.random.key(0), jnp.zeros((1, *size, config.bits))))
-
-    params, total = jax.eval_shape(variables)["params"], 0
+    params, total = pretrained.tokenizer_shapes(config)["decoder"], 0
     for layer in decoder_layers(config):
         kernels = [leaf for leaf in jax.tree.leaves(params[layer.name]) if leaf.ndim == 4]
         total += sum(2 * math.prod(kernel.shape) for kernel in kernels) * math.prod(size) * 4**layer.doublings

@@ -118,12 +118,8 @@ def _law(analysis: Analysis) -> Figure:
     for group, colour in zip(groups, _colours(groups), strict=True):
         x = _range(pictures)
         _solid_and_dashed(row[0], x, law.loss(group[0].parameters, x), pictures, colour)
-        row[0].plot(
-            column(group, "pictures"), column(group, "loss"), "o", color=colour, ms=5, mec="white", mew=0.5
-        )
-        row[1].plot(
-            column(group, "parameters"), column(group, "loss"), "o", color=colour, ms=5, mec="white", mew=0.5
-        )
+        _dots(row[0], column(group, "pictures"), column(group, "loss"), colour)
+        _dots(row[1], column(group, "parameters"), column(group, "loss"), colour)
     shades = np.linspace(0.65, 0.15, len(np.unique(pictures)))
     for seen, shade in zip(np.unique(pictures), shades, strict=True):
         x = _range(parameters)
@@ -152,6 +148,10 @@ def _range(values: np.ndarray) -> np.ndarray:
     return np.geomspace(values.min() / 1.3, values.max() * _BEYOND, 120)
 
 
+def _dots(axes: Axes, x: Any, y: Any, colour: Any) -> None:
+    axes.plot(x, y, "o", color=colour, ms=5, mec="white", mew=0.5)
+
+
 def _solid_and_dashed(axes: Axes, x: np.ndarray, y: np.ndarray, measured: np.ndarray, colour: Any) -> None:
     """Draws a solid line between the least and the greatest measured value, a dashed one beyond."""
     inside = (measured.min() * (1 - 1e-6) <= x) & (x <= measured.max() * (1 + 1e-6))
@@ -168,9 +168,7 @@ def _residuals(analysis: Analysis) -> Figure:
         axes.axhline(0, color="0.4", lw=1)
         for group, colour in zip(groups, _colours(groups), strict=True):
             chosen = [i for i, run in enumerate(runs) if run in group]
-            axes.plot(
-                column(runs, name)[chosen], percent[chosen], "o", color=colour, ms=5, mec="white", mew=0.5
-            )
+            _dots(axes, column(runs, name)[chosen], percent[chosen], colour)
         check = analysis.held_out
         if check is not None:
             apart = 100 * (check.measured / check.predicted - 1)
@@ -191,7 +189,7 @@ def _isoflop(analysis: Analysis) -> Figure:
     handles, labels = [], []
     for parabola, colour in zip(found, colours, strict=True):
         measured = np.asarray(parabola.parameters, float)
-        axes.plot(measured, parabola.losses, "o", color=colour, ms=5, mec="white", mew=0.5)
+        _dots(axes, measured, parabola.losses, colour)
         x = np.geomspace(measured.min() / 1.5, measured.max() * 1.5, 120)
         y = np.polyval(parabola.coefficients, np.log(x / parabola.centre))
         _solid_and_dashed(axes, x, y, measured, colour)
@@ -258,7 +256,7 @@ def _metrics(analysis: Analysis) -> Figure:
         for group, colour in zip(groups, _colours(groups), strict=True):
             having = [run for run in group if found.metric in run.metrics]
             values = [run.metrics[found.metric] for run in having]
-            axes.plot(column(having, "loss"), values, "o", color=colour, ms=5, mec="white", mew=0.5)
+            _dots(axes, column(having, "loss"), values, colour)
         runs = [run for run in analysis.runs if found.metric in run.metrics]
         loss, values = column(runs, "loss"), np.asarray([run.metrics[found.metric] for run in runs])
         ends = np.asarray([loss.min(), loss.max()])
