@@ -7,7 +7,6 @@ mesh axes each name is split; nothing else in the package knows about devices.
 import contextlib
 import contextvars
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -159,10 +158,8 @@ class Layout:
         def sharding(path: jax.tree_util.KeyPath, leaf: Any) -> NamedSharding:
             if not isinstance(leaf, nn.Partitioned):
                 return self.replicated
-            shape = leaf.value.shape
-            return NamedSharding(
-                self.mesh, partition_spec(parameter_name(path), leaf.names, shape, self.mesh, self.rules)
-            )
+            shape, name = leaf.value.shape, parameter_name(path)
+            return NamedSharding(self.mesh, partition_spec(name, leaf.names, shape, self.mesh, self.rules))
 
         return jax.tree_util.tree_map_with_path(
             sharding, variables, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
@@ -170,13 +167,7 @@ class Layout:
 
     def traced(self, function: Callable) -> Callable:
         """Wraps `function`, to be jitted: the activations that it names (`constrain`) are held on this mesh."""
-
-        @functools.wraps(function)
-        def on_mesh(*args, **kwargs) -> Any:
-            with tracing(self):
-                return function(*args, **kwargs)
-
-        return on_mesh
+        return tracing(self)(function)
 
 
 traced_layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)

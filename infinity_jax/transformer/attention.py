@@ -10,7 +10,7 @@ import numpy as np
 
 from infinity_jax.runtime.devices import platform
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.transformer.kernels import attention_cudnn, attention_splash
+from infinity_jax.transformer.kernels import attention_cudnn
 from infinity_jax.transformer.kernels.attention_cudnn import attend_cudnn
 from infinity_jax.transformer.kernels.attention_splash import attend_splash
 from infinity_jax.transformer.kernels.attention_xla import attend_xla
@@ -57,7 +57,7 @@ def _fused(scores: int, head: int, dtype: str) -> str | None:
     where = platform()
     if dtype != "bfloat16" or scores < MANY_SCORES.get(where, 0):
         return None
-    if where == "tpu" and attention_splash.available():
+    if where == "tpu":
         return "splash"
     return "cudnn" if where == "gpu" and attention_cudnn.possible(head) else None
 

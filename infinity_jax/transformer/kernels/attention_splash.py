@@ -25,16 +25,6 @@ LARGEST_BACKWARD_BLOCK = 2048
 Runs = tuple[tuple[int, int], ...]
 
 
-@functools.cache
-def available() -> bool:
-    """Tells whether this version of jax has the kernel: it is experimental there."""
-    try:
-        from jax.experimental.pallas.ops.tpu import splash_attention  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 def attend_splash(
     q_BHQd: jax.Array,
     k_BHKd: jax.Array,

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.runtime.devices import platform
@@ -29,23 +29,19 @@ MASKED = -1e30
 MANY_SCORES, SCORES_AT_ONCE, FORWARD = 2**22, 2**20, 4
 
 
-def attend_xla(
-    q_BHQd: jax.Array, k_BHKd: jax.Array, v_BHKd: jax.Array, mask_BHQK: jax.Array | None, dtype: str
-) -> jax.Array:
+def attend_xla(q_BHQd: Array, k_BHKd: Array, v_BHKd: Array, mask_BHQK: Array | None, dtype: str) -> Array:
     """Computes softmax(q k^T) v, float32 [B, H, Q, head]; arguments as `attention.attend` has them."""
     return _attend(q_BHQd, k_BHKd, v_BHKd, mask_BHQK, dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(
-    q_BHQd: jax.Array, k_BHKd: jax.Array, v_BHKd: jax.Array, mask_BHQK: jax.Array | None, dtype: str
-) -> jax.Array:
+def _attend(q_BHQd: Array, k_BHKd: Array, v_BHKd: Array, mask_BHQK: Array | None, dtype: str) -> Array:
     return _attend_forward(q_BHQd, k_BHKd, v_BHKd, mask_BHQK, dtype)[0]
 
 
 def _attend_forward(
-    q_BHQd: jax.Array, k_BHKd: jax.Array, v_BHKd: jax.Array, mask_BHQK: jax.Array | None, dtype: str
-) -> tuple[jax.Array, Any]:
+    q_BHQd: Array, k_BHKd: Array, v_BHKd: Array, mask_BHQK: Array | None, dtype: str
+) -> tuple[Array, Any]:
     q_BHQd, k_BHKd, v_BHKd = (x.astype(dtype) for x in (q_BHQd, k_BHKd, v_BHKd))
     forward = functools.partial(_head_forward, dtype=dtype)
     found = _for_each_head(forward, q_BHQd, k_BHKd, v_BHKd, mask_BHQK)
@@ -54,7 +50,7 @@ def _attend_forward(
     return out_BHQd, (rounded, mask_BHQK, out_BHQd, total_BHQ1)
 
 
-def _attend_backward(dtype: str, saved: Any, dout_BHQd: jax.Array) -> tuple:
+def _attend_backward(dtype: str, saved: Any, dout_BHQd: Array) -> tuple:
     rounded, mask_BHQK, out_BHQd, total_BHQ1 = saved
     q_BHQd, k_BHKd, v_BHKd, *weights = (from_storage(x) for x in rounded)
     backward = functools.partial(_head_backward, dtype=dtype)
@@ -67,12 +63,7 @@ _attend.defvjp(_attend_forward, _attend_backward)
 
 
 def _for_each_head(
-    of_one: Callable,
-    q_BHQd: jax.Array,
-    k_BHKd: jax.Array,
-    v_BHKd: jax.Array,
-    mask_BHQK: jax.Array | None,
-    *others,
+    of_one: Callable, q_BHQd: Array, k_BHKd: Array, v_BHKd: Array, mask_BHQK: Array | None, *others
 ) -> Any:
     """Runs the function of one head on all heads of all pictures: at once, or one after the other."""
     B, H, Q, _ = q_BHQd.shape
@@ -95,11 +86,11 @@ def _for_each_head(
     return jax.tree.map(lambda x: x.reshape(B, H, *x.shape[1:]), results)
 
 
-def _without_mask(of_one: Callable, q_Qd: jax.Array, k_Kd: jax.Array, v_Kd: jax.Array, *others) -> Any:
+def _without_mask(of_one: Callable, q_Qd: Array, k_Kd: Array, v_Kd: Array, *others) -> Any:
     return of_one(q_Qd, k_Kd, v_Kd, None, *others)
 
 
-def _weights(q_Qd: jax.Array, k_Kd: jax.Array, mask_QK: jax.Array | None, dtype: str) -> jax.Array:
+def _weights(q_Qd: Array, k_Kd: Array, mask_QK: Array | None, dtype: str) -> Array:
     """Computes float32 weights, relative to that of the largest score of a query.
 
     On a CPU all of it is one kernel if nothing else uses the scores or the largest of them.
@@ -113,16 +104,11 @@ def _weights(q_Qd: jax.Array, k_Kd: jax.Array, mask_QK: jax.Array | None, dtype:
 # The left operand of all products has its contracted axis last, which is the only quick form on a CPU, and only small
 # arrays are transposed for it.
 def _head_forward(
-    q_Qd: jax.Array,
-    k_Kd: jax.Array,
-    v_Kd: jax.Array,
-    mask_QK: jax.Array | None,
-    dtype: str,
-    keep_weights: bool,
-) -> tuple[jax.Array, ...]:
+    q_Qd: Array, k_Kd: Array, v_Kd: Array, mask_QK: Array | None, dtype: str, keep_weights: bool
+) -> tuple[Array, ...]:
     """Computes for each query of one head its output, the sum of its weights, and the weights if they are kept."""
 
-    def of_some(q_Qd: jax.Array) -> tuple:
+    def of_some(q_Qd: Array) -> tuple:
         weights_QK = _weights(q_Qd, k_Kd, mask_QK, dtype)
         total_Q1 = weights_QK.sum(1, keepdims=True)
         weights_QK = weights_QK.astype(dtype)
@@ -137,17 +123,17 @@ def _head_forward(
 
 
 def _head_backward(
-    q_Qd: jax.Array,
-    k_Kd: jax.Array,
-    v_Kd: jax.Array,
-    mask_QK: jax.Array | None,
-    out_Qd: jax.Array,
-    total_Q1: jax.Array,
-    dout_Qd: jax.Array,
-    *weights: jax.Array,
+    q_Qd: Array,
+    k_Kd: Array,
+    v_Kd: Array,
+    mask_QK: Array | None,
+    out_Qd: Array,
+    total_Q1: Array,
+    dout_Qd: Array,
+    *weights: Array,
     dtype: str,
     keep_weights: bool,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Array, Array, Array]:
     """Computes the gradients of queries, keys and values of one head; the weights are given if they were kept."""
     dout_Qd = dout_Qd / total_Q1
     mean_Q1 = (dout_Qd * out_Qd).sum(1, keepdims=True)
@@ -176,7 +162,7 @@ def _head_backward(
     return dq_Qd, dk_Kd, dv_Kd
 
 
-def _parts(q_Qd: jax.Array, k_Kd: jax.Array, mask_QK: jax.Array | None, at_once: int) -> int:
+def _parts(q_Qd: Array, k_Kd: Array, mask_QK: Array | None, at_once: int) -> int:
     """Decides in how many parts the queries are taken, each of at most so many scores.
 
     A mask of its own for each query is only used on few.
@@ -186,11 +172,11 @@ def _parts(q_Qd: jax.Array, k_Kd: jax.Array, mask_QK: jax.Array | None, at_once:
     return math.ceil(len(q_Qd) * len(k_Kd) / at_once)
 
 
-def _split(x_QN: jax.Array, parts: int) -> jax.Array:
+def _split(x_QN: Array, parts: int) -> Array:
     """Splits into [parts, rows, N]; what is added to the last part is zero, and so are its gradients."""
     rows = math.ceil(len(x_QN) / parts)
     return jnp.pad(x_QN, ((0, parts * rows - len(x_QN)), (0, 0))).reshape(parts, rows, -1)
 
 
-def _joined(x_PRN: jax.Array, length: int) -> jax.Array:
+def _joined(x_PRN: Array, length: int) -> Array:
     return x_PRN.reshape(-1, x_PRN.shape[-1])[:length]
