@@ -76,7 +76,7 @@ def keep_freed_memory() -> None:
     """Makes glibc keep freed memory for the next allocation. Call it before jax is used; elsewhere it does nothing.
 
     By default every large array is mapped anew and its pages are cleared by the kernel one fault at a time,
-    which takes longer than the arithmetic on it. With jax 0.12 too: `tanh(x) * 2 + 1` and `tanh(x @ w) @ w.T` of float32
+    which takes longer than the arithmetic on it. With jax 0.12 too: `tanh(x) * 2 + 1`, `tanh(x @ w) @ w.T` of float32
     [4096, 4096] and [4096, 256] fault 10 pages instead of 33,100, in a fifth less processor time (getrusage, 2 cores).
     """
     if sys.platform != "linux":
