@@ -76,7 +76,7 @@ def _kid_change(workdir: Path) -> tuple[float, float]:
     source = tokenizers[0].origin["data"]["source"]
     chosen = evaluate_tokenizer.choose_pictures(source, tokenizers[0].side, evaluate_tokenizer.PICTURES)
     without, with_adversary = (gallery.features_of(ThroughBits(t)(chosen.kid)) for t in tokenizers)
-    return bootstrap.kid_change_interval(without, with_adversary, gallery.gallery_features(chosen.others))
+    return bootstrap.kid_change_interval(without, with_adversary, gallery.gallery_features(chosen.reference))
 
 
 def _arguments() -> argparse.Namespace:

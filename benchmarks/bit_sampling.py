@@ -1,7 +1,7 @@
 """Is one kernel from the last block's output to bits worth it? `python benchmarks/bit_sampling.py --json FILE`
 
 Four forms of the last step of a scale, with guidance; each begins with the head's norm:
-  unfused     two logits a bit for both halves, then guidance, temperature, draw
+  unfused     two logits a bit for both rows, then guidance, temperature, draw
   difference  guidance on what the head's linear map reads, one column a bit, draw: plain jax
   after norm  the norm in plain jax, the rest in one kernel: only counted, since we have no such kernel
   fused       all in one kernel
@@ -46,18 +46,20 @@ def unfused(x_BGNC, modulation_BG2C, kernel_C2d, cfg, seeds_B, tau, top_p, dtype
     logits = matmul(normed_BGNC, kernel_C2d, dtype)
     logits = logits.reshape(*logits.shape[:-1], -1, 2)
     mixed = guidance.mix(logits[:, 0], logits[:, 1], cfg)
-    return bits.draw_bits(mixed[..., 1] - mixed[..., 0], seeds_B, 0, tau, top_p)
+    return bits.draw_bits(mixed[..., 1] - mixed[..., 0], bits.DrawSettings(seeds_B, tau, top_p, 0))
 
 
 def difference(x_BGNC, head, cfg, seeds_B, tau, top_p) -> jax.Array:
     """Half the rows and half the columns."""
     difference_BNd = head_bits.logit_difference(x_BGNC.swapaxes(0, 1), head, cfg)
-    return bits.draw_bits(difference_BNd, seeds_B, 0, tau, top_p)
+    return bits.draw_bits(difference_BNd, bits.DrawSettings(seeds_B, tau, top_p, 0))
 
 
 def fused(x_BGNC, head, cfg, seeds_B, tau, top_p) -> jax.Array:
     """One kernel where there is one."""
-    return head_bits.draw_head_bits(x_BGNC.swapaxes(0, 1), head, cfg, seeds_B, 0, tau, top_p)
+    return head_bits.draw_head_bits(
+        x_BGNC.swapaxes(0, 1), head, cfg, bits.DrawSettings(seeds_B, tau, top_p, 0)
+    )
 
 
 def counts(batch: int, tokens: int, width: int, dtype: str) -> dict[str, dict[str, int]]:
@@ -66,7 +68,7 @@ def counts(batch: int, tokens: int, width: int, dtype: str) -> dict[str, dict[st
     weight, logits, drawn = width * BITS * size, rows * BITS * 4, rows * BITS
     stream, normed = 2 * rows * width * 4, 2 * rows * width * size
     flops = 2 * rows * width * BITS
-    # What is written is read again. Unfused, logits are of two classes and two halves.
+    # What is written is read again. Unfused, logits are of two classes and two rows of a picture.
     moved = {
         "unfused": stream + 2 * normed + 2 * weight + 2 * 4 * logits + drawn,
         "difference": stream + normed + weight + 2 * logits + drawn,

@@ -133,14 +133,14 @@ def _whole(config: SamplerConfig, params: Any, inputs: SamplerInputs, repeats: i
 def sampling_flops(config: SamplerConfig, batch: int, text_tokens: int) -> int:
     """What the transformer needs for a batch; the learned empty caption's text is worked on once for all pictures."""
     one = flops.forward_flops(config.model, config.schedule, text_tokens)
-    pictures = one.total * config.halves - one.text * (config.halves - 1)
-    return batch * pictures + one.text * (config.halves - 1)
+    pictures = one.total * config.rows - one.text * (config.rows - 1)
+    return batch * pictures + one.text * (config.rows - 1)
 
 
 def cache_bytes(config: SamplerConfig, batch: int) -> int:
     """Keys and values of all scales but the last, in the type of the attention's operands."""
     model, tokens = config.model, config.schedule.offsets[-2]
-    numbers = 2 * model.layers * batch * config.halves * tokens * model.width
+    numbers = 2 * model.layers * batch * config.rows * tokens * model.width
     return numbers * jnp.dtype(model.compute_dtype).itemsize
 
 

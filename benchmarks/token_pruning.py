@@ -135,7 +135,7 @@ def model_flops(config: SamplerConfig, batch: int, text_tokens: int) -> int:
     if config.pruning is None:
         return needed
     saved = token_pruning.saved_flops(config.pruning, config.model, config.schedule, text_tokens)
-    return needed - batch * config.halves * saved
+    return needed - batch * config.rows * saved
 
 
 def _in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -150,7 +150,9 @@ def _in_turn(calls: dict[str, Callable[[], Any]], repeats: int) -> dict[str, flo
 def _quality(setting: str, prompts: int) -> dict[str, Any]:
     """What `infinity-jax evaluate` says of the bundled model's pictures."""
     with tempfile.TemporaryDirectory() as folder:
-        numbers = evaluate_checkpoint.main(Path(folder) / "evaluation.json", pruning=setting, prompts=prompts)
+        numbers = evaluate_checkpoint.main(
+            Path(folder) / "evaluation.json", settings={"pruning": setting}, prompts=prompts
+        )
     return {name: numbers[name] for name in QUALITIES}
 
 

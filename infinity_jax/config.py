@@ -5,7 +5,7 @@ Files under `configs/` are ml_collections.ConfigDict; `from_config_dict` turns t
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
@@ -30,7 +30,7 @@ def _check(condition: bool, message: str):
 
 @dataclasses.dataclass(frozen=True)
 class TokenizerConfig:
-    """The BSQ tokenizer (spec section 2).
+    """The BSQ tokenizer (docs/spec.md section 2).
 
     Attributes:
       bits: d, bits per token.
@@ -91,7 +91,7 @@ class TokenizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TransformerConfig:
-    """The transformer that predicts bits (spec section 4, paper Table 6).
+    """The transformer that predicts bits (docs/spec.md section 4, paper Table 6).
 
     Attributes:
       layers, width, heads: size.
@@ -106,7 +106,7 @@ class TransformerConfig:
       text_length: rows of the learned table that replaces the caption for guidance = the longest caption.
       drop_path: rate of stochastic depth in the last layer; it grows linearly from 0 in the first.
       compute_dtype: dtype of the matmuls' inputs; parameters, sums and the residual stream stay float32.
-      remat: what the backward pass computes again to save memory, a name of `REMAT`: "none"; "block", all but what
+      remat: what the backward pass recomputes to save memory, a name of `REMAT`: "none"; "block", all but what
         goes into a block; "dots", all but the results of linear maps; "offload", as "block" with what goes into a
         block kept in the host's memory.
       scan_layers: one compiled block, scanned (True), or one per layer; the same numbers and parameters.
@@ -210,39 +210,56 @@ def from_dict(cls: type[T], values: Section, section: str) -> T:
     fields = {field.name for field in every}
     for key in values:
         if key not in fields:
-            near = difflib.get_close_matches(key, sorted(fields), n=1)
-            hint = f"did you mean {section}.{near[0]}?" if near else f"known: {', '.join(sorted(fields))}"
-            raise UserError(f"unknown config key {section}.{key}; {hint}")
+            raise UserError(f"unknown config key {section}.{key}; {_nearest(key, fields, f'{section}.')}")
     needed = (f.name for f in every if f.default is f.default_factory is dataclasses.MISSING)
     if missing := [name for name in needed if name not in values]:
         raise UserError(f"{section} lacks the key {missing[0]}; add it")
     return cls(**{key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in values.items()})
 
 
-GUIDANCE = ("logits", "features", "pyramid", "none")
+GUIDANCE = ("logits", "features", "both", "pyramid", "none")
+
+
+def _setting(default: Any, form: str | tuple[str, ...], text: str) -> Any:
+    """Declares a field of `SampleConfig` with what the command line needs: form (of `cli.options`) or choices, help."""
+    return dataclasses.field(default=default, metadata={"form": form, "help": text})
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """How bits are drawn (spec section 7).
+    """How bits are drawn (docs/spec.md section 7). The command line makes an option of each field.
 
     Attributes:
       cfg: strength of guidance, one value or one a scale; 1 is none.
       tau: temperature of the bits, one value or one a scale; 0 takes the likelier value.
       top_p: a bit value with probability <= 1 - top_p is never drawn.
-      guidance: "logits", "features", "pyramid" (cfg grows from 1 linearly over the scales) or "none".
+      guidance: where it acts: "logits", "features" (the output of the fifth layer from the end), "both", "pyramid"
+        (logits, cfg grows from 1 linearly over the scales) or "none".
       unguided_scales: numbers of scales (from 0) that draw with the caption alone, at half the cost; often the last.
       reuse_guidance: guides them by what the caption changed at the last guided scale.
       pruning: "fastvar" runs fewer tokens at late scales: faster, not the same pictures; see `token_pruning.named`.
     """
 
-    cfg: float | tuple[float, ...] = 4.0
-    tau: float | tuple[float, ...] = 1.0
-    top_p: float = 1.0
-    guidance: str = "logits"
-    unguided_scales: tuple[int, ...] = ()
-    reuse_guidance: bool = False
-    pruning: str = "none"
+    cfg: float | tuple[float, ...] = _setting(
+        4.0, "numbers", "strength of guidance, one number or one per scale"
+    )
+    tau: float | tuple[float, ...] = _setting(
+        1.0, "numbers", "temperature of the bits, one number or one per scale"
+    )
+    top_p: float = _setting(1.0, "probability", "a bit value with probability <= 1 - X is never drawn")
+    guidance: str = _setting("logits", GUIDANCE, "what guidance mixes")
+    unguided_scales: tuple[int, ...] = _setting(
+        (), "whole numbers", "scales (from 0) that draw with the caption alone, at half the cost"
+    )
+    reuse_guidance: bool = _setting(
+        False, "flag", "guide them by what the caption changed at the last guided scale"
+    )
+    pruning: str = _setting(
+        "none",
+        "name",
+        "fastvar: run fewer tokens at late scales, for other pictures sooner; none; or SCALE:SHARE[,...] of the "
+        "tokens, scales from 0, share 0 skips the scale",
+    )
 
     def __post_init__(self):
         if self.guidance not in GUIDANCE:
@@ -251,12 +268,26 @@ class SampleConfig:
             raise UserError(f"top_p {self.top_p} must be above 0 and at most 1")
 
     def changed(self, **values: Any) -> "SampleConfig":
-        """The same with some values changed; None leaves one as it is, cfg and tau of one element become numbers."""
-        given = {name: value for name, value in values.items() if value is not None}
-        single = {
-            name: value[0]
-            if name in ("cfg", "tau") and isinstance(value, tuple) and len(value) == 1
-            else value
-            for name, value in given.items()
+        """Gives a copy with new values of some fields; None keeps a field, cfg and tau of one element become numbers.
+
+        Raises:
+          UserError: there is no such field (the nearest one is named), or a value is wrong.
+        """
+        known = [field.name for field in dataclasses.fields(self)]
+        for name in values:
+            if name not in known:
+                raise UserError(f"unknown setting {name!r}; {_nearest(name, known)}")
+        new = {
+            name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
+            for name, value in values.items()
+            if value is not None
         }
-        return dataclasses.replace(self, **single)
+        for name in {"cfg", "tau"} & new.keys():
+            if isinstance(new[name], tuple) and len(new[name]) == 1:
+                (new[name],) = new[name]
+        return dataclasses.replace(self, **new)
+
+
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(sorted(known))}"

@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import layout_of
 from infinity_jax.sampling import head_bits
+from infinity_jax.sampling.bits import DrawSettings
 
 MESHES = ("data=2,sequence=4", "fsdp=2,tensor=2,sequence=2")
 # pictures, tokens: of these some divide by the devices, some do not.
@@ -40,7 +41,7 @@ def main() -> None:
 
         def draw(hidden, head, seeds):
             head = head_bits.DifferenceHead(*head)
-            return head_bits.draw_head_bits(hidden, head, cfg, seeds, 2, tau, top_p)
+            return head_bits.draw_head_bits(hidden, head, cfg, DrawSettings(seeds, tau, top_p, 2))
 
         one = jax.jit(draw)(hidden, head, seeds)
         for mesh in MESHES:

@@ -22,15 +22,16 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import Layout, layout_of
-from infinity_jax.sampling.head_bits import DifferenceHead, draw_head_bits
+from infinity_jax.sampling.bits import DifferenceHead, DrawSettings
+from infinity_jax.sampling.head_bits import draw_head_bits
 
 # pictures, tokens, channels, bits: odd sizes, a first scale, the last scale of 1024x1024, wide.
 SIZES = ((8, 46, 200, 12), (8, 1, 768, 32), (8, 4096, 1920, 32), (8, 256, 4608, 128))
-# halves, type of the hidden states, type of the product's operands
+# rows of a picture, type of the hidden states, type of the product's operands
 KINDS = ((1, "float32", "float32"), (2, "float32", "bfloat16"), (2, "bfloat16", "bfloat16"))
 
 
-def compile_case(layout: Layout, size: tuple[int, ...], halves: int, hidden_type: str, dtype: str):
+def compile_case(layout: Layout, size: tuple[int, ...], rows_of_picture: int, hidden_type: str, dtype: str):
     """The compiled draw of one scale on all devices of the layout."""
     batch, tokens, width, d = size
     split = PartitionSpec(layout.rules.batch)
@@ -40,11 +41,11 @@ def compile_case(layout: Layout, size: tuple[int, ...], halves: int, hidden_type
 
     def draw(hidden_BGNC, modulation, weight, bias, cfg, seeds, tau, top_p):
         head = DifferenceHead(modulation, weight, bias)
-        return draw_head_bits(hidden_BGNC.swapaxes(0, 1), head, cfg, seeds, 3, tau, top_p)
+        return draw_head_bits(hidden_BGNC.swapaxes(0, 1), head, cfg, DrawSettings(seeds, tau, top_p, 3))
 
     hidden_spec = PartitionSpec(*split, None, layout.rules.tokens) if tokens > 1 else split
-    hidden = shape((batch, halves, tokens, width), hidden_type, hidden_spec)
-    head = shape((batch, halves, 2, width), spec=split), shape((width, d), dtype), shape((d,))
+    hidden = shape((batch, rows_of_picture, tokens, width), hidden_type, hidden_spec)
+    head = shape((batch, rows_of_picture, 2, width), spec=split), shape((width, d), dtype), shape((d,))
     seeds, scalar = shape((batch,), "uint32", split), shape(())
     return jax.jit(layout.traced(draw)).lower(hidden, *head, scalar, seeds, scalar, scalar).compile()
 

@@ -169,7 +169,7 @@ def compiled_gradients(config: TransformerConfig, file: GoldenFile, losses: tupl
 
 
 def sampler_config(file: GoldenFile, model: TransformerConfig, tokenizer: TokenizerConfig) -> SamplerConfig:
-    """The sampler of a file: where it mixes the pictures with and without caption."""
+    """The sampler of a file: where it mixes conditional and unconditional rows."""
     # The release's 1 stands for mixing probabilities, which it does not do.
     places = set(np.atleast_1d(file.info["cfg_insertion_layer"]).tolist()) - {1}
     guided = any(cfg != 1 for cfg in file.info["cfg_list"])
@@ -223,10 +223,10 @@ def logit_ties_taken_from(given_BLd: jax.Array, offsets: Sequence[int]) -> Itera
     """
     draw_bits, differences = bits.draw_bits, []
 
-    def with_given(difference_BNd, seeds_B, scale, tau, top_p):
-        drawn_BNd = draw_bits(difference_BNd, seeds_B, scale, tau, top_p)
-        differences.append(difference_BNd / tau)
-        given_BNd = given_BLd[:, offsets[scale] : offsets[scale + 1]]
+    def with_given(difference_BNd, settings):
+        drawn_BNd = draw_bits(difference_BNd, settings)
+        differences.append(difference_BNd / settings.tau)
+        given_BNd = given_BLd[:, offsets[settings.scale] : offsets[settings.scale + 1]]
         return jnp.where(jnp.abs(differences[-1]) < TIE, given_BNd, drawn_BNd)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -9,23 +9,23 @@ import signal
 import sys
 from pathlib import Path
 
-from PIL import Image
-
 from infinity_jax.cli import main as cli
 
 
 def main() -> None:
     last = int(sys.argv[1])
-    save, numbers = Image.Image.save, itertools.count(1)
+    write_bytes, numbers = Path.write_bytes, itertools.count(1)
 
-    def save_or_die(image: Image.Image, path: Path, **options) -> None:
+    def write_or_die(path: Path, content: bytes) -> int:
+        if ".png" not in path.name and ".jpg" not in path.name:
+            return write_bytes(path, content)
         number = next(numbers)  # several threads write, and one of them must be the last
-        save(image, path, **options)
         if number == last:
-            path.write_bytes(path.read_bytes()[:50])
+            write_bytes(path, content[:50])
             os.kill(os.getpid(), signal.SIGKILL)
+        return write_bytes(path, content)
 
-    Image.Image.save = save_or_die  # pyright: ignore[reportAttributeAccessIssue]
+    Path.write_bytes = write_or_die  # pyright: ignore[reportAttributeAccessIssue]
     sys.exit(cli.main(sys.argv[2:]))
 
 

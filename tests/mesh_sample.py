@@ -14,15 +14,16 @@ import jax
 import numpy as np
 
 from infinity_jax import InfinityPipeline
+from infinity_jax.sampling.request import SampleRequest
 
 PROMPTS = ["a red heart", "a blue ball", "a green apple"]
 
 
 def main(system: str, out: str, cases: list[str]) -> None:
-    pictures = {"one": InfinityPipeline.from_pretrained(system).arrays(PROMPTS, [3, 4, 5])}
+    pictures = {"one": InfinityPipeline.from_pretrained(system).arrays(SampleRequest(PROMPTS, [3, 4, 5]))}
     for mesh, rules in zip(cases[::2], cases[1::2], strict=True):
         pipeline = InfinityPipeline.from_pretrained(system, mesh, rules)
-        pictures[mesh] = pipeline.arrays(PROMPTS, [3, 4, 5])
+        pictures[mesh] = pipeline.arrays(SampleRequest(PROMPTS, [3, 4, 5]))
         whole = {leaf.is_fully_replicated for leaf in _large(pipeline.model.params)}
         assert whole == {rules == "dp"}, (mesh, whole)
     np.savez(out, **pictures)  # pyright: ignore[reportArgumentType]

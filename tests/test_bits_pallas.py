@@ -1,5 +1,6 @@
 """The kernels that draw bits against plain jax, where they compile, and the random numbers of both."""
 
+import dataclasses
 import functools
 import importlib.util
 import json
@@ -20,52 +21,50 @@ from infinity_jax.sampling import bits, bits_pallas, guidance, head_bits
 from infinity_jax.transformer.heads import BitHead
 
 NEAR = 1e-5  # Closer to its threshold a logit difference may fall on either side: sums have another order.
-plain = jax.jit(head_bits.draw_head_bits, static_argnames="scale")
-draw_bits = jax.jit(bits.draw_bits, static_argnames="scale")
-thresholds = jax.jit(bits.thresholds, static_argnames=("shape_BNd", "scale"))
+plain = jax.jit(head_bits.draw_head_bits)
+draw_bits = jax.jit(bits.draw_bits)
+thresholds = jax.jit(bits.thresholds, static_argnames="shape_BNd")
 logit_difference = jax.jit(head_bits.logit_difference)
 interpreted = {
-    kernel: jax.jit(functools.partial(kernel, interpret=True), static_argnames=("scale", "token_block"))
+    kernel: jax.jit(functools.partial(kernel, interpret=True), static_argnames="token_block")
     for kernel in (bits_pallas.draw_on_tpu, bits_pallas.draw_on_gpu)
 }
 each_kernel = pytest.mark.parametrize("kernel", interpreted, ids=["tpu", "gpu"])
 
 
-def arrays(batch, tokens, width, d, halves=2, hidden_type="float32", dtype="float32"):
+def arrays(batch, tokens, width, d, rows=2, hidden_type="float32", dtype="float32"):
     """The stream before the head, and a head whose logit differences have a deviation of about 2."""
     rng = np.random.default_rng(tokens)
 
     def normal(*shape, over=1.0):
         return jnp.asarray(rng.standard_normal(shape) / over, jnp.float32)
 
-    hidden_GBNC = (3 * normal(halves, batch, tokens, width) + 1).astype(hidden_type)
+    hidden_GBNC = (3 * normal(rows, batch, tokens, width) + 1).astype(hidden_type)
     weight_Cd = (normal(width, d, over=np.sqrt(width / 2))).astype(dtype)
-    return hidden_GBNC, head_bits.DifferenceHead(
-        normal(batch, halves, 2, width, over=3), weight_Cd, normal(d)
-    )
+    return hidden_GBNC, head_bits.DifferenceHead(normal(batch, rows, 2, width, over=3), weight_Cd, normal(d))
 
 
 def settings(batch, cfg=3.0, scale=4, tau=1.0, top_p=1.0):
+    """cfg, and how bits are drawn."""
     seeds = jnp.arange(batch, dtype=jnp.uint32) * 7919 + 5
-    numbers = {name: jnp.float32(value) for name, value in (("cfg", cfg), ("tau", tau), ("top_p", top_p))}
-    return {"seeds_B": seeds, "scale": scale, **numbers}
+    return jnp.float32(cfg), bits.DrawSettings(seeds, jnp.float32(tau), jnp.float32(top_p), scale)
 
 
 def drawn_by(kernel, given, chosen, first_token=0, token_block=None) -> jax.Array:
     """The kernel's bits, interpreted; int8."""
     hidden_GBNC, head = given
     more = {"first_token": jnp.uint32(first_token), "token_block": token_block}
-    return interpreted[kernel](hidden_GBNC.swapaxes(0, 1), *head, **chosen, **more)
+    return interpreted[kernel](hidden_GBNC.swapaxes(0, 1), head, *chosen, **more)
 
 
 def assert_kernel_is_plain(kernel, given, chosen, token_block=None):
-    difference_BNd = logit_difference(*given, chosen["cfg"])
-    drawing = {name: chosen[name] for name in ("seeds_B", "scale", "tau", "top_p")}
-    sure = np.abs(difference_BNd - thresholds(difference_BNd.shape, **drawing)) > NEAR
+    cfg, drawing = chosen
+    difference_BNd = logit_difference(*given, cfg)
+    sure = np.abs(difference_BNd - thresholds(difference_BNd.shape, drawing)) > NEAR
     drawn = drawn_by(kernel, given, chosen, token_block=token_block)
     assert drawn.dtype == jnp.int8
     assert sure.mean() > 0.999
-    np.testing.assert_array_equal(np.asarray(drawn)[sure], np.asarray(plain(*given, **chosen))[sure])
+    np.testing.assert_array_equal(np.asarray(drawn)[sure], np.asarray(plain(*given, *chosen))[sure])
 
 
 @each_kernel
@@ -107,9 +106,10 @@ def test_blocks_and_order_of_pictures_change_no_bit(kernel):
         assert_kernel_is_plain(kernel, (hidden, head), chosen, block)
     order = np.array([2, 0, 1])
     permuted = head._replace(modulation_BG2C=head.modulation_BG2C[order])
-    seeds = {"seeds_B": chosen["seeds_B"][order]}
+    cfg, drawing = chosen
+    reordered = cfg, dataclasses.replace(drawing, seeds_B=drawing.seeds_B[order])
     np.testing.assert_array_equal(
-        drawn_by(kernel, (hidden[:, order], permuted), chosen | seeds),
+        drawn_by(kernel, (hidden[:, order], permuted), reordered),
         drawn_by(kernel, (hidden, head), chosen)[order],
     )
 
@@ -119,7 +119,7 @@ def test_a_part_of_the_tokens_is_drawn_as_in_the_whole(kernel):
     hidden, head = arrays(2, 40, 96, 8)
     chosen = settings(2)
     later = drawn_by(kernel, (hidden[:, :, 24:], head), chosen, first_token=24)
-    np.testing.assert_array_equal(later, plain(hidden, head, **chosen)[:, 24:])
+    np.testing.assert_array_equal(later, plain(hidden, head, *chosen)[:, 24:])
 
 
 def test_mixing_before_the_linear_map_is_mixing_logits():
@@ -144,16 +144,16 @@ def test_mixing_before_the_linear_map_is_mixing_logits():
         np.testing.assert_allclose(difference, logits[..., 1] - logits[..., 0], atol=1e-4)
 
 
-def test_one_half_needs_no_head_of_its_own():
+def test_one_row_needs_no_head_of_its_own():
     hidden, head = arrays(2, 7, 64, 8)
-    both = plain(hidden, head, **settings(2, cfg=1.0))
-    np.testing.assert_array_equal(plain(hidden[:1], head, **settings(2)), both)
+    both = plain(hidden, head, *settings(2, cfg=1.0))
+    np.testing.assert_array_equal(plain(hidden[:1], head, *settings(2)), both)
 
 
 def test_dead_zone_draws_the_likelier_value():
     difference = jnp.linspace(-6, 6, 1000).reshape(1, 1000, 1) + jnp.zeros((1, 1000, 64))
     tau, top_p = jnp.float32(0.7), jnp.float32(0.97)
-    drawn = np.asarray(draw_bits(difference, jnp.zeros(1, jnp.uint32), 0, tau, top_p))
+    drawn = np.asarray(draw_bits(difference, bits.DrawSettings(jnp.zeros(1, jnp.uint32), tau, top_p, 0)))
     probability = np.asarray(jax.nn.sigmoid(difference / tau))
     less_likely = np.minimum(probability, 1 - probability)
     dead, rare = less_likely <= 0.03 - 1e-6, (less_likely > 0.03 + 1e-6) & (less_likely < 0.05)
@@ -184,14 +184,15 @@ def chi_square(ones: float, n: int, probability: float) -> float:
 def test_a_million_bits_follow_their_probability(probability):
     difference = jnp.full((4, 4096, 64), np.log(probability / (1 - probability)), jnp.float32)
     one = jnp.float32(1)
-    drawn = draw_bits(difference, jnp.arange(4, dtype=jnp.uint32), 9, one, one)
+    drawn = draw_bits(difference, bits.DrawSettings(jnp.arange(4, dtype=jnp.uint32), one, one, 9))
     assert drawn.size > 10**6
     assert chi_square(float(drawn.sum()), drawn.size, probability) < CHI_1
 
 
 def test_thresholds_are_uniform():
     one = jnp.float32(1)
-    logistic = np.asarray(thresholds((1, 8192, 128), jnp.array([11], jnp.uint32), 0, one, one), np.float64)
+    drawing = bits.DrawSettings(jnp.array([11], jnp.uint32), one, one, 0)
+    logistic = np.asarray(thresholds((1, 8192, 128), drawing), np.float64)
     counts, _ = np.histogram(1 / (1 + np.exp(-logistic)), 256, (0, 1))
     expected = logistic.size / 256
     assert ((counts - expected) ** 2 / expected).sum() < CHI_255
@@ -201,7 +202,9 @@ def test_thresholds_are_uniform():
 @pytest.mark.parametrize("axis", ["scale", "picture", "token", "bit"])
 def test_neighbours_are_independent(axis):
     one, seeds = jnp.float32(1), jnp.arange(16, dtype=jnp.uint32)
-    set_KBNd = np.stack([thresholds((16, 256, 64), seeds, k, one, one) > 0 for k in range(4)])
+    set_KBNd = np.stack(
+        [thresholds((16, 256, 64), bits.DrawSettings(seeds, one, one, k)) > 0 for k in range(4)]
+    )
     place = ["scale", "picture", "token", "bit"].index(axis)
     lines = np.moveaxis(set_KBNd, place, 0).reshape(set_KBNd.shape[place], -1)
     for distance in {1, 2, len(lines) // 2, len(lines) - 1}:
@@ -280,29 +283,32 @@ def test_gpu_kernel_reads_and_writes_inside_its_arrays(size, monkeypatch):
     hidden_GBNC, head = given
 
     def draw():
-        return bits_pallas.draw_on_gpu(hidden_GBNC.swapaxes(0, 1), *head, **chosen, first_token=jnp.uint32(0))
+        return bits_pallas.draw_on_gpu(hidden_GBNC.swapaxes(0, 1), head, *chosen, first_token=jnp.uint32(0))
 
     drawn = run_inside_only(monkeypatch, draw)
     assert drawn.shape == interpreted_bits.shape
     assert (np.asarray(drawn) == interpreted_bits).mean() > 0.999
 
 
-def lowered_for_gpu(size, halves, dtype) -> str:
+def lowered_for_gpu(size, rows, dtype) -> str:
     """The program that draws bits, for a GPU that need not be here."""
-    given, chosen = arrays(*size, halves, dtype=dtype), settings(size[0])
-    draw = functools.partial(head_bits.draw_head_bits, scale=chosen.pop("scale"))
+    given, chosen = arrays(*size, rows, dtype=dtype), settings(size[0])
+
+    def draw(hidden_GBNC, head, cfg, drawing):  # a new function each time, for jit's cache
+        return head_bits.draw_head_bits(hidden_GBNC, head, cfg, drawing)
+
     gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
     # Newer Pallas asks for the kind of GPU, which it takes from here where the process has none.
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu)):
-        return jax.jit(draw).trace(*given, **chosen).lower(lowering_platforms=("cuda",)).as_text()
+        return jax.jit(draw).trace(*given, *chosen).lower(lowering_platforms=("cuda",)).as_text()
 
 
-@pytest.mark.parametrize("halves", [1, 2])
+@pytest.mark.parametrize("rows", [1, 2])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_kernel_is_lowered_for_gpu(halves, dtype, monkeypatch):
+def test_kernel_is_lowered_for_gpu(rows, dtype, monkeypatch):
     monkeypatch.setattr(head_bits, "platform", lambda: "gpu")
     for size in ODD_SIZES:
-        program = lowered_for_gpu(size, halves, dtype)
+        program = lowered_for_gpu(size, rows, dtype)
         assert "draw_bits_gpu" in program and "triton" in program
         assert "stablehlo.dot_general" not in program and "stablehlo.rsqrt" not in program
 

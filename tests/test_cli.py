@@ -7,6 +7,7 @@ import pytest
 
 from infinity_jax.cli import main as cli
 from infinity_jax.errors import UserError
+from infinity_jax.sampling.request import SampleRequest, SystemOptions
 
 COMMANDS = (
     "prepare",
@@ -103,60 +104,50 @@ def test_misspelt_config_key_names_the_nearest(tmp_path, capsys):
 
 def test_sampling_options(command):
     got = {}
-    command("sampling.prompts_to_files", lambda prompts, **options: got.update(prompts=prompts, **options))
-    options = ["--seed", "3", "--cfg", "1,2.5", "--tau", "0.5", "--top-p", "0.9", "--aspect-ratio", "3:2"]
-    more = [
-        "--negative-prompt",
-        "dog",
-        "--guidance",
-        "pyramid",
-        "--pruning",
-        "fastvar",
-        "--unguided-scales",
-        "4,5",
-        "--reuse-guidance",
-        "--budget",
-        "1M",
-        "--checkpoint",
-        "c",
-        "--mesh",
-        "data=8",
-        "--rules",
-        "dp",
-        "--batch",
-        "64",
-        "--no-scan-layers",
-        "--skip-existing",
-        "--out",
-        "o",
-    ]
-    assert cli.main(["sample", "red heart", "cat", *options, *more]) == 0
+    names = ("request", "out", "system", "settings", "skip_existing")
+    command("sampling.prompts_to_files", lambda *values: got.update(zip(names, values, strict=True)))
+    words = ["--seed", "3", "--cfg", "1,2.5", "--tau", "0.5", "--top-p", "0.9", "--aspect-ratio", "3:2"]
+    words += ["--negative-prompt", "dog", "--guidance", "pyramid", "--pruning", "fastvar", "--budget", "1M"]
+    words += ["--unguided-scales", "4,5", "--reuse-guidance", "--checkpoint", "c", "--mesh", "data=8"]
+    words += ["--rules", "dp", "--batch", "64", "--no-scan-layers", "--skip-existing", "--out", "o"]
+    assert cli.main(["sample", "red heart", "cat", *words]) == 0
     assert got == {
-        "prompts": ["red heart", "cat"],
-        "mesh": "data=8",
-        "rules": "dp",
-        "scan_layers": False,
+        "request": SampleRequest(["red heart", "cat"], range(3, 5), ["dog", "dog"], "3:2", "1M", 64),
         "out": "o",
-        "checkpoint": "c",
-        "unguided_scales": (4, 5),
-        "reuse_guidance": True,
-        "seed": 3,
-        "cfg": (1.0, 2.5),
-        "tau": (0.5,),
-        "top_p": 0.9,
-        "aspect_ratio": "3:2",
-        "negative_prompt": "dog",
-        "guidance": "pyramid",
-        "pruning": "fastvar",
-        "budget": "1M",
-        "batch": 64,
+        "system": SystemOptions("c", "data=8", "dp", scan_layers=False),
+        "settings": {
+            "cfg": (1.0, 2.5),
+            "tau": (0.5,),
+            "top_p": 0.9,
+            "guidance": "pyramid",
+            "unguided_scales": (4, 5),
+            "reuse_guidance": True,
+            "pruning": "fastvar",
+        },
         "skip_existing": True,
     }
 
 
+def test_settings_that_are_not_named_are_the_checkpoints_own(command):
+    got = {}
+    command("evaluation.evaluate_checkpoint", lambda **options: got.update(options))
+    assert cli.main(["evaluate", "--json", "f", "--top-p", "0.9"]) == 0
+    assert got["settings"] == {"top_p": 0.9}
+
+
+def test_evaluation_does_not_start_where_its_numbers_cannot_be_written(tmp_path, capsys):
+    assert cli.main(["evaluate", "--checkpoint", "none", "--json", str(tmp_path / "a" / "e.json")]) == 2
+    assert "its folder does not exist" in capsys.readouterr().err and not list(tmp_path.iterdir())
+    assert cli.main(["evaluate", "--checkpoint", "none", "--json", str(tmp_path)]) == 2
+    assert "is a folder" in capsys.readouterr().err
+
+
 def test_prompts_from_a_file_and_devices(command, tmp_path, capsys):
     got = {}
-    command("sampling.prompts_to_files", lambda prompts, **options: got.update(prompts=prompts, **options))
+    command(
+        "sampling.prompts_to_files",
+        lambda request, out, system, *rest: got.update(prompts=request.prompts, mesh=system.mesh),
+    )
     file = tmp_path / "prompts.txt"
     file.write_bytes("\ufeffred heart\r\n\r\n  \ncafé au lait\n\nx".encode())
     assert cli.main(["sample", "--out", "o", "--prompts", str(file), "--devices", "4"]) == 0
@@ -182,6 +173,7 @@ def test_prompts_from_a_file_and_devices(command, tmp_path, capsys):
         ["sample", "--out", "o"],
         ["sample", "a", "--out", "o", "--cfg", "high"],
         ["sample", "a", "--out", "o", "--top-p", "1.5"],
+        ["sample", "a", "--out", "o", "--top-p", "0.5,0.9"],
         ["sample", "a", "--out", "o", "--guidance", "strong"],
         ["sample", "a", "--out", "o", "--config.x=1"],
         ["sample", "a", "--out", "o", "--prompts", "f"],

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import jax
 import pytest
+from full_disks import full_disk
 from jax.experimental import topologies
 
 from infinity_jax.cli.main import main
@@ -85,6 +86,34 @@ def test_a_train_step_on_virtual_devices(tmp_path):
     assert "devices (1 x cpu:8) as data=4,fsdp=2 with rules fsdp" in text
 
 
+def test_a_full_disk_leaves_the_report_of_last_time(tmp_path, monkeypatch, capsys):
+    file, config = tmp_path / "numbers.json", tmp_path / "tiny.py"
+    file.write_text("old")
+    config.write_text(CONFIG)
+    monkeypatch.setattr(compile_module, "compile_and_count", lambda *_: {})
+    monkeypatch.setattr(compile_module, "combine", lambda *_: {"fits": True})
+    monkeypatch.setattr(compile_module, "describe", lambda _: "")
+    words = [
+        "--config",
+        config,
+        "--size",
+        "tiny",
+        "--budget",
+        "32px",
+        "--topology",
+        "cpu:1",
+        "--mesh",
+        "fsdp=1",
+    ]
+    with full_disk(0):
+        assert main(["compile", "--json", str(file), *map(str, words)]) == 1
+    assert f"File too large: {file}" in capsys.readouterr().err
+    assert file.read_text() == "old" and {path.name for path in tmp_path.iterdir()} == {
+        file.name,
+        config.name,
+    }
+
+
 @needs_libtpu
 def test_a_train_step_for_a_tpu(tmp_path):
     code, numbers, text = of_tiny_model(tmp_path, "--topology", "v5e:2x2", "--mesh", "fsdp=4")
@@ -155,7 +184,7 @@ def test_published_sizes_on_pods(tmp_path, size, where):
 def in_this_process(monkeypatch, tmp_path):
     """Runs the command here, with the environment and the logging of the test run untouched."""
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    monkeypatch.setattr(main, "_prepare_process", lambda: None)
+    monkeypatch.setattr("infinity_jax.cli.main._prepare_process", lambda: None)
     config = tmp_path / "tiny.py"
     config.write_text(CONFIG)
     required = ["--config", str(config), "--size", "tiny", "--budget", "32px", "--mesh", "fsdp=4"]

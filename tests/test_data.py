@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 
+import grain
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -164,13 +165,14 @@ def test_each_record_once_an_epoch(count, batch_size, seed):
 @given(count=st.integers(1, 40), first_step=st.integers(0, 12), threads=st.integers(1, 4))
 def test_seed_and_step_alone_decide_a_batch(count, first_step, threads):
     whole = take(batches(Numbers(count), batch_size=6, seed=5), first_step + 3)
-    later = take(batches(Numbers(count), batch_size=6, seed=5, first_step=first_step, threads=threads), 3)
+    reading = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=4)
+    later = take(batches(Numbers(count), batch_size=6, seed=5, first_step=first_step, reading=reading), 3)
     assert [indices(batch) for batch in later] == [indices(batch) for batch in whole[first_step:]]
 
 
 def test_starting_late_reads_nothing_before():
-    source = Numbers(1000)
-    take(batches(source, batch_size=4, seed=0, first_step=10**6, prefetch=2), 1)
+    source, reading = Numbers(1000), grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+    take(batches(source, batch_size=4, seed=0, first_step=10**6, reading=reading), 1)
     assert len(source.read) <= 4 * 8
 
 
@@ -195,8 +197,8 @@ def test_processes_share_the_global_batch(shares):
 
 
 def test_a_process_reads_only_its_rows():
-    source = Numbers(1000)
-    share = batches(source, batch_size=100, seed=0, rows=[7, 8], prefetch=1, threads=1)
+    source, reading = Numbers(1000), grain.ReadOptions(num_threads=1, prefetch_buffer_size=1)
+    share = batches(source, batch_size=100, seed=0, rows=[7, 8], reading=reading)
     next(share)
     assert len(source.read) <= 2 * 3  # one batch, and those that are kept ready
 

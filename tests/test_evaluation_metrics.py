@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from full_disks import full_disk
 from PIL import Image
 
+from infinity_jax.errors import UserError
+from infinity_jax.evaluation import evaluate_checkpoint
 from infinity_jax.files import sheets
 from infinity_jax.metrics.kid import effnet_kid
 from infinity_jax.metrics.psnr import HIGHEST_PSNR, mean_psnr, psnr_per_picture
@@ -161,17 +164,12 @@ def test_wrapped_lines_fit_and_keep_the_words(text):
     assert all(font.getlength(line) <= 90 for line in [*lines, *short])
 
 
-def test_a_failed_save_keeps_the_old_sheet(tmp_path, monkeypatch):
+def test_a_failed_save_keeps_the_old_sheet(tmp_path):
     path = tmp_path / "sheet.png"
     sheets.picture_sheet(pictures(1), ["old"], path)
     before = path.read_bytes()
 
-    def full_disk(self, file, **_):
-        file.write_bytes(b"half")
-        raise OSError("No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with full_disk(100), pytest.raises(OSError, match=f"File too large.*{path.name}"):
         sheets.picture_sheet(pictures(1), ["new"], path)
     assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
@@ -182,3 +180,8 @@ def test_sheets_refuse_captions_that_do_not_fit(tmp_path):
             sheets.picture_sheet(images, captions, tmp_path / "s.png")
     with pytest.raises(ValueError, match="row"):
         sheets.comparison_sheet([pictures(2), pictures(1)], ["a", "b"], tmp_path / "s.png")
+
+
+def test_an_evaluation_that_could_not_be_written_is_refused_before_it_begins(tmp_path):
+    with pytest.raises(UserError, match=r"--json .*its folder does not exist"):
+        evaluate_checkpoint.main(tmp_path / "none" / "evaluation.json")

@@ -59,7 +59,7 @@ def run(weights, monkeypatch, tmp_path):
 
     monkeypatch.setattr(inception_statistics, "inception_features", colours)
     monkeypatch.setattr(inception_statistics, "FEATURES", D)
-    monkeypatch.setattr(main, "_prepare_process", lambda: None)
+    monkeypatch.setattr("infinity_jax.cli.main._prepare_process", lambda: None)
     monkeypatch.setenv("INFINITY_DATA", str(tmp_path / "data"))
     write(tmp_path / "generated", generated())
     write(tmp_path / "real", real())

@@ -19,6 +19,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.evaluation.benchmarks import card, generate, layouts
 from infinity_jax.evaluation.benchmarks.layouts import BENCHMARKS
 from infinity_jax.files import pictures as picture_files
+from infinity_jax.sampling.request import SampleRequest, SystemOptions
 from infinity_jax.text.rewriting import Rewriter
 
 TEXT_LENGTH, SIDE = 64, 16
@@ -41,9 +42,10 @@ def run(system, folder, monkeypatch, tmp_path):
     """`generate.main` of the system that is loaded already, with the small prompts of a benchmark."""
     monkeypatch.setattr(infinity_jax.InfinityPipeline, "from_pretrained", lambda *_: system)
 
-    def generate_(name, out, **options):
+    def generate_(name, out, seed=0, shard=(0, 1), rewriter=None, **settings):
         prompts = layouts.read(BENCHMARKS[name], field_prompts.write(name, tmp_path / f"prompts-{name}"))
-        generate.main(prompts, out, str(folder), batch=4, **options)
+        plan = generate.Plan(seed, batch=4, shard=shard)
+        generate.main(prompts, out, plan, SystemOptions(str(folder)), settings, rewriter)
         return json.loads((out / "card.json").read_text())
 
     return generate_
@@ -81,17 +83,17 @@ def test_every_benchmark_has_its_files(name, run, tmp_path):
 def test_seeds_depend_on_the_numbers_of_prompt_and_picture(run, system, tmp_path):
     run("geneval", tmp_path / "g", seed=100, cfg=(3.0,))
     settings = system.settings.changed(cfg=3.0)
-    alone = [x for _, x in system.stream(["a red car"], [100 + 4 * 2 + 1], settings, batch=4)]
+    alone = [x for _, x in system.stream(SampleRequest(["a red car"], [100 + 4 * 2 + 1], batch=4), settings)]
     file = tmp_path / "g" / "00002" / "samples" / "0001.png"
     np.testing.assert_array_equal(np.asarray(Image.open(file)), alone[0][0])
-    note = picture_files.read_note(file)
+    note = picture_files.read_metadata(file)
     assert note is not None and note["seeds"] == [109] and note["cfg"] == 3.0 and note["drawn"] == "a red car"
 
 
 def test_a_grid_is_read_row_by_row(run, system, tmp_path):
     run("dpg", tmp_path / "d")
     grid = np.asarray(Image.open(tmp_path / "d" / "images" / "COCOval2014000000001.png"))
-    (parts,) = [x for _, x in system.stream(["a blue cat"] * 4, [4, 5, 6, 7], batch=4)]
+    (parts,) = [x for _, x in system.stream(SampleRequest(["a blue cat"] * 4, [4, 5, 6, 7], batch=4))]
     n = SIDE
     quarters = [grid[:n, :n], grid[:n, n:], grid[n:, :n], grid[n:, n:]]
     np.testing.assert_array_equal(quarters, parts)
@@ -172,7 +174,8 @@ def test_other_prompts_weights_and_benchmarks_are_refused(run, folder, system, t
     file.write_text(file.read_text().replace("food", "cake"))
     monkeypatch.setattr(infinity_jax.InfinityPipeline, "from_pretrained", lambda *_: system)
     with pytest.raises(UserError, match=r"made with prompts\.sha256"):
-        generate.main(layouts.read(BENCHMARKS["coco"], file), tmp_path / "c", str(folder), batch=4)
+        prompts = layouts.read(BENCHMARKS["coco"], file)
+        generate.main(prompts, tmp_path / "c", generate.Plan(batch=4), SystemOptions(str(folder)))
 
 
 def test_folders_of_something_else_are_refused(run, tmp_path):
@@ -210,9 +213,9 @@ def test_rewritten_prompts_are_drawn_and_said(run, system, tmp_path):
     found = run("mjhq", tmp_path / "m", rewriter=rewriter)
     assert found["rewriting"] == rewriter.describe() and "secret" not in json.dumps(found)
     file = tmp_path / "m" / "food" / "c3.png"
-    note = picture_files.read_note(file)
+    note = picture_files.read_metadata(file)
     assert note is not None and (note["prompt"], note["drawn"]) == ("a cake", "a cake, in the sun")
-    alone = [x for _, x in system.stream(["a cake, in the sun"], [1], batch=4)]
+    alone = [x for _, x in system.stream(SampleRequest(["a cake, in the sun"], [1], batch=4))]
     np.testing.assert_array_equal(np.asarray(Image.open(file)), alone[0][0])
     with pytest.raises(UserError, match="made with rewriting"):
         run("mjhq", tmp_path / "m")
@@ -225,13 +228,15 @@ def test_rewritten_prompts_are_drawn_and_said(run, system, tmp_path):
 
 def test_command_line(monkeypatch, tmp_path, capsys):
     got: dict = {}
-    monkeypatch.setattr(main, "_prepare_process", lambda: None)
-    monkeypatch.setattr(generate, "main", lambda prompts, **options: got.update(prompts=prompts, **options))
+    monkeypatch.setattr("infinity_jax.cli.main._prepare_process", lambda: None)
+    names = ("prompts", "out", "plan", "system", "settings", "rewriter")
+    monkeypatch.setattr(generate, "main", lambda *values: got.update(zip(names, values, strict=True)))
     path = field_prompts.write("geneval", tmp_path)
     words = ["generate", "--benchmark", "geneval", "--prompts", str(path), "--out", "o"]
     assert main([*words, "--shard", "7/8", "--limit", "2", "--cfg", "4", "--seed", "3"]) == 0
-    assert len(got["prompts"].prompts) == 2 and got["shard"] == (7, 8) and got["cfg"] == (4.0,)
-    assert got["seed"] == 3 and got["rewriter"] is None and got["out"] == "o"
+    assert len(got["prompts"].prompts) == 2 and got["out"] == "o" and got["rewriter"] is None
+    assert got["plan"] == generate.Plan(seed=3, shard=(7, 8)) and got["settings"] == {"cfg": (4.0,)}
+    assert got["system"] == SystemOptions("bundled")
     for shard in ("8/8", "1", "a/b", "-1/2"):
         with pytest.raises(SystemExit, match="2"):
             main([*words, "--shard", shard])

@@ -15,7 +15,7 @@ from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.sampling import head_index, sampler
-from infinity_jax.sampling.bits import draw_bits
+from infinity_jax.sampling.bits import DrawSettings, draw_bits
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import indices
@@ -138,7 +138,9 @@ def share(logits, tau=1.0, top_p=1.0, scale=0, tokens=20_000) -> np.ndarray:
     """How often each index is drawn."""
     logits_BNV = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (2, tokens, len(logits)))
     seeds = jnp.array([3, 4], jnp.uint32)
-    drawn = head_index.draw_index(logits_BNV, seeds, scale, jnp.float32(tau), jnp.float32(top_p))
+    drawn = head_index.draw_index(
+        logits_BNV, DrawSettings(seeds, jnp.float32(tau), jnp.float32(top_p), scale)
+    )
     return np.bincount(np.asarray(drawn).ravel(), minlength=len(logits)) / (2 * tokens)
 
 
@@ -171,24 +173,18 @@ def test_one_bit_has_the_top_p_of_bits():
     x = np.linspace(-4, 4, 81)
     difference = jnp.broadcast_to(jnp.asarray(x, jnp.float32)[:, None], (400, 81, 1))
     logits = jnp.concatenate([jnp.zeros_like(difference), difference], -1)
-    arguments = jnp.arange(400, dtype=jnp.uint32), 0, jnp.float32(0.7), jnp.float32(0.9)
+    settings = DrawSettings(jnp.arange(400, dtype=jnp.uint32), jnp.float32(0.7), jnp.float32(0.9), 0)
     dead = 0.7 * np.log(0.9 / 0.1)
-    for draws in (
-        head_index.draw_index(logits, *arguments),
-        draw_bits(difference, *arguments)[..., 0],
-    ):
+    for draws in (head_index.draw_index(logits, settings), draw_bits(difference, settings)[..., 0]):
         mean = np.mean(draws, 0)
         np.testing.assert_array_equal(mean == 0, x < -dead)
         np.testing.assert_array_equal(mean == 1, x > dead)
 
 
 def test_draws_of_scales_seeds_and_tokens_are_independent():
+    seeds, one = jnp.array([1, 2], jnp.uint32), jnp.float32(1)
     drawn = [
-        np.asarray(
-            head_index.draw_index(
-                jnp.zeros((2, 4000, 16)), jnp.array([1, 2], jnp.uint32), k, jnp.float32(1), jnp.float32(1)
-            )
-        )
+        np.asarray(head_index.draw_index(jnp.zeros((2, 4000, 16)), DrawSettings(seeds, one, one, k)))
         for k in (0, 1)
     ]
     streams = [*drawn[0], *drawn[1], drawn[0][0][::-1]]

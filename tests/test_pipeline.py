@@ -18,6 +18,7 @@ from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.cli.main import main
 from infinity_jax.errors import UserError
+from infinity_jax.sampling.request import SampleRequest
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +36,7 @@ def system(folder):
 def test_prompts_become_pictures(system):
     images = system(["a red heart", "a blue ball"], seeds=[3, 4])
     assert [image.size for image in images] == [(16, 16), (16, 16)] and images[0].mode == "RGB"
-    arrays = system.arrays(["a red heart", "a blue ball"], [3, 4])
+    arrays = system.arrays(SampleRequest(["a red heart", "a blue ball"], [3, 4]))
     np.testing.assert_array_equal(np.stack([np.asarray(image) for image in images]), arrays)
     assert (arrays[0] != arrays[1]).any()
     default = system(["a red heart"])[0]
@@ -44,6 +45,11 @@ def test_prompts_become_pictures(system):
         ["a red heart"], negative_prompts=["a square"], cfg=(1.0, 2.0, 3.0, 4.0), tau=0.5, top_p=0.9
     )
     assert (np.asarray(steered[0]) != np.asarray(default)).any()
+    settings = system.settings.changed(cfg=3.0, unguided_scales=[3])
+    chosen = system(["a red heart"], settings=settings, tau=0.5)[0]
+    np.testing.assert_array_equal(
+        chosen, system(["a red heart"], cfg=[3.0], unguided_scales=(3,), tau=0.5)[0]
+    )
 
 
 def test_a_mesh_draws_the_same(folder, tmp_path):
@@ -93,6 +99,8 @@ def test_a_saved_system_draws_the_same(system, tmp_path):
         ({"guidance": "loud"}, "loud"),
         ({"pruning": "fast"}, "fastvar"),
         ({"pruning": "4:0.5"}, "scale 4"),
+        ({"temperature": 1.0}, "unknown setting 'temperature'; known: cfg, guidance"),
+        ({"unguided_scale": [3]}, "did you mean unguided_scales"),
     ],
 )
 def test_bad_values_are_named(system, arguments, message):

@@ -170,7 +170,7 @@ def test_space_is_advised_where_space_lacks(tmp_path, monkeypatch, number):
         raise OSError(number, "said by the disk")
 
     monkeypatch.setattr(writer, "_write_part", fail)
-    with pytest.raises(UserError, match=r"said by the disk.*the same command goes on") as caught:
+    with pytest.raises(UserError, match=r"said by the disk.*the same command resumes it") as caught:
         writer.prepare(write_split(tmp_path / "in", [GOOD]), tmp_path / "out", 1)
     assert ("free some space" in str(caught.value)) == (number in (errno.ENOSPC, errno.EDQUOT))
 

@@ -176,8 +176,8 @@ def test_sample_draws_what_was_rewritten(endpoint, monkeypatch, capsys):
     from infinity_jax.sampling import prompts_to_files
 
     got: list = []
-    monkeypatch.setattr(main, "_prepare_process", lambda: None)
-    monkeypatch.setattr(prompts_to_files, "main", lambda prompts, **_: got.extend(prompts))
+    monkeypatch.setattr("infinity_jax.cli.main._prepare_process", lambda: None)
+    monkeypatch.setattr(prompts_to_files, "main", lambda request, *_: got.extend(request.prompts))
     options = ["sample", "a cat", "--out", "o", "--rewrite", endpoint.url]
     assert main([*options, "--rewrite-model", "m"]) == 0 and got == ["a cat, in the sun"]
     assert main(options) == 2

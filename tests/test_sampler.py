@@ -1,4 +1,4 @@
-"""The sampler: the cache against the full pass, what may not change a picture (test_golden.py: the release's bits)."""
+"""The sampler: against the plain one, what may not change a picture (test_golden.py: the release's bits)."""
 
 import dataclasses
 import functools
@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from arbitrary_params import arbitrary_params
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax import scales
+from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.sampling import bits, guidance, sampler
-from infinity_jax.sampling.bits import draw_bits
+from infinity_jax.sampling import bits, guidance, reference, sampler
+from infinity_jax.sampling.bits import DrawSettings, draw_bits
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import bsq, pyramid, resize
@@ -71,6 +72,39 @@ def inputs():
     return inputs_for(text, np.arange(5) < np.array([[5], [2], [3]]), [7, 8, 9])
 
 
+REFERENCE_CASES = {
+    "guided": CONFIG,
+    "unguided": dataclasses.replace(CONFIG, mixed="none"),
+    "wide": dataclasses.replace(CONFIG, schedule=scales.make_schedule("0.06M", "2:5").prefix(4)),
+    "tall": dataclasses.replace(CONFIG, schedule=scales.make_schedule("0.06M", "2:1").prefix(4)),
+    "square": dataclasses.replace(CONFIG, schedule=scales.make_schedule("32px")),
+    "patchified": dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(MODEL, bits=8),
+        tokenizer=dataclasses.replace(TOKENIZER, bits=2, patchify=2),
+    ),
+}
+
+
+@pytest.mark.parametrize("config", REFERENCE_CASES.values(), ids=REFERENCE_CASES)
+def test_bits_are_those_of_the_plain_sampler(inputs, config):
+    """Several seeds, strengths and temperatures; each scale has its own."""
+    params = arbitrary_params(config.model, config.schedule)
+    plain = jax.jit(lambda params, inputs: reference.sample_bits(config, params, inputs))
+    for seed in (0, 1000):
+        settings = inputs._replace(
+            seeds_B=inputs.seeds_B + seed,
+            cfg_K=jnp.linspace(1, 4, config.schedule.n_scales),
+            tau_K=jnp.linspace(1, 0.4, config.schedule.n_scales),
+            top_p=jnp.float32(0.95),
+        )
+        expected, running_sum_BHWd = plain(params, settings)
+        drawn = draw(config, params, settings)
+        assert 0.1 < np.mean(np.concatenate([x.ravel() for x in expected])) < 0.9
+        jax.tree.map(np.testing.assert_array_equal, list(drawn.bits), expected)
+        np.testing.assert_allclose(drawn.running_sum_BHWd, running_sum_BHWd, atol=1e-6)
+
+
 def test_cached_logits_are_those_of_the_full_pass(params, inputs):
     drawn, differences = draw_and_differences(CONFIG, params, inputs)
     running_sum, full_inputs = jnp.zeros_like(drawn.running_sum_BHWd), []
@@ -84,8 +118,8 @@ def test_cached_logits_are_those_of_the_full_pass(params, inputs):
         arguments = full_inputs, inputs.text_BTC, inputs.mask_BT, SCHEDULE, drop_B
         return Transformer(MODEL).apply({"params": params}, *arguments)
 
-    with_caption, without = full(jnp.zeros(3, bool)), full(jnp.ones(3, bool))
-    expected = guidance.mix(with_caption, without, jnp.float32(3))
+    conditional, unconditional = full(jnp.zeros(3, bool)), full(jnp.ones(3, bool))
+    expected = guidance.mix(conditional, unconditional, jnp.float32(3))
     expected = expected[..., 1] - expected[..., 0]
     np.testing.assert_allclose(jnp.concatenate(differences, 1), expected, atol=1e-4)
 
@@ -152,7 +186,7 @@ def test_new_values_do_not_compile_again(params, tokenizer_params, inputs):
 
 def test_guidance_one_is_none(params, inputs):
     plain = draw(dataclasses.replace(CONFIG, mixed="none"), params, inputs)
-    for mixed in ("logits", "features"):
+    for mixed in ("logits", "features", "both"):
         config = dataclasses.replace(CONFIG, mixed=mixed, feature_layers=(0, 1))
         guided = draw(config, params, inputs._replace(cfg_K=jnp.ones(4)))
         jax.tree.map(np.testing.assert_array_equal, plain.bits, guided.bits)
@@ -166,10 +200,9 @@ def test_the_cache_holds_all_scales_but_the_last(params, inputs, dtype, size):
         state, prepared = sampler.empty_state(config, 3), sampler.prepare(config, params, inputs)
         for k in range(SCHEDULE.n_scales):
             _, state = sampler.draw_scale(config, params, inputs, prepared, state, k)
-        return state.cache, state.running_sum_BHWd
+        return state.caches, state.running_sum_BHWd
 
-    cache, running_sum = jax.eval_shape(last_state, params, inputs)
-    (cache,) = cache
+    ((cache, _),), running_sum = jax.eval_shape(last_state, params, inputs)
     assert [keys.shape for keys, _ in cache] == [(2, 6, 4, n, 16) for n in SCHEDULE.tokens[:-1]]
     assert [values.shape for _, values in cache] == [keys.shape for keys, _ in cache]
     assert {x.dtype.itemsize for x in jax.tree.leaves(cache)} == {size}
@@ -253,7 +286,8 @@ def test_drawn_bits_follow_the_probabilities():
     seeds = jnp.arange(4, dtype=jnp.uint32)
 
     def share(tau, top_p):
-        return np.asarray(draw_bits(difference, seeds, 0, jnp.float32(tau), jnp.float32(top_p)).mean((0, 1)))
+        settings = DrawSettings(seeds, jnp.float32(tau), jnp.float32(top_p), 0)
+        return np.asarray(draw_bits(difference, settings).mean((0, 1)))
 
     np.testing.assert_allclose(share(1, 1), jax.nn.sigmoid(logits), atol=0.01)
     np.testing.assert_allclose(share(0.5, 1), jax.nn.sigmoid(logits / 0.5), atol=0.01)
@@ -266,7 +300,7 @@ def test_drawn_bits_follow_the_probabilities():
 def test_draws_of_scales_and_seeds_are_different():
     logits = jnp.zeros((2, 64, 4))
     seeds, one = jnp.array([1, 2], jnp.uint32), jnp.float32(1)
-    first, second = (np.asarray(draw_bits(logits, seeds, k, one, one)) for k in (0, 1))
+    first, second = (np.asarray(draw_bits(logits, DrawSettings(seeds, one, one, k))) for k in (0, 1))
     assert 0.3 < np.mean(first[0] == first[1]) < 0.7
     assert 0.3 < np.mean(first == second) < 0.7
 
@@ -284,3 +318,5 @@ def test_settings_of_each_scale():
         SamplerConfig(MODEL, TOKENIZER, SCHEDULE, "features", (2,))
     with pytest.raises(UserError, match="logits"):
         SamplerConfig(MODEL, TOKENIZER, SCHEDULE, "pixels")
+    chosen = SamplerConfig.from_settings(MODEL, TOKENIZER, SCHEDULE, SampleConfig(guidance="both"))
+    assert chosen == SamplerConfig(MODEL, TOKENIZER, SCHEDULE, "both", (-2,))

@@ -131,12 +131,12 @@ def test_out_that_is_a_file_is_the_users_error(sweep, tmp_path):
 
 
 def test_command(sweep, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(main, "_prepare_process", lambda: None)
+    monkeypatch.setattr("infinity_jax.cli.main._prepare_process", lambda: None)
     called = []
     monkeypatch.setattr(fit, "main", lambda *arguments: called.append(arguments))
     assert main(["scaling", "--table", str(sweep), "--out", str(tmp_path), "--seed", "3"]) == 0
     assert called == [(str(sweep), str(tmp_path), 3)]
     monkeypatch.undo()
-    monkeypatch.setattr(main, "_prepare_process", lambda: None)
+    monkeypatch.setattr("infinity_jax.cli.main._prepare_process", lambda: None)
     assert main(["scaling", "--table", str(tmp_path / "none.csv"), "--out", str(tmp_path)]) == 2
     assert "there is no table" in capsys.readouterr().err

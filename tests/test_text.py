@@ -62,8 +62,8 @@ def test_padding_changes_nothing(encoder):
     ids = jnp.array([[101, 2417, 2540, 102]])
     padded_ids = jnp.pad(ids, ((0, 0), (0, 7)), constant_values=1037)
     apply = jax.jit(minilm.MiniLM().apply)
-    short = np.asarray(apply({"params": encoder._params}, ids, jnp.ones((1, 4), bool)))
-    padded = np.asarray(apply({"params": encoder._params}, padded_ids, jnp.arange(11)[None] < 4))
+    short = np.asarray(apply({"params": encoder.params}, ids, jnp.ones((1, 4), bool)))
+    padded = np.asarray(apply({"params": encoder.params}, padded_ids, jnp.arange(11)[None] < 4))
     np.testing.assert_allclose(padded[:, :4], short, atol=1e-5)
 
 
@@ -95,7 +95,7 @@ def test_parameters_fit_the_module(encoder):
         lambda: minilm.MiniLM().init(jax.random.key(0), jnp.zeros((1, 8), int), jnp.ones((1, 8), bool))
     )["params"]
     assert jax.tree.map(lambda x: (x.shape, x.dtype), made) == jax.tree.map(
-        lambda x: (x.shape, x.dtype), encoder._params
+        lambda x: (x.shape, x.dtype), encoder.params
     )
 
 

@@ -154,22 +154,23 @@ def test_the_cache_holds_the_tokens_that_ran(params, inputs):
         )
         for k in config.drawn_scales:
             _, state = sampler.draw_scale(config, params, inputs, prepared, state, k)
-            all_states.append((state.cache, state.updates))
+            all_states.append(state.caches)
         return all_states
 
-    (*_, (cache, updates)) = all_states = jax.eval_shape(states, params, inputs)
-    shapes = [[keys.shape for keys, _ in part] for part in cache]
+    first, *_, caches = jax.eval_shape(states, params, inputs)
+    shapes = [[keys.shape for keys, _ in part.past] for part in caches]
     tokens = [(1, 4, 9, 16), (1, 4, 5, 4), (1, 4, 9, 16)]
     assert shapes == [
         [(layers, 4, 4, n, 16) for n in of_part] for layers, of_part in zip((1, 2, 1), tokens, strict=True)
     ]
     # Both pruned scales are filled from 2x2, the last one that ran all tokens.
     assert pruning.source(2) == pruning.source(3) == 1
-    assert all_states[0][1] is None and [x.shape for x in updates] == [(2, 4, 4, 64)] * 3
+    assert first[1].updates is None and [x.shape for x in caches[1].updates] == [(2, 4, 4, 64)] * 3
+    assert caches[0].updates is caches[2].updates is None
 
 
 def test_guidance_one_is_none(params, inputs):
-    """A half chooses its tokens without the other one, also where some scales run one half alone."""
+    """A row chooses its tokens without the other one, also where some scales run one row alone."""
     plain = draw(dataclasses.replace(PRUNED, mixed="none"), params, inputs)
     one = inputs._replace(cfg_K=jnp.ones(5))
     for config in (PRUNED, dataclasses.replace(PRUNED, unguided_scales=(2,))):

@@ -9,19 +9,20 @@ Parts may arrive one by one (`infinity-jax convert`), in any order; parts that d
 """
 
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
 from infinity_jax.config import WEIGHT_DTYPES, TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 from infinity_jax.runtime import trees
 from infinity_jax.text.minilm import MiniLM
 
@@ -47,7 +48,7 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def write_config(folder: Path, values: Mapping[str, Any]) -> None:
     """Writes config.json, whole or not at all."""
-    replace(folder / CONFIG, lambda path: path.write_text(json.dumps(values, indent=1) + "\n"))
+    atomic.write_json(folder / CONFIG, values)
 
 
 def add_part(
@@ -151,7 +152,8 @@ def read_arrays(path: Path) -> PyTree:
         node = tree
         for parent in parents:
             node = node.setdefault(parent, {})
-        node[leaf] = flat.pop(name).astype(jnp.float32)  # popped: never two copies of all weights
+        # Popped: never two copies of all weights. By NumPy: nothing is compiled for each of the shapes.
+        node[leaf] = jnp.asarray(np.asarray(flat.pop(name)).astype(np.float32))
     return tree
 
 
@@ -159,14 +161,16 @@ def write_arrays(path: Path, params: PyTree, dtype: str) -> None:
     """Writes parameters in `dtype`: "float32", "bfloat16" or "float16"."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
     flat = {trees.parameter_name(key): jnp.asarray(leaf).astype(dtype) for key, leaf in leaves}
-    replace(path, lambda temporary: save_file(flat, temporary))
+
+    def write(temporary: Path) -> None:
+        with atomic.os_errors(SafetensorError):
+            save_file(flat, temporary)
+
+    replace(path, write)
 
 
 def replace(path: Path, write: Callable[[Path], Any]) -> None:
-    """Calls `write` with a temporary path beside `path` and renames it when that went well."""
-    temporary = path.with_name(f".{path.name}.unfinished")
-    try:
+    """Lets `write` write a file, whole or not at all; what a killed process left of it is removed first."""
+    atomic.remove_unfinished([path])  # weights are large
+    with atomic.writing(path) as temporary:
         write(temporary)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

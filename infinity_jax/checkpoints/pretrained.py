@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -14,12 +14,14 @@ from jaxtyping import PyTree
 
 from infinity_jax import scales
 from infinity_jax.checkpoints import folder as disk
-from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.files import paths
+from infinity_jax.files import atomic, paths
 from infinity_jax.runtime import trees
 from infinity_jax.runtime.sharding import Layout, place
+
+if TYPE_CHECKING:
+    from infinity_jax.checkpoints.run import Checkpointer
 
 BUNDLED = "bundled"
 
@@ -232,14 +234,15 @@ def _copy_text_encoder(source: str, target: Path) -> None:
     """Copies a text encoder's folder, whole or not at all, in the place of what another system left there."""
     if source and target.exists() and Path(source).samefile(target):
         return
-    temporary = target.with_name(f".{target.name}.unfinished")
-    shutil.rmtree(temporary, ignore_errors=True)
-    if source:
-        shutil.copytree(source, temporary)
-    if target.exists():
-        shutil.rmtree(target)
-    if source:
-        temporary.rename(target)
+    atomic.remove_unfinished([target])
+    if not source:
+        if target.exists():
+            shutil.rmtree(target)
+        return
+    with atomic.writing_folder(target) as temporary:
+        shutil.copytree(source, temporary, dirs_exist_ok=True)
+        if target.exists():
+            shutil.rmtree(target)
 
 
 def _tokenizer_section(tokenizer: TrainedTokenizer) -> dict[str, Any]:
@@ -254,9 +257,11 @@ def has_transformer(folder: Path) -> bool:
     return (folder / "tokenizer").is_dir()
 
 
-def _open_run(folder: Path, wanted: str) -> tuple[Checkpointer, dict[str, Any]]:
+def _open_run(folder: Path, wanted: str) -> tuple["Checkpointer", dict[str, Any]]:
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"{folder} has neither {disk.CONFIG} nor checkpoints/, so it is not {wanted}")
+    from infinity_jax.checkpoints.run import Checkpointer  # orbax takes a while to import
+
     reader = Checkpointer(folder / "checkpoints", read_only=True)
     return reader, reader.config()
 
@@ -282,7 +287,7 @@ def _with_folder(folder: Path, text: Mapping[str, Any]) -> dict[str, Any]:
     return {**text, "path": str((folder / (text.get("path") or disk.TEXT_ENCODER)).absolute())}
 
 
-def _restore(reader: Checkpointer, target: PyTree) -> PyTree:
+def _restore(reader: "Checkpointer", target: PyTree) -> PyTree:
     try:
         return reader.restore_params(target)
     finally:

@@ -13,7 +13,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `evaluate`."""
     add = command.add_argument
     add("--json", required=True, metavar="FILE", help="where the numbers are written")
-    sample.add_settings(command)
+    sample.add_checkpoint(command)
+    options.add_settings(command)
     add(
         "--prompts",
         type=options.whole_number,
@@ -32,9 +33,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
         json_file=arguments.json,
         checkpoint=arguments.checkpoint,
         seed=arguments.seed,
-        cfg=arguments.cfg,
-        tau=arguments.tau,
-        pruning=arguments.pruning,
+        settings=options.settings_of(arguments),
         prompts=arguments.prompts,
         sheet=arguments.sheet,
     )

@@ -36,8 +36,9 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="I/N",
         help="only the prompts I, I + N, I + 2N ...; I from 0, so that I/N is 0/8 ... 7/8 of 8 processes",
     )
-    sample.add_settings(command)
+    sample.add_checkpoint(command)
     sample.add_drawing(command)
+    options.add_settings(command)
     options.add_rewriting(command)
 
 
@@ -48,14 +49,9 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
     prompt_set = layouts.read(benchmark, Path(arguments.prompts), arguments.limit)
     from infinity_jax.evaluation.benchmarks import generate
 
-    generate.main(
-        prompt_set,
-        out=arguments.out,
-        seed=arguments.seed,
-        shard=arguments.shard,
-        rewriter=rewriter,
-        **sample.drawing_options(arguments),
-    )
+    plan = generate.Plan(arguments.seed, arguments.budget, arguments.batch, arguments.shard)
+    system, settings = sample.system_of(arguments), options.settings_of(arguments)
+    generate.main(prompt_set, arguments.out, plan, system, settings, rewriter)
 
 
 def _shard(text: str) -> tuple[int, int]:

@@ -2,14 +2,15 @@
 
 import argparse
 import dataclasses
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from infinity_jax.config import SampleConfig
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.processes import PLATFORMS, Processes
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """One number or several with commas between."""
+    """Reads one number or several with commas between."""
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
@@ -19,30 +20,55 @@ def numbers(text: str) -> tuple[float, ...]:
 
 
 def whole_number(text: str) -> int:
-    """A whole number of at least 0."""
+    """Reads a whole number of at least 0."""
     if not text.isdecimal():
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 0")
     return int(text)
 
 
 def whole_numbers(text: str) -> tuple[int, ...]:
-    """One whole number of at least 0, or several with commas between."""
+    """Reads one whole number of at least 0, or several with commas between."""
     return tuple(whole_number(part) for part in text.split(","))
 
 
 def count(text: str) -> int:
-    """A whole number of at least 1."""
+    """Reads a whole number of at least 1."""
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return int(text)
 
 
 def probability(text: str) -> float:
-    """A number above 0 and at most 1."""
-    (value,) = numbers(text)[:1]
-    if not 0 < value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and at most 1")
-    return value
+    """Reads one number above 0 and at most 1."""
+    values = numbers(text)
+    if len(values) != 1 or not 0 < values[0] <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one number above 0 and at most 1")
+    return values[0]
+
+
+# How the command line reads a field of `SampleConfig`, by the form in its metadata.
+SETTING_FORMS: dict[str, dict[str, Any]] = {
+    "numbers": {"type": numbers, "metavar": "X[,X...]"},
+    "probability": {"type": probability, "metavar": "X"},
+    "whole numbers": {"type": whole_numbers, "metavar": "N[,...]"},
+    "flag": {"action": "store_const", "const": True},
+    "name": {"metavar": "NAME"},
+}
+
+
+def add_settings(command: argparse.ArgumentParser) -> None:
+    """Adds an option for each field of `SampleConfig`."""
+    group = command.add_argument_group("sampling settings (default: the checkpoint's own)")
+    for field in dataclasses.fields(SampleConfig):
+        form = field.metadata["form"]
+        how = SETTING_FORMS[form] if isinstance(form, str) else {"choices": form}
+        group.add_argument(f"--{field.name.replace('_', '-')}", help=field.metadata["help"], **how)
+
+
+def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Gives the settings that were named, as values of fields of `SampleConfig`."""
+    values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(SampleConfig)}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 if TYPE_CHECKING:
@@ -62,7 +88,7 @@ def add_rewriting(command: argparse.ArgumentParser) -> None:
 
 
 def rewriter_of(arguments: argparse.Namespace) -> "Rewriter | None":
-    """What the options ask for; UserError if one of the two is missing."""
+    """Makes the rewriter that the options ask for; UserError if one of the two is missing."""
     if arguments.rewrite is None and arguments.rewrite_model is None:
         return None
     if arguments.rewrite is None or arguments.rewrite_model is None:
@@ -98,6 +124,6 @@ def add_processes(command: argparse.ArgumentParser) -> None:
 
 
 def processes_of(arguments: argparse.Namespace) -> Processes:
-    """What the options of `add_processes` say; UserError where they do not go together."""
+    """Reads the options of `add_processes`; UserError where they do not go together."""
     names = [field.name for field in dataclasses.fields(Processes)]
     return Processes(**{name: getattr(arguments, name) for name in names})

@@ -1,17 +1,19 @@
 """`infinity-jax sample`, and the arguments of all commands that draw."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING
 
 from infinity_jax.cli import options
 from infinity_jax.cli.command import Command
+
+if TYPE_CHECKING:
+    from infinity_jax.sampling.request import SystemOptions
 
 EXAMPLES = """infinity-jax sample "red heart" "woman astronaut" --out out/
   infinity-jax sample "green apple" --checkpoint runs/emoji --seed 3 --cfg 4 --out out/
   infinity-jax sample --prompts prompts.txt --batch 64 --devices all --skip-existing --out out/
 Each PNG holds its prompt, seed and settings as text ("infinity-jax"). sheet.png shows the first 64 pictures,
 large ones fewer."""
-GUIDANCE = ("logits", "features", "pyramid", "none")
 ALL = "all"
 
 
@@ -38,34 +40,16 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
     add("--aspect-ratio", default="1:1", metavar="H:W", help="height:width, default 1:1")
     add("--negative-prompt", default="", metavar="TEXT", help="what to steer away from")
-    add_settings(command)
+    add_checkpoint(command)
     add_drawing(command)
+    options.add_settings(command)
     options.add_rewriting(command)
 
 
 def add_drawing(command: argparse.ArgumentParser) -> None:
-    """Adds those of the commands that draw long lists; `drawing_options` reads them."""
+    """Adds --budget, --batch and how devices are used: what commands that draw long lists have."""
     add = command.add_argument
-    add(
-        "--top-p",
-        type=options.probability,
-        metavar="X",
-        help="a bit value with probability <= 1 - X is never drawn",
-    )
     add("--budget", metavar="NAME", help="pixels: 0.06M 0.25M 0.60M 1M; default: the checkpoint's own")
-    add("--guidance", choices=GUIDANCE, help="what guidance mixes; default: the checkpoint's own")
-    add(
-        "--unguided-scales",
-        type=options.whole_numbers,
-        metavar="N[,...]",
-        help="scales (from 0) that draw with the caption alone, at half the cost",
-    )
-    add(
-        "--reuse-guidance",
-        action="store_const",
-        const=True,
-        help="guide them by what the caption changed at the last guided scale",
-    )
     add(
         "--batch",
         type=options.count,
@@ -98,33 +82,14 @@ def add_drawing(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_settings(command: argparse.ArgumentParser) -> None:
-    """Adds those that all commands which draw have."""
-    add = command.add_argument
-    add(
+def add_checkpoint(command: argparse.ArgumentParser) -> None:
+    """Adds --checkpoint and --seed."""
+    command.add_argument(
         "--checkpoint",
         metavar="DIR",
         help="a training's --workdir, or a folder of convert or export; default: the one in the package",
     )
-    add("--seed", type=options.whole_number, default=0, metavar="N", help="default 0")
-    add(
-        "--cfg",
-        type=options.numbers,
-        metavar="X[,X...]",
-        help="strength of guidance, one number or one per scale",
-    )
-    add(
-        "--tau",
-        type=options.numbers,
-        metavar="X[,X...]",
-        help="temperature of the bits, one number or one per scale",
-    )
-    add(
-        "--pruning",
-        metavar="NAME",
-        help="fastvar: run fewer tokens at late scales, for other pictures sooner; none (the default); "
-        "or SCALE:SHARE[,...] of the tokens, scales from 0, share 0 skips the scale",
-    )
+    command.add_argument("--seed", type=options.whole_number, default=0, metavar="N", help="default 0")
 
 
 def run(arguments: argparse.Namespace, _: list[str]) -> None:
@@ -136,35 +101,29 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
     if rewriter is not None:
         prompts = rewriter(prompts)
     from infinity_jax.sampling import prompts_to_files
+    from infinity_jax.sampling.request import SampleRequest
 
-    prompts_to_files.main(
+    negative, count = arguments.negative_prompt, len(prompts)
+    request = SampleRequest(
         prompts,
-        out=arguments.out,
-        seed=arguments.seed,
-        aspect_ratio=arguments.aspect_ratio,
-        negative_prompt=arguments.negative_prompt,
-        skip_existing=arguments.skip_existing,
-        **drawing_options(arguments),
+        range(arguments.seed, arguments.seed + count),
+        [negative] * count if negative else None,
+        arguments.aspect_ratio,
+        arguments.budget,
+        arguments.batch,
+    )
+    prompts_to_files.main(
+        request, arguments.out, system_of(arguments), options.settings_of(arguments), arguments.skip_existing
     )
 
 
-def drawing_options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What `add_settings` and `add_drawing` added, as keywords of `prompts_to_files.main`; all but the seed."""
-    return {
-        "checkpoint": arguments.checkpoint,
-        "cfg": arguments.cfg,
-        "tau": arguments.tau,
-        "top_p": arguments.top_p,
-        "budget": arguments.budget,
-        "guidance": arguments.guidance,
-        "pruning": arguments.pruning,
-        "unguided_scales": arguments.unguided_scales,
-        "reuse_guidance": arguments.reuse_guidance,
-        "batch": arguments.batch,
-        "mesh": _mesh(arguments),
-        "rules": arguments.rules,
-        "scan_layers": arguments.scan_layers,
-    }
+def system_of(arguments: argparse.Namespace) -> "SystemOptions":
+    """Gives what draws, as the options of `add_checkpoint` and `add_drawing` say."""
+    from infinity_jax.checkpoints.pretrained import BUNDLED
+    from infinity_jax.sampling.request import SystemOptions
+
+    checkpoint = arguments.checkpoint or BUNDLED
+    return SystemOptions(checkpoint, _mesh(arguments), arguments.rules, arguments.scan_layers)
 
 
 def _mesh(arguments: argparse.Namespace) -> str | None:

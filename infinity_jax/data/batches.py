@@ -11,6 +11,7 @@ from infinity_jax.runtime import seeds
 
 Batch = dict[str, np.ndarray]
 _ENDLESS = 2**48  # Records: more than any run reads.
+READING = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 
 
 @runtime_checkable
@@ -31,18 +32,24 @@ def batches(
     transform: Callable[[Any], Mapping[str, Any]] | None = None,
     shuffle: bool = True,
     rows: Sequence[int] | np.ndarray | None = None,
-    threads: int = 2,
-    prefetch: int = 4,
+    reading: grain.ReadOptions = READING,
 ) -> Iterator[Batch]:
-    """Endless training batches, from step `first_step` on.
+    """Yields training batches without end, from step `first_step` on.
 
     The records stand in one endless row, epoch after epoch, each epoch in its own order that (seed, epoch)
     decides; batch `step` takes places step * batch_size and on, so an epoch may end inside a batch and
-    nothing is dropped. Starting at `first_step` reads nothing before it. Of each batch only its places `rows`
-    are read and given, by default all: so the batches are the same however many processes read their share.
-    `transform` maps a record to arrays in one of `threads` threads; `prefetch` batches are kept ready. Arrays
-    [b, ...] keep their dtype; str and bytes become object arrays [b]. Raises UserError for an empty source or
-    batch.
+    nothing is dropped. Starting at `first_step` reads nothing before it.
+
+    Args:
+      transform: maps a record to arrays, in one of the threads of `reading`.
+      shuffle: False keeps the order of the source.
+      rows: the places of each batch that are read and given, None is all: so the batches are the same however many
+        processes read their share.
+      reading: how many threads read, and how many batches are kept ready.
+    Returns:
+      batches whose arrays [b, ...] keep their dtype; str and bytes become object arrays [b].
+    Raises:
+      UserError: the source or the batch is empty.
     """
     rows = range(batch_size) if rows is None else rows
     if batch_size < 1 or len(rows) == 0:
@@ -57,11 +64,11 @@ def batches(
     def share(step: int) -> Batch:
         return stack([cast(Any, records[step * batch_size + row]) for row in places])
 
-    return prefetched(share, range(first_step, _ENDLESS // batch_size), threads, prefetch)
+    return prefetched(share, range(first_step, _ENDLESS // batch_size), reading)
 
 
 def endless_records(source: RandomAccess, seed: int | None) -> grain.MapDataset:
-    """The records in one endless row, each epoch in its own order that (seed, epoch) decides; None is as they are."""
+    """Puts the records in one endless row, each epoch in the order that (seed, epoch) decides; None keeps theirs."""
     if len(source) == 0:
         raise UserError("the training split is empty; give a data source with at least one picture")
     records = _records(source)
@@ -73,23 +80,22 @@ def endless_records(source: RandomAccess, seed: int | None) -> grain.MapDataset:
 
 
 def prefetched(
-    batch: Callable[[int], Batch], steps: range, threads: int = 2, prefetch: int = 4
+    batch: Callable[[int], Batch], steps: range, reading: grain.ReadOptions = READING
 ) -> Iterator[Batch]:
-    """The batches of some steps in order, made in `threads` threads, `prefetch` of them ahead of their use."""
-    made = _records(_Made(batch, steps))
-    return iter(made.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
+    """Yields the batches of some steps in order, made by threads ahead of their use."""
+    return iter(_records(Computed(batch, steps)).to_iter_dataset(reading))
 
 
-class _Made:
-    """What a function makes of each number of a range, as a sequence."""
+class Computed:
+    """A sequence whose entries a function makes of the numbers of a range when they are asked for."""
 
-    def __init__(self, make: Callable[[int], Batch], numbers: range):
+    def __init__(self, make: Callable[[int], Mapping[str, Any]], numbers: range):
         self._make, self._numbers = make, numbers
 
     def __len__(self) -> int:
         return len(self._numbers)
 
-    def __getitem__(self, index: int) -> Batch:
+    def __getitem__(self, index: int, /) -> Mapping[str, Any]:
         return self._make(self._numbers[index])
 
 
@@ -97,14 +103,10 @@ def eval_batches(
     source: RandomAccess,
     batch_size: int,
     transform: Callable[[Any], Mapping[str, Any]] | None = None,
-    *,
-    threads: int = 2,
-    prefetch: int = 4,
 ) -> Iterator[Batch]:
-    """One ordered pass over the source in batches of exactly `batch_size`.
+    """Yields one ordered pass over the source in batches of exactly `batch_size`, none of an empty source.
 
     Adds `valid` bool[batch_size]: false for the copies of the last record that fill up the last batch.
-    An empty source gives no batch.
     """
     if len(source) == 0:
         return iter(())
@@ -117,18 +119,16 @@ def eval_batches(
         batch = stack([*records, *[records[-1]] * missing])
         return batch | {"valid": np.arange(batch_size) < len(records)}
 
-    padded = records.batch(batch_size, batch_fn=pad)
-    return iter(padded.to_iter_dataset(grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)))
+    return iter(records.batch(batch_size, batch_fn=pad).to_iter_dataset(READING))
 
 
 def _records(source: RandomAccess) -> grain.MapDataset:
-    return grain.MapDataset.source(
-        cast(Any, source)
-    )  # grain's protocol also wants the parameter name `index`.
+    # grain's protocol also wants the parameter name `index`.
+    return grain.MapDataset.source(cast(Any, source))
 
 
 def stack(records: Sequence[Mapping[str, Any]]) -> Batch:
-    """A list of records of equal keys as one record of stacked arrays; str and bytes become object arrays."""
+    """Stacks records of equal keys into one record of arrays; str and bytes become object arrays."""
     return {key: _stack_values([record[key] for record in records]) for key in records[0]}
 
 

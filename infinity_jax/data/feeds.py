@@ -17,7 +17,7 @@ from infinity_jax import scales
 from infinity_jax.checkpoints.pretrained import TrainedTokenizer
 from infinity_jax.data import batches as pipeline
 from infinity_jax.data import captions, pictures, sources
-from infinity_jax.data.batches import Batch
+from infinity_jax.data.batches import Batch, Computed
 from infinity_jax.data.encoded import EncodedSource, encode_split
 from infinity_jax.data.prepared import bucket_batches, features
 from infinity_jax.data.prepared.buckets import BucketOrder
@@ -54,13 +54,13 @@ class EncodedFeed:
         return encode_split(split, self.tokenizer, self.text_encoder) if len(split) else None
 
     def batches(self, rows: Rows, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
-        """Training batches from step `first_step` on, of each the places `rows`; see `batches.batches`."""
+        """Yields the places `rows` of training batches from step `first_step` on; see `batches.batches`."""
         return pipeline.batches(
             self._encoded, batch_size=batch_size, seed=seed, first_step=first_step, rows=rows
         )
 
     def caption(self, index: int) -> str:
-        """The caption of a picture of the train split."""
+        """Returns the caption of a picture of the train split."""
         return self.source[index]["caption"]
 
     def encode(self) -> None:
@@ -68,13 +68,13 @@ class EncodedFeed:
         _ = self._encoded, self._validation
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """The validation split once, see `batches.eval_batches`."""
+        """Yields the validation split once, see `batches.eval_batches`."""
         return iter(()) if self._validation is None else pipeline.eval_batches(self._validation, batch_size)
 
 
 @dataclasses.dataclass(frozen=True)
 class RecordFeed:
-    """Prepared shards, read as the run goes on, each batch of one aspect ratio.
+    """Prepared shards, read while the run trains, each batch of one aspect ratio.
 
     Attributes:
       records: what is trained on.
@@ -97,7 +97,7 @@ class RecordFeed:
 
     @property
     def encodes_text(self) -> bool:
-        """Whether captions are encoded as the run goes on, by each process for itself."""
+        """Whether captions are encoded during the run, by each process for itself."""
         return not self.records.features or (self.validation is not None and not self.validation.features)
 
     @functools.cached_property
@@ -108,7 +108,7 @@ class RecordFeed:
         }
 
     def batches(self, rows: Rows, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
-        """Training batches from step `first_step` on, of each the places `rows`; see `bucket_batches`."""
+        """Yields the places `rows` of training batches from step `first_step` on; see `bucket_batches`."""
         order = BucketOrder(self.records.buckets, batch_size, seed)
         threads = max(2, min(16, os.cpu_count() or 2))  # Pillow lets go of Python's lock while it decodes
         return bucket_batches.batches(
@@ -116,21 +116,21 @@ class RecordFeed:
         )
 
     def caption(self, index: int) -> str:
-        """A caption of a picture that is trained on."""
+        """Returns a caption of a picture that is trained on."""
         return RecordSource(self.records).caption(index)
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
-        """The validation records once, ratio by ratio, in batches with `valid`, see `batches.eval_batches`."""
+        """Yields the validation records once, ratio by ratio, in batches with `valid`, see `batches.eval_batches`."""
         if self.validation is None:
             return
         for bucket in self.validation.buckets:
             for part, count in enumerate(bucket.sizes):
-                records = _Numbered(self.validation, bucket.ratio, part, count)
+                read = functools.partial(self.validation.read, bucket.ratio, part)
 
                 def transform(record: dict[str, Any], ratio: str = bucket.ratio) -> Mapping[str, Any]:
                     return self._transform(ratio, record, random.Random(record["id"]))
 
-                for batch in pipeline.eval_batches(records, batch_size, transform):
+                for batch in pipeline.eval_batches(Computed(read, range(count)), batch_size, transform):
                     yield self._with_text(batch)
 
     def _transform(self, ratio: str, record: dict[str, Any], draw: random.Random) -> Mapping[str, Any]:
@@ -142,7 +142,7 @@ class RecordFeed:
         return {"image": pictures.decode(record["image"], height, width), "caption": caption}
 
     def _with_text(self, batch: Batch) -> Batch:
-        """Captions as features bfloat16 [B,T,C] and mask bool [B,T], T always the longest: one program a ratio."""
+        """Encodes captions: bfloat16 [B,T,C] and mask bool [B,T], T always the longest, for one program a ratio."""
         if "caption" not in batch:
             return batch
         texts = batch.pop("caption").tolist()
@@ -150,16 +150,3 @@ class RecordFeed:
         missing = self.text_encoder.max_length - mask_Bt.shape[1]
         text_BTC = np.pad(features_BtC.astype(ml_dtypes.bfloat16), ((0, 0), (0, missing), (0, 0)))
         return {**batch, "text": text_BTC, "text_mask": np.pad(mask_Bt, ((0, 0), (0, missing)))}
-
-
-class _Numbered:
-    """The records that one set has of a ratio, as a sequence."""
-
-    def __init__(self, records: MixedRecords, ratio: str, part: int, count: int):
-        self._records, self._ratio, self._part, self._count = records, ratio, part, count
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        return self._records.read(self._ratio, self._part, index)

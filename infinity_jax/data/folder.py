@@ -6,14 +6,13 @@ under `file_name`, `image`, `image_path` or `file`; its caption under `caption` 
 
 Every picture is decoded once when the folder is opened first; the findings are kept under the data folder
 and hold as long as a file's size and time of change stay the same. Rows without caption, bad lines and
-pictures that are missing or broken are left out, counted, and named in the log.
+pictures that are missing or broken are left out, counted, and logged.
 """
 
 import csv
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -23,8 +22,9 @@ from absl import logging
 
 from infinity_jax.data import pictures
 from infinity_jax.data.captions import plain
-from infinity_jax.data.records import Record
+from infinity_jax.data.records import Record, fraction
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 
 CAPTION_FILES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 FILE_KEYS = ("file_name", "image", "image_path", "file")
@@ -71,7 +71,7 @@ class FolderSource:
 
 
 def usable_entries(folder: Path, data_dir: Path) -> list[Entry]:
-    """All rows with a caption and a whole picture, in the file's order; names each other row in the log.
+    """Reads all rows with a caption and a whole picture, in the file's order; each other row is logged.
 
     Raises UserError if the folder or its captions file is missing or nothing is usable.
     """
@@ -100,14 +100,14 @@ def usable_entries(folder: Path, data_dir: Path) -> list[Entry]:
 
 
 def split_entries(entries: list[Entry]) -> dict[str, list[Entry]]:
-    """Train and validation by a hash of the file name, so a picture keeps its side when others are added.
+    """Splits entries by a hash of the file name, so that a picture keeps its side when others are added.
 
     About 5% are validation: at least one from 20 pictures on, none below. `compositions` is always empty.
     """
-    order = sorted({entry.file for entry in entries}, key=_fraction)
+    order = sorted({entry.file for entry in entries}, key=fraction)
     held_out: set[str] = set()
     if len(order) >= SMALLEST_WITH_VALIDATION:
-        held_out = {file for file in order if _fraction(file) < VALIDATION_SHARE} or {order[0]}
+        held_out = {file for file in order if fraction(file) < VALIDATION_SHARE} or {order[0]}
     return {
         "train": [entry for entry in entries if entry.file not in held_out],
         "validation": [entry for entry in entries if entry.file in held_out],
@@ -116,26 +116,26 @@ def split_entries(entries: list[Entry]) -> dict[str, list[Entry]]:
 
 
 def find_captions(folder: Path) -> Path:
-    """The captions file of the folder. Raises UserError if there is not exactly one."""
+    """Finds the captions file of a folder. Raises UserError if there is not exactly one."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; give folder:PATH, where PATH is a folder of pictures")
-    found = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
-    if not found:
+    files = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
+    if not files:
         raise UserError(f"{folder} has no captions file; add one of {', '.join(CAPTION_FILES)}")
-    if len(found) > 1:
-        names = ", ".join(file.name for file in found)
+    if len(files) > 1:
+        names = ", ".join(file.name for file in files)
         raise UserError(f"{folder} has several captions files ({names}); keep one")
-    return found[0]
+    return files[0]
 
 
 def read_captions(captions: Path) -> Iterator[Entry | Skipped]:
-    """The rows of a captions file, usable or skipped. Raises UserError if the file cannot be read."""
+    """Yields the rows of a captions file, usable or skipped. Raises UserError if the file cannot be read."""
     for row in read_rows(captions):
         yield row if isinstance(row, Skipped) else _entry(*row)
 
 
 def read_rows(captions: Path) -> Iterator[tuple[int, dict[str, Any]] | Skipped]:
-    """Line number and columns of every row of a captions file. Raises UserError if the file cannot be read."""
+    """Yields line number and columns of every row of a captions file. Raises UserError if it cannot be read."""
     try:
         read = _read_csv if captions.suffix == ".csv" else _read_jsonl
         yield from read(captions)
@@ -196,7 +196,7 @@ def _entry(line: int, row: dict[str, Any]) -> Entry | Skipped:
 
 
 def check_pictures(folder: Path, files: list[str], data_dir: Path) -> dict[str, str]:
-    """What is wrong with each picture, "" if nothing. Decodes only what is new or changed since last time."""
+    """Finds what is wrong with each picture, "" if nothing; only what is new or changed is decoded."""
     name = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]
     cache = data_dir / "folder_checks" / f"{name}.json"
     known = _read_cache(cache)
@@ -210,7 +210,7 @@ def check_pictures(folder: Path, files: list[str], data_dir: Path) -> dict[str, 
 
 
 def _check(picture: Path, known: list | None) -> list:
-    """[time of change in ns, size in bytes, fault]; `known` is the finding of last time."""
+    """Returns [time of change in ns, size in bytes, fault]; `known` is what an earlier run found."""
     stamp = [0, 0]
     try:
         status = picture.stat()
@@ -236,14 +236,8 @@ def _read_cache(cache: Path) -> dict[str, list]:
 def _write_cache(cache: Path, checks: dict[str, list]) -> None:
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as file:
-            json.dump(checks, file)
-        os.replace(file.name, cache)
+        atomic.write_text(cache, json.dumps(checks))
     except OSError as error:
         logging.warning(
             "cannot keep the findings in %s (%s): pictures are checked again next time", cache, error
         )
-
-
-def _fraction(text: str) -> float:
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

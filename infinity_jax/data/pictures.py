@@ -53,10 +53,10 @@ class BrokenPicture(UserError):
 
 
 def decode(image_bytes: bytes, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
-    """The encoded picture as RGB, resized to cover height x width pixels and cropped at the centre.
+    """Decodes a picture as RGB, resized to cover height x width pixels and cropped at the centre.
 
     EXIF orientation is applied and transparent parts become white. The resize is Lanczos on 8-bit values
-    (spec.md section 1). Of JPEGs above `HUGE` pixels the decoder itself skips what the size does not need.
+    (docs/spec.md section 1). Of JPEGs above `HUGE` pixels the decoder itself skips what the size does not need.
     Raises BrokenPicture if the bytes are not a whole picture.
     """
     picture = decode_rgb(image_bytes, at_least=2 * max(height, width))
@@ -64,15 +64,18 @@ def decode(image_bytes: bytes, height: int, width: int) -> UInt8[np.ndarray, "he
 
 
 def decode_squares(records: Sequence[Mapping[str, Any]], side: int) -> UInt8[np.ndarray, "N side side 3"]:
-    """The pictures of records of a data set, each as `decode` gives it; none gives an array of length 0."""
+    """Decodes the pictures of records of a data set, each as `decode` does; none gives an array of length 0."""
     images = [decode(record["image"], side, side) for record in records]
     return np.stack(images) if images else np.zeros((0, side, side, 3), np.uint8)
 
 
 def decode_rgb(image_bytes: bytes, at_least: int = 0) -> Image.Image:
-    """The picture: mode RGB, upright, on white; at its own size unless it is a huge JPEG.
+    """Decodes a picture: mode RGB, upright, on white; at its own size unless it is a huge JPEG.
 
-    `at_least`: pixels a side that a JPEG above `HUGE` must keep; 0 keeps all. Raises BrokenPicture.
+    Args:
+      at_least: pixels a side that a JPEG above `HUGE` must keep; 0 keeps all.
+    Raises:
+      BrokenPicture: the bytes are not a whole picture.
     """
     try:
         with Image.open(io.BytesIO(image_bytes)) as picture:
@@ -111,12 +114,12 @@ def cover(picture: Image.Image, height: int, width: int) -> Image.Image:
 
 
 def to_float(image: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Pixels 0..255 as float32 in [-1, 1]."""
+    """Converts pixels 0..255 to float32 in [-1, 1]."""
     return image.astype(np.float32) / np.float32(127.5) - np.float32(1)
 
 
 def to_uint8(image: Float[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """Floats in [-1, 1] as pixels: (x + 1) / 2 * 255, clipped to 0..255 and truncated, as the release does.
+    """Converts floats in [-1, 1] to pixels: (x + 1) / 2 * 255, clipped to 0..255 and truncated, as the release does.
 
     Truncation makes `to_uint8(to_float(image))` lower than `image` by one for some values.
     """
@@ -137,7 +140,7 @@ def _upright(picture: Image.Image) -> Image.Image:
 
 
 def _to_eight_bits(picture: Image.Image) -> Image.Image:
-    """Grey pictures of 16 bits as mode L; Pillow's own conversion would clip at 255 instead of scaling."""
+    """Converts grey pictures of 16 bits to mode L; Pillow's own conversion would clip at 255 instead of scaling."""
     if not picture.mode.startswith("I"):
         return picture
     grey = np.clip(np.asarray(picture).astype(np.int64), 0, 65535)

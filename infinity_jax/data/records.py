@@ -1,5 +1,6 @@
 """A record, and what a source of records is."""
 
+import hashlib
 from typing import Protocol, TypedDict, runtime_checkable
 
 SPLITS = ("train", "validation", "compositions")
@@ -22,11 +23,6 @@ class Source(Protocol):
     def __getitem__(self, index: int, /) -> Record: ...
 
 
-class Nothing:
-    """A split without records."""
-
-    def __len__(self) -> int:
-        return 0
-
-    def __getitem__(self, index: int, /) -> Record:
-        raise IndexError(f"record {index} of a split that has none")
+def fraction(text: str) -> float:
+    """Hashes a text to a number in [0, 1), which decides the split that it belongs to."""
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") / 2**64

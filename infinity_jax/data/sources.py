@@ -4,7 +4,7 @@ import difflib
 from pathlib import Path
 
 from infinity_jax.data.prepared.config import RECORDS
-from infinity_jax.data.records import SPLITS, Nothing, Source
+from infinity_jax.data.records import SPLITS, Source
 from infinity_jax.errors import UserError
 from infinity_jax.files import paths
 
@@ -35,7 +35,7 @@ def open_source(name: str, split: str, data_dir: Path | str | None = None) -> So
     if name.startswith(RECORDS):
         from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
 
-        return RecordSource(MixedRecords(name)) if split == "train" else Nothing()
+        return RecordSource(MixedRecords(name)) if split == "train" else ()
     near = difflib.get_close_matches(name, ["emoji_captions", _FOLDER, RECORDS], n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UserError(
@@ -44,5 +44,5 @@ def open_source(name: str, split: str, data_dir: Path | str | None = None) -> So
 
 
 def attribution(source: str) -> str:
-    """What a sheet must say about the pictures it was trained on, "" if nothing is known."""
+    """Returns what a sheet must say about the pictures it was trained on, "" if nothing is known."""
     return "Trained on OpenMoji pictures (openmoji.org, CC BY-SA 4.0)." if source == "emoji_captions" else ""

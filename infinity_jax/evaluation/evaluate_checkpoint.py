@@ -1,8 +1,8 @@
 """`infinity-jax evaluate`: one checkpoint in numbers, as JSON, and as a sheet of generated above real pictures."""
 
 import dataclasses
-import json
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from infinity_jax.data.encoded import encode_split
 from infinity_jax.data.sources import attribution
 from infinity_jax.evaluation import gallery, generation
 from infinity_jax.evaluation.through_bits import ThroughBits
-from infinity_jax.files import caches, sheets
+from infinity_jax.files import atomic, sheets
 from infinity_jax.metrics.kid import effnet_kid
 from infinity_jax.metrics.psnr import mean_psnr
 from infinity_jax.sampling.pipeline import InfinityPipeline
@@ -32,9 +32,7 @@ def main(
     json_file: str | Path,
     checkpoint: str | None = None,
     seed: int = 0,
-    cfg: tuple[float, ...] | None = None,
-    tau: tuple[float, ...] | None = None,
-    pruning: str | None = None,
+    settings: Mapping[str, Any] | None = None,
     prompts: int = 256,
     sheet: str | Path | None = None,
 ) -> dict[str, Any]:
@@ -44,42 +42,42 @@ def main(
       json_file: where they go.
       checkpoint: an exported folder or a training workdir; None is the one in the package.
       seed: of the sampled pictures and of the choice of prompts.
-      cfg, tau: guidance and temperature, one value or one a scale; default: the checkpoint's own.
-      pruning: see `SampleConfig`.
-      prompts: train prompts (without skin tone) for retrieval.
+      settings: values of fields of `SampleConfig`; the others, and those that are None, are the checkpoint's own.
+      prompts: train prompts for retrieval, of pictures without look-alikes.
       sheet: a PNG to draw, or None.
     Returns:
       what was written.
+    Raises:
+      UserError: `json_file` cannot be written, or the checkpoint, its data set or a setting is wrong.
     """
     started = time.monotonic()
-    checkpoint = checkpoint or "bundled"
+    json_file, checkpoint = Path(json_file), checkpoint or "bundled"
+    atomic.check_target(json_file, "--json")
     pipeline = InfinityPipeline.from_pretrained(checkpoint)
-    settings = pipeline.settings.changed(cfg=cfg, tau=tau, pruning=pruning)
+    chosen_settings = pipeline.settings.changed(**settings or {})
     real = generation.real_pictures(pipeline.model.source, pipeline.model.tokenizer.side)
     chosen = real.choose_prompts(prompts, KID_PICTURES, seed)
-    generated = generation.generate(pipeline, real, settings, chosen, seed)
+    generated = generation.generate(pipeline, real, chosen_settings, chosen, seed)
 
     numbers: dict[str, Any] = {
         **_validation(pipeline, real.validation),
         **_tokenizer_quality(pipeline, real.train, real.validation, chosen),
         **generation.quality(real, generated, prompts),
-        **dataclasses.asdict(settings),
+        **dataclasses.asdict(chosen_settings),
         "prompts": min(prompts, len(chosen)),
         "seed": seed,
         "checkpoint": str(checkpoint),
         "seconds": round(time.monotonic() - started, 1),
     }
-    path = Path(json_file)
-    with caches.writing(path, 4096) as temporary:
-        temporary.write_text(json.dumps(numbers, indent=1) + "\n")
-    logging.info("wrote %s", path)
+    atomic.write_json(json_file, numbers)
+    logging.info("wrote %s", json_file)
     if sheet:
         _draw(Path(sheet), pipeline.model.source, real, generated)
     return numbers
 
 
 def _validation(pipeline: InfinityPipeline, validation: generation.Split) -> dict[str, Any]:
-    """Loss and accuracies under teacher forcing on pictures never trained on."""
+    """Measures loss and accuracies under teacher forcing on pictures never trained on."""
     if not validation.captions:
         return {"validation_loss": None, "bit_accuracy": None}
     model = pipeline.model
@@ -96,17 +94,17 @@ def _tokenizer_quality(
     validation: generation.Split,
     chosen: np.ndarray,
 ) -> dict[str, Any]:
-    """PSNR on validation pictures; EffNet-KID of reconstructed train pictures against other real ones."""
+    """Measures PSNR on validation pictures, and EffNet-KID of reconstructed train pictures against other real ones."""
     through_bits = ThroughBits(pipeline.model.tokenizer)
-    others = np.setdiff1d(np.arange(len(train_split.images)), chosen)
+    unchosen = np.setdiff1d(np.arange(len(train_split.images)), chosen)
     real = gallery.gallery_features(train_split.images)
-    kid, error = effnet_kid(gallery.features_of(through_bits(train_split.images[chosen])), real[others])
+    kid, error = effnet_kid(gallery.features_of(through_bits(train_split.images[chosen])), real[unchosen])
     psnr = mean_psnr(validation.images, through_bits(validation.images)) if validation.captions else None
     return {"psnr": psnr, "reconstruction_kid": kid, "reconstruction_kid_error": error}
 
 
 def _draw(path: Path, source: str, real: generation.RealPictures, generated: generation.Generated) -> None:
-    """Two sheets, generated above real: train prompts in `path`, held-out compositions beside it."""
+    """Draws two sheets, generated above real: train prompts in `path`, held-out compositions beside it."""
     few = generated.chosen[:SHEET_COLUMNS]
     captions = [real.train.captions[i] for i in few]
     parts = [(path, generated.images[: len(few)], real.train.images[few], captions)]
@@ -115,8 +113,12 @@ def _draw(path: Path, source: str, real: generation.RealPictures, generated: gen
         n = min(SHEET_COLUMNS, len(generated.composed))
         beside = path.with_stem(path.stem + "-compositions")
         parts.append((beside, generated.composed[:n], compositions.images[:n], compositions.captions[:n]))
-    for file, made, pictures, captions in parts:
+    for file, generated_images, pictures, captions in parts:
         sheets.comparison_sheet(
-            [made, pictures], ["generated", "real"], file, captions=captions, footer=attribution(source)
+            [generated_images, pictures],
+            ["generated", "real"],
+            file,
+            captions=captions,
+            footer=attribution(source),
         )
         logging.info("wrote %s", file)

@@ -1,7 +1,6 @@
 """`infinity-jax evaluate-tokenizer`: a tokenizer in numbers, as JSON, and as a sheet of what each scale adds."""
 
 import dataclasses
-import json
 import time
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from infinity_jax.checkpoints import folder, pretrained
+from infinity_jax.checkpoints import pretrained
 from infinity_jax.data import pictures, sources
 from infinity_jax.data.records import Source
 from infinity_jax.data.sources import attribution
@@ -48,7 +47,7 @@ class Chosen(NamedTuple):
     quality: np.ndarray
     captions: list[str]
     kid: np.ndarray
-    others: np.ndarray
+    reference: np.ndarray
 
 
 def main(
@@ -89,13 +88,12 @@ def main(
 
     through_bits = ThroughBits(tokenizer)
     usage = BitUsage(tokenizer.config.bits, through_bits.schedule.n_scales)
-    kid_made = _reconstructed(through_bits, usage, chosen.kid)
-    made = kid_made if chosen.split == "train" else _reconstructed(through_bits, usage, chosen.quality)
+    reconstructed = _reconstruct(through_bits, usage, chosen)
     numbers = {
-        **_likeness(chosen.quality, made),
-        "lpips": lpips_params and _mean_lpips(lpips_params, chosen.quality, made, through_bits.batch_size),
-        **_kid(chosen, kid_made),
-        "fid": inception and _fid(inception, chosen, kid_made, made),
+        **_likeness(chosen.quality, reconstructed.quality),
+        "lpips": _mean_lpips(lpips_params, chosen.quality, reconstructed.quality, through_bits.batch_size),
+        **_kid(chosen, reconstructed.kid),
+        "fid": _fid(inception, chosen, reconstructed),
         **usage.numbers(),
         "split": chosen.split,
         "pictures": len(chosen.quality),
@@ -103,7 +101,7 @@ def main(
         "checkpoint": str(checkpoint),
         "seconds": round(time.monotonic() - started, 1),
     }
-    folder.replace(json_file, lambda path: path.write_text(json.dumps(numbers, indent=1) + "\n"))
+    atomic.write_json(json_file, numbers)
     logging.info("wrote %s", json_file)
     if sheet:
         _draw(Path(sheet), through_bits, chosen, attribution(source))
@@ -126,77 +124,97 @@ def choose_pictures(data: str, side: int, most: int) -> Chosen:
         return pictures.decode_squares(records, side), [record["caption"] for record in records]
 
     kid, captions = decoded(train, order[:n])
-    others, _ = decoded(train, order[n : n + OTHERS * n])
+    reference, _ = decoded(train, order[n : n + OTHERS * n])
     if len(validation) == 0:
         logging.warning("%s has no validation pictures: PSNR, SSIM and LPIPS are of training pictures", data)
-        return Chosen("train", kid, captions, kid, others)
+        return Chosen("train", kid, captions, kid, reference)
     places = np.sort(np.random.default_rng(0).permutation(len(validation))[:most])
-    return Chosen("validation", *decoded(validation, places), kid, others)
+    return Chosen("validation", *decoded(validation, places), kid, reference)
 
 
-def _reconstructed(through_bits: ThroughBits, usage: BitUsage, image_NHW3: np.ndarray) -> np.ndarray:
-    parts = []
-    for image, bits in through_bits.batches(image_NHW3):
-        usage.add(bits)
-        parts.append(image)
-    return np.concatenate(parts)
+class Reconstructed(NamedTuple):
+    """Reconstructions uint8 of the pictures of the same names in `Chosen`."""
+
+    quality: np.ndarray
+    kid: np.ndarray
 
 
-def _likeness(original: np.ndarray, made: np.ndarray) -> dict[str, Any]:
-    psnr = psnr_per_picture(original, made)
+def _reconstruct(through_bits: ThroughBits, usage: BitUsage, chosen: Chosen) -> Reconstructed:
+    """Reconstructs the chosen pictures and counts their bits; those that are both `quality` and `kid` once."""
+
+    def through(image_NHW3: np.ndarray) -> np.ndarray:
+        images = []
+        for image, bits in through_bits.batches(image_NHW3):
+            usage.add(bits)
+            images.append(image)
+        return np.concatenate(images)
+
+    kid = through(chosen.kid)
+    return Reconstructed(kid if chosen.split == "train" else through(chosen.quality), kid)
+
+
+def _likeness(original: np.ndarray, reconstructed: np.ndarray) -> dict[str, Any]:
+    psnr = psnr_per_picture(original, reconstructed)
     return {
         "psnr": float(psnr.mean()),
         "psnr_interval": list(bootstrap.mean_interval(psnr)),
-        "ssim": float(ssim_per_picture(original, made).mean()),
+        "ssim": float(ssim_per_picture(original, reconstructed).mean()),
     }
 
 
-def _mean_lpips(params: Any, original: np.ndarray, made: np.ndarray, batch_size: int) -> float:
+def _mean_lpips(
+    params: Any, original: np.ndarray, reconstructed: np.ndarray, batch_size: int
+) -> float | None:
+    if params is None:
+        return None
+
     @jax.jit
     def distance(params, image, other):
         with jax.default_matmul_precision("highest"):  # as the reference, on accelerators too
             return lpips_distance(params, *(x.astype(jnp.float32) / 127.5 - 1 for x in (image, other)))
 
     total = 0.0
-    batches = (filled_batches(images, batch_size) for images in (original, made))
+    batches = (filled_batches(images, batch_size) for images in (original, reconstructed))
     for (image, n), (other, _) in zip(*batches, strict=True):
         total += float(np.asarray(distance(params, image, other))[:n].sum())
     return total / len(original)
 
 
-def _kid(chosen: Chosen, made: np.ndarray) -> dict[str, Any]:
-    """EffNet-KID of reconstructions against other real pictures, beside that of the originals against them."""
-    features, real, others = (
-        gallery.features_of(made),
+def _kid(chosen: Chosen, reconstructed: np.ndarray) -> dict[str, Any]:
+    """Measures EffNet-KID of reconstructions against other real pictures, beside that of the originals against them."""
+    features, real, reference = (
+        gallery.features_of(reconstructed),
         gallery.gallery_features(chosen.kid),
-        gallery.gallery_features(chosen.others),
+        gallery.gallery_features(chosen.reference),
     )
-    (kid, error), (real_kid, real_error) = (effnet_kid(x, others) for x in (features, real))
+    (kid, error), (real_kid, real_error) = (effnet_kid(x, reference) for x in (features, real))
     return {
         "kid": kid,
         "kid_error": error,
-        "kid_interval": list(bootstrap.kid_interval(features, others)),
+        "kid_interval": list(bootstrap.kid_interval(features, reference)),
         "real_kid": real_kid,
         "real_kid_error": real_error,
-        "kid_pictures": len(made),
-        "kid_others": len(others),
+        "kid_pictures": len(reconstructed),
+        "kid_others": len(reference),
     }
 
 
-def _fid(inception: Any, chosen: Chosen, kid_made: np.ndarray, made: np.ndarray) -> float:
-    """FID between all pictures that were reconstructed and their reconstructions, as published for tokenizers."""
-    pairs = [(chosen.kid, kid_made)]
+def _fid(inception: Any, chosen: Chosen, reconstructed: Reconstructed) -> float | None:
+    """Measures FID between all pictures and their reconstructions, as it is published for tokenizers."""
+    if inception is None:
+        return None
+    pairs = [(chosen.kid, reconstructed.kid)]
     if chosen.split == "validation":
-        pairs.append((chosen.quality, made))
-    real, reconstructed = (
+        pairs.append((chosen.quality, reconstructed.quality))
+    real_features, features = (
         np.concatenate([inception_features(inception, images) for images in side])
         for side in zip(*pairs, strict=True)
     )
-    return fid(real, reconstructed)
+    return fid(real_features, features)
 
 
 def _draw(path: Path, through_bits: ThroughBits, chosen: Chosen, footer: str) -> None:
-    """Originals, reconstructions, and below what the first 1, 2, ... K scales alone give."""
+    """Draws originals, reconstructions, and below what the first 1, 2, ... K scales alone give."""
     side = through_bits.side
     columns = max(2, min(12, 1024 // side, len(chosen.quality)))
     places = np.linspace(0, len(chosen.quality) - 1, columns).astype(int)

@@ -18,7 +18,7 @@ from infinity_jax.metrics.kid import FEWEST, kid
 def main(
     generated: str | Path, real: str | Path, inception: str | Path, json_file: str | Path
 ) -> dict[str, Any]:
-    """Measures and writes the numbers.
+    """Measures FID and KID and writes the numbers.
 
     Args:
       generated: a folder of pictures; folders in it are read too.
@@ -52,7 +52,7 @@ def main(
         "resized": "bilinearly, without antialiasing, as pytorch-fid does",
         "seconds": round(time.monotonic() - started, 1),
     }
-    atomic.write(json_file, numbers)
+    atomic.write_json(json_file, numbers)
     logging.info("FID %.4f, KID %s: wrote %s", numbers["fid"], value, json_file)
     return numbers
 
@@ -60,10 +60,10 @@ def main(
 def _statistics(real: Path, weights: inception_statistics.Network) -> Statistics:
     if real.is_dir():
         return _of_folder(real, weights, keep=True)
-    found = inception_statistics.read(real, weights)
-    if found.features is None:
+    statistics = inception_statistics.read(real, weights)
+    if statistics.features is None:
         logging.warning("%s holds no features of single pictures, so there is no KID", real)
-    return found
+    return statistics
 
 
 def _of_folder(folder: Path, weights: inception_statistics.Network, keep: bool = False) -> Statistics:
@@ -73,5 +73,5 @@ def _of_folder(folder: Path, weights: inception_statistics.Network, keep: bool =
             f"{folder} has {len(files)} pictures (PNG, JPEG, WebP); KID takes {FEWEST} or more: check the path"
         )
     if keep:
-        return inception_statistics.kept(folder, files, weights)
-    return inception_statistics.of_files(files, weights)
+        return inception_statistics.cached(folder, files, weights)
+    return inception_statistics.compute(files, weights)

@@ -17,7 +17,7 @@ _CHUNK = 512
 def gallery_features(
     image_NHW3: UInt8[np.ndarray, "N H W 3"], cache_dir: Path | None = None
 ) -> Float[np.ndarray, "N 1280"]:
-    """Features float32 [N,1280] of uint8 pictures; read from the cache where the same pictures were seen before."""
+    """Returns features float32 [N,1280] of uint8 pictures, from the cache where the same pictures were seen before."""
     name = hashlib.sha256(np.ascontiguousarray(image_NHW3).tobytes()).hexdigest()[:24]
     path = (cache_dir or paths.data_dir() / "features") / f"gallery-{METRIC_SIZE}-{name}.npy"
     if path.exists():
@@ -32,7 +32,7 @@ def gallery_features(
 
 
 def features_of(images: Sequence[np.ndarray] | np.ndarray) -> Float[np.ndarray, "N 1280"]:
-    """Features float32 [N,1280] of uint8 pictures, not cached; progress in the log."""
+    """Computes features float32 [N,1280] of uint8 pictures, which are not cached; the progress is logged."""
     variables = load_efficientnet()
     parts = []
     for start in range(0, len(images), _CHUNK):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 
 from infinity_jax.config import SampleConfig
 from infinity_jax.data import pictures, sources
@@ -15,6 +15,7 @@ from infinity_jax.evaluation import gallery
 from infinity_jax.metrics.kid import FEWEST, effnet_kid
 from infinity_jax.metrics.retrieval import retrieval
 from infinity_jax.sampling.pipeline import InfinityPipeline
+from infinity_jax.sampling.request import SampleRequest
 
 
 class Split(NamedTuple):
@@ -32,16 +33,21 @@ class RealPictures(NamedTuple):
     validation: Split
     compositions: Split
 
+    def distinct(self) -> Bool[np.ndarray, " N"]:
+        """Marks the train captions whose picture has no look-alikes, which retrieval could not tell apart."""
+        from infinity_jax.data.emoji_captions import is_variant  # imported here: TFDS takes seconds
+
+        return np.array([not is_variant(caption) for caption in self.train.captions], bool)
+
     def choose_prompts(self, first: int, total: int, seed: int) -> Int[np.ndarray, " n"]:
-        """Places of `total` different train captions (at most half of them), the `first` ones without a skin tone.
+        """Chooses `total` different train captions, at most half of them, the `first` ones `distinct`; their places.
 
         Raises:
           UserError: the data set is too small.
         """
         captions = self.train.captions
         order = np.random.default_rng(seed).permutation(len(captions))
-        plain = np.array(["skin tone" not in caption for caption in captions])[order]
-        start = order[plain][:first]
+        start = order[self.distinct()[order]][:first]
         rest = order[~np.isin(order, start)]
         chosen = np.concatenate([start, rest])[: max(first, min(total, len(captions) // 2))]
         if len(chosen) < FEWEST or len(captions) - len(chosen) < FEWEST:
@@ -62,7 +68,7 @@ class Generated(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def real_pictures(source_name: str, side: int) -> RealPictures:
-    """All splits of a data set, as squares of `side` pixels."""
+    """Reads all splits of a data set, as squares of `side` pixels."""
     return RealPictures(*(_read(source_name, split, side) for split in SPLITS))
 
 
@@ -83,7 +89,7 @@ def generate(
     """Draws what `quality` looks at, picture i with seed `seed` + i."""
 
     def draw(captions: Sequence[str]) -> np.ndarray:
-        return pipeline.arrays(captions, [seed + i for i in range(len(captions))], settings)
+        return pipeline.arrays(SampleRequest(captions, range(seed, seed + len(captions))), settings)
 
     composed = np.zeros_like(real.compositions.images)
     if real.compositions.captions:
@@ -92,7 +98,7 @@ def generate(
 
 
 def quality(real: RealPictures, generated: Generated, prompts: int) -> dict[str, Any]:
-    """EffNet-KID beside real against real, and retrieval among all pictures of all splits.
+    """Measures EffNet-KID beside real against real, and retrieval among all pictures of all splits.
 
     Args:
       prompts: how many of the chosen prompts retrieval asks for.
@@ -111,24 +117,24 @@ def quality(real: RealPictures, generated: Generated, prompts: int) -> dict[str,
     )
     chosen = generated.chosen
     drawn = gallery.features_of(generated.images)
-    others = np.setdiff1d(np.arange(len(features)), chosen)
-    kid, error = effnet_kid(drawn, features[others])
-    real_kid, real_error = effnet_kid(features[chosen], features[others])
-    found = retrieval(drawn[:prompts], everything, chosen[:prompts])
+    unchosen = np.setdiff1d(np.arange(len(features)), chosen)
+    kid, error = effnet_kid(drawn, features[unchosen])
+    real_kid, real_error = effnet_kid(features[chosen], features[unchosen])
+    shares = retrieval(drawn[:prompts], everything, chosen[:prompts])
     numbers = {
         "kid": kid,
         "kid_error": error,
         "real_kid": real_kid,
         "real_kid_error": real_error,
         "kid_pictures": len(chosen),
-        "retrieval_top1": found["top1"],
-        "retrieval_top5": found["top5"],
+        "retrieval_top1": shares["top1"],
+        "retrieval_top5": shares["top5"],
         "retrieval_gallery": len(everything),
         "retrieval_compositions_top1": None,
         "retrieval_compositions_top5": None,
     }
     if real.compositions.captions:
         places = np.arange(len(features), len(features) + len(generated.composed))
-        found = retrieval(gallery.features_of(generated.composed), everything, places)
-        numbers |= {f"retrieval_compositions_{name}": value for name, value in found.items()}
+        shares = retrieval(gallery.features_of(generated.composed), everything, places)
+        numbers |= {f"retrieval_compositions_{name}": value for name, value in shares.items()}
     return numbers

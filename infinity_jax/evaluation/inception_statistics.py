@@ -54,15 +54,15 @@ class Statistics:
 
 
 def picture_files(folder: Path) -> list[Path]:
-    """All pictures in a folder and below it, sorted; names that begin with a dot are left out."""
+    """Lists all pictures in a folder and below it, sorted; names that begin with a dot are left out."""
     if not folder.is_dir():
         raise UserError(f"no folder {folder}; name one with pictures")
     files = (p for p in folder.rglob("*") if p.suffix.lower() in EXTENSIONS and p.name[0] != ".")
     return sorted(file for file in files if file.is_file())
 
 
-def of_files(files: Sequence[Path], network: Network) -> Statistics:
-    """Computes them; progress in the log. Raises UserError, naming the file, for one that is no whole picture."""
+def compute(files: Sequence[Path], network: Network) -> Statistics:
+    """Computes the statistics of pictures; the progress is logged. UserError names a file that is no whole picture."""
     parts = []
     with ThreadPoolExecutor(_READERS) as threads:
         for start in range(0, len(files), _CHUNK):
@@ -76,8 +76,8 @@ def of_files(files: Sequence[Path], network: Network) -> Statistics:
     return Statistics(*fid.mean_and_covariance(features), features, len(files))
 
 
-def kept(folder: Path, files: Sequence[Path], network: Network) -> Statistics:
-    """`of_files`, read from an .npz in `paths.data_dir()` where the same files were seen before, else written there."""
+def cached(folder: Path, files: Sequence[Path], network: Network) -> Statistics:
+    """Returns `compute`, from an .npz in `paths.data_dir()` where the same files were seen before, else kept there."""
     digest = hashlib.sha256(f"{_FORMAT} {network.sha256} {FEATURES}".encode())
     for file in files:
         about = file.stat()
@@ -85,20 +85,20 @@ def kept(folder: Path, files: Sequence[Path], network: Network) -> Statistics:
     path = paths.data_dir() / "features" / f"inception-{digest.hexdigest()[:24]}.npz"
     if path.exists():
         try:
-            found = read(path, network)
+            stored = read(path, network)
         except UserError as error:
-            logging.warning("%s; computing it again", error)
+            logging.warning("%s; recomputing it", error)
         else:
             logging.info("statistics of %d pictures: read from %s", len(files), path)
-            return found
-    statistics = of_files(files, network)
+            return stored
+    statistics = compute(files, network)
     _write(path, statistics, network)
     logging.info("statistics of %d pictures: kept in %s", len(files), path)
     return statistics
 
 
 def _write(path: Path, statistics: Statistics, network: Network) -> None:
-    """An .npz; mu and sigma have the names that pytorch-fid reads (mseitzer/pytorch-fid, fid_score.py)."""
+    """Writes an .npz; mu and sigma have the names that pytorch-fid reads (mseitzer/pytorch-fid, fid_score.py)."""
     arrays: dict[str, Any] = {
         "mu": statistics.mean,
         "sigma": statistics.covariance,
@@ -111,7 +111,7 @@ def _write(path: Path, statistics: Statistics, network: Network) -> None:
 
 
 def read(path: Path, network: Network) -> Statistics:
-    """An .npz of `kept` or of pytorch-fid; UserError if it is missing, damaged or of other weights."""
+    """Reads an .npz of `cached` or of pytorch-fid; UserError if it is missing, damaged or of other weights."""
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
@@ -134,7 +134,7 @@ def read(path: Path, network: Network) -> Statistics:
 
 
 def _resized(file: Path) -> Float[np.ndarray, "299 299 3"]:
-    """A picture 0..255 as the network wants it; here, as pictures of many sizes would be compiled for each of them."""
+    """Reads a picture 0..255 as the network wants it; here, as pictures of many sizes would be compiled for each."""
     try:
         image = np.asarray(pictures.decode_rgb(file.read_bytes()), np.float32)
     except pictures.BrokenPicture as error:

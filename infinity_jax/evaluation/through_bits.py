@@ -57,19 +57,19 @@ class ThroughBits:
     def batches(
         self, image_NHW3: UInt8[np.ndarray, "N H W 3"]
     ) -> Iterator[tuple[UInt8[np.ndarray, "B H W 3"], Bits]]:
-        """Reconstructions uint8 and the bits behind them, batch after batch."""
+        """Yields reconstructions uint8 and the bits behind them, batch after batch."""
         for batch, n in filled_batches(image_NHW3, self.batch_size):
             image, bits = self._there_and_back(self._params, pictures.to_float(batch))
             yield pictures.to_uint8(np.asarray(image)[:n]), tuple(np.asarray(b)[:n] for b in bits)
 
     def __call__(self, image_NHW3: UInt8[np.ndarray, "N H W 3"]) -> UInt8[np.ndarray, "N H W 3"]:
-        """All reconstructions, uint8."""
+        """Returns all reconstructions, uint8."""
         return np.concatenate([image_NHW3[:0], *(image for image, _ in self.batches(image_NHW3))])
 
     def after_each_scale(
         self, image_NHW3: UInt8[np.ndarray, "N H W 3"]
     ) -> list[UInt8[np.ndarray, "N H W 3"]]:
-        """K arrays uint8: the decoded sum of the first 1, 2, ... K scales; the last is the reconstruction."""
+        """Returns K arrays uint8: the decoded sum of the first 1, 2, ... K scales; the last is the reconstruction."""
         parts = [
             pictures.to_uint8(
                 np.asarray(self._after_each_scale(self._params, pictures.to_float(batch)))[:, :n]

@@ -1,28 +1,109 @@
-"""JSON files that appear whole or not at all."""
+"""Files and folders that appear whole or not at all: after a crash, a stop or a full disk the old content is there."""
 
+import errno
 import json
 import os
-import uuid
+import re
+import secrets
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from infinity_jax.errors import UserError
 
+# The disk, the user's share of it, or (the limit of the file system or of the shell) the file is full.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# ".NAME.TOKEN.unfinished"; the token is a process number, or missing, in what earlier versions left behind.
+_UNFINISHED = re.compile(r"\.(.+?)(\.[0-9a-f]+)?\.unfinished")
 
-def write(file: Path, content: Any) -> None:
-    """Writes `content` under a temporary name beside `file` and renames it; OSError if the disk refuses."""
-    temporary = file.with_name(
-        f".{file.name}.{uuid.uuid4().hex}.tmp"
-    )  # another process may write the same file
+
+def _temporary(path: Path) -> Path:
+    """Names a file beside `path` that no other process names."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.unfinished")
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside `path`; what was written there takes the name `path` at the end.
+
+    After an error `path` is as it was and the temporary file is gone.
+
+    Raises:
+      OSError: the file cannot be written, for example for want of space; it carries the name `path`.
+    """
+    temporary = _temporary(path)
     try:
-        with open(temporary, "w") as stream:
-            json.dump(content, stream, indent=1, ensure_ascii=False)
-            stream.write("\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, file)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.errno is None or error.filename not in (None, str(temporary)):
+            raise
+        # A full disk is found while writing, where Python does not know the name.
+        raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing_folder(path: Path) -> Iterator[Path]:
+    """Yields a new, empty folder beside `path` that takes the name `path` at the end; it is removed after an error.
+
+    Raises:
+      OSError: something cannot be written, or `path` is there already and is not empty.
+    """
+    temporary = _temporary(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        temporary.rename(path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+@contextmanager
+def os_errors(kind: type[Exception]) -> Iterator[None]:
+    """Raises as OSError what a library raises as `kind` where a file cannot be written."""
+    try:
+        yield
+    except kind as error:
+        full = (number for number in FULL if os.strerror(number) in str(error))
+        raise OSError(next(full, errno.EIO), str(error)) from error
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all; OSError, with its name, if that cannot be done."""
+    with writing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text as UTF-8, see `write_bytes`."""
+    # Half a pair of surrogates (from a file name that is not UTF-8) is not UTF-8, but "\\udcff" is JSON.
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes `content` as indented JSON, see `write_bytes`."""
+    write_text(path, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def remove_unfinished(paths: Iterable[Path]) -> None:
+    """Removes what killed processes left beside these files or folders; no other process may be writing one of them."""
+    names_in: dict[Path, set[str]] = {}
+    for path in paths:
+        names_in.setdefault(path.parent, set()).add(path.name)
+    for folder, names in names_in.items():
+        for file in folder.glob(".*.unfinished"):
+            if (match := _UNFINISHED.fullmatch(file.name)) and match[1] in names:
+                if file.is_dir():
+                    shutil.rmtree(file, ignore_errors=True)
+                else:
+                    file.unlink(missing_ok=True)
 
 
 def check_target(file: Path, option: str) -> None:

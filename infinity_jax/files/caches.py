@@ -1,19 +1,19 @@
 """Arrays on disk that appear whole or not at all: the caches of text and picture features."""
 
 import os
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 
 
 def reserve(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap:
-    """A zero .npy array on disk, writable through a memory map.
+    """Makes a zero .npy array on disk that is writable through a memory map.
 
     The zeros are really written: a full disk shows here as an error (OSError), while writing to the
     memory map of a file with holes would kill the process.
@@ -31,20 +31,20 @@ def reserve(path: Path, shape: tuple[int, ...], dtype: DTypeLike) -> np.memmap:
 
 @contextmanager
 def writing(path: Path, size: int) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its name at the end; nothing is left after an error.
+    """Yields a temporary path as `atomic.writing` does, with words about the cache where it cannot be written.
 
-    `size`, in bytes, is for the message. Raises UserError where the file cannot be written.
+    Args:
+      path: the file; its folder is made.
+      size: of the file in bytes, for the message.
+    Raises:
+      UserError: the file cannot be written.
     """
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, path)
+        with atomic.writing(path) as temporary:
+            yield temporary
     except OSError as error:
         raise UserError(
-            f"cached features cannot be written to {path} ({size / 1e6:.1f} MB): {error};"
+            f"cached features cannot be written to {path} ({size / 1e6:.1f} MB): {error.strerror or error};"
             " free some space there or set INFINITY_DATA to another folder"
         ) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)

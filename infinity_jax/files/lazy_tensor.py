@@ -28,7 +28,7 @@ _NAMES = {
 
 
 def dtype_named(name: str) -> np.dtype:
-    """The NumPy dtype "float32", "bfloat16", ...; UserError if weights cannot have it."""
+    """Returns the NumPy dtype called "float32", "bfloat16", ...; UserError if weights cannot have it."""
     if name not in _NAMES:
         raise UserError(f"unknown dtype {name!r} of weights; known: {', '.join(_NAMES)}")
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
@@ -43,12 +43,12 @@ TORCH_STORAGES: Mapping[str, np.dtype] = MappingProxyType(
 
 
 def safetensors_name(dtype: np.dtype) -> str:
-    """What a .safetensors file calls a dtype."""
+    """Returns what a .safetensors file calls a dtype."""
     return _NAMES[dtype.name][0]
 
 
 def torch_storage_name(dtype: np.dtype) -> str:
-    """The name of torch's storage of a dtype."""
+    """Returns the name of torch's storage of a dtype."""
     return _NAMES[dtype.name][1]
 
 
@@ -70,7 +70,7 @@ class LazyTensor:
     strides: tuple[int, ...] | None = None
 
     def read(self) -> Shaped[np.ndarray, "..."]:
-        """The values as a new array of `shape` and `dtype`; UserError if the file is shorter than it was."""
+        """Reads the values into a new array of `shape` and `dtype`; UserError if the file is shorter than it was."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
         if self.strides is None:
@@ -90,6 +90,6 @@ class LazyTensor:
         return raw.view(self.dtype)
 
     def row(self, index: int) -> "LazyTensor":
-        """Entry `index` along the first axis, of a tensor without strides."""
+        """Returns entry `index` along the first axis of a tensor without strides."""
         size = math.prod(self.shape[1:]) * self.dtype.itemsize
         return dataclasses.replace(self, start=self.start + index * size, shape=self.shape[1:])

@@ -1,4 +1,4 @@
-"""Pictures of a long list to their files, in threads while the next batch is drawn."""
+"""Writes the pictures of a long list to their files, in threads while the next batch is drawn."""
 
 import dataclasses
 import time
@@ -19,26 +19,26 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @dataclasses.dataclass(frozen=True)
 class Wanted:
-    """A picture: its file, and the note that says how it is made."""
+    """A picture that is wanted: its file, and the metadata that says how it is drawn."""
 
     path: Path
-    note: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
     def is_there(self) -> bool:
-        """Whether the file is whole and was made so."""
-        return picture_files.read_note(self.path) == self.note
+        """Tells whether the file is whole and its picture was drawn so."""
+        return picture_files.read_metadata(self.path) == self.metadata
 
 
 def write_all(
     pictures: Sequence[Wanted],
     drawn: Iterable[tuple[Sequence[int], Sequence[np.ndarray] | np.ndarray]],
-    goes_on: str,
+    how_to_resume: str,
 ) -> None:
-    """Writes pictures, each whole or not at all, with a line in the log now and then.
+    """Writes pictures, each whole or not at all, and logs the progress now and then.
 
     Args:
       drawn: which of `pictures`, and one uint8 array [H,W,3] for each; every picture once.
-      goes_on: for the log of a run that is stopped: how it goes on.
+      how_to_resume: is logged when the run is stopped.
     """
     progress = _Progress(len(pictures))
     writing: list[Future[None]] = []
@@ -48,19 +48,19 @@ def write_all(
                 progress.finish(writing)
                 writing = [
                     threads.submit(
-                        picture_files.write, Image.fromarray(x), pictures[i].path, pictures[i].note
+                        picture_files.write, Image.fromarray(x), pictures[i].path, pictures[i].metadata
                     )
                     for i, x in zip(numbers, images, strict=True)
                 ]
             progress.finish(writing)
         except BaseException:
             threads.shutdown(cancel_futures=True)
-            logging.info("stopped with %d of %d pictures; %s", progress.done, len(pictures), goes_on)
+            logging.info("stopped with %d of %d pictures; %s", progress.done, len(pictures), how_to_resume)
             raise
 
 
 class _Progress:
-    """Counts pictures that are written, with a line in the log now and then."""
+    """Counts pictures that are written, and logs the count now and then."""
 
     def __init__(self, total: int):
         self.done = 0

@@ -1,78 +1,66 @@
-"""Pictures on disk, each with a note of how it was made."""
+"""Pictures on disk, each with metadata of how it was made."""
 
+import io
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, PngImagePlugin
 
-_NOTE = "infinity-jax"
+from infinity_jax.files import atomic
+
+# The key of the metadata in a PNG, and the first word of a JPEG's comment.
+_KEY = "infinity-jax"
 # What a whole file ends with. Of a PNG the last chunk, without data: its length, name and checksum.
 _END = {"PNG": b"\0\0\0\0IEND\xaeB`\x82", "JPEG": b"\xff\xd9"}
 JPEG_QUALITY = 95
 
 
-def write(image: Image.Image, path: Path, note: Mapping[str, Any]) -> None:
+def write(image: Image.Image, path: Path, metadata: Mapping[str, Any]) -> None:
     """Writes a picture in the format of its name, .png or .jpg (quality 95), as `write_png` does."""
     if path.suffix == ".png":
-        write_png(image, path, note)
+        write_png(image, path, metadata)
         return
-    comment = f"{_NOTE} {json.dumps(note)}"
-    _whole(path, lambda file: image.save(file, format="JPEG", quality=JPEG_QUALITY, comment=comment))
+    comment = f"{_KEY} {json.dumps(metadata)}"
+    _write(image, path, format="JPEG", quality=JPEG_QUALITY, comment=comment)
 
 
 def write_png(
-    image: Image.Image, path: Path, note: Mapping[str, Any] | None = None, smallest: bool = False
+    image: Image.Image, path: Path, metadata: Mapping[str, Any] | None = None, smallest: bool = False
 ) -> None:
     """Writes a PNG that appears whole or not at all: a full disk or a stop never leaves half a picture.
 
     Args:
-      note: values of JSON that go into the file as text, for `read_note`.
+      metadata: values of JSON that go into the file as text, for `read_metadata`.
       smallest: takes longer to make a smaller file.
     Raises:
       OSError: the file cannot be written.
     """
     text = PngImagePlugin.PngInfo()
-    if note is not None:
-        text.add_text(_NOTE, json.dumps(note))
-    _whole(path, lambda file: image.save(file, format="PNG", optimize=smallest, pnginfo=text))
+    if metadata is not None:
+        text.add_text(_KEY, json.dumps(metadata))
+    _write(image, path, format="PNG", optimize=smallest, pnginfo=text)
 
 
-def _whole(path: Path, save: Callable[[Path], None]) -> None:
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        save(unfinished)
-        os.replace(unfinished, path)
-    except OSError as error:
-        if error.errno is not None and error.filename is None:  # of a full disk, which is found while writing
-            error.filename = str(path)
-        raise
-    finally:
-        unfinished.unlink(missing_ok=True)
+def _write(image: Image.Image, path: Path, **options: Any) -> None:
+    """Writes a picture with Pillow's options, whole or not at all."""
+    # In memory first: where a file takes only a part of what is written, as on a full disk, Pillow does not notice.
+    content = io.BytesIO()
+    image.save(content, **options)
+    atomic.write_bytes(path, content.getvalue())
 
 
-def remove_unfinished(paths: Iterable[Path]) -> None:
-    """Removes what killed processes left of these pictures; no other process may be writing one of them."""
-    names_in: dict[Path, set[str]] = {}
-    for path in paths:
-        names_in.setdefault(path.parent, set()).add(path.name)
-    for folder, names in names_in.items():
-        for file in folder.glob(".*.unfinished"):
-            if file.name[1:].rsplit(".", 2)[0] in names:
-                file.unlink(missing_ok=True)
-
-
-def read_note(path: Path) -> dict[str, Any] | None:
-    """The note of a picture that was written here; None where there is no such file, or half of one."""
+def read_metadata(path: Path) -> dict[str, Any] | None:
+    """Reads the metadata of a picture that was written here; None where there is no such file, or half of one."""
     try:
         with open(path, "rb") as file, Image.open(file) as image:
-            text = image.info[_NOTE] if image.format == "PNG" else image.info["comment"].decode()
-            note = json.loads(text.removeprefix(_NOTE))
+            text = image.info[_KEY] if image.format == "PNG" else image.info["comment"].decode()
+            metadata = json.loads(text.removeprefix(_KEY))
             end = _END[image.format or ""]
             file.seek(-len(end), os.SEEK_END)
-            whole = file.read() == end
+            is_whole = file.read() == end
     except (OSError, KeyError, ValueError, SyntaxError):
         return None
-    return note if whole and isinstance(note, dict) else None
+    return metadata if is_whole and isinstance(metadata, dict) else None

@@ -21,7 +21,12 @@ class SafetensorsWriter:
     """
 
     def __init__(self, path: Path, arrays: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> None:
-        """Args: the path; name -> (dtype, shape) of all arrays, in the order in which they will lie in the file."""
+        """Writes the header.
+
+        Args:
+          path: the file.
+          arrays: name -> (dtype, shape) of all arrays, in the order in which they will lie in the file.
+        """
         header, end = {}, 0
         self._arrays = dict(arrays)
         self._starts: dict[str, int] = {}

@@ -1,10 +1,10 @@
 """Picture sheets: many pictures with their prompts on one white PNG."""
 
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageDraw, ImageFont
@@ -31,8 +31,11 @@ class _Style(NamedTuple):
 
 
 def _style(file: str, size: int, colour: tuple[int, int, int]) -> _Style:
-    # Pillow's own font lacks accented letters; DejaVu comes with matplotlib and covers most scripts.
-    path = Path(matplotlib.get_data_path()) / "fonts" / "ttf" / file
+    # Pillow's own font lacks accented letters; DejaVu comes with matplotlib and covers most scripts. matplotlib itself,
+    # which takes a while to import, is not needed for that.
+    package = importlib.util.find_spec("matplotlib")
+    assert package is not None and package.origin is not None
+    path = Path(package.origin).parent / "mpl-data" / "fonts" / "ttf" / file
     return _Style(ImageFont.truetype(str(path), size), colour, round(size * 1.3))
 
 

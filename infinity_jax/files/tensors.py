@@ -45,7 +45,7 @@ class TensorFiles(Mapping[str, LazyTensor]):
 
 
 def open_tensors(path: Path, kind: str) -> TensorFiles:
-    """The tensors of published weights; nothing but names, shapes and places is read yet.
+    """Opens published weights as named tensors; nothing but names, shapes and places is read yet.
 
     Args:
       path: a .pth, .pt, .bin or .safetensors file; an index (*.index.json); or a folder with an index and the shards
@@ -77,7 +77,7 @@ def _open_file(path: Path, kind: str) -> TensorFiles:
 
 
 def _open_folder(folder: Path, kind: str) -> TensorFiles:
-    """Where a folder has the same weights in both formats, the safetensors are taken."""
+    """Opens a folder; where it has the same weights in both formats, the safetensors are taken."""
     for suffixes in ((SAFETENSORS,), TORCH_SUFFIXES):
         indices = sorted(f for s in suffixes for f in folder.glob(f"*{s}{_INDEX}"))
         if len(indices) > 1:
@@ -93,7 +93,7 @@ def _open_folder(folder: Path, kind: str) -> TensorFiles:
 
 
 def _open_index(index: Path, kind: str) -> TensorFiles:
-    """The shards that an index lists, each with just the tensors that it is listed for."""
+    """Opens the shards that an index lists, each with just the tensors that it is listed for."""
     shard_of = _weight_map(index)
     shards = []
     for name in sorted(set(shard_of.values())):
@@ -138,7 +138,7 @@ def _together(files: Sequence[tuple[Path, TensorFiles]]) -> dict[str, LazyTensor
 
 
 def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """Names and places from the header; the package checks the header and the length of the file first."""
+    """Reads names and places from the header; the package checks the header and the file's length first."""
     try:
         with safe_open(path, framework="numpy"):
             pass

@@ -135,7 +135,7 @@ class TorchFile:
                 raise UserError(f"{path} {_guess(start, error)}") from error
 
     def tensors(self, nesting: Sequence[str] = ()) -> dict[str, LazyTensor]:
-        """The state dict under the keys `nesting`; UserError if something in it is not a whole tensor."""
+        """Returns the state dict under the keys `nesting`; UserError if something in it is not a whole tensor."""
         state = follow(self.content, nesting)
         if not isinstance(state, dict):
             raise UserError(f"{self.path} has no dictionary of tensors{_under(nesting)}; {describe(state)}")
@@ -143,8 +143,8 @@ class TorchFile:
 
     def _tensor(self, name: str, value: Any) -> LazyTensor:
         if not isinstance(value, _Tensor) or not isinstance(value.storage, _Storage):
-            found = value.storage if isinstance(value, _Tensor) else value
-            raise UserError(f"{self.path}: {name!r} {describe(found)}, which is not a tensor")
+            not_tensor = value.storage if isinstance(value, _Tensor) else value
+            raise UserError(f"{self.path}: {name!r} {describe(not_tensor)}, which is not a tensor")
         kind, length = value.storage.kind, value.storage.length
         if not isinstance(kind, _StorageType):
             raise UserError(f"{self.path}: {name!r} {describe(kind)}, which is not a dtype that is read here")
@@ -164,19 +164,19 @@ class TorchFile:
 
 
 def read_torch_file(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a flat state dict, by name, as contiguous arrays."""
+    """Reads the tensors of a flat state dict, by name, as contiguous arrays."""
     return {name: tensor.read() for name, tensor in TorchFile(path).tensors().items()}
 
 
 def follow(content: Any, nesting: Sequence[str]) -> Any:
-    """What lies in dicts of dicts under the keys `nesting`; None if it is not there."""
+    """Returns what lies in dicts of dicts under the keys `nesting`; None if it is not there."""
     for key in nesting:
         content = content.get(key) if isinstance(content, dict) else None
     return content
 
 
 def describe(value: Any) -> str:
-    """What was found in place of a tensor, as the end of a sentence."""
+    """Describes what stands in place of a tensor, as the end of a sentence."""
     asks_for = getattr(value, "asks_for", "")
     if asks_for:
         return f"asks for {asks_for}"
@@ -227,7 +227,7 @@ def _open_zip(file: io.BufferedReader) -> tuple[Any, _Locate]:
 
 
 def _entry_start(path: Path, info: zipfile.ZipInfo) -> int:
-    """Where the values of a zip entry begin: after its header, a name and padding of any length."""
+    """Finds where the values of a zip entry begin: after its header, a name and padding of any length."""
     with open(path, "rb") as file:
         file.seek(info.header_offset)
         header = file.read(30)

@@ -56,7 +56,7 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes | memoryview) -> No
 
 
 def _pickle(shapes: Mapping[str, tuple[np.dtype, tuple[int, ...]]], nesting: Sequence[str]) -> bytes:
-    """The pickle (protocol 2) of the nested state dict, whose tensors name their storages "0", "1", ..."""
+    """Writes the pickle (protocol 2) of the nested state dict, whose tensors name their storages "0", "1", ..."""
     program = [b"\x80\x02"]
     program += [b"}" + _text(key) for key in nesting]
     program.append(b"}(")

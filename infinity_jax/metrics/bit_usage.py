@@ -10,7 +10,7 @@ class BitUsage:
     """Counts over pictures that arrive batch by batch; memory grows only with the number of different codes."""
 
     def __init__(self, bits: int, n_scales: int):
-        """Args: bits: d, of one token. n_scales: K."""
+        """Begins with nothing counted; `bits` is d, of one token, `n_scales` is K."""
         self._ones = np.zeros((n_scales, bits), np.int64)
         self._tokens = np.zeros(n_scales, np.int64)
         self._codes = [np.zeros((0, -(-bits // 8)), np.uint8) for _ in range(n_scales)]
@@ -25,7 +25,7 @@ class BitUsage:
             self._codes[k] = np.unique(together, axis=0)
 
     def numbers(self) -> dict[str, Any]:
-        """What was counted, as plain values of JSON.
+        """Returns what was counted, as plain values of JSON.
 
         bits: d. used_bits: those that are neither 0 nor 1 everywhere, over all scales; dead_bits: the others;
         dead_bits_per_scale: [K], the same of each scale for itself.
@@ -54,6 +54,6 @@ class BitUsage:
 
 
 def binary_entropy(p: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
-    """Entropy in bits of a bit that is set with probability p: 1 at a half, 0 at 0 and 1."""
+    """Computes the entropy in bits of a bit that is set with probability p: 1 at a half, 0 at 0 and 1."""
     q = 1.0 - p
     return -p * np.log2(np.where(p > 0, p, 1.0)) - q * np.log2(np.where(q > 0, q, 1.0)) + 0.0

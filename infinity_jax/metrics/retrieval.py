@@ -13,7 +13,7 @@ def retrieval(
     true_index_N: Int[np.ndarray, " N"],
     k: tuple[int, ...] = (1, 5),
 ) -> dict[str, float]:
-    """{"top1": ..., "top5": ...}: the fraction of generated pictures with their real picture among the k nearest.
+    """Returns {"top1": ..., "top5": ...}: the share of generated pictures with their real picture among the k nearest.
 
     `true_index_N[i]` is the place in the gallery of the real picture for generated picture i. See `retrieval_ranks`
     for what is near, for gallery pictures that occur twice, and for what is raised.
@@ -27,7 +27,7 @@ def retrieval_ranks(
     gallery_MD: Float[np.ndarray, "M D"],
     true_index_N: Int[np.ndarray, " N"],
 ) -> Int[np.ndarray, " N"]:
-    """For each generated picture, how many other gallery pictures are at least as near as the real one (0 is best).
+    """Counts for each generated picture the gallery pictures at least as near as its real one (0 is best).
 
     Near is cosine similarity of the features (float, [N, D] and [M, D]). Subtracting the gallery's mean first was
     measured too: it finds 1 to 2 points more of blurred pictures, 1 to 3 fewer of noisy or compressed ones.

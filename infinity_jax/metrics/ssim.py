@@ -19,7 +19,7 @@ _CHUNK = 32
 def ssim_per_picture(
     image_NHW3: UInt8[np.ndarray, "N H W 3"], reconstruction_NHW3: UInt8[np.ndarray, "N H W 3"]
 ) -> Float[np.ndarray, " N"]:
-    """SSIM of each picture, float64 [N], 1 for equal ones; the mean over the three colours of RGB, not of the luma.
+    """Computes SSIM of each picture, float64 [N], 1 for equal ones; the mean over the colours of RGB, not of the luma.
 
     Both are uint8 in 0..255 of one shape. Only windows that lie whole in the picture count, and moments are weighted
     means (not divided by n - 1), as in the paper. Raises UserError for pictures smaller than the window.
@@ -45,14 +45,14 @@ def _ssim(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def _windowed(x_NHWC: np.ndarray) -> np.ndarray:
-    """Weighted means over all windows, [N, H - 10, W - 10, C]."""
+    """Computes weighted means over all windows, [N, H - 10, W - 10, C]."""
     rows, columns = (_gaussian_matrix(length) for length in x_NHWC.shape[1:3])
     return np.einsum("hH,nHWc,wW->nhwc", rows, x_NHWC, columns, optimize=True)
 
 
 @functools.cache
 def _gaussian_matrix(length: int) -> np.ndarray:
-    """float64 [length - 10, length]: row i weighs the places i .. i + 10."""
+    """Returns float64 [length - 10, length]: row i weighs the places i .. i + 10."""
     weights = np.exp(-0.5 * ((np.arange(WINDOW) - WINDOW // 2) / SIGMA) ** 2)
     matrix = np.zeros((length - WINDOW + 1, length))
     for i in range(len(matrix)):

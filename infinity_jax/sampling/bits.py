@@ -1,4 +1,4 @@
-"""Drawing bits: a bit is 1 where the difference of its two logits exceeds a random threshold (spec section 7).
+"""Drawing bits: a bit is 1 where the difference of its two logits exceeds a random threshold (docs/spec.md section 7).
 
 A bit with logit difference l is 1 with probability sigmoid(l / tau), which is the probability of
 l > tau * log(u / (1 - u)) for u uniform in (0, 1). The thresholds depend on random numbers alone. They are numbered:
@@ -6,6 +6,9 @@ each comes from (seed of the picture, scale, token, bit), so that a draw is the 
 depend on block sizes, on sharding, or on the pictures beside it.
 """
 
+from typing import NamedTuple
+
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,8 +19,39 @@ KEY_PARITY = np.uint32(0x1BD11BDA)
 Pair = tuple[jax.Array, jax.Array]
 
 
+@flax.struct.dataclass
+class DrawSettings:
+    """How the bits of one scale are drawn.
+
+    Attributes:
+      seeds_B: uint32, one per picture; a picture's draw depends on its own seed alone, not on what is beside it.
+      scale: number of the scale, static; each has random numbers of its own.
+      tau: float32, temperature; 0 takes the likelier value.
+      top_p: float32; a value with probability <= 1 - top_p is never drawn.
+    """
+
+    seeds_B: UInt32[Array, " B"]
+    tau: Float[Array, ""]
+    top_p: Float[Array, ""]
+    scale: int = flax.struct.field(pytree_node=False)
+
+
+class DifferenceHead(NamedTuple):
+    """The head as the last step of every scale reads it (made by `head_bits.difference_head`).
+
+    Attributes:
+      modulation_BG2C: float32, scale and shift of the head's norm for each row of a picture.
+      weight_Cd: the linear map's weights of class 1 minus those of class 0, in the type of the product's operands.
+      bias_d: float32, the same of its biases.
+    """
+
+    modulation_BG2C: Float[Array, "B G 2 C"]
+    weight_Cd: Float[Array, "C d"]
+    bias_d: Float[Array, " d"]
+
+
 def threefry2x32(key: Pair, counter: Pair) -> Pair:
-    """Two random words for each pair of counter words (Salmon et al. 2011, Threefry-2x32 with 20 rounds).
+    """Makes two random words of each pair of counter words (Salmon et al. 2011, Threefry-2x32 with 20 rounds).
 
     Only adds, shifts and xors of uint32, so it runs inside a kernel as well.
 
@@ -40,7 +74,7 @@ def threefry2x32(key: Pair, counter: Pair) -> Pair:
 def random_thresholds(
     seed: jax.Array, scale: jax.Array, token: jax.Array, bit: jax.Array, tau: jax.Array, limit: jax.Array
 ) -> jax.Array:
-    """What the logit difference of each bit must exceed for the bit to be 1, float32.
+    """Gives what the logit difference of each bit must exceed for the bit to be 1, float32.
 
     Args:
       seed, scale: uint32, broadcast with the rest.
@@ -56,7 +90,7 @@ def random_thresholds(
 
 
 def dead_zone(tau: jax.Array, top_p: jax.Array) -> jax.Array:
-    """The logit difference from which on the less likely value is never drawn, float32; infinite at top_p 1.
+    """Gives the logit difference from which on the less likely value is never drawn, float32; infinite at top_p 1.
 
     At top_p <= 1/2 it is 0: always the likelier value.
     """
@@ -64,33 +98,13 @@ def dead_zone(tau: jax.Array, top_p: jax.Array) -> jax.Array:
     return jnp.where(top_p < 1, tau * jnp.log(at_least_half / (1 - at_least_half)), jnp.inf)
 
 
-def draw_bits(
-    difference_BNd: Float[Array, "B N d"],
-    seeds_B: UInt32[Array, " B"],
-    scale: int,
-    tau: Float[Array, ""],
-    top_p: Float[Array, ""],
-) -> Bool[Array, "B N d"]:
-    """Bits of one scale. A picture's draw depends on its own seed alone, not on what is beside it.
-
-    Args:
-      difference_BNd: float32, logit of 1 minus logit of 0, after guidance.
-      seeds_B: uint32, one per picture.
-      scale: number of the scale; each has random numbers of its own.
-      tau: temperature; 0 takes the likelier value.
-      top_p: a value with probability <= 1 - top_p is never drawn.
-    """
-    return difference_BNd > thresholds(difference_BNd.shape, seeds_B, scale, tau, top_p)
+def draw_bits(difference_BNd: Float[Array, "B N d"], settings: DrawSettings) -> Bool[Array, "B N d"]:
+    """Draws the bits of one scale from float32 logits of 1 minus logits of 0, after guidance."""
+    return difference_BNd > thresholds(difference_BNd.shape, settings)
 
 
-def thresholds(
-    shape_BNd: tuple[int, ...],
-    seeds_B: UInt32[Array, " B"],
-    scale: int,
-    tau: Float[Array, ""],
-    top_p: Float[Array, ""],
-) -> Float[Array, "B N d"]:
-    """`random_thresholds` of all bits of one scale; arguments as `draw_bits` has them."""
+def thresholds(shape_BNd: tuple[int, ...], settings: DrawSettings) -> Float[Array, "B N d"]:
+    """Gives the `random_thresholds` of all bits of one scale, float32 [B,N,d]."""
     token, bit = (jax.lax.broadcasted_iota(jnp.uint32, shape_BNd, axis) for axis in (1, 2))
-    seed, limit = seeds_B[:, None, None], dead_zone(tau, top_p)
-    return random_thresholds(seed, jnp.uint32(scale), token, bit, tau, limit)
+    seed, limit = settings.seeds_B[:, None, None], dead_zone(settings.tau, settings.top_p)
+    return random_thresholds(seed, jnp.uint32(settings.scale), token, bit, settings.tau, limit)

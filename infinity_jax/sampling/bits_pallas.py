@@ -1,6 +1,6 @@
 """One kernel from the last block's output to bits, for TPU (Mosaic) and GPU (Triton).
 
-Per block of tokens: normalise, mix the halves with and without caption, multiply by the difference of the head's
+Per block of tokens: normalise, mix the conditional and the unconditional row, multiply by the difference of the head's
 weights of a bit's two classes, compare with random thresholds, write int8. Neither logits nor what the head's linear
 map reads reach memory. The norm is part of it because its result is as large as what it reads: a kernel that began
 after it would move more bytes. `head_bits.py` has the same in plain jax, and chooses.
@@ -21,7 +21,7 @@ from infinity_jax.sampling import bits, guidance
 from infinity_jax.transformer.kernels.matmul import precision
 from infinity_jax.transformer.layers import NORM_EPS
 
-# TPU: both halves of a block of tokens, twice (one is computed while the next is fetched), take at most this much.
+# TPU: both rows of a block of tokens, twice (one is computed while the next is fetched), take at most this much.
 TPU_BLOCK_BYTES = 4 * 2**20
 TPU_TOKEN_TILE = 32  # rows of an int8 tile
 # GPU: tokens and channels of a block. A 32-token block gives a scale of 64x64 tokens a program for nearly each of an
@@ -32,42 +32,37 @@ SCALE, FIRST_TOKEN = range(2)  # of the counters, uint32
 
 
 def tpu_token_block(tokens: int, width: int) -> int:
-    """Tokens of a block on TPU: all of a small scale, else what fits into `TPU_BLOCK_BYTES`."""
+    """Chooses the tokens of a block on TPU: all of a small scale, else what fits into `TPU_BLOCK_BYTES`."""
     fitting = TPU_BLOCK_BYTES // (4 * 4 * width) // TPU_TOKEN_TILE * TPU_TOKEN_TILE
     return min(tokens, max(TPU_TOKEN_TILE, fitting))
 
 
 def draw_on_tpu(
     hidden_BGNC: Float[Array, "B G N C"],
-    modulation_BG2C: Float[Array, "B G 2 C"],
-    weight_Cd: Float[Array, "C d"],
-    bias_d: Float[Array, " d"],
+    head: bits.DifferenceHead,
     cfg: Float[Array, ""],
-    seeds_B: UInt32[Array, " B"],
-    scale: int,
-    tau: Float[Array, ""],
-    top_p: Float[Array, ""],
+    settings: bits.DrawSettings,
     first_token: UInt32[Array, ""],
     token_block: int | None = None,
     interpret: bool = False,
 ) -> Int8[Array, "B N d"]:
-    """Bits of one scale by the Mosaic kernel.
+    """Draws the bits of one scale by the Mosaic kernel.
 
     Args:
-      hidden_BGNC: as `head_bits.draw_head_bits` has it, but with a picture's halves side by side.
-      modulation_BG2C, weight_Cd, bias_d: of a `head_bits.DifferenceHead`, for as many halves.
-      cfg, seeds_B, scale, tau, top_p: as `head_bits.draw_head_bits` has them.
+      hidden_BGNC: as in `head_bits.draw_head_bits`, but with a picture's rows side by side.
+      head: of as many rows.
+      cfg, settings: as in `head_bits.draw_head_bits`.
       first_token: number of the first token, where tokens are split over devices.
       token_block: tokens of a block; None chooses.
       interpret: on a CPU, slowly.
     """
-    batch, halves, tokens, width = hidden_BGNC.shape
+    batch, rows, tokens, width = hidden_BGNC.shape
     block = token_block or tpu_token_block(tokens, width)
     scalars = pl.BlockSpec(memory_space=pallas_tpu.SMEM)
     whole = pl.BlockSpec(memory_space=pallas_tpu.VMEM)
-    of_tokens = pl.BlockSpec((1, halves, block, width), lambda picture, i: (picture, 0, i, 0))
-    of_picture = pl.BlockSpec((1, halves, 2, width), lambda picture, i: (picture, 0, 0, 0))
-    d = len(bias_d)
+    of_tokens = pl.BlockSpec((1, rows, block, width), lambda picture, i: (picture, 0, i, 0))
+    of_picture = pl.BlockSpec((1, rows, 2, width), lambda picture, i: (picture, 0, 0, 0))
+    d = len(head.bias_d)
     return pl.pallas_call(
         _tpu_kernel,
         out_shape=jax.ShapeDtypeStruct((batch, tokens, d), jnp.int8),
@@ -75,77 +70,75 @@ def draw_on_tpu(
         in_specs=[scalars, scalars, scalars, of_tokens, of_picture, whole, whole],
         out_specs=pl.BlockSpec((1, block, d), lambda picture, i: (picture, i, 0)),
         compiler_params=pallas_tpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
-        cost_estimate=_cost(hidden_BGNC, weight_Cd),
+        cost_estimate=_cost(hidden_BGNC, head.weight_Cd),
         interpret=interpret,
         name="draw_bits_tpu",
     )(
-        *_scalars(cfg, seeds_B, scale, tau, top_p, first_token),
-        hidden_BGNC, modulation_BG2C, weight_Cd, bias_d[None],
+        *_scalars(cfg, settings, first_token),
+        hidden_BGNC, head.modulation_BG2C, head.weight_Cd, head.bias_d[None],
     )  # fmt: skip
 
 
 def draw_on_gpu(
     hidden_BGNC: Float[Array, "B G N C"],
-    modulation_BG2C: Float[Array, "B G 2 C"],
-    weight_Cd: Float[Array, "C d"],
-    bias_d: Float[Array, " d"],
+    head: bits.DifferenceHead,
     cfg: Float[Array, ""],
-    seeds_B: UInt32[Array, " B"],
-    scale: int,
-    tau: Float[Array, ""],
-    top_p: Float[Array, ""],
+    settings: bits.DrawSettings,
     first_token: UInt32[Array, ""],
     token_block: int | None = None,
     interpret: bool = False,
 ) -> Int8[Array, "B N d"]:
-    """Bits of one scale by the Triton kernel; arguments as `draw_on_tpu` has them, `token_block` a power of two."""
-    batch, halves, tokens, width = hidden_BGNC.shape
+    """Draws the bits of one scale by the Triton kernel; arguments as in `draw_on_tpu`, `token_block` a power of two."""
+    batch, rows, tokens, width = hidden_BGNC.shape
     block = token_block or (GPU_TOKENS if tokens > GPU_SMALLEST_DOT else GPU_SMALLEST_DOT)
     # Triton's blocks are powers of two, and none may reach beyond an array's end. Of published models this copies
     # only scales of fewer tokens than a block has, and the head's weights where bits are no power of two.
-    d = len(bias_d)
+    d = len(head.bias_d)
     channels = pl.cdiv(width, GPU_SMALLEST_DOT) * GPU_SMALLEST_DOT
     columns = max(GPU_SMALLEST_DOT, pl.next_power_of_2(d))
     hidden = _padded(hidden_BGNC.reshape(-1, tokens, width), (None, max(tokens, block), channels))
-    modulation = _padded(modulation_BG2C.reshape(-1, 2, width), (None, None, channels))
+    modulation = _padded(head.modulation_BG2C.reshape(-1, 2, width), (None, None, channels))
     drawn = pl.pallas_call(
-        functools.partial(_gpu_kernel, halves=halves, width=width, token_block=block),
+        functools.partial(_gpu_kernel, rows=rows, width=width, token_block=block),
         out_shape=jax.ShapeDtypeStruct((batch, hidden.shape[1], columns), jnp.int8),
         grid=(batch, pl.cdiv(tokens, block)),
         compiler_params=pallas_triton.CompilerParams(num_warps=4, num_stages=3),
-        cost_estimate=_cost(hidden_BGNC, weight_Cd),
+        cost_estimate=_cost(hidden_BGNC, head.weight_Cd),
         interpret=interpret,
         name="draw_bits_gpu",
     )(
-        *_scalars(cfg, seeds_B, scale, tau, top_p, first_token),
-        hidden, modulation, _padded(weight_Cd, (channels, columns)), _padded(bias_d, (columns,)),
+        *_scalars(cfg, settings, first_token),
+        hidden, modulation, _padded(head.weight_Cd, (channels, columns)), _padded(head.bias_d, (columns,)),
     )  # fmt: skip
     return drawn[:, :tokens, :d]
 
 
 def _padded(x: jax.Array, sizes: Sequence[int | None]) -> jax.Array:
-    """Zeros after the end of each axis up to its size, None is its own; nothing is copied where none are needed."""
+    """Appends zeros to each axis up to its size (None keeps it); copies nothing where none are needed."""
     more = [(0, 0 if size is None else size - own) for own, size in zip(x.shape, sizes, strict=True)]
     return jnp.pad(x, more) if any(after for _, after in more) else x
 
 
-def _scalars(cfg, seeds_B, scale, tau, top_p, first_token) -> tuple[jax.Array, jax.Array, jax.Array]:
-    settings = jnp.stack([cfg, tau, bits.dead_zone(tau, top_p)]).astype(jnp.float32)
-    return settings, jnp.stack([jnp.uint32(scale), first_token.astype(jnp.uint32)]), seeds_B
+def _scalars(
+    cfg: jax.Array, settings: bits.DrawSettings, first_token: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    numbers = jnp.stack([cfg, settings.tau, bits.dead_zone(settings.tau, settings.top_p)]).astype(jnp.float32)
+    counters = jnp.stack([jnp.uint32(settings.scale), first_token.astype(jnp.uint32)])
+    return numbers, counters, settings.seeds_B
 
 
-def _cost(hidden_BGNC, weight_Cd) -> pl.CostEstimate:
+def _cost(hidden_BGNC: jax.Array, weight_Cd: jax.Array) -> pl.CostEstimate:
     batch, _, tokens, width = hidden_BGNC.shape
     drawn = batch * tokens * weight_Cd.shape[1]
     read = sum(x.size * x.dtype.itemsize for x in (hidden_BGNC, weight_Cd))
     return pl.CostEstimate(flops=2 * drawn * width, bytes_accessed=read + drawn, transcendentals=drawn)
 
 
-def _mix(settings_ref, halves: Sequence[jax.Array], dtype: Any) -> jax.Array:
-    """Guidance on what the linear map reads, which is guidance on its result; in float32, then rounded."""
-    mixed, *others = halves
-    if others:
-        mixed = guidance.mix(mixed, others[0], settings_ref[MIXING])
+def _mix(settings_ref, rows: Sequence[jax.Array], dtype: Any) -> jax.Array:
+    """Mixes what the linear map reads, which is to mix its results; in float32, then rounded."""
+    mixed, *unconditional = rows
+    if unconditional:
+        mixed = guidance.mix(mixed, unconditional[0], settings_ref[MIXING])
     return mixed.astype(dtype)
 
 
@@ -155,7 +148,7 @@ def _product(x, weight) -> jax.Array:
 
 
 def _drawn(difference, settings_ref, counters_ref, seed, token_in_part) -> jax.Array:
-    """int8 bits of a block [tokens, bits]; `token_in_part` is the block's first, among those of this device."""
+    """Draws int8 bits of a block [tokens, bits]; `token_in_part` is the block's first, among those of this device."""
     token, bit = (jax.lax.broadcasted_iota(jnp.int32, difference.shape, axis) for axis in (0, 1))
     first = counters_ref[FIRST_TOKEN].astype(jnp.int32) + token_in_part
     threshold = bits.random_thresholds(
@@ -173,19 +166,19 @@ def _tpu_kernel(
     centred = hidden_ref[0].astype(jnp.float32)
     centred -= centred.mean(-1, keepdims=True)
     normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + NORM_EPS)
-    halves = tuple(normed * (1 + modulation[:, :1]) + modulation[:, 1:])
-    difference = bias_ref[...] + _product(_mix(settings_ref, halves, weight.dtype), weight)
+    rows = tuple(normed * (1 + modulation[:, :1]) + modulation[:, 1:])
+    difference = bias_ref[...] + _product(_mix(settings_ref, rows, weight.dtype), weight)
     token = block * bits_ref.shape[1]
     bits_ref[0] = _drawn(difference, settings_ref, counters_ref, seeds_ref[picture], token)
 
 
 def _gpu_kernel(
     settings_ref, counters_ref, seeds_ref, hidden_ref, modulation_ref, weight_ref, bias_ref, bits_ref,
-    *, halves: int, width: int, token_block: int,
+    *, rows: int, width: int, token_block: int,
 ):  # fmt: skip
     """Draws a block's bits; `width` is the channels that are not padding."""
     picture, block = pl.program_id(0), pl.program_id(1)
-    rows_of_picture = [picture * halves + half for half in range(halves)]
+    rows_of_picture = [picture * rows + g for g in range(rows)]
     _, tokens, channels = hidden_ref.shape
     token = block * token_block
     if tokens % token_block:

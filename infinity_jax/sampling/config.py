@@ -1,18 +1,16 @@
 """What a sampler is compiled for, and what each of its calls is given."""
 
 import dataclasses
-import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import Layout, place
-from infinity_jax.sampling.token_pruning import TokenPruning, pivotal_tokens
+from infinity_jax.sampling.guidance import Rows
+from infinity_jax.sampling.token_pruning import TokenPruning, named
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.transformer.block import TokenChoice, all_tokens
 
 MIXED = ("logits", "features", "both", "none")
 
@@ -24,10 +22,10 @@ class SamplerConfig:
     Attributes:
       model, tokenizer: what draws.
       schedule: the transformer's.
-      mixed: where the pictures with and without caption are mixed: "logits", "features", "both", or "none".
+      mixed: where conditional and unconditional rows are mixed: "logits", "features", "both", or "none".
       feature_layers: the layers whose output is mixed; negative numbers count from the end.
-      unguided_scales: numbers of scales (from 0) that run the pictures with caption alone, at half the cost. Later
-        scales without caption then look at what those with caption have cached.
+      unguided_scales: numbers of scales (from 0) that run the conditional row alone, at half the cost. Unconditional
+        rows of later scales then look at what the conditional ones have cached.
       reuse_guidance: at unguided scales, guide by what the caption changed at the last guided scale, resized.
       pruning: which tokens late scales run; None runs all.
       scan_layers: one compiled block, so that the program does not grow with depth, or one per layer, which a CPU runs
@@ -43,6 +41,28 @@ class SamplerConfig:
     reuse_guidance: bool = False
     pruning: TokenPruning | None = None
     scan_layers: bool = True
+
+    @classmethod
+    def from_settings(
+        cls,
+        model: TransformerConfig,
+        tokenizer: TokenizerConfig,
+        schedule: ScaleSchedule,
+        settings: SampleConfig,
+        scan_layers: bool = True,
+    ) -> "SamplerConfig":
+        """Picks what is compiled from sampling settings; raises UserError where they do not fit model or schedule."""
+        return cls(
+            model,
+            tokenizer,
+            schedule,
+            mixed="logits" if settings.guidance == "pyramid" else settings.guidance,
+            feature_layers=(max(-5, -model.layers),),
+            unguided_scales=settings.unguided_scales,
+            reuse_guidance=settings.reuse_guidance,
+            pruning=named(settings.pruning, schedule, model.layers),
+            scan_layers=scan_layers,
+        )
 
     def __post_init__(self):
         if self.mixed not in MIXED:
@@ -84,49 +104,19 @@ class SamplerConfig:
         return self.mixed in ("features", "both")
 
     @property
-    def halves(self) -> int:
-        """Rows of a picture: 2 with guidance (with caption, then without), else 1."""
+    def rows(self) -> int:
+        """Rows of a picture: 2 with guidance (conditional, then unconditional), else 1."""
         return 1 if self.mixed == "none" else 2
 
-    def guided(self, scale: int) -> bool:
-        """Whether a scale runs both halves."""
-        return self.halves == 2 and scale not in self.unguided_scales
+    def rows_of_scale(self, scale: int) -> Rows:
+        """Tells which rows of a picture run at a scale."""
+        return Rows(self.rows, 1 if scale in self.unguided_scales else self.rows)
 
     @property
     def drawn_scales(self) -> tuple[int, ...]:
         """Numbers of the scales that are drawn."""
         every = range(self.schedule.n_scales)
         return tuple(k for k in every if self.pruning is None or not self.pruning.skips(k))
-
-    def prunes(self, scale: int) -> bool:
-        """Whether pruning layers run only some tokens of a scale."""
-        return self.pruning is not None and self.pruning.prunes(scale)
-
-    def fills(self, scale: int) -> bool:
-        """Whether pruning layers keep their updates at a scale for later ones."""
-        return self.pruning is not None and self.pruning.is_source(scale)
-
-    @property
-    def pruning_layers(self) -> range:
-        """Numbers of the layers that prune."""
-        if self.pruning is None or not any(map(self.prunes, self.drawn_scales)):
-            return range(0)
-        first, last = self.pruning.layers
-        return range(first, last + 1)
-
-    @property
-    def layer_parts(self) -> tuple[range, ...]:
-        """All layers in order, in parts that prune or do not."""
-        some, n = self.pruning_layers, self.model.layers
-        parts = (range(some.start), some, range(some.stop, n)) if some else (range(n),)
-        return tuple(part for part in parts if part)
-
-    def token_choice(self, scale: int, updates: Sequence[jax.Array] | None) -> TokenChoice:
-        """Which tokens a layer runs, given its updates at the scale that fills this one; None runs all."""
-        if self.pruning is None or updates is None:
-            return all_tokens
-        size, source = self.schedule.sizes[scale], self.schedule.sizes[self.pruning.source(scale)]
-        return pivotal_tokens(self.pruning.kept(scale, math.prod(size)), size, source, updates)
 
 
 class SamplerInputs(NamedTuple):
@@ -151,10 +141,10 @@ class SamplerInputs(NamedTuple):
 
 
 def placed(inputs: SamplerInputs, layout: Layout) -> SamplerInputs:
-    """The inputs laid out over a mesh: what belongs to one picture with its share of the batch, the rest everywhere."""
+    """Shards what belongs to one picture with its share of the batch over a mesh, and replicates the rest."""
     share = layout.batch(len(inputs.seeds_B))
-    of_all = ("cfg_K", "tau_K", "top_p")
-    given = {name: x for name, x in inputs._asdict().items() if x is not None}
+    replicated = ("cfg_K", "tau_K", "top_p")
+    arrays = {name: x for name, x in inputs._asdict().items() if x is not None}
     return inputs._replace(
-        **{name: place(x, layout.replicated if name in of_all else share) for name, x in given.items()}
+        **{name: place(x, layout.replicated if name in replicated else share) for name, x in arrays.items()}
     )

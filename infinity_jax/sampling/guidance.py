@@ -1,43 +1,90 @@
-"""Classifier-free guidance: how the pictures with and without caption are mixed (paper Table 9, spec section 7)."""
+"""Classifier-free guidance: conditional and unconditional rows of a picture, and their mix.
 
+Paper Table 9, docs/spec.md section 7. A picture's conditional row (with its caption) and its unconditional row lie side
+by side among the N rows of a batch, so that a mesh keeps them on one device.
+"""
+
+import dataclasses
 from collections.abc import Sequence
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from infinity_jax.config import SampleConfig
 from infinity_jax.errors import UserError
+
+T = TypeVar("T")
 
 
 def mix(conditional: jax.Array, unconditional: jax.Array, cfg: jax.Array) -> jax.Array:
-    """cfg * conditional + (1 - cfg) * unconditional; cfg 1 is the conditional alone."""
+    """Computes cfg * conditional + (1 - cfg) * unconditional; cfg 1 is the conditional alone."""
     return cfg * conditional + (1 - cfg) * unconditional
 
 
-def side_by_side(*halves_B: jax.Array) -> jax.Array:
-    """Rows [B * halves, ...] of all halves, those of a picture together, so that a mesh keeps them on one device.
+def interleave(*rows_B: jax.Array) -> jax.Array:
+    """Joins the conditional and the unconditional rows [B, ...] of all pictures to [2B, ...], a picture's together.
 
-    Args:
-      halves_B: [B, ...] each; a half of one row is that of all pictures.
+    A part of one row is shared by all pictures; a single part stays as it is.
     """
-    rows = max(len(half) for half in halves_B)
-    same = [jnp.broadcast_to(half, (rows, *half.shape[1:])) for half in halves_B]
-    return jnp.stack(same, 1).reshape(rows * len(same), *same[0].shape[1:])
+    pictures = max(len(part) for part in rows_B)
+    parts = [jnp.broadcast_to(part, (pictures, *part.shape[1:])) for part in rows_B]
+    return jnp.stack(parts, 1).reshape(pictures * len(parts), *parts[0].shape[1:])
 
 
-def halves_first(x_N: jax.Array, halves: int) -> jax.Array:
-    """[halves, B, ...] from rows side by side."""
-    return x_N.reshape(-1, halves, *x_N.shape[1:]).swapaxes(0, 1)
+def separate(x_N: jax.Array, rows: int) -> jax.Array:
+    """Separates what `interleave` joined: [rows, B, ...], conditional before unconditional."""
+    return x_N.reshape(-1, rows, *x_N.shape[1:]).swapaxes(0, 1)
 
 
-def with_caption(x_N: jax.Array) -> jax.Array:
-    """The rows [B, ...] with caption, of rows of two halves side by side."""
-    return halves_first(x_N, 2)[0]
+def conditional_only(x_N: jax.Array) -> jax.Array:
+    """Picks the conditional rows [B, ...] of interleaved ones [2B, ...]."""
+    return separate(x_N, 2)[0]
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """The rows of each picture that run at one scale.
+
+    Attributes:
+      cached: rows of a picture in what scales share: 1, or 2 with guidance.
+      running: rows that run at this scale: all of them, or 1, the conditional one.
+    """
+
+    cached: int
+    running: int
+
+    def select(self, tree: T) -> T:
+        """Picks the rows that run at this scale from arrays with all rows."""
+        return tree if self.running == self.cached else jax.tree.map(conditional_only, tree)
+
+    def restore(self, tree: T) -> T:
+        """Gives all rows from those that ran: to later scales the conditional row stands for the other one too."""
+        return tree if self.running == self.cached else jax.tree.map(lambda x: interleave(x, x), tree)
+
+    def repeat(self, x_B: jax.Array) -> jax.Array:
+        """Feeds one row [B, ...] for each picture to all of its rows that run."""
+        return interleave(*[x_B] * self.running)
+
+
+class ScaleSettings(NamedTuple):
+    """Settings as the sampler reads them: cfg_K and tau_K float32 [K], one for each scale; top_p of all."""
+
+    cfg_K: Float[np.ndarray, " K"]
+    tau_K: Float[np.ndarray, " K"]
+    top_p: np.float32
+
+
+def scale_settings(settings: SampleConfig, n_scales: int) -> ScaleSettings:
+    """Spreads settings over the scales; raises UserError as `per_scale`."""
+    cfg_K = strengths(settings.guidance, settings.cfg, n_scales)
+    return ScaleSettings(cfg_K, per_scale(settings.tau, n_scales, "tau"), np.float32(settings.top_p))
 
 
 def per_scale(value: float | Sequence[float], n_scales: int, name: str) -> Float[np.ndarray, " K"]:
-    """A setting as float32 [K]: one number for all scales, or a number each.
+    """Gives a setting as float32 [K]: one number for all scales, or a number each.
 
     Raises:
       UserError: another count of numbers, or one that is negative or not finite.
@@ -53,7 +100,7 @@ def per_scale(value: float | Sequence[float], n_scales: int, name: str) -> Float
 
 
 def strengths(guidance: str, cfg: float | Sequence[float], n_scales: int) -> Float[np.ndarray, " K"]:
-    """cfg of each scale, float32 [K]: for "pyramid" it grows linearly from 1 to cfg, for "none" it is 1."""
+    """Gives cfg of each scale, float32 [K]: for "pyramid" it grows linearly from 1 to cfg, for "none" it is 1."""
     if guidance == "none":
         return np.ones(n_scales, np.float32)
     if guidance == "pyramid":

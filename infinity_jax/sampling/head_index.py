@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.runtime.sharding import constrain
-from infinity_jax.sampling.bits import threefry2x32
+from infinity_jax.sampling.bits import DrawSettings, threefry2x32
 from infinity_jax.sampling.head_bits import guided_product, modulations
 from infinity_jax.tokenizer import indices
 
@@ -23,7 +23,7 @@ class IndexLogits(NamedTuple):
     """What the last step of every scale reads of the parameters and the text.
 
     Attributes:
-      modulation_BG2C: float32, scale and shift of the head's norm for each half.
+      modulation_BG2C: float32, scale and shift of the head's norm for each row of a picture.
       weight_CV: the linear map's weights, in the type of the product's operands.
       bias_V: float32.
     """
@@ -34,48 +34,38 @@ class IndexLogits(NamedTuple):
 
 
 def index_logits(
-    config: TransformerConfig, params: Any, vector_NC: Float[Array, "N C"], halves: int
+    config: TransformerConfig, params: Any, vector_NC: Float[Array, "N C"], rows: int
 ) -> IndexLogits:
-    """The head of a batch, once for all scales; arguments as in `head_bits.difference_head`."""
+    """Prepares the head of a batch, once for all scales; arguments as in `head_bits.difference_head`."""
     head = params["index_head"]
     weight_CV = head["logits"]["kernel"].astype(config.compute_dtype)
     bias_V = head["logits"]["bias"].astype(jnp.float32)
-    return IndexLogits(modulations(config, head, vector_NC, halves), weight_CV, bias_V)
+    return IndexLogits(modulations(config, head, vector_NC, rows), weight_CV, bias_V)
 
 
 def draw_indices(
     hidden_GBNC: Float[Array, "G B N C"],
     head: IndexLogits,
     cfg: Float[Array, ""],
-    seeds_B: UInt32[Array, " B"],
-    scale: int,
-    tau: Float[Array, ""],
-    top_p: Float[Array, ""],
+    settings: DrawSettings,
 ) -> Bool[Array, "B N d"]:
-    """Bits of one scale, of indices drawn from guided logits; arguments as `head_bits.draw_head_bits` has them."""
+    """Draws an index for each token of one scale and gives its bits; arguments as in `head_bits.draw_head_bits`."""
     logits_BNV = guided_product(hidden_GBNC, head.modulation_BG2C, head.weight_CV, head.bias_V, cfg)
     logits_BNV = constrain(logits_BNV, "batch", "tokens", "indices")
-    index_BN = draw_index(logits_BNV, seeds_B, scale, tau, top_p)
+    index_BN = draw_index(logits_BNV, settings)
     return indices.to_bits(index_BN, logits_BNV.shape[-1].bit_length() - 1)
 
 
-def draw_index(
-    logits_BNV: Float[Array, "B N V"],
-    seeds_B: UInt32[Array, " B"],
-    scale: int,
-    tau: Float[Array, ""],
-    top_p: Float[Array, ""],
-) -> Int32[Array, "B N"]:
-    """An index for each token. A picture's draw depends on its own seed alone.
+def draw_index(logits_BNV: Float[Array, "B N V"], settings: DrawSettings) -> Int32[Array, "B N"]:
+    """Draws an index for each token.
 
     Args:
       logits_BNV: float32, after guidance.
-      seeds_B: uint32, one per picture.
-      scale: number of the scale; each has random numbers of its own.
-      tau: temperature; 0 takes the likeliest index.
-      top_p: only the likeliest indices that together have this probability are drawn, and those as likely as the last
-        of them (with one bit a token this is the rule of `bits.draw_bits`).
+      settings: tau 0 takes the likeliest index; with top_p only the likeliest indices that together have this
+        probability are drawn, and those as likely as the last of them (with one bit a token this is the rule of
+        `bits.draw_bits`).
     """
+    tau, top_p = settings.tau, settings.top_p
     warm = jnp.where(tau > 0, tau, 1.0)
     kept_BNV = jax.lax.cond(
         (top_p < 1) & (tau > 0),
@@ -83,12 +73,12 @@ def draw_index(
         lambda logits: jnp.ones(logits.shape, bool),
         logits_BNV,
     )
-    noise_BNV = jnp.where(tau > 0, gumbel(logits_BNV.shape, seeds_B, scale), 0.0)
+    noise_BNV = jnp.where(tau > 0, gumbel(logits_BNV.shape, settings.seeds_B, settings.scale), 0.0)
     return jnp.argmax(jnp.where(kept_BNV, logits_BNV / warm + noise_BNV, -jnp.inf), -1).astype(jnp.int32)
 
 
 def in_nucleus(logits_BNV: Float[Array, "B N V"], top_p: Float[Array, ""]) -> Bool[Array, "B N V"]:
-    """Which indices belong to the likeliest ones that together have probability `top_p`; at least one does.
+    """Tells which indices belong to the likeliest ones that together have probability `top_p`; at least one does.
 
     Without sorting: the lowest probability that still belongs is found bit by bit. Positive float32 numbers have the
     order of their bits, so 31 comparisons of sums find it exactly.
@@ -107,7 +97,7 @@ def in_nucleus(logits_BNV: Float[Array, "B N V"], top_p: Float[Array, ""]) -> Bo
 
 
 def gumbel(shape_BNV: tuple[int, ...], seeds_B: UInt32[Array, " B"], scale: int) -> Float[Array, "B N V"]:
-    """Numbered Gumbel noise of all indices of one scale."""
+    """Makes numbered Gumbel noise for all indices of one scale, float32 [B,N,V]."""
     token, index = (jax.lax.broadcasted_iota(jnp.uint32, shape_BNV, axis) for axis in (1, 2))
     word, _ = threefry2x32((seeds_B[:, None, None], jnp.uint32(scale)), (token, index))
     # Fine near 0, where the large values come from that let a rare index win: up to 22.9. Never 0 or 1.

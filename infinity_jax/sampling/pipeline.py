@@ -17,12 +17,11 @@ from infinity_jax.config import SampleConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import Layout, layout_of
-from infinity_jax.sampling import batches, token_pruning
+from infinity_jax.sampling import batches, guidance
 from infinity_jax.sampling.config import SamplerConfig
-from infinity_jax.sampling.guidance import per_scale, strengths
+from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.sampling.sampler import rounded
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
-from infinity_jax.text.prompt import clean_prompts
 
 _MOST_ROWS, _MOST_TOKENS = 16, 8192
 
@@ -57,7 +56,7 @@ class InfinityPipeline:
     def from_pretrained(
         cls, path: str | Path, mesh: str | None = None, rules: str = "", scan_layers: bool = True
     ) -> "InfinityPipeline":
-        """From a converted or exported folder, a training workdir, or "bundled".
+        """Loads a converted or exported folder, a training workdir, or "bundled".
 
         Args:
           mesh: how to use the devices, like "data=8" or "data=2,tensor=4", the first ones if there are more; None draws
@@ -91,40 +90,22 @@ class InfinityPipeline:
         negative_prompts: Sequence[str] | None = None,
         aspect_ratio: str = "1:1",
         budget: str | None = None,
-        cfg: float | tuple[float, ...] | None = None,
-        tau: float | tuple[float, ...] | None = None,
-        top_p: float | None = None,
         seeds: Sequence[int] | None = None,
-        guidance: str | None = None,
-        pruning: str | None = None,
-        unguided_scales: Sequence[int] | None = None,
-        reuse_guidance: bool | None = None,
+        settings: SampleConfig | None = None,
+        **changes: Any,
     ) -> list[Image.Image]:
-        """Pictures of prompts.
+        """Draws pictures of prompts.
 
         Args:
-          prompts: N texts.
-          negative_prompts: N texts to steer away from; None uses the learned empty caption.
-          aspect_ratio: "height:width", one of the 15 of the paper's Table 10.
-          budget: pixels, "0.06M" (256x256), "0.25M", "0.60M" or "1M" (1024x1024); None is what the checkpoint was
-            trained for ("1M" for the released ones).
-          cfg, tau, top_p, guidance, pruning, unguided_scales, reuse_guidance: see `SampleConfig`; None takes the
-            checkpoint's own (for the released 2B: 4, 1, 1, "logits", and the rest off).
+          prompts, negative_prompts, aspect_ratio, budget: see `SampleRequest`.
           seeds: N numbers, one a picture; None is 0, 1, 2, ...
+          settings: None takes the checkpoint's own (for the released 2B: cfg 4, tau 1, top_p 1, guidance "logits").
+          changes: new values of fields of `SampleConfig`, like cfg=3.0 or top_p=0.9.
         Returns:
           N RGB pictures.
         Raises:
-          UserError: a bad prompt or value; the message names it.
+          UserError: a bad prompt or value, or a setting that does not exist; the message names it.
         """
-        settings = self.settings.changed(
-            cfg=cfg,
-            tau=tau,
-            top_p=top_p,
-            guidance=guidance,
-            pruning=pruning,
-            unguided_scales=None if unguided_scales is None else tuple(unguided_scales),
-            reuse_guidance=reuse_guidance,
-        )
         if isinstance(prompts, str):
             raise UserError(
                 f"prompts is one text, {prompts[:40]!r}; give a list of texts: [{prompts[:40]!r}]"
@@ -133,33 +114,20 @@ class InfinityPipeline:
         if isinstance(seeds, int):
             raise UserError(f"seeds is one number, {seeds}; give a list, one for each prompt: [{seeds}, ...]")
         seeds = range(len(prompts)) if seeds is None else seeds
-        images = self.arrays(prompts, seeds, settings, negative_prompts, aspect_ratio, budget)
+        request = SampleRequest(prompts, seeds, negative_prompts, aspect_ratio, budget)
+        images = self.arrays(request, (settings or self.settings).changed(**changes))
         return [Image.fromarray(image) for image in images]
 
     def arrays(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        settings: SampleConfig | None = None,
-        negative_prompts: Sequence[str] | None = None,
-        aspect_ratio: str = "1:1",
-        budget: str | None = None,
+        self, request: SampleRequest, settings: SampleConfig | None = None
     ) -> UInt8[np.ndarray, "N H W 3"]:
-        """Pictures uint8 [N,H,W,3] of N prompts, one seed each; arguments, promises and errors as in `stream`."""
-        parts = self.stream(prompts, seeds, settings, negative_prompts, aspect_ratio, budget)
-        return np.concatenate([images for _, images in parts])
+        """Draws pictures uint8 [N,H,W,3]; promises and errors as in `stream`."""
+        return np.concatenate([images for _, images in self.stream(request, settings)])
 
     def stream(
-        self,
-        prompts: Sequence[str],
-        seeds: Sequence[int],
-        settings: SampleConfig | None = None,
-        negative_prompts: Sequence[str] | None = None,
-        aspect_ratio: str = "1:1",
-        budget: str | None = None,
-        batch: int | None = None,
+        self, request: SampleRequest, settings: SampleConfig | None = None
     ) -> Iterator[tuple[range, UInt8[np.ndarray, "n H W 3"]]]:
-        """Pictures of N prompts in batches as they are drawn: which of the N, and uint8 [n,H,W,3].
+        """Draws pictures in batches and hands them out as they are drawn: which of the N, and uint8 [n,H,W,3].
 
         The device draws the next batch while the caller has one; at most two are in memory. The same prompt, seed,
         settings and `batch` give the same picture beside any others. Numbers may be rounded otherwise where `batch`,
@@ -167,63 +135,31 @@ class InfinityPipeline:
         and then a bit that was drawn at the edge of its probability may flip.
 
         Args:
-          prompts, negative_prompts, aspect_ratio, budget: as in `__call__`.
-          seeds: one a prompt.
           settings: None takes the checkpoint's own.
-          batch: pictures drawn at once; None is 16, fewer where a picture has more than 512 tokens.
         Raises:
           UserError: a bad prompt, setting, aspect ratio or batch; it comes before anything is drawn.
         """
-        schedule = self._schedule(aspect_ratio, budget)
         settings = settings or self.settings
-        if not prompts or len(prompts) != len(seeds):
-            raise UserError(
-                f"got {len(prompts)} prompts and {len(seeds)} seeds; give at least one prompt, and one seed for each"
-            )
-        if negative_prompts is not None and len(negative_prompts) != len(prompts):
-            raise UserError(
-                f"got {len(prompts)} prompts and {len(negative_prompts)} negative prompts; give one for each, or none"
-            )
-        # Before batches are filled up, so that messages count the prompts that were given.
-        prompts = clean_prompts(prompts)
-        negative_prompts = None if negative_prompts is None else clean_prompts(negative_prompts)
-        for seed in seeds:
-            if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
-                raise UserError(f"seed {seed!r} is not a whole number from 0 to {2**32 - 1}")
-        config = SamplerConfig(
-            self.model.config,
-            self.model.tokenizer.config,
-            schedule,
-            mixed="logits" if settings.guidance == "pyramid" else settings.guidance,
-            feature_layers=(max(-5, -self.model.config.layers),),
-            unguided_scales=settings.unguided_scales,
-            reuse_guidance=settings.reuse_guidance,
-            pruning=token_pruning.named(settings.pruning, schedule, self.model.config.layers),
-            scan_layers=self.scan_layers,
+        schedule = self._schedule(request.aspect_ratio, request.budget)
+        request = request.checked()
+        model, tokenizer = self.model.config, self.model.tokenizer
+        config = SamplerConfig.from_settings(model, tokenizer.config, schedule, settings, self.scan_layers)
+        batch, of_scales = (
+            self._rows_at_once(schedule, request.batch),
+            guidance.scale_settings(settings, schedule.n_scales),
         )
-        call = batches.Call(
-            prompts,
-            seeds,
-            negative_prompts,
-            self._rows_at_once(schedule, batch),
-            config,
-            strengths(settings.guidance, settings.cfg, schedule.n_scales),
-            per_scale(settings.tau, schedule.n_scales, "tau"),
-            settings.top_p,
-        )
-        return batches.batches(
-            call, self.text_encoder, self._rounded_params, self.model.tokenizer.params, self.layout
-        )
+        trained = batches.Trained(self.text_encoder, self._rounded_params, tokenizer.params, self.layout)
+        return batches.batches(request, batch, config, of_scales, trained)
 
     def picture_size(self, aspect_ratio: str = "1:1", budget: str | None = None) -> tuple[int, int]:
-        """(height, width) in pixels; arguments as in `__call__`. Raises UserError for what cannot be drawn."""
+        """Gives (height, width) in pixels of a request's pictures. Raises UserError for what cannot be drawn."""
         height, width = self._schedule(aspect_ratio, budget).last
         stride = self.model.tokenizer.config.transformer_stride
         return height * stride, width * stride
 
     @functools.cached_property
     def _rounded_params(self) -> Any:
-        """The transformer's parameters as the products read them: rounded once, not in every batch."""
+        """Rounds the transformer's parameters as the products read them: once, not in every batch."""
         return rounded(self.model.config, self.model.params)
 
     def _schedule(self, aspect_ratio: str, budget: str | None) -> scales.ScaleSchedule:
@@ -236,7 +172,7 @@ class InfinityPipeline:
         return scales.make_schedule(budget or own, aspect_ratio)
 
     def _rows_at_once(self, schedule: scales.ScaleSchedule, batch: int | None = None) -> int:
-        """Pictures in one batch: `batch`, else a power of two, fewer where a picture has more tokens, for its memory.
+        """Counts pictures in one batch: `batch`, else a power of two, fewer where a picture has many tokens.
 
         On a mesh at least as many as devices share a batch, and a multiple of that.
         """

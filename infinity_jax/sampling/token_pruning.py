@@ -4,7 +4,7 @@ After FastVAR (arXiv 2503.23367), without training. As its release for Infinity 
 
 - Each of a layer's three sub-layers (self-attention, cross-attention, feed-forward) chooses for itself, from what goes
   into it before the norm: the tokens whose squared distance from the mean over all tokens is largest. Every row chooses
-  for itself, so a picture's halves with and without caption may run other tokens.
+  for itself, so a picture's conditional and unconditional row may run different tokens.
 - Where a token does not run, its update of the residual stream (after the gate gamma) is that of the same layer and
   sub-layer at the last scale before that ran all tokens, resized by area interpolation. The stream itself is whole.
 - Chosen tokens keep their rotary positions. Later scales see keys and values of chosen tokens only.
@@ -16,7 +16,6 @@ the layers' numbers for other depths, and what "fastvar" means for fewer scales 
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -27,14 +26,16 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import resize
-from infinity_jax.transformer.block import TokenChoice
-from infinity_jax.transformer.kernels.storage import from_storage
+from infinity_jax.transformer.kernels.storage import from_storage, to_storage
+from infinity_jax.transformer.token_choice import ChosenTokens, TokenChoice, all_tokens
 
 # The release: of 32 layers 3 to 27 prune; scale 9 (32x32) runs 60%, 10 (40x40) 50%, 11 and 12 are skipped.
 _RELEASED_LAYERS, _RELEASED_START, _RELEASED_END = 32, 3, 28
 _RELEASED = ((9, 0.6), (10, 0.5), (11, 0.0), (12, 0.0))
 # One number is lost to rounding: 0.6 * 10 must not become 7 tokens.
 _ROUNDING = 1e-9
+# What the three sub-layers of a layer added to the residual stream, [B,N,C] each.
+Updates = tuple[jax.Array, ...]
 FORM = "none, fastvar, or SCALE:SHARE[,...] with scales from 0, like 4:0.6,5:0.5; share 0 skips the scale"
 
 
@@ -52,7 +53,7 @@ class TokenPruning:
     layers: tuple[int, int]
 
     def check(self, schedule: ScaleSchedule, layers: int) -> None:
-        """Raises UserError unless it fits the schedule and a model of so many layers."""
+        """Raises UserError unless this pruning fits the schedule and a model of so many layers."""
         numbers = [scale for scale, _ in self.shares]
         last = schedule.n_scales - 1
         if wrong := [scale for scale in numbers if not 1 <= scale <= last]:
@@ -72,28 +73,28 @@ class TokenPruning:
             )
 
     def prunes(self, scale: int) -> bool:
-        """Whether some tokens of a scale may not run, though the scale does."""
+        """Tells whether some tokens of a scale may not run, though the scale does."""
         return dict(self.shares).get(scale, 0) > 0
 
     def skips(self, scale: int) -> bool:
-        """Whether a scale is not drawn at all."""
+        """Tells whether a scale is not drawn at all."""
         return dict(self.shares).get(scale, 1) == 0
 
     def kept(self, scale: int, tokens: int) -> int:
-        """How many of a scale's tokens run in a pruning layer: the share, rounded up."""
+        """Counts how many of a scale's tokens run in a pruning layer: the share, rounded up."""
         return math.ceil(dict(self.shares).get(scale, 1) * tokens - _ROUNDING)
 
     def source(self, scale: int) -> int:
-        """The scale whose updates fill a pruned one: the last before it that runs all tokens."""
+        """Finds the scale whose updates fill a pruned one: the last before it that runs all tokens."""
         return max(k for k in range(scale) if not self.prunes(k) and not self.skips(k))
 
     def is_source(self, scale: int) -> bool:
-        """Whether a later scale is filled from this one."""
+        """Tells whether a later scale is filled from this one."""
         return any(share > 0 and self.source(k) == scale for k, share in self.shares if k > scale)
 
 
 def named(text: str, schedule: ScaleSchedule, layers: int) -> TokenPruning | None:
-    """The pruning that a setting means, for a model of `layers` layers; None for "none".
+    """Reads the pruning that a setting names, for a model of `layers` layers; None for "none".
 
     "fastvar" is the release's for the 13 scales of 1M: scales 9 and 10 (32x32 and 40x40) run 60% and 50% of their
     tokens, 11 and 12 are skipped. Schedules of fewer scales, whose last ones matter more, run 60% and 50% of their last
@@ -124,19 +125,86 @@ def _parse(text: str) -> tuple[tuple[int, float], ...]:
         raise UserError(f"pruning {text!r} is not of the form {FORM}") from error
 
 
+@dataclasses.dataclass(frozen=True)
+class AllTokens:
+    """The `tokens` hook of a sampler without pruning: one part of all layers, which run all tokens.
+
+    Attributes:
+      layers: of the model.
+    """
+
+    layers: int
+
+    @property
+    def parts(self) -> tuple[range, ...]:
+        """Numbers of all layers in order, in the parts that are scanned one after the other."""
+        return (range(self.layers),)
+
+    def choose(self, part: range, scale: int, updates: Updates | None) -> TokenChoice:
+        """Says which tokens a layer of a part runs at a scale, given its updates at an earlier one."""
+        return all_tokens
+
+    def keep(self, part: range, scale: int, updates: Updates) -> Updates | None:
+        """Gives the updates of a layer that later scales need; None where they need none of this scale."""
+        return None
+
+
+@dataclasses.dataclass(frozen=True)
+class PrunedTokens:
+    """The `tokens` hook with pruning; methods as in `AllTokens`.
+
+    Attributes:
+      pruning, schedule: which tokens run, of which scales.
+      layers: of the model.
+      dtype: of kept updates, that of the products' operands.
+    """
+
+    pruning: TokenPruning
+    schedule: ScaleSchedule
+    layers: int
+    dtype: str
+
+    @property
+    def pruned(self) -> range:
+        """Numbers of the layers that prune."""
+        first, last = self.pruning.layers
+        return range(first, last + 1) if any(share > 0 for _, share in self.pruning.shares) else range(0)
+
+    @property
+    def parts(self) -> tuple[range, ...]:
+        """All layers: before those that prune, these, and after them."""
+        pruned = self.pruned
+        parts = (range(pruned.start), pruned, range(pruned.stop, self.layers))
+        return tuple(part for part in parts if part) if pruned else (range(self.layers),)
+
+    def choose(self, part: range, scale: int, updates: Updates | None) -> TokenChoice:
+        """Chooses the most deviating tokens of pruned scales, in layers that prune."""
+        if part != self.pruned or not self.pruning.prunes(scale):
+            return all_tokens
+        assert updates is not None  # an earlier scale runs all tokens: the first one does
+        size, source = self.schedule.sizes[scale], self.schedule.sizes[self.pruning.source(scale)]
+        return pivotal_tokens(self.pruning.kept(scale, math.prod(size)), size, source, updates)
+
+    def keep(self, part: range, scale: int, updates: Updates) -> Updates | None:
+        """Keeps updates in storage form at scales that later ones are filled from."""
+        if part != self.pruned or not self.pruning.is_source(scale):
+            return None
+        return tuple(to_storage(x.astype(self.dtype)) for x in updates)
+
+
 def pivotal_tokens(
-    kept: int, size: tuple[int, int], source_size: tuple[int, int], updates: Sequence[jax.Array]
+    kept: int, size: tuple[int, int], source_size: tuple[int, int], updates: Updates
 ) -> TokenChoice:
-    """For `Block.step`: each sub-layer runs the `kept` most deviating tokens.
+    """Makes the choice of the `kept` most deviating tokens, by each sub-layer for itself.
 
     Args:
       kept: how many, of size[0] * size[1].
       size: of the scale.
       source_size: of the scale that fills what does not run.
-      updates: that scale's in this layer, one of each sub-layer, [B,n,C], in storage form.
+      updates: of this layer at that scale, in storage form.
     """
 
-    def choose(x_BNC: jax.Array, sublayer: int):
+    def choose(x_BNC: jax.Array, sublayer: int) -> ChosenTokens:
         chosen_Bn = most_deviating(x_BNC, kept)
 
         def fill(update_BnC: jax.Array) -> jax.Array:
@@ -144,19 +212,19 @@ def pivotal_tokens(
             source_BhwC = source.reshape(len(source), *source_size, -1)
             return restored(update_BnC, chosen_Bn, resize.area(source_BhwC, size).reshape(x_BNC.shape))
 
-        return lambda x: rows_at(x, chosen_Bn), fill
+        return ChosenTokens(lambda x: rows_at(x, chosen_Bn), fill)
 
     return choose
 
 
 def most_deviating(x_BNC: Float[Array, "B N C"], kept: int) -> Int[Array, "B n"]:
-    """Places, ascending, of the `kept` tokens of each row farthest from its mean token; of equals the earlier."""
+    """Finds the `kept` tokens of each row farthest from its mean token, ascending; of equals the earlier ones."""
     deviation_BN = jnp.square(x_BNC - x_BNC.mean(1, keepdims=True)).sum(-1)
     return jnp.sort(jax.lax.top_k(deviation_BN, kept)[1], -1)
 
 
 def rows_at(x_BNC: jax.Array | np.ndarray, chosen_Bn: jax.Array) -> jax.Array:
-    """The tokens [B,n,C] at the chosen places; an x of one row [1,N,C] is that of all."""
+    """Picks the tokens [B,n,C] at the chosen places; an x of one row [1,N,C] is shared by all."""
     x_BNC = jnp.broadcast_to(x_BNC, (len(chosen_Bn), *x_BNC.shape[1:]))
     return jax.vmap(lambda x_NC, chosen_n: x_NC.at[chosen_n].get(mode="promise_in_bounds"))(x_BNC, chosen_Bn)
 
@@ -164,7 +232,7 @@ def rows_at(x_BNC: jax.Array | np.ndarray, chosen_Bn: jax.Array) -> jax.Array:
 def restored(
     update_BnC: Float[Array, "B n C"], chosen_Bn: Int[Array, "B n"], filling_BNC: Float[Array, "B N C"]
 ) -> Float[Array, "B N C"]:
-    """`filling_BNC` with the chosen places' own updates; places ascend."""
+    """Puts the chosen places' own updates into `filling_BNC`; places ascend."""
     # Read, not scattered: a scatter runs row after row on a CPU.
     token_N = jnp.arange(filling_BNC.shape[1], dtype=chosen_Bn.dtype)
     after_BN = jax.vmap(lambda chosen_n: jnp.searchsorted(chosen_n, token_N, side="right"))(chosen_Bn)
@@ -176,7 +244,7 @@ def restored(
 def saved_flops(
     pruning: TokenPruning, config: TransformerConfig, schedule: ScaleSchedule, text_tokens: int
 ) -> int:
-    """FLOP that a picture without guidance is spared, as `flops.forward_flops` counts; resizing is not subtracted."""
+    """Counts the FLOP that an unguided picture is spared, as `flops.forward_flops` does; resizing is not subtracted."""
     saved = 0
     for pruned in (False, True):
         first, last = pruning.layers

@@ -2,40 +2,90 @@
 
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 from absl import logging
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
+from tokenizers import Tokenizer
 
-from infinity_jax.text.prompt import truncate_tokens
+from infinity_jax.errors import UserError
+from infinity_jax.text.prompt import clean_prompts, truncate_tokens
 
 _SHORTEST = 8
 _TOKENS_PER_CALL = 512
 
 
 def bucket_length(tokens: int, max_length: int) -> int:
-    """The padded length for `tokens` tokens: 8, 16, 32, ... but never above `max_length`."""
+    """Returns the padded length for `tokens` tokens: 8, 16, 32, ... but never above `max_length`."""
     return min(max(_SHORTEST, 1 << (tokens - 1).bit_length()), max_length)
 
 
-def encode_texts(
-    texts: Sequence[str],
-    tokenize: Callable[[Sequence[str]], list[list[int]]],
-    says_nothing: Callable[[list[int]], bool],
-    apply: Callable[[Int[np.ndarray, "rows T"], Bool[np.ndarray, "rows T"]], Float[np.ndarray, "rows T C"]],
-    max_length: int,
-) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
-    """Features and mask of clean texts, as `encode_in_buckets` gives them; longer ones are cut.
+class BatchedEncoder:
+    """What the text encoders have in common: texts of many lengths become features through one jitted model.
 
-    Args:
-      tokenize: texts to token ids, start and end tokens included.
-      says_nothing: whether no token of a text is known; that is said in the log.
-      apply, max_length: as in `encode_in_buckets`.
+    Attributes:
+      name, max_length, channels, fingerprint: see `TextEncoder`.
+      params: nested dict of arrays, of the float type that they are stored in.
     """
-    token_ids = tokenize(texts)
-    for text, ids in zip(texts, token_ids, strict=True):
-        if says_nothing(ids):
-            logging.warning("prompt %r has no character that the text encoder knows; use words", text[:40])
-    return encode_in_buckets(truncate_tokens(token_ids, texts, max_length), apply, max_length)
+
+    name: str
+
+    def __init__(
+        self,
+        lengths: range,
+        max_length: int,
+        channels: int,
+        params: PyTree,
+        tokenizer: Tokenizer,
+        fingerprint: str,
+    ):
+        """`lengths` are those that `max_length` may be; UserError for another one."""
+        if max_length not in lengths:
+            raise UserError(
+                f"text length {max_length} is impossible with the text encoder {self.name!r}:"
+                f" choose {lengths[0]} to {lengths[-1]} tokens"
+            )
+        self.max_length, self.channels, self.fingerprint = max_length, channels, fingerprint
+        self.params = jax.device_put(params)
+        # Padding and truncation are ours (buckets, and a warning), not the file's.
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        self._tokenizer = tokenizer
+        self._apply = jax.jit(self.apply)
+
+    def apply(
+        self, params: PyTree, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]
+    ) -> Float[Array, "B T C"]:
+        """Computes features float32, a pure function that can be jitted; what it gives at padding means nothing."""
+        raise NotImplementedError
+
+    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
+        """Returns the token ids of texts, start and end tokens included."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+
+    def _is_unknown(self, ids: list[int]) -> bool:
+        """Tells whether no token of a text is known."""
+        raise NotImplementedError
+
+    def token_counts(self, texts: Sequence[str]) -> Int[np.ndarray, " B"]:
+        """See `TextEncoder.token_counts`."""
+        counts = [min(len(ids), self.max_length) for ids in self._tokenize(clean_prompts(texts))]
+        return np.array(counts, np.int32)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
+        """See `TextEncoder.encode`. A prompt without one known word is logged."""
+        texts = clean_prompts(texts)
+        token_ids = self._tokenize(texts)
+        for text, ids in zip(texts, token_ids, strict=True):
+            if self._is_unknown(ids):
+                logging.warning(
+                    "prompt %r has no character that the text encoder knows; use words", text[:40]
+                )
+        return encode_in_buckets(
+            truncate_tokens(token_ids, texts, self.max_length),
+            lambda ids, mask: np.asarray(self._apply(self.params, ids, mask)),
+            self.max_length,
+        )
 
 
 def encode_in_buckets(
@@ -43,7 +93,7 @@ def encode_in_buckets(
     apply: Callable[[Int[np.ndarray, "rows T"], Bool[np.ndarray, "rows T"]], Float[np.ndarray, "rows T C"]],
     max_length: int,
 ) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
-    """Features float32 [B,T,C] (zero at padding) and mask bool [B,T] of texts given as token ids.
+    """Encodes texts given as token ids: features float32 [B,T,C] (zero at padding) and mask bool [B,T].
 
     T is the bucket of the longest text. `apply` sees each text in its own bucket and always the same
     number of rows for a bucket, so it is compiled once per bucket and a text's features do not depend

@@ -22,7 +22,7 @@ _LOG_EVERY_S = 5.0
 def cached_features(
     encoder: TextEncoder, captions: Sequence[str], cache_dir: Path
 ) -> tuple[Float16[np.ndarray, "N T C"], Bool[np.ndarray, "N T"]]:
-    """Features float16 [N,T,C], memory-mapped and read-only, and mask bool [N,T] of `captions`, in order.
+    """Returns features float16 [N,T,C], memory-mapped and read-only, and mask bool [N,T] of `captions`, in order.
 
     T is the padded length of the longest caption. The files in `cache_dir` are named by a hash of
     encoder, length and captions; what is missing or unreadable there is computed and written anew.
@@ -34,12 +34,12 @@ def cached_features(
     mask_path = cache_dir / f"text-{key}.mask.npy"
     if features_path.exists() or mask_path.exists():
         try:
-            found = _read(features_path, mask_path, len(captions), encoder.channels)
+            features_and_mask = _read(features_path, mask_path, len(captions), encoder.channels)
         except (OSError, ValueError, EOFError) as error:
             logging.warning("text features in %s cannot be read (%s): recomputing them", features_path, error)
         else:
             logging.info("text features of %d captions: read from %s", len(captions), features_path)
-            return found
+            return features_and_mask
     _compute(encoder, captions, features_path, mask_path)
     return _read(features_path, mask_path, len(captions), encoder.channels)
 
@@ -89,11 +89,11 @@ def _compute(encoder: TextEncoder, captions: list[str], features_path: Path, mas
 
 
 def _encode_in_batches(encoder: TextEncoder, texts: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """(Index of a batch's first text, its features float32 [b,t,C]) for all texts; progress in the log."""
-    begin = said = time.monotonic()
+    """Yields (index of a batch's first text, its features float32 [b,t,C]) for all texts; the progress is logged."""
+    begin = logged = time.monotonic()
     for start in range(0, len(texts), _BATCH):
         yield start, encoder.encode(texts[start : start + _BATCH])[0]
         done, now = min(start + _BATCH, len(texts)), time.monotonic()
-        if done == len(texts) or now - said > _LOG_EVERY_S:
+        if done == len(texts) or now - logged > _LOG_EVERY_S:
             logging.info("text features: %d of %d texts, %.0f s", done, len(texts), now - begin)
-            said = now
+            logged = now

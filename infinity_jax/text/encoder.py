@@ -38,11 +38,11 @@ class TextEncoder(Protocol):
         ...
 
     def token_counts(self, texts: Sequence[str]) -> Int[np.ndarray, " B"]:
-        """The valid tokens that `encode` would give for each text: int32 [B], at most `max_length`."""
+        """Counts the valid tokens that `encode` would give for each text: int32 [B], at most `max_length`."""
         ...
 
     def encode(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
-        """Features float32 [B,T,C] (zero at padding) and mask bool [B,T] (True = a token of the text).
+        """Returns features float32 [B,T,C] (zero at padding) and mask bool [B,T] (True = a token of the text).
 
         T is 8, 16, 32, ... by the longest text, at most `max_length`. Raises UserError for an empty
         prompt, one that is not a string, and an empty list.
@@ -55,7 +55,7 @@ class TextEncoder(Protocol):
 
 
 def load_text_encoder(name: str, max_length: int, path: str = "") -> TextEncoder:
-    """The text encoder called `name`, for texts of at most `max_length` tokens.
+    """Loads the text encoder called `name`, for texts of at most `max_length` tokens.
 
     Args:
       name: "minilm", or "t5" for Flan-T5 of any size.

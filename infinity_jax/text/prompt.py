@@ -12,7 +12,7 @@ _WARNINGS_SHOWN = 5
 
 
 def clean_prompts(texts: Sequence[str]) -> list[str]:
-    """The prompts with every run of white space made one space and none at the ends.
+    """Checks prompts and makes every run of white space in them one space, with none at the ends.
 
     Raises UserError, naming the prompt, for one that is empty, not a string or not valid Unicode;
     also for an empty list and for a bare string in place of a list.
@@ -25,7 +25,7 @@ def clean_prompts(texts: Sequence[str]) -> list[str]:
 
 
 def read_prompts(path: str | Path) -> list[str]:
-    """The prompts of a UTF-8 file with one a line; empty lines are skipped, and counted in the log.
+    """Reads the prompts of a UTF-8 file with one a line; empty lines are skipped, and their number is logged.
 
     Raises UserError for a file that cannot be read or has no prompts, and for a bad line, by its number.
     """
@@ -68,9 +68,9 @@ def _clean(text: object, which: str) -> str:
 
 
 def truncate_tokens(token_ids: Sequence[list[int]], texts: Sequence[str], max_length: int) -> list[list[int]]:
-    """The token ids of each text, at most `max_length` long; the last (end) token is always kept.
+    """Cuts the token ids of each text to at most `max_length`; the last (end) token is always kept.
 
-    What is cut is said in the log, with the prompt's start and both counts.
+    What is cut is logged, with the prompt's start and both counts.
     """
     too_long = [(ids, text) for ids, text in zip(token_ids, texts, strict=True) if len(ids) > max_length]
     for ids, text in too_long[:_WARNINGS_SHOWN]:

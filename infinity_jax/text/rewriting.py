@@ -1,7 +1,7 @@
 """Short prompts made long by a language model, through any endpoint that speaks OpenAI's chat completions.
 
 The paper's best GenEval result is with rewritten prompts (Infinity, arXiv 2412.04431, Table 1). Answers are kept on
-disk, so that a prompt is asked for once and a run that goes on draws from the same text.
+disk, so that a prompt is asked for once and a run that resumes draws from the same text.
 """
 
 import hashlib
@@ -70,7 +70,7 @@ class Rewriter:
         self._opener = urllib.request.build_opener(_NoRedirect)
 
     def describe(self) -> dict[str, str]:
-        """{"model", "endpoint", "template_sha256"}, for the record."""
+        """Returns {"model", "endpoint", "template_sha256"}, for the record."""
         return {
             "model": self.model,
             "endpoint": self.endpoint,
@@ -78,15 +78,15 @@ class Rewriter:
         }
 
     def __call__(self, prompts: Sequence[str]) -> list[str]:
-        """The prompts rewritten, in order; equal ones are asked for once, known ones not at all.
+        """Rewrites prompts, in order; equal ones are asked for once, known ones not at all.
 
         Raises:
           UserError: the endpoint gave no usable answer, after some tries; the message names the prompt. Answers to
             others are kept.
         """
         different = list(dict.fromkeys(clean_prompts(prompts)))
-        found = {prompt: self._kept(prompt) for prompt in different}
-        missing = [prompt for prompt in different if found[prompt] is None]
+        known = {prompt: self._kept(prompt) for prompt in different}
+        missing = [prompt for prompt in different if known[prompt] is None]
         if missing:
             logging.info("rewriting %d of %d prompts with %s", len(missing), len(different), self.model)
         with ThreadPoolExecutor(_AT_ONCE) as threads:
@@ -95,7 +95,7 @@ class Rewriter:
             except BaseException:
                 threads.shutdown(cancel_futures=True)
                 raise
-        rewritten = {**found, **dict(zip(missing, answers, strict=True))}
+        rewritten = {**known, **dict(zip(missing, answers, strict=True))}
         return [str(rewritten[prompt]) for prompt in clean_prompts(prompts)]
 
     def _file(self, prompt: str) -> Path:
@@ -119,11 +119,11 @@ class Rewriter:
         answer = _checked(self._content(prompt), prompt)
         file = self._file(prompt)
         file.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write(file, {"model": self.model, "prompt": prompt, "rewritten": answer})
+        atomic.write_json(file, {"model": self.model, "prompt": prompt, "rewritten": answer})
         return answer
 
     def _content(self, prompt: str) -> Any:
-        """What the endpoint answers; tries again where that may help."""
+        """Returns what the endpoint answers; tries again where that may help."""
         problem = ""
         for attempt in range(_TRIES):
             if attempt:

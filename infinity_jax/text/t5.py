@@ -74,7 +74,7 @@ class T5Config:
 
     @classmethod
     def from_hf(cls, values: Mapping[str, Any]) -> "T5Config":
-        """The config of a Hugging Face config.json's values; what T5 v1.1 has no default for must be there.
+        """Converts a Hugging Face config.json's values; what T5 v1.1 has no default for must be there.
 
         Raises:
           UserError: a value is missing or impossible, or the model is not T5 v1.1 (its feed_forward_proj is
@@ -90,17 +90,17 @@ class T5Config:
         missing = [key for key in missing if key not in values]
         if missing:
             raise UserError(f"T5 config: {', '.join(missing)} missing; give the config.json of a T5 model")
-        given = {ours: values[key] for ours, key in _HF_KEYS.items() if key in values}
-        for ours, value in given.items():
+        sizes = {ours: values[key] for ours, key in _HF_KEYS.items() if key in values}
+        for ours, value in sizes.items():
             kind = float if ours == "norm_eps" else int
             if not isinstance(value, kind) or isinstance(value, bool) or value <= 0:
                 raise UserError(
                     f"T5 config: {_HF_KEYS[ours]} is {value!r}; it must be a positive {kind.__name__}"
                 )
-        return cls(**given)
+        return cls(**sizes)
 
     def to_hf(self) -> dict[str, Any]:
-        """The values of a config.json that `from_hf` and Hugging Face's T5EncoderModel read."""
+        """Returns the values of a config.json that `from_hf` and Hugging Face's T5EncoderModel read."""
         sizes = {key: getattr(self, ours) for ours, key in _HF_KEYS.items()}
         return {"model_type": "t5", "feed_forward_proj": _FEED_FORWARD, **sizes}
 
@@ -116,7 +116,7 @@ NAMES = {
 
 
 def position_bucket(tokens: int, config: T5Config) -> Int[np.ndarray, "T T"]:
-    """The class of the distance from each token (row) to each other one (column), int32.
+    """Classifies the distance from each token (row) to each other one (column), int32.
 
     Half of the classes are for tokens that follow. Of each half, the first half holds single distances and
     the rest ranges that grow by a constant factor up to `position_distance`.
@@ -133,7 +133,7 @@ def position_bucket(tokens: int, config: T5Config) -> Int[np.ndarray, "T T"]:
 
 
 def rms_norm(x: Float[Array, "*rows C"], scale_C: Float[Array, " C"], eps: float) -> Float[Array, "*rows C"]:
-    """x over its root mean square along the last axis, times the learned scale; float32."""
+    """Divides x by its root mean square along the last axis and multiplies by the learned scale; float32."""
     return x * jax.lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + eps) * scale_C.astype(jnp.float32)
 
 
@@ -210,7 +210,7 @@ class T5Block(nn.Module):
         bias_HTT: Float[Array, "H T T"],
         mask_BT: Bool[Array, "B T"],
     ) -> tuple[Float[Array, "B T C"], None]:
-        """The residual stream after this block (and None, as a scan over layers wants)."""
+        """Returns the residual stream after this block (and None, as a scan over layers wants)."""
         c, dtype = self.config, self.compute_dtype
         attention_norm, ffn_norm = (
             parameter(self, name, nn.initializers.ones, (c.width,), ("embed",))
@@ -236,7 +236,7 @@ class T5(nn.Module):
 
     @nn.compact
     def __call__(self, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]) -> Float[Array, "B T C"]:
-        """float32 features; a token sees only those where the mask is True."""
+        """Returns float32 features; a token sees only those where the mask is True."""
         c = self.config
         normal, ones = nn.initializers.normal(1.0), nn.initializers.ones
         table = parameter(self, "embedding", normal, (c.vocabulary, c.width), ("vocabulary", "embed"))
@@ -260,12 +260,12 @@ class T5(nn.Module):
 
 
 def init_variables(config: T5Config, key: jax.Array) -> PyTree:
-    """Fresh variables with logical axis names attached; under `jax.eval_shape` only their shapes."""
+    """Initialises variables with logical axis names attached; under `jax.eval_shape` only their shapes."""
     return T5(config).init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
 
 
 def param_variables(config: T5Config) -> PyTree:
-    """The encoder's parameters as ShapeDtypeStructs, boxed with their logical axis names.
+    """Returns the encoder's parameters as ShapeDtypeStructs, boxed with their logical axis names.
 
     The names are those of `model.layers`, and "vocabulary" and "position_buckets" for the rows of the two tables.
     """
@@ -273,5 +273,5 @@ def param_variables(config: T5Config) -> PyTree:
 
 
 def param_shapes(config: T5Config) -> PyTree:
-    """The same as nested dicts of ShapeDtypeStructs alone."""
+    """Returns the encoder's parameters as nested dicts of ShapeDtypeStructs, without axis names."""
     return nn.meta.unbox(param_variables(config))

@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 from tokenizers import Tokenizer
 
-from infinity_jax.config import DTYPES
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import Layout, place
-from infinity_jax.text.batching import encode_texts
-from infinity_jax.text.prompt import clean_prompts
+from infinity_jax.text.batching import BatchedEncoder
 from infinity_jax.text.t5 import T5, T5Config, param_shapes, param_variables
 
 CONFIG, WEIGHTS, TOKENIZER, WEIGHTS_HASH = "config.json", "weights.safetensors", "tokenizer.json", "sha256"
@@ -28,81 +25,42 @@ LONGEST = 512
 _END, _END_ID = "</s>", 1
 
 
-class T5Encoder:
-    """`T5` with weights and tokenizer: a `TextEncoder`.
-
-    Attributes:
-      config: size of the encoder.
-      params: nested dict of arrays, of the float type that they are stored in.
-    """
+class T5Encoder(BatchedEncoder):
+    """`T5` of size `config` with weights and tokenizer: a `TextEncoder`."""
 
     name = "t5"
 
     def __init__(
-        self,
-        max_length: int,
-        config: T5Config,
-        params: PyTree,
-        tokenizer: Tokenizer,
-        fingerprint: str,
-        compute_dtype: str = "float32",
+        self, max_length: int, config: T5Config, params: PyTree, tokenizer: Tokenizer, fingerprint: str
     ):
-        if not 2 <= max_length <= LONGEST:
-            raise UserError(
-                f"text length {max_length} is impossible with the text encoder {self.name!r}:"
-                f" choose 2 to {LONGEST} tokens"
-            )
-        if compute_dtype not in DTYPES:
-            raise UserError(f"unknown compute_dtype {compute_dtype!r}; use one of {DTYPES}")
         self.config = config
-        self.max_length = max_length
-        self.channels = config.width
-        self.fingerprint = fingerprint
-        self.params = jax.device_put(params)
-        self._model = T5(config, compute_dtype)
+        self._model = T5(config)
+        super().__init__(range(2, LONGEST + 1), max_length, config.width, params, tokenizer, fingerprint)
         check_tokenizer(tokenizer, config)
-        # Padding and truncation are ours (buckets, and a warning).
-        tokenizer.no_padding()
-        tokenizer.no_truncation()
-        self._tokenizer = tokenizer
-        self._jitted = jax.jit(self.apply)
 
     def place(self, layout: Layout) -> None:
         """See `TextEncoder.place`."""
         shardings = layout.of(param_variables(self.config))
         self.params = jax.tree.map(place, self.params, shardings)
-        self._jitted = jax.jit(layout.traced(self.apply), out_shardings=layout.replicated)
+        self._apply = jax.jit(layout.traced(self.apply), out_shardings=layout.replicated)
 
     def apply(
         self, params: PyTree, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]
     ) -> Float[Array, "B T C"]:
-        """Features float32, a pure function that can be jitted; what it gives at padding means nothing."""
+        """See `BatchedEncoder.apply`."""
         features_BTC = self._model.apply({"params": params}, ids_BT, mask_BT)
         assert isinstance(features_BTC, jax.Array)
         return features_BTC
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
-        return [_ended(encoding.ids) for encoding in self._tokenizer.encode_batch(list(texts))]
+        return [_ended(ids) for ids in super()._tokenize(texts)]
 
-    def token_counts(self, texts: Sequence[str]) -> Int[np.ndarray, " B"]:
-        """See `TextEncoder.token_counts`."""
-        counts = [min(len(ids), self.max_length) for ids in self._tokenize(clean_prompts(texts))]
-        return np.array(counts, np.int32)
-
-    def encode(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
-        """See `TextEncoder.encode`. A prompt without one known word is said in the log."""
-        unknown = {self._tokenizer.token_to_id(token) for token in ("<unk>", "▁")}
-        return encode_texts(
-            clean_prompts(texts),
-            self._tokenize,
-            lambda ids: set(ids[:-1]) <= unknown,
-            lambda ids, mask: np.asarray(self._jitted(self.params, ids, mask)),
-            self.max_length,
-        )
+    def _is_unknown(self, ids: list[int]) -> bool:
+        return set(ids[:-1]) <= {self._tokenizer.token_to_id(token) for token in ("<unk>", "▁")}
 
 
 def _ended(ids: list[int]) -> list[int]:
-    """The ids with one end token, whether the tokenizer's file adds one, or the text ends in "</s>", or neither."""
+    """Ends the ids with one end token, whether the tokenizer's file adds one, the text ends in "</s>", or neither."""
     last = len(ids)
     while last and ids[last - 1] == _END_ID:
         last -= 1
@@ -123,13 +81,12 @@ def check_tokenizer(tokenizer: Tokenizer, config: T5Config) -> None:
         )
 
 
-def load_t5(max_length: int, folder: Path, compute_dtype: str = "float32") -> T5Encoder:
-    """The encoder in a folder with config.json (keys of Hugging Face), weights.safetensors and tokenizer.json.
+def load_t5(max_length: int, folder: Path) -> T5Encoder:
+    """Loads the encoder in a folder with config.json (keys of Hugging Face), weights.safetensors and tokenizer.json.
 
     Args:
       max_length: tokens of the longest text, end token included, within 2..512.
       folder: what `infinity-jax convert --kind t5` writes as text_encoder/.
-      compute_dtype: "float32" or "bfloat16", what the operands of products are rounded to.
     Raises:
       UserError: a file is missing, unreadable or does not fit the others, or `max_length` is out of range.
     """
@@ -142,13 +99,11 @@ def load_t5(max_length: int, folder: Path, compute_dtype: str = "float32") -> T5
     config = read_config(folder / CONFIG)
     tokenizer = read_tokenizer(folder / TOKENIZER)
     params = _read_params(folder / WEIGHTS, config)
-    return T5Encoder(
-        max_length, config, params, tokenizer, _fingerprint(folder, config, compute_dtype), compute_dtype
-    )
+    return T5Encoder(max_length, config, params, tokenizer, _fingerprint(folder, config))
 
 
 def read_config(path: Path) -> T5Config:
-    """The config in a Hugging Face config.json; UserError if it is no JSON object or not of a T5 v1.1."""
+    """Reads the config in a Hugging Face config.json; UserError if it is no JSON object or not of a T5 v1.1."""
     try:
         values = json.loads(path.read_text())
     except ValueError as error:
@@ -159,7 +114,7 @@ def read_config(path: Path) -> T5Config:
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json; UserError if it cannot be read."""
+    """Reads the tokenizer in a tokenizer.json; UserError if it cannot be read."""
     try:
         return Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises nothing more special
@@ -183,10 +138,10 @@ def _read_params(path: Path, config: T5Config) -> PyTree:
     return unflatten_dict(flat, sep="/")
 
 
-def _fingerprint(folder: Path, config: T5Config, compute_dtype: str) -> str:
+def _fingerprint(folder: Path, config: T5Config) -> str:
     parts = [
         json.dumps(dataclasses.asdict(config)),
-        compute_dtype,
+        "float32",  # what is computed in: part of the names of caches
         _weights_hash(folder),
         hash_of_file(folder / TOKENIZER),
     ]
@@ -194,7 +149,7 @@ def _fingerprint(folder: Path, config: T5Config, compute_dtype: str) -> str:
 
 
 def _weights_hash(folder: Path) -> str:
-    """From the small file that the converter wrote, because the weights are gigabytes; else computed."""
+    """Reads the hash in the small file that the converter wrote, as the weights are gigabytes; else computes it."""
     written = folder / WEIGHTS_HASH
     if written.is_file():
         digest = written.read_text().split(" ")[0].strip()
@@ -205,6 +160,6 @@ def _weights_hash(folder: Path) -> str:
 
 
 def hash_of_file(path: Path) -> str:
-    """The sha256 of a file, in hexadecimal."""
+    """Computes the sha256 of a file, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

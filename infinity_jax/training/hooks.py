@@ -11,6 +11,7 @@ from infinity_jax.data.feeds import EncodedFeed, RecordFeed
 from infinity_jax.files import sheets
 from infinity_jax.runtime import global_batch, sharding
 from infinity_jax.sampling.pipeline import InfinityPipeline
+from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.training.state import TrainState, averaged
 from infinity_jax.training.transformer_step import make_eval_step, of_ratio
 from infinity_jax.transformer.transformer import Transformer
@@ -31,7 +32,8 @@ def sheet_hook(
 
     def draw(step: int, state: TrainState) -> None:
         # All processes draw, since the parameters lie over all of them; the first one writes.
-        images = pipeline_of(state).arrays(captions, list(range(seed, seed + len(captions))))
+        request = SampleRequest(captions, range(seed, seed + len(captions)))
+        images = pipeline_of(state).arrays(request)
         if jax.process_index() == 0:
             sheets.picture_sheet(images, captions, folder / f"samples-{step:07d}.png", title=f"step {step}")
 

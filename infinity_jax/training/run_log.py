@@ -17,6 +17,8 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.summary import scalar
 from tqdm import tqdm
 
+from infinity_jax.files import atomic
+
 # The only keys that differ between a run and the same run killed and resumed.
 TIMING_KEYS = ("seconds_per_step", "images_per_second", "data_wait_share")
 
@@ -94,9 +96,7 @@ def _cut(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = [record for record in read_lines(path) if record["step"] <= last_step]
-    new = path.with_suffix(".new")
-    new.write_text("".join(json.dumps(record) + "\n" for record in kept))
-    os.replace(new, path)
+    atomic.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 class TensorBoardFile:

@@ -1,8 +1,7 @@
 """One transformer block: AdaLN self-attention, cross-attention to the text, AdaLN feed-forward (spec 4)."""
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import flax.linen as nn
 import flax.struct
@@ -27,15 +26,17 @@ from infinity_jax.transformer.layers import (
     weight_init,
 )
 from infinity_jax.transformer.rope2d import rope_table, rotate
+from infinity_jax.transformer.token_choice import (
+    CROSS_ATTENTION,
+    FEED_FORWARD,
+    SELF_ATTENTION,
+    TokenChoice,
+    all_tokens,
+)
 
 MAX_LOG_SCALE = math.log(100.0)
 KeysValues = tuple[jax.Array, jax.Array]
 Table = jax.Array | np.ndarray
-RowMap = Callable[[Any], Any]
-# Chooses the tokens that a sub-layer (0 self-attention, 1 cross-attention, 2 feed-forward) runs, by the stream
-# [B, N, C] before it. The first function of the result takes their rows [B, n, ...] from an array [B or 1, N, ...],
-# the second makes updates [B, N, C] of all tokens from theirs [B, n, C].
-TokenChoice = Callable[[jax.Array, int], tuple[RowMap, RowMap]]
 INPUT = "block input"  # the name by which a remat policy knows what goes into a block
 
 
@@ -139,11 +140,6 @@ class FeedForward(nn.Module):
         return back(_gelu(constrain(into(x_BLC), "batch", "tokens", "mlp")))
 
 
-def all_tokens(x_BNC: jax.Array, sublayer: int) -> tuple[RowMap, RowMap]:
-    """Chooses every token."""
-    return lambda x: x, lambda update: update
-
-
 class Block(nn.Module):
     """A block. `__call__` sees all scales at once (training); `step` sees one scale and the cached past (sampling).
 
@@ -199,14 +195,14 @@ class Block(nn.Module):
           past: keys and values of each earlier scale, each [B, H, n, head], in storage form in `compute_dtype`.
           text_kv: from `text_keys_values`.
           scale: its number in the schedule, from 0.
-          choose: which tokens each sub-layer runs.
+          choose: picks the tokens that each sub-layer runs; the others get what it fills in.
         Returns:
           the residual stream float32 [B, N, C]; keys and values of this scale's tokens that ran, each [B, H, n, head],
           in storage form; what each sub-layer added to the stream, float32 [B, N, C].
         """
         x_BNC = constrain(x_BNC, "batch", None, None)
         gamma1, gamma2, *modulation = self._modulation(condition)
-        take, fill = choose(x_BNC, 0)
+        take, fill = choose(x_BNC, SELF_ATTENTION)
         tables = self._rotary_positions(*self.schedule.offsets[scale : scale + 2])
         positions = (take(table_Nn[None])[:, None] for table_Nn in tables)
         dtype = self.config.compute_dtype
@@ -216,10 +212,10 @@ class Block(nn.Module):
         attended = attend(q, keys, values, dtype)
         by_self_attention = fill(self.self_attention.merge(attended) * gamma1[:, None])
         x_BNC += by_self_attention
-        take, fill = choose(x_BNC, 1)
+        take, fill = choose(x_BNC, CROSS_ATTENTION)
         by_cross_attention = fill(self._cross(take(x_BNC), text_kv, condition.mask_BT))
         x_BNC += by_cross_attention
-        take, fill = choose(x_BNC, 2)
+        take, fill = choose(x_BNC, FEED_FORWARD)
         by_ffn = fill(self.ffn(modulate(take(x_BNC), modulation[1], modulation[3])) * gamma2[:, None])
         return x_BNC + by_ffn, new, (by_self_attention, by_cross_attention, by_ffn)
 

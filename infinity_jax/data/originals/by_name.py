@@ -12,7 +12,7 @@ ONLY_SHARDS = ("jsonl", "tfds", "tar")
 
 
 def find_parts(name: str) -> Sequence[Part]:
-    """The parts of the original called `name`, always the same in the same order.
+    """Finds the parts of the original called `name`, always the same in the same order.
 
     Raises:
       UserError: a name of another form, or nothing is there.

@@ -36,7 +36,7 @@ class FolderPart:
 
 
 def find_parts(folder: Path) -> list[FolderPart]:
-    """The parts of a folder. UserError if it or its captions file is missing or cannot be read."""
+    """Finds the parts of a folder. UserError if it or its captions file is missing or cannot be read."""
     rows = tuple(folder_module.read_rows(folder_module.find_captions(folder)))
     size = part_size(len(rows))
     return [FolderPart(folder, rows[i : i + size]) for i in range(0, len(rows), size)]

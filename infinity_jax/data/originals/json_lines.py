@@ -1,4 +1,4 @@
-"""The release's splits: a folder of `[h_div_w]_[num].jsonl`, one picture a line (spec section 1)."""
+"""The release's splits: a folder of `[h_div_w]_[num].jsonl`, one picture a line (docs/spec.md section 1)."""
 
 import dataclasses
 import json
@@ -37,14 +37,14 @@ class LinesPart:
 
 
 def find_parts(folder: Path) -> list[LinesPart]:
-    """The parts of all splits in a folder (or of one file). UserError if there are none."""
+    """Finds the parts of all splits in a folder (or of one file). UserError if there are none."""
     files = _files(folder)
     counted = []
     for file in files:
         starts = _line_starts(file)
-        said = int(file.stem.rsplit("_", 1)[1]) if _SPLIT.fullmatch(file.name) else len(starts)
-        if said != len(starts):
-            logging.warning("%s has %d lines, its name says %d", file, len(starts), said)
+        announced = int(file.stem.rsplit("_", 1)[1]) if _SPLIT.fullmatch(file.name) else len(starts)
+        if announced != len(starts):
+            logging.warning("%s has %d lines, its name says %d", file, len(starts), announced)
         counted.append((file, starts))
     size = part_size(sum(len(starts) for _, starts in counted))
     return [
@@ -62,9 +62,9 @@ def _files(folder: Path) -> list[Path]:
     every = sorted(folder.glob("*.jsonl"))
     files = [file for file in every if _SPLIT.fullmatch(file.name)]
     if not files:
-        found = ", ".join(file.name for file in every[:5]) or "no .jsonl file"
+        names = ", ".join(file.name for file in every[:5]) or "no .jsonl file"
         raise UserError(
-            f"{folder} has no file named [h_div_w]_[num].jsonl, like 1.000_000002500.jsonl; it has {found}"
+            f"{folder} has no file named [h_div_w]_[num].jsonl, like 1.000_000002500.jsonl; it has {names}"
         )
     for file in sorted(set(every) - set(files)):
         logging.warning("%s is not read: its name is not like 1.000_000002500.jsonl", file)

@@ -52,7 +52,7 @@ class Part(Protocol):
         ...
 
     def name(self) -> str:
-        """What it is, the same in every run: what was done of another set is not taken for it."""
+        """Names the part, in every run alike, so that the part of another set is never taken for it."""
         ...
 
 
@@ -62,14 +62,14 @@ def part_size(rows: int) -> int:
 
 
 def captions_of(fields: Mapping[str, Any]) -> dict[str, list[str]]:
-    """The cleaned captions in a row's fields; {} if there is none."""
-    found = {}
+    """Returns the cleaned captions in a row's fields; {} if there is none."""
+    captions = {}
     for kind, keys in (("long", LONG_KEYS), ("short", SHORT_KEYS)):
         texts = [text for key in keys for text in _texts(fields.get(key))]
         cleaned = [text for text in map(caption_text.clean, texts) if text]
         if cleaned:
-            found[kind] = list(dict.fromkeys(cleaned))
-    return found
+            captions[kind] = list(dict.fromkeys(cleaned))
+    return captions
 
 
 def _texts(value: Any) -> Sequence[str]:
@@ -81,7 +81,7 @@ def _texts(value: Any) -> Sequence[str]:
 
 
 def scores_of(fields: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers among a row's other fields, by column; text that is a number counts too (csv)."""
+    """Returns the numbers among a row's other fields, by column; text that is a number counts too (csv)."""
     known = {*LONG_KEYS, *SHORT_KEYS, *IMAGE_KEYS, *NOT_USED}
     scores = {}
     for key, value in fields.items():
@@ -95,19 +95,19 @@ def scores_of(fields: Mapping[str, Any]) -> dict[str, float]:
 
 
 def unread_columns(fields: Mapping[str, Any]) -> set[str]:
-    """Columns that are neither known nor scores."""
+    """Returns the columns that are neither known nor scores."""
     known = {*LONG_KEYS, *SHORT_KEYS, *IMAGE_KEYS, *NOT_USED}
     filled = {_column(key) for key, value in fields.items() if value not in (None, "")}
     return filled - known - scores_of(fields).keys()
 
 
 def _column(key: Any) -> str:
-    """A column's name as the files of a part can hold it."""
+    """Returns a column's name as the files of a part can hold it."""
     return caption_text.plain(str(key)).replace("\0", "?")[:200]
 
 
 def row_of(name: str, fields: Mapping[str, Any], find: Callable[[Path], Path | None]) -> Row | Skipped:
-    """The row of a text file that names its picture in a column of `IMAGE_KEYS`.
+    """Returns the row of a text file that names its picture in a column of `IMAGE_KEYS`.
 
     Args:
       name: where the row stands.
@@ -117,15 +117,15 @@ def row_of(name: str, fields: Mapping[str, Any], find: Callable[[Path], Path | N
     if not isinstance(path, str):
         return Skipped(name, "no image_path", f"the row has {', '.join(map(str, fields)) or 'no columns'}")
     try:
-        found = find(Path(path))
+        file = find(Path(path))
     except (OSError, ValueError) as error:
         # A folder that may not be read, or a data: URL, far too long for a name.
         reason = error.strerror if isinstance(error, OSError) else str(error)
         return Skipped(f"{name}:{path[:200]}", "cannot be read", reason or repr(error))
     name = f"{name}:{path}"
-    if found is None:
+    if file is None:
         return Skipped(name, "no such file")
     captions = captions_of(fields)
     if not captions:
         return Skipped(name, "no caption", f"none of {', '.join((*LONG_KEYS, *SHORT_KEYS))} has words")
-    return Row(name, found, captions, scores_of(fields), tuple(sorted(unread_columns(fields))))
+    return Row(name, file, captions, scores_of(fields), tuple(sorted(unread_columns(fields))))

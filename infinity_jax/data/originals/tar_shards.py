@@ -84,7 +84,7 @@ class TarPart:
 
 
 def find_parts(pattern: str) -> list[TarPart]:
-    """The shards that a pattern like "DIR/*.tar" names. UserError if there are none."""
+    """Finds the shards that a pattern like "DIR/*.tar" names. UserError if there are none."""
     files = sorted(Path(name) for name in glob.glob(pattern, recursive=True) if Path(name).is_file())
     if not files:
         raise UserError(f"no file is named {pattern}; give tar:GLOB in quotes, like tar:'shards/*.tar'")

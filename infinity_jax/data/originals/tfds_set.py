@@ -40,14 +40,14 @@ class TfdsPart:
             if not captions:
                 yield Skipped(name, "no caption", f"the record has {', '.join(record)}")
                 continue
-            others = {key: value for key, value in record.items() if key not in (picture, *_CAPTIONS)}
-            numbers = {k: float(v) for k, v in others.items() if isinstance(v, (int, float, np.number))}
-            unread = tuple(sorted(map(str, others.keys() - numbers.keys())))
+            columns = {key: value for key, value in record.items() if key not in (picture, *_CAPTIONS)}
+            numbers = {k: float(v) for k, v in columns.items() if isinstance(v, (int, float, np.number))}
+            unread = tuple(sorted(map(str, columns.keys() - numbers.keys())))
             yield Row(name, bytes(record[picture]), captions, scores_of(numbers), unread)
 
 
 def find_parts(name: str) -> list[TfdsPart]:
-    """The parts of "NAME" (its split train) or "NAME@SPLIT"; NAME may be a folder of a prepared data set.
+    """Finds the parts of "NAME" (its split train) or "NAME@SPLIT"; NAME may be the folder of a prepared data set.
 
     Raises:
       UserError: it is not prepared, or in a format without random access; it has no such split, picture or caption.
@@ -91,13 +91,13 @@ def _builder(dataset: str) -> Any:
 
 
 def _feature(builder: Any, names: Sequence[str]) -> str:
-    found = next((name for name in names if name in builder.info.features), None)
-    if found is None:
+    feature = next((name for name in names if name in builder.info.features), None)
+    if feature is None:
         raise UserError(
             f"{builder.info.full_name} has the features {', '.join(builder.info.features)}; "
             f"one of them must be {', '.join(names)}"
         )
-    return found
+    return feature
 
 
 def _skip_decoding(picture: str) -> dict[str, Any]:
@@ -107,7 +107,7 @@ def _skip_decoding(picture: str) -> dict[str, Any]:
 
 
 def _texts(value: Any) -> list[str]:
-    """The texts of a feature: one, a sequence, or a sequence of {"text"} as coco_captions has it."""
+    """Returns the texts of a feature: one, a sequence, or a sequence of {"text"} as coco_captions has it."""
     if isinstance(value, bytes):
         return [value.decode("utf-8", "replace")]
     if isinstance(value, str):

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grain
 import numpy as np
 
 from infinity_jax.data import batches as pipeline
@@ -55,4 +56,5 @@ def batches(
         return finish(pipeline.stack(list(pool.map(lambda picture: read(ratio, picture), chosen))))
 
     # The threads share the pictures of a batch, so that few batches are under way at a time.
-    return pipeline.prefetched(batch, range(first_step, _ENDLESS), threads=1, prefetch=prefetch)
+    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+    return pipeline.prefetched(batch, range(first_step, _ENDLESS), reading)

@@ -42,7 +42,7 @@ class Bucket:
 
 
 def make_buckets(counts: Sequence[dict[str, int]], weights: Sequence[float] | None = None) -> list[Bucket]:
-    """One bucket for each ratio that has pictures.
+    """Makes one bucket for each ratio that has pictures.
 
     Args:
       counts: of each set, how many pictures it has of each ratio.
@@ -89,11 +89,11 @@ class BucketOrder:
         self._batches_before = functools.lru_cache(64)(self._count_batches_before)
 
     def first_step(self, epoch: int) -> int:
-        """The step (0-based) at which an epoch begins."""
+        """Returns the step (0-based) at which an epoch begins."""
         return self._batches_before(epoch)[-1]
 
     def batch(self, step: int) -> tuple[Bucket, int]:
-        """The bucket of a step, and which of the bucket's batches it is."""
+        """Finds the bucket of a step, and which of the bucket's batches it is."""
         epoch = self._epoch(step)
         begin, end = self._batches_before(epoch), self._batches_before(epoch + 1)
         place = _shuffled(step - begin[-1], end[-1] - begin[-1], f"steps/{epoch}", self.seed)
@@ -104,12 +104,12 @@ class BucketOrder:
         return self.buckets[number], begin[number] + place
 
     def pictures(self, step: int, rows: Sequence[int] | np.ndarray) -> tuple[str, list[Picture]]:
-        """The ratio of a step and the pictures in some rows of its batch."""
+        """Finds the ratio of a step and the pictures in some rows of its batch."""
         bucket, number = self.batch(step)
         return bucket.ratio, [self._picture(bucket, number * self.batch_size + int(row)) for row in rows]
 
     def _picture(self, bucket: Bucket, place: int) -> Picture:
-        """Place `place` of a bucket's endless row: an epoch's pictures of all sets, shuffled together."""
+        """Finds the picture at a place of a bucket's endless row: an epoch's pictures of all sets, shuffled."""
         epoch, place = divmod(place, bucket.quota)
         place = _shuffled(place, bucket.quota, f"row/{bucket.ratio}/{epoch}", self.seed)
         part = 0
@@ -122,12 +122,12 @@ class BucketOrder:
         return Picture(part, _shuffled(place, bucket.sizes[part], name, self.seed), seen)
 
     def _count_batches_before(self, epoch: int) -> tuple[int, ...]:
-        """How many batches each bucket has before an epoch, and all of them together."""
+        """Counts the batches that each bucket has before an epoch, and all of them together."""
         counts = [bucket.quota * epoch // self.batch_size for bucket in self.buckets]
         return (*counts, sum(counts))
 
     def _epoch(self, step: int) -> int:
-        """The last epoch that begins at `step` or before; one without batches is passed over."""
+        """Finds the last epoch that begins at `step` or before; one without batches is passed over."""
         # Each bucket may be behind by less than a batch, so the epoch is at most that much later.
         low = step * self.batch_size // self._total
         high = (step + len(self.buckets) + 1) * self.batch_size // self._total + 2
@@ -138,7 +138,7 @@ class BucketOrder:
 
 
 def _shuffled(index: int, count: int, name: str, seed: int) -> int:
-    """Where `index` goes in a permutation of range(count) that `name` and `seed` decide."""
+    """Finds where `index` goes in a permutation of range(count) that `name` and `seed` decide."""
     hashed = seeds.seed_of(name, seed)
     if count <= _SMALL:
         return int(_permutation(count, hashed)[index])

@@ -1,9 +1,10 @@
-"""From prepared pictures to records with their features, encoded once on all devices of this machine.
+"""Writes records with the features of prepared pictures, encoded once on all devices of this machine.
 
 The new folder has the parts, ratios and columns of the old one, so that filters and buckets are the same. A part's
-folder gets its name when it is whole; a killed run goes on where it stood.
+folder gets its name when it is whole; a killed run resumes where it stood.
 """
 
+import functools
 import json
 import shutil
 from collections.abc import Mapping
@@ -47,8 +48,8 @@ def prepare_features(data: DataConfig, tokenizer_path: str, text: Mapping[str, A
     Raises:
       UserError: a source of another kind, `out` holds another set, the disk is full.
     """
-    [(folder, _), *others] = parse_sets(data.source)
-    if others:
+    [(folder, _), *more_sets] = parse_sets(data.source)
+    if more_sets:
         raise UserError(f"{data.source!r} names several sets; make the features of one at a time")
     index = record_index.read(folder)
     if index.features:
@@ -65,18 +66,17 @@ def prepare_features(data: DataConfig, tokenizer_path: str, text: Mapping[str, A
 
 
 def _write_part(index: RecordIndex, part: Path, out: Path, maker: "_Maker") -> None:
-    temporary = out / "parts" / f".{part.name}"
-    temporary.mkdir()
-    writer = shards.ShardWriter(temporary)
-    for shard in index.shards:
-        if shard.part == part:
-            for record in maker.records(shard):
-                writer.write(shard.ratio, shards.pack(record))
-    writer.close()
-    shutil.copyfile(part / "columns.npz", temporary / "columns.npz")
-    found = json.loads((part / "part.json").read_text())
-    atomic.write(temporary / "part.json", {"counts": writer.counts, "columns": found["columns"]})
-    temporary.rename(out / "parts" / part.name)
+    """Writes the folder of one part into `out`, whole or not at all."""
+    with atomic.writing_folder(out / "parts" / part.name) as folder:
+        writer = shards.ShardWriter(folder)
+        for shard in index.shards:
+            if shard.part == part:
+                for record in maker.records(shard):
+                    writer.write(shard.ratio, shards.pack(record))
+        writer.close()
+        shutil.copyfile(part / "columns.npz", folder / "columns.npz")
+        columns = json.loads((part / "part.json").read_text())["columns"]
+        atomic.write_json(folder / "part.json", {"counts": writer.counts, "columns": columns})
 
 
 class _Maker:
@@ -92,7 +92,7 @@ class _Maker:
         self._features = features_on_device(self._tokenizer.config, self._tokenizer.params, self._layout)
 
     def records(self, shard: Shard):
-        """The records of a shard with features in place of their pictures."""
+        """Yields the records of a shard with features in place of their pictures."""
         last = scales.schedule_of_ratio(self._scales, shard.ratio).last
         height, width = (n * self._tokenizer.config.transformer_stride for n in last)
 
@@ -101,7 +101,8 @@ class _Maker:
             return {"image": image, "id": record["id"], "captions": record["captions"]}
 
         size = self._layout.batch_parts * min(64, max(1, _PIXELS // (height * width)))
-        for batch in batches.eval_batches(_Records(shard), size, decode):
+        records = batches.Computed(functools.partial(shards.read, shard.file), range(shard.count))
+        for batch in batches.eval_batches(records, size, decode):
             placed = jax.device_put(batch["image"], self._layout.batch(size))
             features_BhwC = np.asarray(self._features({"image": placed})["features"]).astype(
                 ml_dtypes.bfloat16
@@ -116,23 +117,10 @@ class _Maker:
                 }
 
     def _text_features(self, captions: list[dict[str, list[str]]]) -> list[dict[str, list[np.ndarray]]]:
-        """Of each picture's captions the features [tokens, channels], by kind."""
+        """Encodes each picture's captions: features bfloat16 [tokens, channels], by kind."""
         texts = [text for kinds in captions for alternatives in kinds.values() for text in alternatives]
         features_NTC, mask_NT = self._text.encode(texts)
         encoded = iter(
             features_NTC[i, : mask_NT[i].sum()].astype(ml_dtypes.bfloat16) for i in range(len(texts))
         )
-        return [{kind: [next(encoded) for _ in some] for kind, some in kinds.items()} for kinds in captions]
-
-
-class _Records:
-    """A shard's records as a sequence."""
-
-    def __init__(self, shard: Shard):
-        self._shard = shard
-
-    def __len__(self) -> int:
-        return self._shard.count
-
-    def __getitem__(self, index: int, /) -> dict[str, Any]:
-        return shards.read(self._shard.file, index)
+        return [{kind: [next(encoded) for _ in texts] for kind, texts in kinds.items()} for kinds in captions]

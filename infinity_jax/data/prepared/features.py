@@ -1,45 +1,34 @@
 """Records that hold the features of the tokenizer and the text encoder in place of pictures, as bfloat16."""
 
-import hashlib
 import random
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import numpy as np
-from jaxtyping import PyTree
 
 from infinity_jax.checkpoints.pretrained import TrainedTokenizer
-from infinity_jax.config import TokenizerConfig
 from infinity_jax.data import captions
+from infinity_jax.data.encoded import encoder_digest
 from infinity_jax.data.prepared.config import DataConfig
 from infinity_jax.errors import UserError
 from infinity_jax.text.encoder import TextEncoder
 
 
-def tokenizer_fingerprint(config: TokenizerConfig, params: PyTree) -> str:
-    """A hash of the tokenizer's encoder: equal ones give equal features."""
-    digest = hashlib.sha256(str(config).encode())
-    for leaf in jax.tree.leaves(params["encoder"]):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest.hexdigest()[:24]
-
-
 def described(scales: str, tokenizer: TrainedTokenizer, text_encoder: TextEncoder) -> dict[str, Any]:
-    """What makes the features, as the index of the records says it."""
+    """Describes what makes the features, as the index of the records holds it."""
     return {
         "scales": scales,
-        "tokenizer": tokenizer_fingerprint(tokenizer.config, tokenizer.params),
+        "tokenizer": encoder_digest(str(tokenizer.config), tokenizer.params).hexdigest()[:24],
         "text_encoder": f"{text_encoder.name} {text_encoder.fingerprint[:24]}",
         "text_length": text_encoder.max_length,
     }
 
 
 def check(
-    found: Mapping[str, Any], config: DataConfig, tokenizer: TrainedTokenizer, text_encoder: TextEncoder
+    stored: Mapping[str, Any], config: DataConfig, tokenizer: TrainedTokenizer, text_encoder: TextEncoder
 ) -> None:
     """Raises UserError unless features described by `found` are those that a run with these encoders would make."""
-    wanted = described(config.scales, tokenizer, text_encoder)
+    needed = described(config.scales, tokenizer, text_encoder)
     keys = {
         "scales": "config.data.scales",
         "tokenizer": "config.tokenizer",
@@ -47,10 +36,10 @@ def check(
         "text_length": "config.text.max_length",
     }
     for name, key in keys.items():
-        if found.get(name) != wanted[name]:
+        if stored.get(name) != needed[name]:
             raise UserError(
-                f"the features in {config.source} were made with {name} {found.get(name)!r}, and {key} gives "
-                f"{wanted[name]!r}; use what they were made with, or make them again: infinity-jax prepare --features"
+                f"the features in {config.source} were made with {name} {stored.get(name)!r}, and {key} gives "
+                f"{needed[name]!r}; use what they were made with, or make them again: infinity-jax prepare --features"
             )
     if config.cut_captions:
         raise UserError(
@@ -62,7 +51,7 @@ def check(
 def arrays(
     record: Mapping[str, Any], long_share: float, length: int, draw: random.Random
 ) -> dict[str, np.ndarray]:
-    """A record's {features bfloat16 [h,w,d], text bfloat16 [T,C], text_mask bool [T]} for one of its captions.
+    """Returns a record's {features bfloat16 [h,w,d], text bfloat16 [T,C], text_mask bool [T]} for one of its captions.
 
     Args:
       long_share: probability of the long caption where there are both.

@@ -51,7 +51,7 @@ class RecordIndex:
     features: Mapping[str, Any]
 
     def of_ratio(self, ratio: str) -> list[Shard]:
-        """The shards of a ratio."""
+        """Returns the shards of a ratio."""
         return [shard for shard in self.shards if shard.ratio == ratio]
 
     @property
@@ -69,7 +69,7 @@ class RecordIndex:
         return counts
 
     def column(self, name: str, ratio: str) -> Float[np.ndarray, " N"]:
-        """A number of each record of a ratio, float32, NaN where a record has none. UserError if a file is damaged."""
+        """Reads a number of each record of a ratio, float32, NaN where it has none. UserError if a file is damaged."""
         return np.concatenate([_numbers(shard, name) for shard in self.of_ratio(ratio)])
 
 
@@ -89,15 +89,15 @@ def write(out: Path, parts: Sequence[Path], features: Mapping[str, Any] | None =
     """Writes `out`/index.json from the part.json of all parts."""
     shards, columns = [], set()
     for part in parts:
-        found = json.loads((part / "part.json").read_text())
-        columns |= set(found["columns"])
-        shards += [[part.name, ratio, count] for ratio, count in sorted(found["counts"].items())]
+        tally = json.loads((part / "part.json").read_text())
+        columns |= set(tally["columns"])
+        shards += [[part.name, ratio, count] for ratio, count in sorted(tally["counts"].items())]
     index = {"format": FORMAT, "columns": sorted(columns), "features": dict(features or {}), "shards": shards}
-    atomic.write(out / INDEX, index)
+    atomic.write_json(out / INDEX, index)
 
 
 def read(folder: Path) -> RecordIndex:
-    """The index of a prepared folder. Raises UserError if it is missing, unfinished, damaged or empty."""
+    """Reads the index of a prepared folder. Raises UserError if it is missing, unfinished, damaged or empty."""
     try:
         index = json.loads((folder / INDEX).read_text())
         if index["format"] != FORMAT:
@@ -106,7 +106,7 @@ def read(folder: Path) -> RecordIndex:
             )
         parts = folder / "parts"
         shards = tuple(Shard(parts / part, ratio, int(count)) for part, ratio, count in index["shards"])
-        found = RecordIndex(folder, shards, tuple(index["columns"]), index["features"])
+        records = RecordIndex(folder, shards, tuple(index["columns"]), index["features"])
     except FileNotFoundError as error:
         state = "is not finished: give the same prepare command again" if (folder / "source.json").is_file() else (
             "has no index.json: write it with infinity-jax prepare --source ... --out"
@@ -114,6 +114,6 @@ def read(folder: Path) -> RecordIndex:
         raise UserError(f"{folder} {state}") from error
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder / INDEX} cannot be read ({error!r}); prepare the set again") from error
-    if not found.shards:
+    if not records.shards:
         raise UserError(f"{folder} holds no picture; {folder / 'report.json'} says why each was skipped")
-    return found
+    return records

@@ -33,7 +33,7 @@ def main(source: str, out: str | None = None, workers: int = 1) -> None:
         return
     from infinity_jax.data.prepared import writer
 
-    print(_said(writer.prepare(source, Path(out), workers), out))
+    print(_summary(writer.prepare(source, Path(out), workers), out))
 
 
 def features(config_path: str, overrides: Sequence[str], source: str, out: str | None) -> None:
@@ -55,12 +55,12 @@ def features(config_path: str, overrides: Sequence[str], source: str, out: str |
     print(f"features of {count} pictures in {out}")
 
 
-def _said(summary: dict[str, Any], out: str) -> str:
-    ratios = ", ".join(f"{ratio} {count}" for ratio, count in summary["by_ratio"].items())
-    lines = [f"{summary['pictures']} pictures in {out}: {ratios or 'none'}"]
-    if skipped := summary["skipped"]["count"]:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in summary["skipped"]["by_reason"].items())
+def _summary(report: dict[str, Any], out: str) -> str:
+    ratios = ", ".join(f"{ratio} {count}" for ratio, count in report["by_ratio"].items())
+    lines = [f"{report['pictures']} pictures in {out}: {ratios or 'none'}"]
+    if skipped := report["skipped"]["count"]:
+        reasons = ", ".join(f"{reason} {count}" for reason, count in report["skipped"]["by_reason"].items())
         lines.append(f"{skipped} rows skipped: {reasons}; each is named in {out}/report.json")
-    if unread := summary["columns"]["unread"]:
+    if unread := report["columns"]["unread"]:
         lines.append(f"columns that were not read: {', '.join(unread)}")
     return "\n".join(lines)

@@ -38,7 +38,7 @@ class RecordSet:
         }
 
     def read(self, ratio: str, number: int) -> dict[str, Any]:
-        """Record `number` of a ratio: id, captions, and image (bytes) or features. UserError if it is damaged."""
+        """Reads record `number` of a ratio: id, captions, and image (bytes) or features. UserError if it is damaged."""
         kept = self._kept[ratio]
         number = number if kept is None else int(kept[number])
         place = int(np.searchsorted(self._ends[ratio], number, side="right"))
@@ -62,30 +62,30 @@ class MixedRecords:
     """One or several prepared folders with their buckets."""
 
     def __init__(self, source: str, limits: Sequence[Limit] = ()):
-        """`source` is "records:DIR" or several with weights, see `config.parse_sets`.
+        """Opens `source`, "records:DIR" or several with weights, see `config.parse_sets`.
 
         Raises:
           UserError: a folder is missing, unfinished or of another kind than the others; no picture passes.
         """
         folders, weights = zip(*parse_sets(source), strict=True)
         self.sets = [RecordSet(record_index.read(folder), limits) for folder in folders]
-        features = [dict(found.index.features) for found in self.sets]
+        features = [dict(record_set.index.features) for record_set in self.sets]
         if any(other != features[0] for other in features):
             raise UserError(
                 f"the sets of {source!r} do not hold the same: pictures, or features of the same encoders; "
                 "make features of all of them alike (infinity-jax prepare --features)"
             )
         self.features: Mapping[str, Any] = features[0]
-        for found in self.sets:
-            kept, all_ = sum(found.counts.values()), sum(found.index.counts.values())
+        for record_set in self.sets:
+            kept, all_ = sum(record_set.counts.values()), sum(record_set.index.counts.values())
             if kept == 0:
                 raise UserError(
-                    f"no picture of {found.index.folder} passes the filters; loosen those of config.data"
+                    f"no picture of {record_set.index.folder} passes the filters; loosen those of config.data"
                 )
             if limits:
-                logging.info("%s: %d of %d pictures pass the filters", found.index.folder, kept, all_)
+                logging.info("%s: %d of %d pictures pass the filters", record_set.index.folder, kept, all_)
         self.buckets: list[Bucket] = make_buckets(
-            [found.counts for found in self.sets], None if weights[0] is None else weights
+            [record_set.counts for record_set in self.sets], None if weights[0] is None else weights
         )
 
     def __len__(self) -> int:
@@ -94,11 +94,14 @@ class MixedRecords:
     @property
     def fingerprint(self) -> str:
         """A hash of what decides the order: the records of each set that pass the filters, and the weights."""
-        listed = [found.index.fingerprint for found in self.sets], [str(bucket) for bucket in self.buckets]
+        listed = (
+            [record_set.index.fingerprint for record_set in self.sets],
+            [str(bucket) for bucket in self.buckets],
+        )
         return hashlib.sha256(str(listed).encode()).hexdigest()[:24]
 
     def note(self, workdir: Path) -> None:
-        """Keeps the fingerprint in a run's folder; warns of a run that goes on with other records."""
+        """Keeps the fingerprint in a run's folder; warns of a run that resumes with other records."""
         file = workdir / "records.json"
         try:
             before = json.loads(file.read_text())["fingerprint"]
@@ -111,10 +114,10 @@ class MixedRecords:
                 workdir,
             )
         workdir.mkdir(parents=True, exist_ok=True)
-        atomic.write(file, {"fingerprint": self.fingerprint})
+        atomic.write_json(file, {"fingerprint": self.fingerprint})
 
     def read(self, ratio: str, part: int, number: int) -> dict[str, Any]:
-        """Record `number` that set `part` has of a ratio."""
+        """Reads record `number` that set `part` has of a ratio."""
         return self.sets[part].read(ratio, number)
 
 
@@ -142,7 +145,7 @@ class RecordSource:
         return {"image": record["image"], "caption": _caption(record), "id": record["id"]}
 
     def caption(self, index: int) -> str:
-        """The caption of a record, which those of features have too."""
+        """Returns the caption of a record, which those of features have too."""
         return _caption(self._read(index))
 
     def _read(self, index: int) -> dict[str, Any]:

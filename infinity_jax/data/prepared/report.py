@@ -23,18 +23,18 @@ class Tally:
         self._columns: dict[str, Counter[str]] = {"scores": Counter(), "unread": Counter()}
 
     def skip(self, row: Skipped) -> None:
-        """A row that is left out."""
+        """Counts a row that is left out."""
         self._skipped.append({"id": plain(row.id), "reason": row.kind, "detail": plain(row.detail)})
 
     def take(self, row: Row) -> None:
-        """A row that is kept."""
+        """Counts a row that is kept."""
         for kind, texts in row.captions.items():
             self._lengths.setdefault(kind, Counter()).update(len(text) for text in texts)
         self._columns["scores"].update(row.scores.keys())
         self._columns["unread"].update(row.unread)
 
     def as_dict(self) -> dict[str, Any]:
-        """For part.json."""
+        """Returns the counts as part.json holds them."""
         return {
             "skipped": self._skipped,
             "caption_lengths": {kind: sorted(lengths.items()) for kind, lengths in self._lengths.items()},
@@ -48,12 +48,12 @@ def write(out: Path, source: str, parts: Sequence[Path]) -> dict[str, Any]:
     columns = {"scores": Counter(), "unread": Counter()}
     skipped = []
     for part in parts:
-        found = json.loads((part / "part.json").read_text())
-        counts.update(found["counts"])
-        skipped += found["skipped"]
-        for kind, pairs in found["caption_lengths"].items():
+        tally = json.loads((part / "part.json").read_text())
+        counts.update(tally["counts"])
+        skipped += tally["skipped"]
+        for kind, pairs in tally["caption_lengths"].items():
             lengths.setdefault(kind, Counter()).update(dict(map(tuple, pairs)))
-        for kind, number in found["column_counts"].items():
+        for kind, number in tally["column_counts"].items():
             columns[kind].update(number)
     reasons.update(row["reason"] for row in skipped)
     summary = {
@@ -64,12 +64,12 @@ def write(out: Path, source: str, parts: Sequence[Path]) -> dict[str, Any]:
         "columns": {kind: dict(sorted(counter.items())) for kind, counter in columns.items()},
         "skipped": {"count": len(skipped), "by_reason": dict(reasons.most_common()), "rows": skipped},
     }
-    atomic.write(out / "report.json", summary)
+    atomic.write_json(out / "report.json", summary)
     return summary
 
 
 def _lengths(counter: Counter[int]) -> dict[str, int | float]:
-    """How many captions there are and how long, in characters."""
+    """Summarises how many captions there are and how long they are, in characters."""
     values, numbers = np.array(sorted(counter.items())).T
     at = np.searchsorted(np.cumsum(numbers), np.array([0.5, 0.9]) * numbers.sum())
     return {

@@ -1,10 +1,8 @@
 """Records in ArrayRecord files: one file for each aspect ratio of each part, read at random places."""
 
-import contextlib
-import errno
 import functools
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 
 # Each record by itself, so that any one is read alone; pictures and bf16 features hardly become smaller.
 _WRITER = "group_size:1,uncompressed"
@@ -22,7 +21,7 @@ _ARRAY = "bfloat16"
 
 
 def shard_name(ratio: str) -> str:
-    """The file of a ratio "3:2" in a part's folder, "3x2.array_record"."""
+    """Names the file of a ratio "3:2" in a part's folder, "3x2.array_record"."""
     return f"{ratio.replace(':', 'x')}.array_record"
 
 
@@ -36,7 +35,7 @@ class ShardWriter:
 
     def write(self, ratio: str, packed: bytes) -> None:
         """Adds a record as `pack` gives it. OSError as `close`."""
-        with _disk_errors():
+        with atomic.os_errors(RuntimeError):
             if ratio not in self._writers:
                 self._writers[ratio] = ArrayRecordWriter(str(self._folder / shard_name(ratio)), _WRITER)
                 self.counts[ratio] = 0
@@ -46,29 +45,15 @@ class ShardWriter:
     def close(self) -> None:
         """Ends all files; OSError if the disk did not take them."""
         for ratio, writer in self._writers.items():
-            with _disk_errors():
+            with atomic.os_errors(RuntimeError):
                 writer.close()
             with open(self._folder / shard_name(ratio), "rb") as file:
                 os.fsync(file.fileno())
         self._writers = {}
 
 
-@contextlib.contextmanager
-def _disk_errors() -> Iterator[None]:
-    """What array_record raises when a file cannot be written, as OSError."""
-    try:
-        yield
-    except RuntimeError as error:
-        full = (
-            number
-            for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-            if os.strerror(number) in str(error)
-        )
-        raise OSError(next(full, errno.EIO), str(error)) from error
-
-
 def read(file: Path, position: int) -> dict[str, Any]:
-    """One record. Raises UserError if the file is missing or damaged."""
+    """Reads one record. Raises UserError if the file is missing or damaged."""
     try:
         return unpack(_reader(str(file)).read([position])[0])
     except (OSError, RuntimeError, ValueError, IndexError) as error:
@@ -86,14 +71,14 @@ def _reader(file: str) -> Any:
 
 
 def pack(record: Mapping[str, Any]) -> bytes:
-    """A record as bytes: text, bytes, numbers, lists and dicts of them, and bfloat16 arrays."""
+    """Packs a record into bytes: text, bytes, numbers, lists and dicts of them, and bfloat16 arrays."""
     packed = msgpack.packb(dict(record), default=_pack_array)
     assert isinstance(packed, bytes)
     return packed
 
 
 def unpack(content: bytes) -> dict[str, Any]:
-    """What `pack` was given."""
+    """Unpacks what `pack` has packed."""
     return msgpack.unpackb(content, object_hook=_unpack_array)
 
 

@@ -1,4 +1,4 @@
-"""From an original to shards by aspect ratio, in parallel processes; a killed run goes on where it stood.
+"""Writes an original into shards by aspect ratio, in parallel processes; a killed run resumes where it stood.
 
     DIR/parts/00012/3x2.array_record ...   the pictures of one part of the original, a file for each ratio
     DIR/parts/00012/part.json              what was counted and skipped
@@ -10,7 +10,6 @@ A part's folder gets its name when it is whole; parts that have it are not read 
 """
 
 import contextlib
-import errno
 import fcntl
 import hashlib
 import json
@@ -41,10 +40,8 @@ from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 
 _LOG_EVERY_S = 10.0
-# What a killed process leaves of part 00012: .00012.4711, or .00012 of features.
-_UNFINISHED = re.compile(r"\.\d{5,}(\.\d+)?")
-# The disk, the user's share of it, or (the limit of the file system or of the shell) the file is full.
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+# What a killed process leaves of part 00012: .00012.TOKEN.unfinished; of earlier versions .00012.4711 or .00012.
+_UNFINISHED = re.compile(r"\.\d{5,}(\.[0-9a-f]+)?(\.unfinished)?")
 
 
 def prepare(source: str, out: Path, workers: int) -> dict[str, Any]:
@@ -56,7 +53,7 @@ def prepare(source: str, out: Path, workers: int) -> dict[str, Any]:
       workers: processes.
     Raises:
       UserError: the source cannot be read, `out` holds another set, no picture is usable, the disk is full, or a
-        process was killed; what is done is kept, and the same command goes on.
+        process was killed; what is done is kept, and the same command resumes it.
     """
     started = time.monotonic()
     parts = find_parts(source)
@@ -113,28 +110,30 @@ def locked(out: Path, note: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _stopped(out: Path, error: OSError) -> str:
-    if error.errno in _FULL:
-        return f"{out} cannot be written: {error}; free some space or give another --out; the same command goes on"
+    if error.errno in atomic.FULL:
+        return f"{out} cannot be written: {error}; free some space or give another --out; the same command resumes it"
     if Path(str(error.filename)).is_relative_to(out):
-        return f"{out} cannot be written: {error}; mend that or give another --out; the same command goes on"
-    return f"preparing {out} stopped: {error}; mend that, and the same command goes on"
+        return (
+            f"{out} cannot be written: {error}; mend that or give another --out; the same command resumes it"
+        )
+    return f"preparing {out} stopped: {error}; mend that, and the same command resumes it"
 
 
 def _claim(out: Path, note: Mapping[str, Any]) -> None:
     """Notes in source.json what goes into `out`; UserError if it is something else than before."""
     file = out / "source.json"
     if not file.is_file():
-        atomic.write(file, note)
+        atomic.write_json(file, note)
         return
     try:
-        found = json.loads(file.read_text())
+        claimed = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); remove {out} or give another --out") from error
     for name, value in note.items():
-        if found.get(name) != value:
+        if claimed.get(name) != value:
             changed = " (its files have changed)" if name == "hash" else ""
             raise UserError(
-                f"{out} was begun with {name} {found.get(name)!r}, and this is {value!r}{changed}; "
+                f"{out} was begun with {name} {claimed.get(name)!r}, and this is {value!r}{changed}; "
                 "give another --out or remove that folder"
             )
 
@@ -147,19 +146,19 @@ def _write_parts(out: Path, parts: Sequence[Part], todo: Sequence[int], workers:
     # Not forked: threads of libraries that are loaded already would be cut off.
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    done, said = 0, time.monotonic()
+    done, logged = 0, time.monotonic()
     pool = ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, (stop,))
     try:
         futures = [pool.submit(_write_part, parts[n], _folder(out, n)) for n in todo]
         for future in as_completed(futures):
             done += 1
             future.result()
-            if time.monotonic() - said > _LOG_EVERY_S:
-                said = time.monotonic()
+            if time.monotonic() - logged > _LOG_EVERY_S:
+                logged = time.monotonic()
                 logging.info("%d of %d parts", done, len(todo))
     except BrokenProcessPool as error:
         raise UserError(
-            "a worker was killed, perhaps for want of memory; the same command goes on, with fewer --workers if need be"
+            "a worker was killed, perhaps for want of memory; the same command resumes, with fewer --workers if need be"
         ) from error
     finally:
         stop.set()
@@ -177,7 +176,7 @@ def _start_worker(stop: Any) -> None:
     assert parent is not None
 
     def end_with_parent() -> None:
-        # A worker whose parent was killed would wait for work for ever.
+        # A worker whose parent was killed would wait for work without end.
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 
@@ -185,14 +184,23 @@ def _start_worker(stop: Any) -> None:
 
 
 def _write_part(part: Part, folder: Path) -> None:
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}")
-    temporary.mkdir()
-    writer = shards.ShardWriter(temporary)
+    """Writes the folder of one part, whole or not at all."""
+    try:
+        with atomic.writing_folder(folder) as temporary:
+            _write_rows(part, temporary)
+    except OSError:
+        if not folder.is_dir():  # else the last worker of a killed run was quicker
+            raise
+
+
+def _write_rows(part: Part, folder: Path) -> None:
+    """Writes the shards, part.json and columns.npz of one part into `folder`."""
+    writer = shards.ShardWriter(folder)
     tally = report.Tally()
     columns: dict[str, list[dict[str, float]]] = {}
     for row in part.rows():
         if _stop is not None and _stop.is_set():
-            return
+            raise RuntimeError("the other workers have stopped")
         taken = _take(row) if isinstance(row, Row) else row
         if isinstance(taken, Skipped):
             tally.skip(taken)
@@ -208,14 +216,8 @@ def _write_part(part: Part, folder: Path) -> None:
         for ratio, rows in columns.items()
         for name in names
     }
-    np.savez(temporary / "columns.npz", **table)
-    atomic.write(temporary / "part.json", {"counts": writer.counts, "columns": names, **tally.as_dict()})
-    try:
-        temporary.rename(folder)
-    except OSError:
-        if not folder.is_dir():
-            raise
-        shutil.rmtree(temporary)  # the last worker of a killed run was quicker
+    np.savez(folder / "columns.npz", **table)
+    atomic.write_json(folder / "part.json", {"counts": writer.counts, "columns": names, **tally.as_dict()})
 
 
 class _Taken(NamedTuple):

@@ -27,20 +27,35 @@ _PACKAGE = "infinity-jax"
 _FREE = ("prompts.path", "checkpoint.path", "evaluator", "machine")
 
 
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """How the prompts of a benchmark are drawn.
+
+    Attributes:
+      seed: of the first prompt's first picture; the others follow as the card says.
+      budget: pixels, "0.06M" to "1M"; None is the checkpoint's own.
+      batch: pictures drawn at once; see `SampleRequest`.
+      shard: (i, n) draws prompts i, i + n, i + 2n ...
+    """
+
+    seed: int = 0
+    budget: str | None = None
+    batch: int | None = None
+    shard: tuple[int, int] = (0, 1)
+
+
 def describe(
     prompt_set: PromptSet,
     out: Path,
     pipeline: InfinityPipeline,
     checkpoint: str,
     settings: SampleConfig,
-    budget: str | None,
-    seed: int,
+    plan: Plan,
     rewriting: Mapping[str, str] | None,
-    batch: int | None,
 ) -> dict[str, Any]:
-    """The card of pictures that are about to be drawn, as JSON gives it back."""
+    """Describes pictures that are about to be drawn: the card as JSON gives it back."""
     benchmark, number = prompt_set.benchmark, len(prompt_set.prompts)
-    height, width = pipeline.picture_size(budget=budget)
+    height, width = pipeline.picture_size(budget=plan.budget)
     formats = {".png": "PNG", ".jpg": f"JPEG, quality {pictures.JPEG_QUALITY}"}
     suffix = Path(prompt_set.prompts[0].files[0]).suffix
     values = {
@@ -56,10 +71,10 @@ def describe(
         "checkpoint": {"path": checkpoint, **checkpoint_identity(checkpoint)},
         "text_encoder": pipeline.text_encoder.name,
         **dataclasses.asdict(settings),
-        "budget": budget or pipeline.model.tokenizer.scales,
+        "budget": plan.budget or pipeline.model.tokenizer.scales,
         "aspect_ratio": "1:1",
-        "seed": seed,
-        "seeds": f"{seed} + {benchmark.pictures} * number of the prompt + number of its picture, both from 0",
+        "seed": plan.seed,
+        "seeds": f"{plan.seed} + {benchmark.pictures} * number of the prompt + number of its picture, both from 0",
         "rewriting": rewriting,
         "package": f"{_PACKAGE} {_version()}",
         "evaluator": {
@@ -70,7 +85,7 @@ def describe(
             "platform": jax.default_backend(),
             "device": jax.devices()[0].device_kind,
             "devices": 1 if pipeline.layout is None else pipeline.layout.mesh.size,
-            "batch": batch,
+            "batch": plan.batch,
         },
     }
     return json.loads(json.dumps(values))
@@ -89,7 +104,7 @@ def keep(folder: Path, card: Mapping[str, Any]) -> None:
         if holds_files:
             raise UserError(f"{folder} holds files but no {NAME}; name an empty folder, or a new one")
         folder.mkdir(parents=True, exist_ok=True)
-        atomic.write(file, card)
+        atomic.write_json(file, card)
         return
     try:
         there = json.loads(file.read_text())
@@ -112,7 +127,7 @@ def keep(folder: Path, card: Mapping[str, Any]) -> None:
 
 
 def checkpoint_identity(checkpoint: str) -> dict[str, Any]:
-    """What tells this checkpoint's weights from others: {"sha256"} of a folder, {"step", "sha256"} of a training run.
+    """Identifies this checkpoint's weights: {"sha256"} of a folder, {"step", "sha256"} of a training run.
 
     Of a folder it is the hash of its config and weights, of a run that of its config.
     """

@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 from absl import logging
 
-from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.config import SampleConfig
 from infinity_jax.evaluation.benchmarks import card
+from infinity_jax.evaluation.benchmarks.card import Plan
 from infinity_jax.evaluation.benchmarks.layouts import PromptSet
-from infinity_jax.files import picture_writer
-from infinity_jax.files import pictures as picture_files
+from infinity_jax.files import atomic, picture_writer
 from infinity_jax.files.picture_writer import Wanted
-from infinity_jax.sampling import batches as drawing
+from infinity_jax.sampling.batches import padded_lengths
 from infinity_jax.sampling.pipeline import InfinityPipeline
+from infinity_jax.sampling.request import SampleRequest, SystemOptions
 from infinity_jax.text.rewriting import Rewriter
 
 
@@ -38,21 +38,9 @@ class _File(Wanted):
 def main(
     prompt_set: PromptSet,
     out: str | Path,
-    checkpoint: str | None = None,
-    seed: int = 0,
-    cfg: tuple[float, ...] | None = None,
-    tau: tuple[float, ...] | None = None,
-    top_p: float | None = None,
-    budget: str | None = None,
-    guidance: str | None = None,
-    pruning: str | None = None,
-    unguided_scales: tuple[int, ...] | None = None,
-    reuse_guidance: bool | None = None,
-    batch: int | None = None,
-    mesh: str | None = None,
-    rules: str = "",
-    scan_layers: bool = True,
-    shard: tuple[int, int] = (0, 1),
+    plan: Plan,
+    system: SystemOptions,
+    settings: Mapping[str, Any] | None = None,
     rewriter: Rewriter | None = None,
 ) -> None:
     """Writes the square pictures of a benchmark's prompts, and the evaluation card.
@@ -62,70 +50,43 @@ def main(
 
     Args:
       out: the folder; see `layouts` for what lies where.
-      checkpoint: an exported folder or a training workdir; None is the one in the package.
-      seed: of the first prompt's first picture; the others follow as the card says.
-      cfg, tau, top_p, guidance, pruning, unguided_scales, reuse_guidance: see `SampleConfig`; None takes the
-        checkpoint's own.
-      budget: pixels, "0.06M" to "1M"; None takes the checkpoint's own.
-      batch, mesh, rules, scan_layers: as in `prompts_to_files.main`.
-      shard: (i, n) draws prompts i, i + n, i + 2n ...
+      plan: seed, budget, batch, and which prompts.
+      system: what draws.
+      settings: values of fields of `SampleConfig`; the others, and those that are None, are the checkpoint's own.
       rewriter: rewrites the prompts first; None draws them as they are.
     Raises:
       UserError: a setting or the checkpoint is wrong, or `out` has pictures that are made in another way.
     """
-    out, checkpoint = Path(out), str(checkpoint or "bundled")
-    pipeline = InfinityPipeline.from_pretrained(checkpoint, mesh, rules, scan_layers)
-    settings = pipeline.settings.changed(
-        cfg=cfg,
-        tau=tau,
-        top_p=top_p,
-        guidance=guidance,
-        pruning=pruning,
-        unguided_scales=unguided_scales,
-        reuse_guidance=reuse_guidance,
-    )
-    _check(pipeline, prompt_set, settings, budget, batch, seed)
-    values = card.describe(
-        prompt_set,
-        out,
-        pipeline,
-        checkpoint,
-        settings,
-        budget,
-        seed,
-        rewriter and rewriter.describe(),
-        batch,
-    )
+    out = Path(out)
+    pipeline = InfinityPipeline.from_pretrained(*dataclasses.astuple(system))
+    chosen = pipeline.settings.changed(**settings or {})
+    _check(pipeline, prompt_set, chosen, plan)
+    rewriting = rewriter and rewriter.describe()
+    values = card.describe(prompt_set, out, pipeline, system.checkpoint, chosen, plan, rewriting)
     card.keep(out, values)
     folder = out / prompt_set.benchmark.folder
-    numbers = range(len(prompt_set.prompts))[shard[0] :: shard[1]]
+    numbers = range(len(prompt_set.prompts))[plan.shard[0] :: plan.shard[1]]
     _write_texts(prompt_set, numbers, folder)
     files = _files(prompt_set, numbers, folder, values, rewriter)
     missing = [file for file in files if not file.is_there()]
     if kept := len(files) - len(missing):
         logging.info("%d of %d files are there already and kept", kept, len(files))
-    picture_files.remove_unfinished(file.path for file in missing)
+    atomic.remove_unfinished(file.path for file in missing)
     for parent in {file.path.parent for file in missing}:
         parent.mkdir(parents=True, exist_ok=True)
-    drawn = _drawn(pipeline, missing, settings, budget, batch)
-    picture_writer.write_all(missing, drawn, "the same command goes on from there")
+    drawn = _drawn(pipeline, missing, chosen, plan)
+    picture_writer.write_all(missing, drawn, "the same command resumes from there")
     logging.info("wrote %d files to %s; to evaluate the whole:", len(missing), folder)
     for command in values["evaluator"]["commands"]:
         logging.info("  %s", command)
 
 
-def _check(
-    pipeline: InfinityPipeline,
-    prompt_set: PromptSet,
-    settings: SampleConfig,
-    budget: str | None,
-    batch: int | None,
-    seed: int,
-) -> None:
+def _check(pipeline: InfinityPipeline, prompt_set: PromptSet, settings: SampleConfig, plan: Plan) -> None:
     """Raises UserError for what cannot be drawn, before anything is written."""
     texts = [prompt.text for prompt in prompt_set.prompts]
-    last = seed + len(texts) * prompt_set.benchmark.pictures - 1
-    pipeline.stream(texts, [seed] * (len(texts) - 1) + [last], settings, budget=budget, batch=batch)
+    last = plan.seed + len(texts) * prompt_set.benchmark.pictures - 1
+    seeds = [plan.seed] * (len(texts) - 1) + [last]
+    pipeline.stream(SampleRequest(texts, seeds, budget=plan.budget, batch=plan.batch), settings)
 
 
 def _write_texts(prompt_set: PromptSet, numbers: Sequence[int], folder: Path) -> None:
@@ -134,7 +95,7 @@ def _write_texts(prompt_set: PromptSet, numbers: Sequence[int], folder: Path) ->
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if not path.exists() or path.read_text() != text:
-                checkpoint_folder.replace(path, lambda file, text=text: file.write_text(text))
+                atomic.write_text(path, text)
 
 
 def _files(
@@ -144,7 +105,7 @@ def _files(
     values: Mapping[str, Any],
     rewriter: Rewriter | None,
 ) -> list[_File]:
-    """What the prompts of these numbers become."""
+    """Lists the files that the prompts of these numbers become."""
     prompts, each = prompt_set.prompts, prompt_set.benchmark.pictures
     texts = [prompts[number].text for number in numbers]
     drawn_texts = texts if rewriter is None else rewriter(texts)
@@ -166,28 +127,19 @@ def _names(config: type) -> list[str]:
 
 
 def _drawn(
-    pipeline: InfinityPipeline,
-    files: Sequence[_File],
-    settings: SampleConfig,
-    budget: str | None,
-    batch: int | None,
+    pipeline: InfinityPipeline, files: Sequence[_File], settings: SampleConfig, plan: Plan
 ) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-    """Which of the files, and their pictures uint8, as they become complete.
+    """Draws files; yields which of them, and their pictures uint8, as they become complete.
 
     Prompts of one padded length go together: a picture's rounding must not depend on what else a shard draws.
     """
-    lengths = drawing.padded_lengths(pipeline.text_encoder, [f.prompt for f in files]) if files else []
+    lengths = padded_lengths(pipeline.text_encoder, [f.prompt for f in files]) if files else []
     for length in sorted(set(lengths)):
         rows = [(i, seed) for i, file in enumerate(files) if lengths[i] == length for seed in file.seeds]
         parts: dict[int, list[np.ndarray]] = defaultdict(list)
-        batches = pipeline.stream(
-            [files[i].prompt for i, _ in rows],
-            [seed for _, seed in rows],
-            settings,
-            budget=budget,
-            batch=batch,
-        )
-        for places, images in batches:
+        prompts, seeds = [files[i].prompt for i, _ in rows], [seed for _, seed in rows]
+        request = SampleRequest(prompts, seeds, budget=plan.budget, batch=plan.batch)
+        for places, images in pipeline.stream(request, settings):
             for place, image in zip(places, images, strict=True):
                 parts[rows[place][0]].append(image)
             whole = [i for i, pictures in parts.items() if len(pictures) == len(files[i].seeds)]
@@ -195,7 +147,7 @@ def _drawn(
 
 
 def _grid(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """One picture as it is, or n*n uint8 [H,W,3] as one [n*H,n*W,3], row by row."""
+    """Gives one picture as it is, or n*n uint8 [H,W,3] as one [n*H,n*W,3], row by row."""
     side = round(len(pictures) ** 0.5)
     return np.concatenate(
         [np.concatenate(pictures[i : i + side], axis=1) for i in range(0, len(pictures), side)]

@@ -63,7 +63,7 @@ class Benchmark:
     whole: bool = False
 
     def next_commands(self, out: Path, prompts: Path, side: int) -> list[str]:
-        """The evaluator's commands for the pictures in `out`; the user puts other paths in the place of <...>."""
+        """Returns the evaluator's commands for the pictures in `out`; the user puts paths in the place of <...>."""
         paths = {"images": out / self.folder, "out": out, "prompts": prompts}
         quoted = {name: shlex.quote(str(path.absolute())) for name, path in paths.items()}
         return [command.format(**quoted, side=side) for command in self.commands]
@@ -85,7 +85,7 @@ class PromptSet:
 
 
 def read(benchmark: Benchmark, path: Path, limit: int | None = None) -> PromptSet:
-    """The prompts of the user's copy, the first `limit` of them.
+    """Reads the prompts of the user's copy, the first `limit` of them.
 
     Raises:
       UserError: a file is missing or damaged; the message names it, and the line.
@@ -107,7 +107,7 @@ def _one_file(path: Path) -> list[Path]:
 
 
 def _geneval(files: list[Path]) -> list[Prompt]:
-    """evaluation_metadata.jsonl, an object with "prompt" and "tag" a line -> 00000/samples/0000.png ... 0003.png.
+    """Reads evaluation_metadata.jsonl, an object with "prompt" and "tag" a line -> 00000/samples/0000.png ... 0003.png.
 
     00000/metadata.jsonl holds the prompt's line. Source: djghosh13/geneval, README.md (the tree of its image folder)
     and evaluation/evaluate_images.py, which skips what is no folder with a number for a name.
@@ -134,7 +134,7 @@ def _dpg_files(path: Path) -> list[Path]:
 
 
 def _dpg(files: list[Path]) -> list[Prompt]:
-    """A folder of NAME.txt, one prompt each -> NAME.png, its 4 pictures as 2x2, row by row.
+    """Reads a folder of NAME.txt, one prompt each -> NAME.png, its 4 pictures as 2x2, row by row.
 
     Source: TencentQQGYLab/ELLA, README.md (section DPG-Bench) and dpg_bench/compute_dpg_bench.py, which cuts squares
     of the side that it is told out of the grid, and looks up the name up to its first dot among its questions. It takes
@@ -155,7 +155,7 @@ def _hps_files(path: Path) -> list[Path]:
 
 
 def _hps(files: list[Path]) -> list[Prompt]:
-    """STYLE.json of four styles, lists of texts -> STYLE/00000.jpg ...
+    """Reads STYLE.json of four styles, lists of texts -> STYLE/00000.jpg ...
 
     Source: tgxs002/HPSv2, README.md (section Custom Evaluation), hpsv2/utils.py (names of the files) and
     hpsv2/evaluation.py, which takes every entry of the folder for a style.
@@ -168,7 +168,7 @@ def _hps(files: list[Path]) -> list[Prompt]:
 
 
 def _image_reward(files: list[Path]) -> list[Prompt]:
-    """benchmark-prompts.json, a list of {"id", "prompt"} -> ID_0.png ... ID_9.png.
+    """Reads benchmark-prompts.json, a list of {"id", "prompt"} -> ID_0.png ... ID_9.png.
 
     Source: THUDM/ImageReward, test-benchmark.py, which divides the number of files in the folder by that of prompts to
     know how many pictures a prompt has. 10 are what evaluation/image_reward of FoundationVision/Infinity draws.
@@ -182,7 +182,7 @@ def _image_reward(files: list[Path]) -> list[Prompt]:
 
 
 def _mjhq(files: list[Path]) -> list[Prompt]:
-    """meta_data.json, {id: {"category", "prompt"}} -> CATEGORY/ID.png, as the real ones are CATEGORY/ID.jpg.
+    """Reads meta_data.json, {id: {"category", "prompt"}} -> CATEGORY/ID.png, as the real ones are CATEGORY/ID.jpg.
 
     Source: the data set playgroundai/MJHQ-30K on Hugging Face: meta_data.json, mjhq30k_imgs.zip. FID takes a folder of
     pictures of any names; with folders for the categories it can be taken of each.
@@ -197,7 +197,7 @@ def _mjhq(files: list[Path]) -> list[Prompt]:
 
 
 def _coco(files: list[Path]) -> list[Prompt]:
-    """captions_val2014.json and the like -> 000000391895.png, the picture's id, drawn from the first of its captions.
+    """Reads captions_val2014.json and the like -> 000000391895.png, the picture's id, drawn from its first caption.
 
     "annotations" is a list of {"id", "image_id", "caption"}; the first caption is the one with the lowest id, pictures
     come in the order of their ids. Source: the data format on cocodataset.org. FID takes a folder of pictures of any

@@ -15,7 +15,7 @@ _BETWEEN = re.compile(r"[,\s]*")  # what stands between the entries of a list
 
 
 def read_text(file: Path) -> str:
-    """The text of a UTF-8 file; UserError if it cannot be read."""
+    """Reads the text of a UTF-8 file; UserError if it cannot be read."""
     try:
         return file.read_text(encoding="utf-8-sig")
     except OSError as error:
@@ -26,7 +26,7 @@ def read_text(file: Path) -> str:
 
 
 def read_json(file: Path, kind: type) -> Any:
-    """The JSON of a file, a `kind` (list or dict) that is not empty; UserError otherwise."""
+    """Reads the JSON of a file, a `kind` (list or dict) that is not empty; UserError otherwise."""
     try:
         content = json.loads(read_text(file))
     except json.JSONDecodeError as error:
@@ -40,7 +40,7 @@ def read_json(file: Path, kind: type) -> Any:
 
 
 def entries(file: Path) -> Iterator[tuple[str, Any]]:
-    """(where, the entry) of each entry of a JSON file that is one list; UserError as in `read_json`."""
+    """Yields (where, the entry) of each entry of a JSON file that is one list; UserError as in `read_json`."""
     count = len(read_json(file, list))
     text, decoder = read_text(file), json.JSONDecoder()
     position, line = text.index("[") + 1, text.count("\n", 0, text.index("[")) + 1
@@ -53,7 +53,7 @@ def entries(file: Path) -> Iterator[tuple[str, Any]]:
 
 
 def json_lines(file: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """(where, the line, its object) of each line of a JSON-lines file; UserError for a line that is none."""
+    """Yields (where, the line, its object) of each line of a JSON-lines file; UserError for a line that is none."""
     # Not splitlines: U+2028 and the like may stand in a string of JSON.
     for number, line in enumerate(read_text(file).rstrip("\n").split("\n"), 1):
         where = f"{file}, line {number}"
@@ -67,13 +67,13 @@ def json_lines(file: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 
 def prompt_of(entry: Any, key: str, where: str) -> str:
-    """The prompt under `key` of an object, with its white space made plain; UserError if there is none."""
+    """Returns the prompt under `key` of an object, with its white space made plain; UserError if there is none."""
     text = value_of(entry, key, where)
     return plain(text, where)
 
 
 def plain(text: Any, where: str) -> str:
-    """A prompt with its white space made plain; UserError, naming `where`, if it is empty or no text."""
+    """Makes the white space of a prompt plain; UserError, naming `where`, if it is empty or no text."""
     if not isinstance(text, str):
         raise UserError(f"{where}: no text but {_what(text)}; {_REMEDY}")
     try:
@@ -83,7 +83,7 @@ def plain(text: Any, where: str) -> str:
 
 
 def value_of(entry: Any, key: str, where: str) -> Any:
-    """What an object has under `key`; UserError if it is no object or has none."""
+    """Returns what an object has under `key`; UserError if it is no object or has none."""
     if not isinstance(entry, dict):
         raise UserError(f"{where}: no object but {_what(entry)}; {_REMEDY}")
     if key not in entry:
@@ -92,7 +92,7 @@ def value_of(entry: Any, key: str, where: str) -> Any:
 
 
 def file_name(name: Any, where: str) -> str:
-    """`name`, which becomes a part of a path; UserError if it would lead elsewhere."""
+    """Returns `name`, which becomes a part of a path; UserError if it would lead elsewhere."""
     if isinstance(name, str) and re.fullmatch(r"[\w][\w.-]*", name):
         return name
     raise UserError(f"{where}: {_what(name)} cannot name a picture; {_REMEDY}")
@@ -108,7 +108,7 @@ def different(names: Iterable[str], where: str) -> None:
 
 
 def sha256(files: Iterable[Path]) -> str:
-    """One hash of the names and contents of files, in their order, in hexadecimal."""
+    """Hashes the names and contents of files, in their order, in hexadecimal."""
     digest = hashlib.sha256()
     for file in files:
         with open(file, "rb") as stream:

@@ -1,6 +1,5 @@
 """`infinity-jax convert --kind t5`: a Flan-T5 as Hugging Face has it -> the text_encoder/ of a checkpoint."""
 
-import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from absl import logging
 
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 from infinity_jax.files.lazy_tensor import LazyTensor
 from infinity_jax.files.tensors import open_tensors
 from infinity_jax.text import t5_encoder
@@ -125,11 +125,10 @@ def _write(
     hash_file.unlink(missing_ok=True)  # so that it can never be that of other weights
     checkpoint_folder.replace(weights, lambda path: write_ours(path, tensors, links))
     checkpoint_folder.replace(folder / t5_encoder.TOKENIZER, lambda path: shutil.copyfile(tokenizer, path))
-    config = json.dumps(model.to_hf(), indent=1) + "\n"
-    checkpoint_folder.replace(folder / t5_encoder.CONFIG, lambda path: path.write_text(config))
+    atomic.write_json(folder / t5_encoder.CONFIG, model.to_hf())
     # In the form of the program sha256sum, which can check it.
     line = f"{t5_encoder.hash_of_file(weights)}  {weights.name}\n"
-    checkpoint_folder.replace(hash_file, lambda path: path.write_text(line))
+    atomic.write_text(hash_file, line)
 
 
 EMBEDDING = "shared.weight"

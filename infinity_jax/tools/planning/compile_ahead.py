@@ -125,7 +125,7 @@ def main(request: Request, json_file: str) -> bool:
         "shapes": shapes,
     }
     print(describe(report))
-    atomic.write(Path(json_file), report)
+    atomic.write_json(Path(json_file), report)
     return report["fits"]
 
 

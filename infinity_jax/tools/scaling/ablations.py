@@ -8,7 +8,6 @@ import numpy as np
 from absl import logging
 from scipy import stats
 
-from infinity_jax.checkpoints import folder
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 from infinity_jax.tools.scaling import grid, plots, sweep
@@ -38,9 +37,9 @@ def main(
     if not rows:
         return []
     compared = compare(rows, config)
-    atomic.write(Path(workdir) / "table.json", compared)
+    atomic.write_json(Path(workdir) / "table.json", compared)
     text = markdown(compared, config)
-    folder.replace(Path(workdir) / "table.md", lambda temporary: temporary.write_text(text))
+    atomic.write_text(Path(workdir) / "table.md", text)
     draw(compared, config, Path(workdir) / "comparison.png")
     logging.info("%s", text)
     return compared

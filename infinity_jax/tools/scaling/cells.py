@@ -12,7 +12,6 @@ import jax
 import numpy as np
 from absl import logging
 
-from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.checkpoints import origin
 from infinity_jax.config import SampleConfig, from_dict
 from infinity_jax.errors import UserError
@@ -72,7 +71,7 @@ def run(workdir: Path, cell: Cell, grid: GridConfig, estimate: Estimate) -> None
     here = folder(workdir, cell)
     if jax.process_index() == 0:
         here.mkdir(parents=True, exist_ok=True)
-        atomic.write(here / CONFIG, _record(cell, grid))
+        atomic.write_json(here / CONFIG, _record(cell, grid))
         (here / FAILURE).unlink(missing_ok=True)
     with _failing(here / FAILURE):
         checkpoint = grid.checkpoint or str(here / "run")
@@ -85,7 +84,7 @@ def run(workdir: Path, cell: Cell, grid: GridConfig, estimate: Estimate) -> None
                 numbers |= _drawn(checkpoint, cell, grid.pictures)
             numbers |= {"status": "done", "commit": origin.describe()["commit"][:12]}
             numbers |= {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
-            atomic.write(here / ROW, estimate.row() | numbers)
+            atomic.write_json(here / ROW, estimate.row() | numbers)
     # A program of this cell is of no use to the next one.
     jax.clear_caches()
 
@@ -98,7 +97,7 @@ def _failing(file: Path) -> Iterator[None]:
     except (UserError, MemoryError, jax.errors.JaxRuntimeError) as error:
         message = " ".join(str(error).split())[:300]
         if jax.process_index() == 0:
-            checkpoint_folder.replace(file, lambda path: path.write_text(message))
+            atomic.write_text(file, message)
         raise CellFailed(message) from error
 
 
@@ -147,9 +146,8 @@ def _drawn(checkpoint: str, cell: Cell, pictures: int) -> dict[str, Any]:
     real = generation.real_pictures(pipeline.model.source, pipeline.model.tokenizer.side)
     # The same prompts for all cells, so that cells differ in nothing else.
     chosen = real.choose_prompts(0, pictures, seed=0)
-    # Retrieval asks for those that are not one of six skin tones of the same picture.
-    plain = np.array(["skin tone" not in real.train.captions[i] for i in chosen])
-    chosen = np.concatenate([chosen[plain], chosen[~plain]])
+    distinct = real.distinct()[chosen]
+    chosen = np.concatenate([chosen[distinct], chosen[~distinct]])
     drawn = generation.generate(pipeline, real, settings, chosen, cell.config.train.seed * pictures)
-    numbers = generation.quality(real, drawn, int(plain.sum()))
+    numbers = generation.quality(real, drawn, int(distinct.sum()))
     return {name: numbers[name] for name in _QUALITY} | {"sample": json.dumps(dataclasses.asdict(settings))}

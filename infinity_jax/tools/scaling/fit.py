@@ -11,7 +11,6 @@ import matplotlib
 from absl import logging
 from matplotlib.figure import Figure
 
-from infinity_jax.checkpoints import folder
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 from infinity_jax.tools.scaling import analysis as summary
@@ -59,8 +58,8 @@ def main(
         "vocabularies": [summary.describe(analysis) for analysis in analyses],
     }
     pictures = [_draw(analysis, out, prefixed=len(analyses) > 1) for analysis in analyses]
-    atomic.write(out / FIT, found)
-    _write(out / REPORT, report.page(found, pictures).encode())
+    atomic.write_json(out / FIT, found)
+    atomic.write_bytes(out / REPORT, report.page(found, pictures).encode())
     _say(found, out)
     return found
 
@@ -81,9 +80,9 @@ def _draw(analysis: Analysis, out: Path, prefixed: bool) -> dict[str, bytes]:
     drawn = {}
     prefix = f"{re.sub(r'[^A-Za-z0-9.-]+', '_', analysis.vocabulary) or 'none'}_" if prefixed else ""
     for name, figure in plots.figures(analysis).items():
-        _write(out / f"{prefix}{name}.png", _rendered(figure, "png"))
+        atomic.write_bytes(out / f"{prefix}{name}.png", _rendered(figure, "png"))
         drawn[name] = _rendered(figure, "svg")
-        _write(out / f"{prefix}{name}.svg", drawn[name])
+        atomic.write_bytes(out / f"{prefix}{name}.svg", drawn[name])
     return drawn
 
 
@@ -95,10 +94,6 @@ def _rendered(figure: Figure, form: str) -> bytes:
     # The places that were found serve the next format: finding them is most of the work.
     figure.set_layout_engine("none")
     return content.getvalue()
-
-
-def _write(path: Path, content: bytes) -> None:
-    folder.replace(path, lambda temporary: temporary.write_bytes(content))
 
 
 def _say(found: dict[str, Any], out: Path) -> None:

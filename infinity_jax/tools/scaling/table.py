@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 
 STATUSES = ("planned", "does not fit", "running", "done", "failed")
 METRICS = ("kid", "retrieval_top1", "retrieval_top5")
@@ -37,7 +38,7 @@ _POSITIVE = ("parameters", "batch_size", "steps", "pictures", "tokens", "flop")
 
 
 def write(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes the table under a temporary name and renames it.
+    """Writes the table, whole or not at all.
 
     Args:
       rows: values by column: text, numbers, a list of numbers (validation_loss_per_scale) or {step: loss}
@@ -48,17 +49,13 @@ def write(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> No
     """
     path, rows = Path(path), list(rows)
     columns = [*COLUMNS, *dict.fromkeys(column for row in rows for column in row if column not in COLUMNS)]
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "w", newline="", encoding="utf-8") as stream:
-            writer = csv.DictWriter(stream, columns, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows({column: _text(row.get(column)) for column in columns} for row in rows)
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        atomic.writing(path) as temporary,
+        open(temporary, "w", newline="", encoding="utf-8") as stream,
+    ):
+        writer = csv.DictWriter(stream, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows({column: _text(row.get(column)) for column in columns} for row in rows)
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -1,0 +1,157 @@
+"""Where an option acts in the sampler: each behind one hook, made once from a `SamplerConfig`.
+
+| hook             | plain sampling                           | options                                          |
+|------------------|------------------------------------------|--------------------------------------------------|
+| `rows_of_scale`  | both rows of a picture run at all scales | unguided scales run the conditional row alone    |
+| `tokens`         | all layers run all tokens                | pruning                                          |
+| `guide_features` | leaves the residual stream as it is      | guidance on the output of layers                 |
+| `draw_bits`      | guidance on logits, within the head      | guidance on features alone; reuse of guidance    |
+
+A new option is a new value of a hook and leaves `sampler.py` as it is: bits that are given instead of drawn (for
+in-painting) wrap `draw_bits`; a preset for speed names options that exist.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from infinity_jax.sampling import bits, guidance, head_bits, head_index
+from infinity_jax.sampling.bits import DrawSettings
+from infinity_jax.sampling.config import SamplerConfig
+from infinity_jax.sampling.guidance import Rows
+from infinity_jax.sampling.token_pruning import AllTokens, PrunedTokens
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer import resize
+
+Head = bits.DifferenceHead | head_index.IndexLogits
+
+
+class GuideFeatures(Protocol):
+    """Changes the residual stream after a layer."""
+
+    def __call__(self, x_NLC: jax.Array, layer: jax.Array, rows: Rows, cfg: jax.Array, /) -> jax.Array:
+        """Reads the stream float32 [N,L,C], the layer's number (int32, traced), and cfg of the scale."""
+        ...
+
+
+class DrawBits(Protocol):
+    """Turns the last block's output at one scale into bits."""
+
+    def __call__(
+        self,
+        hidden_GBNC: jax.Array,
+        head: Any,
+        cfg: jax.Array,
+        settings: DrawSettings,
+        carried: jax.Array | None,
+        /,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """Gives bits bool [B,N,D] and what this hook hands to the next scale.
+
+        `head` is a `Head`, of the kind that the model has; the other arguments are those of `draw_head_bits`.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """Where options act; see the table above.
+
+    Attributes:
+      rows_of_scale: from the number of a scale to the rows that run at it.
+      tokens: the parts that the layers run in, the tokens that each part runs, and which updates it keeps.
+      guide_features: changes the residual stream after each layer.
+      draw_bits: turns the last block's output into bits.
+    """
+
+    rows_of_scale: Callable[[int], Rows]
+    tokens: AllTokens | PrunedTokens
+    guide_features: GuideFeatures
+    draw_bits: DrawBits
+
+
+@functools.lru_cache(maxsize=32)
+def hooks_of(config: SamplerConfig) -> Hooks:
+    """Chooses the hooks for the options of a config."""
+    model = config.model
+    draw = head_bits.draw_head_bits if model.head == "bits" else head_index.draw_indices
+    draw_bits: DrawBits = functools.partial(_draw_bits, draw, config.mixed != "features")
+    return Hooks(
+        config.rows_of_scale,
+        AllTokens(model.layers)
+        if config.pruning is None
+        else PrunedTokens(config.pruning, config.schedule, model.layers, model.compute_dtype),
+        GuidedFeatures(tuple(layer % model.layers for layer in config.feature_layers))
+        if config.mixes_features
+        else _leave_features,
+        ReusedGuidance(config.schedule) if config.reuse_guidance else draw_bits,
+    )
+
+
+def _leave_features(x_NLC: jax.Array, layer: jax.Array, rows: Rows, cfg: jax.Array) -> jax.Array:
+    return x_NLC
+
+
+def _draw_bits(
+    draw: Callable[..., jax.Array],
+    mixes_logits: bool,
+    hidden_GBNC: jax.Array,
+    head: Any,
+    cfg: jax.Array,
+    settings: DrawSettings,
+    carried: jax.Array | None,
+) -> tuple[jax.Array, jax.Array | None]:
+    # Where features alone are mixed both rows carry the same stream; the conditional one is read.
+    return draw(hidden_GBNC if mixes_logits else hidden_GBNC[:1], head, cfg, settings), None
+
+
+@dataclasses.dataclass(frozen=True)
+class GuidedFeatures:
+    """Mixes the conditional and the unconditional output of some layers, by number; both rows go on with the mix."""
+
+    layers: tuple[int, ...]
+
+    def __call__(self, x_NLC: jax.Array, layer: jax.Array, rows: Rows, cfg: jax.Array) -> jax.Array:
+        """Gives the mix after the chosen layers; other layers and scales that run one row keep their stream."""
+        if rows.running == 1:
+            return x_NLC
+        conditional, unconditional = guidance.separate(x_NLC, 2)
+        mixed = guidance.mix(conditional, unconditional, cfg)
+        # A scale with cfg 1 leaves the unconditional row as it is, for the sake of later scales.
+        is_mixed = (layer == jnp.array(self.layers)).any() & (cfg != 1)
+        return jnp.where(is_mixed, guidance.interleave(mixed, mixed), x_NLC)
+
+
+@dataclasses.dataclass(frozen=True)
+class ReusedGuidance:
+    """Guides scales that run the conditional row alone by what the caption changed at the last guided scale.
+
+    What it carries from scale to scale is that effect on each bit's logit, float32 [B,h,w,D].
+    """
+
+    schedule: ScaleSchedule
+
+    def __call__(
+        self,
+        hidden_GBNC: jax.Array,
+        head: bits.DifferenceHead,
+        cfg: jax.Array,
+        settings: DrawSettings,
+        carried: jax.Array | None,
+    ) -> tuple[jax.Array, jax.Array]:
+        """Measures the caption's effect where both rows run, and resizes the last one where they do not."""
+        size = self.schedule.sizes[settings.scale]
+        conditional_BND = head_bits.logit_difference(hidden_GBNC[:1], head, cfg)
+        if len(hidden_GBNC) == 2:
+            unconditional_BND = head_bits.logit_difference(hidden_GBNC, head, jnp.float32(0))
+            effect_BND = conditional_BND - unconditional_BND
+            effect_BhwD = effect_BND.reshape(len(effect_BND), *size, -1)
+        else:
+            assert carried is not None  # `SamplerConfig` refuses an unguided first scale
+            effect_BhwD = resize.bilinear(carried, size)
+        guided_BND = conditional_BND + (cfg - 1) * effect_BhwD.reshape(conditional_BND.shape)
+        return bits.draw_bits(guided_BND, settings), effect_BhwD

@@ -1,0 +1,76 @@
+"""What is asked of a pipeline: which pictures, and which system draws them on which devices."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from infinity_jax.checkpoints import pretrained
+from infinity_jax.errors import UserError
+from infinity_jax.text.prompt import clean_prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleRequest:
+    """Which pictures are drawn.
+
+    Attributes:
+      prompts: N texts.
+      seeds: N whole numbers from 0 to 2^32 - 1, one a picture.
+      negative_prompts: N texts to steer away from; None uses the learned empty caption.
+      aspect_ratio: "height:width", one of the 15 of the paper's Table 10.
+      budget: pixels, "0.06M" (256x256), "0.25M", "0.60M" or "1M" (1024x1024); None is what the checkpoint was trained
+        for ("1M" for the released ones).
+      batch: pictures drawn at once; None is 16, fewer where a picture has more than 512 tokens.
+    """
+
+    prompts: Sequence[str]
+    seeds: Sequence[int]
+    negative_prompts: Sequence[str] | None = None
+    aspect_ratio: str = "1:1"
+    budget: str | None = None
+    batch: int | None = None
+
+    def part(self, numbers: Sequence[int]) -> "SampleRequest":
+        """Picks some of the N pictures, by number."""
+        negative = self.negative_prompts
+        return dataclasses.replace(
+            self,
+            prompts=[self.prompts[i] for i in numbers],
+            seeds=[self.seeds[i] for i in numbers],
+            negative_prompts=None if negative is None else [negative[i] for i in numbers],
+        )
+
+    def checked(self) -> "SampleRequest":
+        """Cleans the texts; raises UserError where texts or seeds cannot be drawn or do not go together."""
+        count = len(self.prompts)
+        if not count or count != len(self.seeds):
+            raise UserError(
+                f"got {count} prompts and {len(self.seeds)} seeds; give at least one prompt, and one seed for each"
+            )
+        negative = self.negative_prompts
+        if negative is not None and len(negative) != count:
+            raise UserError(
+                f"got {count} prompts and {len(negative)} negative prompts; give one for each, or none"
+            )
+        for seed in self.seeds:
+            if not isinstance(seed, int | np.integer) or not 0 <= seed < 2**32:
+                raise UserError(f"seed {seed!r} is not a whole number from 0 to {2**32 - 1}")
+        cleaned = None if negative is None else clean_prompts(negative)
+        return dataclasses.replace(self, prompts=clean_prompts(self.prompts), negative_prompts=cleaned)
+
+
+@dataclasses.dataclass(frozen=True)
+class SystemOptions:
+    """Which system draws, and on which devices; see `InfinityPipeline.from_pretrained`.
+
+    Attributes:
+      checkpoint: an exported folder or a training workdir; the default is the one in the package.
+      mesh, rules: how the devices are used, and what is split over them.
+      scan_layers: one compiled block for all layers.
+    """
+
+    checkpoint: str = pretrained.BUNDLED
+    mesh: str | None = None
+    rules: str = ""
+    scan_layers: bool = True
