@@ -9,9 +9,9 @@ import pytest
 PROGRAM = """
 import os
 from absl import logging
-from infinity_jax import compilation_cache, log
-log.start()
-compilation_cache.keep_programs()
+from infinity_jax.runtime import start_up
+start_up.log_to_stderr()
+start_up.keep_programs()
 import jax
 found = []
 jax.monitoring.register_event_listener(lambda event, **_: found.append(event))

@@ -24,6 +24,7 @@ from infinity_jax.tools.planning import compile_ahead as compile_module
 from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.tools.planning.chips import CHIPS
 from infinity_jax.tools.planning.lowering import Program, lower_sampler
+from infinity_jax.tools.planning.targets import Target
 
 T2I = Path(__file__).parent.parent / "configs" / "t2i.py"
 KEYS = {
@@ -218,9 +219,7 @@ def test_memory_decides_what_fits():
     lowered = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((64, 64), "float32"))
     program = Program(lowered, model_flops=2 * 64**3)
     small, large = (
-        compile_module.compile_and_count(
-            program, compile_module.Target(jax.devices()[:1], memory, None), False
-        )
+        compile_module.compile_and_count(program, Target(jax.devices()[:1], memory, None), False)
         for memory in (2 * 64 * 64 * 4 - 1, 2**20)
     )
     assert not small["fits"] and large["fits"]
@@ -233,7 +232,7 @@ def test_memory_decides_what_fits():
 
 def test_of_a_mix_of_shapes_the_largest_counts_for_memory_and_the_mean_for_time():
     chip = CHIPS["v5e"]
-    target = compile_module.Target(jax.devices()[:1], chip.memory, chip)
+    target = Target(jax.devices()[:1], chip.memory, chip)
 
     def shape(share, peak, flops, sent):
         counted = hlo_costs.Costs(flops, 0.0, sent)

@@ -23,6 +23,7 @@ from published_files import (
     write_pth,
     write_shards,
 )
+from published_params import parameter_count, params_from
 from safetensors.numpy import load_file
 
 from infinity_jax.checkpoints import pretrained, trained
@@ -31,7 +32,7 @@ from infinity_jax.files.tensors import open_tensors
 from infinity_jax.presets import PRESETS, TOKENIZERS
 from infinity_jax.runtime import trees
 from infinity_jax.tools.convert.convert import main, to_torch
-from infinity_jax.tools.convert.links import Link, parameter_count, params_from
+from infinity_jax.tools.convert.links import Link
 from infinity_jax.tools.convert.tokenizer_names import tokenizer_links
 from infinity_jax.tools.convert.transformer_names import transformer_links
 from infinity_jax.tools.convert.weights import our_shapes

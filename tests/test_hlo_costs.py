@@ -4,11 +4,13 @@ import importlib.util
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.experimental import topologies
-from jax.sharding import SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from infinity_jax.cli import compile
+from infinity_jax.runtime.sharding import Layout, ShardingRules
 from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.transformer.kernels import attention_splash
 
@@ -218,9 +220,9 @@ ENTRY %main (q: bf16[8,256,128], k: bf16[8,256,128]) -> f32[8,256,128] {{
   %q = bf16[8,256,128]{{2,1,0}} parameter(0)
   %k = bf16[8,256,128]{{2,1,0:S(1)}} parameter(1)
   %fast = {CALL}, backend_config={{"custom_call_config":{{"body":"TUzv",{ESTIMATE}}}}}
-  ROOT %splash = {CALL}, frontend_attributes={{kernel_metadata={{
+  ROOT %splash_mha_dkv_no_residuals.1 = {CALL}, frontend_attributes={{kernel_metadata={{
 "xprof_metadata":"{{\\"block_q\\": 256}}"
-}}}}, metadata={{op_name="jit(step)/transpose(jvp(SCOPE))/splash_mha_dkv_no_residuals/pallas_call"}}
+}}NOTED}}, metadata={{op_name="jit(step)/transpose(jvp(splash_mha_dkv_no_residuals))/pallas_call"}}
 }}
 """
 
@@ -228,12 +230,37 @@ ENTRY %main (q: bf16[8,256,128], k: bf16[8,256,128]) -> f32[8,256,128] {{
 def test_kernels_count_by_what_is_written_beside_them(caplog):
     """Operands and results once, of splash attention also what it reads again for each block."""
     arrays = 8 * 256 * 128 * (2 + 4)  # k is in the fast memory
-    counted = hlo_costs.costs(KERNELS.replace("SCOPE", attention_splash.splash_scope(700, 1000, 30)))
+    noted = 'splash_dkv_flops="5000",splash_fwd_flops="1400",splash_streamed_bytes="30"'
+    counted = hlo_costs.costs(KERNELS.replace("}NOTED}", f"}},{noted}}}"))
     assert counted.flops == 700 + 5 * 1000
     assert counted.memory_bytes == 90 + arrays + 30
     assert not caplog.records
-    assert hlo_costs.costs(KERNELS).flops == 700
-    assert "splash: this kernel has no estimate of its costs" in caplog.text
+    assert hlo_costs.costs(KERNELS.replace("NOTED", "")).flops == 700
+    assert "splash_mha_dkv_no_residuals.1: this kernel has no estimate of its costs" in caplog.text
+
+
+@needs_libtpu
+def test_splash_attention_notes_its_costs(monkeypatch):
+    """Also in the backward pass, where the block is recomputed."""
+    device = tpu(monkeypatch)
+    layout = Layout(Mesh(np.array([device]), ("data",)), ShardingRules())
+
+    def loss(q, k, v):
+        seen = ((256, 256), (768, 1024))
+        return jax.checkpoint(lambda *x: attention_splash.attend_splash(*x, "bfloat16", seen))(q, k, v).sum()
+
+    shape = jax.ShapeDtypeStruct((2, 2, 1024, 96), "float32", sharding=SingleDeviceSharding(device))
+    lowered = jax.jit(jax.grad(layout.traced(loss), (0, 1, 2))).lower(shape, shape, shape)
+    counted = hlo_costs.costs(lowered.compile().as_text() or "")
+    pairs = 2 * 2 * 1024 * 1024  # both blocks of 512 queries have some that see all
+    assert counted.flops == (2 + 5) * 2 * pairs * 96
+
+
+def tpu(monkeypatch):
+    """A description of one device."""
+    for name, value in compile.LIBTPU.items():
+        monkeypatch.setenv(name, value)
+    return topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices[0]
 
 
 def gradient(x, w):
@@ -247,10 +274,7 @@ def gradient(x, w):
 def test_without_loops_the_count_is_that_of_xla(chip, monkeypatch):
     devices = jax.devices()[:1]
     if chip == "tpu":
-        for name, value in compile.LIBTPU.items():
-            monkeypatch.setenv(name, value)
-        described = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-        devices = described.devices[:1]
+        devices = [tpu(monkeypatch)]
     where = SingleDeviceSharding(devices[0])
     shapes = [jax.ShapeDtypeStruct(shape, "float32", sharding=where) for shape in ((64, 256), (3, 256, 256))]
     compiled = jax.jit(jax.grad(gradient, (0, 1))).lower(*shapes).compile()

@@ -131,7 +131,7 @@ def test_another_platform_than_wanted_is_not_fallen_back_to():
 def test_where_jax_hangs_the_process_ends_with_a_message():
     """jax waits for process 1, which ours was made to believe in."""
     code = (
-        "import sys; from infinity_jax import distributed, processes, rendezvous\n"
+        "import sys; from infinity_jax.runtime import distributed, processes, rendezvous\n"
         "rendezvous.meet = lambda *arguments: None\n"
         "distributed.start(processes.Processes(sys.argv[1], 2, 0, 'cpu', 1.0))\n"
     )

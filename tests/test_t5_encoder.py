@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from absl import logging
+from published_params import params_from
 from safetensors.numpy import load_file
 from t5_files import CONFIG, GOLDEN, small_tokenizer, write_published
 
@@ -14,7 +15,6 @@ from infinity_jax.errors import UserError
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.text.t5 import T5
 from infinity_jax.text.t5_encoder import load_t5
-from infinity_jax.tools.convert.links import params_from
 from infinity_jax.tools.convert.t5 import convert_t5, t5_links
 
 

@@ -11,11 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from arbitrary_params import arbitrary_params
+from published_params import params_from
 
 from infinity_jax.config import REMAT, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule, make_schedule
-from infinity_jax.tools.convert.links import Buffer, params_from
+from infinity_jax.tools.convert.links import Buffer
 from infinity_jax.tools.convert.transformer_names import transformer_links
 from infinity_jax.training.transformer_losses import bit_loss
 from infinity_jax.transformer.attention import attend, block_causal_attention, block_causal_mask

@@ -1,6 +1,7 @@
 """`infinity-jax compile`; jax is imported when it runs, after its environment is set."""
 
 import argparse
+import dataclasses
 import os
 import re
 
@@ -102,25 +103,11 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
     if cpu := re.fullmatch(r"cpu:(\d+)", arguments.topology):
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={cpu[1]}".strip()
-    from infinity_jax.tools.planning import compile_ahead as compile_module
+    from infinity_jax.tools.planning import compile_ahead
 
-    fits = compile_module.main(
-        arguments.config,
-        size=arguments.size,
-        budget=arguments.budget,
-        aspects=arguments.aspects,
-        topology=arguments.topology,
-        slices=arguments.slices,
-        mesh=arguments.mesh,
-        rules=arguments.rules,
-        batch=arguments.batch,
-        microbatches=arguments.microbatches,
-        remat=arguments.remat,
-        sampler=arguments.sampler,
-        quick=arguments.quick,
-        json_file=arguments.json,
-    )
-    return 0 if fits else DOES_NOT_FIT
+    names = [field.name for field in dataclasses.fields(compile_ahead.Request)]
+    request = compile_ahead.Request(**{name: getattr(arguments, name) for name in names})
+    return 0 if compile_ahead.main(request, arguments.json) else DOES_NOT_FIT
 
 
 def _shares(text: str) -> dict[str, float]:

@@ -21,7 +21,7 @@ class CompiledStep:
         self._programs: dict[tuple, jax.stages.Compiled] = {}
 
     def __call__(self, state: PyTree, batch: dict[str, Array], key: Key[Array, ""] | None) -> Any:
-        """What the step returns."""
+        """Runs the step's program for these shapes, which is compiled first if it is new."""
         shapes = tuple((name, x.shape, x.dtype) for name, x in batch.items())
         if shapes not in self._programs:
             self._programs[shapes] = self._compile(state, batch, key)
@@ -44,7 +44,7 @@ class CompiledStep:
 
 
 def planned_bytes(compiled: jax.stages.Compiled) -> int:
-    """Memory of one device that a program needs, as if all its temporary arrays lived at once.
+    """Counts the memory of one device that a program needs, as if all its temporary arrays lived at once.
 
     The compiler's own peak leaves some of them out, and a CPU's leaves out all.
     """

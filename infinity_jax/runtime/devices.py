@@ -12,7 +12,7 @@ Axes = tuple[str | None, ...]
 
 
 def platform() -> str:
-    """ "cpu", "gpu" or "tpu": of the mesh that is traced for (`Layout.traced`), else of this process.
+    """Returns "cpu", "gpu" or "tpu": of the mesh that is traced for (`Layout.traced`), else of this process.
 
     A choice while tracing, where `jax.lax.platform_dependent` would leave all forms in the program.
     """
@@ -25,7 +25,7 @@ def platform() -> str:
 
 
 def on_each_device(kernel: Callable, in_axes: Sequence[Axes], out_axes: Axes) -> Callable:
-    """A kernel, which XLA cannot split by itself, as a function that runs it on each device's part of the arrays.
+    """Makes a kernel, which XLA cannot split by itself, run on each device's part of the arrays.
 
     Outside a mesh this is the kernel itself. A logical axis that does not divide in one of the arrays stays whole in
     all, so that devices then do the same work.
@@ -48,8 +48,10 @@ def on_each_device(kernel: Callable, in_axes: Sequence[Axes], out_axes: Axes) ->
     return split
 
 
-def _specs(layout: Layout, in_axes: Sequence[Axes], shapes: Sequence[tuple[int, ...]], out_axes: Axes):
-    """The PartitionSpec of each array, and of the result."""
+def _specs(
+    layout: Layout, in_axes: Sequence[Axes], shapes: Sequence[tuple[int, ...]], out_axes: Axes
+) -> list[PartitionSpec]:
+    """Makes the PartitionSpec of each array, and of the result."""
     named = [
         (axis, size)
         for axes, shape in zip(in_axes, shapes, strict=True)

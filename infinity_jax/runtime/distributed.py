@@ -172,7 +172,7 @@ def end(code: int) -> int:
 
 
 def lead_first(make: Callable[[], T]) -> T:
-    """`make()` on process 0 and, when that is done, on the others.
+    """Calls `make()` on process 0 and, when that is done, on the others.
 
     For what is kept on disk: the others find it there if they share the disk, and make it themselves if not.
     """

@@ -1,6 +1,7 @@
 """One batch over several processes: which rows a process reads, and the global arrays they become."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import numpy as np
@@ -31,7 +32,7 @@ def put(
     """
 
     def arrays(local: np.ndarray) -> jax.Array:
-        def part(index) -> np.ndarray:
+        def part(index: Any) -> np.ndarray:
             first, last, _ = index[0].indices(batch_size)
             begin = np.searchsorted(rows, first)
             return local[begin : begin + last - first]

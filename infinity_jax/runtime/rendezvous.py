@@ -1,7 +1,8 @@
 """The processes of a run find each other over TCP before jax connects them.
 
-jax ends the process, without an exception, when a process is missing or a port is taken, and accepts some wrong
-counts. Here such mistakes become one message: who was expected, who came, what to do.
+This stays because `jax.distributed.initialize` of jax 0.10.2 and 0.12 ends the process with exit code 134 and a stack
+of C++ when a process is missing, and connects processes that were started with different counts. Here such mistakes
+become one message (tests/test_start.py): who was expected, who came, what to do.
 """
 
 import contextlib
@@ -9,13 +10,16 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
 from importlib import metadata
+from typing import Any
 
 from infinity_jax.errors import UserError
 
 _GREETING = "infinity-jax"
 _LONGEST_LINE = 1 << 16
+Hello = dict[
+    str, Any
+]  # "run", "process", "processes" and "jax" of a process, or "run" and "error" of the answer
 
 
 def meet(coordinator: str, processes: int, process: int, seconds: float) -> None:
@@ -50,7 +54,7 @@ def _address(coordinator: str) -> tuple[str, int]:
     return host.strip("[]"), int(port)
 
 
-def _host(port: int, hello: dict, deadline: float, seconds: float) -> None:
+def _host(port: int, hello: Hello, deadline: float, seconds: float) -> None:
     """Process 0: waits for all others, then tells each that it may go on, or why not."""
     dual = socket.has_dualstack_ipv6()
     try:
@@ -75,7 +79,7 @@ def _host(port: int, hello: dict, deadline: float, seconds: float) -> None:
 
 
 def _gather(
-    listener: socket.socket, arrived: dict[int, socket.socket], hello: dict, deadline: float, seconds: float
+    listener: socket.socket, arrived: dict[int, socket.socket], hello: Hello, deadline: float, seconds: float
 ) -> str | None:
     """Fills `arrived`, by process; returns what is wrong, or None once all have come."""
     expected = set(range(1, hello["processes"]))
@@ -95,31 +99,36 @@ def _gather(
         if other is None:  # a stranger, like a scan of ports
             connection.close()
             continue
-        number = other["process"]
-        if other["processes"] != hello["processes"]:
+        if problem := _contradiction(hello, other, address, arrived):
             arrived[-1] = connection  # gets the answer too
-            return (
-                f"expected {hello['processes']} processes (--processes of process 0), but process {number} at "
-                f"{address} was started with --processes {other['processes']}; give all the same number"
-            )
-        if other["jax"] != hello["jax"]:
-            arrived[-1] = connection
-            return (
-                f"process 0 has jax {hello['jax']}, process {number} at {address} has {other['jax']}; "
-                "install the same version everywhere"
-            )
-        if number in arrived and not _ended(arrived[number]):
-            arrived[-1] = connection
-            return (
-                f"two processes were started with --process {number}, the second at {address}; number them from 0 to "
-                f"{hello['processes'] - 1}"
-            )
-        arrived[number] = connection
+            return problem
+        arrived[other["process"]] = connection
     return None
 
 
-def _join(host: str, port: int, hello: dict, deadline: float, seconds: float) -> None:
-    """Another process: tells process 0 that it is there and waits for its answer."""
+def _contradiction(hello: Hello, other: Hello, address: str, arrived: dict[int, socket.socket]) -> str | None:
+    """Says how a process that came to process 0 contradicts it or the others that have; None if it does not."""
+    number = other["process"]
+    if other["processes"] != hello["processes"]:
+        return (
+            f"expected {hello['processes']} processes (--processes of process 0), but process {number} at "
+            f"{address} was started with --processes {other['processes']}; give all the same number"
+        )
+    if other["jax"] != hello["jax"]:
+        return (
+            f"process 0 has jax {hello['jax']}, process {number} at {address} has {other['jax']}; "
+            "install the same version everywhere"
+        )
+    if number in arrived and not _ended(arrived[number]):
+        return (
+            f"two processes were started with --process {number}, the second at {address}; number them from 0 to "
+            f"{hello['processes'] - 1}"
+        )
+    return None
+
+
+def _join(host: str, port: int, hello: Hello, deadline: float, seconds: float) -> None:
+    """Tells process 0 that another process is there, and waits for its answer."""
     last = ""
     while time.monotonic() < deadline:
         try:
@@ -144,29 +153,24 @@ def _join(host: str, port: int, hello: dict, deadline: float, seconds: float) ->
     )
 
 
-def _read(connection: socket.socket, deadline: float) -> dict | None:
-    """One line of ours, or None if what is there speaks otherwise, says nothing until `deadline`, or ends."""
+def _read(connection: socket.socket, deadline: float) -> Hello | None:
+    """Reads one line of ours; None if what is there speaks otherwise, says nothing until `deadline`, or ends."""
+    line = b""
     with contextlib.suppress(OSError, ValueError):
-        line = b"".join(_until_newline(connection, deadline))
+        while not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
+            connection.settimeout(max(0.01, deadline - time.monotonic()))
+            part = connection.recv(4096)
+            if not part:
+                break
+            line += part
         message = json.loads(line)
         if isinstance(message, dict) and message.get("run") == _GREETING:
             return message
     return None
 
 
-def _until_newline(connection: socket.socket, deadline: float) -> Iterator[bytes]:
-    size = 0
-    while size < _LONGEST_LINE:
-        connection.settimeout(max(0.01, deadline - time.monotonic()))
-        part = connection.recv(4096)
-        size += len(part)
-        yield part
-        if not part or part.endswith(b"\n"):
-            return
-
-
 def _ended(connection: socket.socket) -> bool:
-    """Whether the process at the other end is gone (it sends nothing while it waits)."""
+    """Tells whether the process at the other end is gone (it sends nothing while it waits)."""
     connection.setblocking(False)
     try:
         return connection.recv(1, socket.MSG_PEEK) == b""

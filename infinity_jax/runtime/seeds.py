@@ -7,7 +7,7 @@ from jaxtyping import Array, Int, Key
 
 
 def stream(key: Key[Array, ""], name: str, step: Int[Array, ""] | int) -> Key[Array, ""]:
-    """The key of the random stream `name` at training step `step`.
+    """Derives the key of the random stream `name` at training step `step`.
 
     The same (key, name, step) always gives the same stream, whatever ran before.
     """
@@ -15,5 +15,5 @@ def stream(key: Key[Array, ""], name: str, step: Int[Array, ""] | int) -> Key[Ar
 
 
 def seed_of(name: str, seed: int) -> int:
-    """A seed for numpy's generators on the host, from the run's seed and the stream's name."""
+    """Derives a seed for numpy's generators on the host from the run's seed and the stream's name."""
     return zlib.crc32(f"{name}/{seed}".encode())

@@ -4,11 +4,11 @@ Every parameter names its dimensions ("embed", "mlp", ...: see `transformer/laye
 mesh axes each name is split; nothing else in the package knows about devices.
 """
 
+import contextlib
 import contextvars
 import dataclasses
-import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -95,7 +95,7 @@ PRESETS: Mapping[str, ShardingRules] = {
 
 
 def rules_named(name: str) -> ShardingRules:
-    """The preset `name`; UserError if there is none."""
+    """Finds the preset `name`; UserError if there is none."""
     if name not in PRESETS:
         raise UserError(f"unknown sharding rules {name!r}; known: {', '.join(PRESETS)}")
     return PRESETS[name]
@@ -130,16 +130,16 @@ class Layout:
 
     @property
     def replicated(self) -> NamedSharding:
-        """The whole array on every device."""
+        """Returns the sharding that puts the whole array on every device."""
         return NamedSharding(self.mesh, PartitionSpec())
 
     @property
     def batch_parts(self) -> int:
-        """Into how many parts a batch is split."""
+        """Counts the parts into which a batch is split."""
         return math.prod(self.mesh.shape[axis] for axis in self.rules.batch)
 
     def batch(self, batch_size: int, microbatches: int = 1) -> NamedSharding:
-        """The first axis of a batch's arrays over the devices that share it; UserError if a microbatch cannot be."""
+        """Splits the first axis of a batch's arrays over the devices; UserError if a microbatch cannot be."""
         least = self.batch_parts * microbatches
         if batch_size % least:
             near = sorted({max(1, batch_size // least) * least, (batch_size // least + 1) * least})
@@ -150,48 +150,47 @@ class Layout:
         return NamedSharding(self.mesh, PartitionSpec(self.rules.batch))
 
     def of(self, variables: PyTree) -> PyTree:
-        """A NamedSharding for every array of a tree whose parameters are boxed with logical axis names.
+        """Makes a NamedSharding for every array of a tree whose parameters are boxed with logical axis names.
 
         Works on shapes (`jax.eval_shape`) as well as on arrays. Arrays without names lie whole on every device.
         """
 
-        def sharding(path, leaf):
+        def sharding(path: jax.tree_util.KeyPath, leaf: Any) -> NamedSharding:
             if not isinstance(leaf, nn.Partitioned):
                 return self.replicated
-            shape = leaf.value.shape
-            return NamedSharding(
-                self.mesh, partition_spec(parameter_name(path), leaf.names, shape, self.mesh, self.rules)
-            )
+            shape, name = leaf.value.shape, parameter_name(path)
+            return NamedSharding(self.mesh, partition_spec(name, leaf.names, shape, self.mesh, self.rules))
 
         return jax.tree_util.tree_map_with_path(
             sharding, variables, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned)
         )
 
     def traced(self, function: Callable) -> Callable:
-        """`function`, to be jitted, with the activations that it names (`constrain`) held on this mesh."""
-
-        @functools.wraps(function)
-        def on_mesh(*args, **kwargs):
-            token = traced_layout.set(self)
-            try:
-                return function(*args, **kwargs)
-            finally:
-                traced_layout.reset(token)
-
-        return on_mesh
+        """Wraps `function`, to be jitted: the activations that it names (`constrain`) are held on this mesh."""
+        return tracing(self)(function)
 
 
 traced_layout: contextvars.ContextVar[Layout | None] = contextvars.ContextVar("layout", default=None)
 
 
+@contextlib.contextmanager
+def tracing(layout: Layout | None) -> Iterator[None]:
+    """Traces what is in the block for a layout; None: for one device, outside of any mesh."""
+    token = traced_layout.set(layout)
+    try:
+        yield
+    finally:
+        traced_layout.reset(token)
+
+
 def on_mesh() -> bool:
-    """Whether what is traced now will run on several devices (`Layout.traced`)."""
+    """Tells whether what is traced now will run on several devices (`Layout.traced`)."""
     layout = traced_layout.get()
     return layout is not None and layout.mesh.size > 1
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
-    """x, told where it lies: without it the compiler may follow the parameters and copy whole batches.
+    """Tells where x lies: without it the compiler may follow the parameters and copy whole batches.
 
     Does nothing outside `Layout.traced`. A mesh axis that an earlier dimension uses is not used again; a dimension
     that does not divide stays as the compiler likes, only `tokens` may be split unevenly.
@@ -225,7 +224,7 @@ def put(array: Any, sharding: NamedSharding) -> jax.Array:
 
 
 def least_rules(mesh: MeshConfig) -> str:
-    """The least preset of rules that makes use of all axes of a mesh."""
+    """Chooses the least preset of rules that makes use of all axes of a mesh."""
     if mesh.sequence > 1:
         return "fsdp_tp_sp"
     if mesh.tensor > 1:
@@ -239,7 +238,7 @@ def layout_of(
     model: TransformerConfig | None = None,
     devices: Sequence[Any] | None = None,
 ) -> Layout:
-    """The layout of a mesh and a preset of rules ("": the least); arguments and errors as `device_mesh` has them.
+    """Makes the layout of a mesh and a preset of rules ("": the least); arguments and errors as of `device_mesh`.
 
     Raises:
       UserError: the rules do not exist, or leave an axis of the mesh unused, so that its devices would do the same.
@@ -255,7 +254,7 @@ def layout_of(
 
 
 def layout_from_config(section: Section, model: TransformerConfig | None = None) -> Layout:
-    """The layout of a config file's section `mesh`, for all devices; UserError as `layout_of` raises it."""
+    """Makes the layout of a config file's section `mesh`, for all devices; UserError as `layout_of` raises it."""
     chosen = from_dict(MeshSection, section, "mesh")
     shape = chosen.shape or f"fsdp={jax.device_count()}"
     return layout_of(parse_mesh(shape, chosen.slices), chosen.rules, model)
@@ -264,7 +263,7 @@ def layout_from_config(section: Section, model: TransformerConfig | None = None)
 def partition_spec(
     name: str, axes: Sequence[str | None], shape: Sequence[int], mesh: AnyMesh, rules: ShardingRules
 ) -> PartitionSpec:
-    """Where each dimension of one array lies.
+    """Decides where each dimension of one array lies.
 
     A dimension that its mesh axes do not divide stays whole; small arrays may.
 

@@ -17,7 +17,7 @@ _asked = itertools.count(1)
 
 @contextlib.contextmanager
 def received() -> Iterator[Callable[[], int | None]]:
-    """A function to be asked after every step: None, or the signal for which to stop after this step.
+    """Yields a function to be asked after every step: None, or the signal for which to stop after this step.
 
     A second signal acts as it always does. Of several processes any may get the signal, and all are told to stop after
     the same step, a second or so later: they agree on it through jax, which holds SIGTERM's handler there. So each must

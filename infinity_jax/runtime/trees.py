@@ -4,5 +4,5 @@ import jax
 
 
 def parameter_name(path: jax.tree_util.KeyPath) -> str:
-    """A parameter's path as text, "block/attention/kernel"."""
+    """Writes a parameter's path as text, "block/attention/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

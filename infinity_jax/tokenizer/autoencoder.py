@@ -1,6 +1,8 @@
-"""The tokenizer's convolutional encoder and decoder (spec section 2)."""
+"""The tokenizer's convolutional encoder and decoder (docs/spec.md section 2)."""
 
-from typing import Any
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import einops
 import flax.linen as nn
@@ -17,8 +19,13 @@ _ACTIVATION = ("batch", None, None, None)
 
 
 def _conv(
-    config: TokenizerConfig, features: int, kernel: int = 3, stride: int = 1, padding: Any = "SAME", name=None
-):
+    config: TokenizerConfig,
+    features: int,
+    kernel: int = 3,
+    stride: int = 1,
+    padding: Any = "SAME",
+    name: str | None = None,
+) -> nn.Conv:
     return nn.Conv(
         features,
         (kernel, kernel),
@@ -85,6 +92,38 @@ class Encoder(nn.Module):
         return _conv(c, c.bits, name="conv_out")(_norm_swish(x, "norm_out")).astype(jnp.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One layer of the decoder.
+
+    Attributes:
+      kind: "conv", a 3x3 convolution; "block", a `ResidualBlock`; "upsample", the nearest doubling and a 3x3
+        convolution; "out", GroupNorm ("norm_out"), swish and a 3x3 convolution.
+      name: of its parameters.
+      width: channels of its result.
+      doublings: how often its result is twice as high and wide as the map of tokens.
+    """
+
+    kind: Literal["conv", "block", "upsample", "out"]
+    name: str
+    width: int
+    doublings: int
+
+
+def decoder_layers(config: TokenizerConfig) -> Sequence[Layer]:
+    """Lists the decoder's layers as they run: what `Decoder`, `strips.py` and the count of FLOP walk along."""
+    widths = [config.base_width * multiplier for multiplier in config.multipliers]
+    coarsest = len(widths) - 1
+    layers = [Layer("conv", "conv_in", widths[-1], 0)]
+    layers += [Layer("block", f"mid_block_{block}", widths[-1], 0) for block in range(2)]
+    for level in reversed(range(len(widths))):
+        for block in range(config.decoder_blocks):
+            layers.append(Layer("block", f"up_{level}_block_{block}", widths[level], coarsest - level))
+        if level > 0:
+            layers.append(Layer("upsample", f"up_{level}_upsample", widths[level], coarsest - level + 1))
+    return [*layers, Layer("out", "conv_out", 3 * config.pixel_patch**2, coarsest)]
+
+
 class Decoder(nn.Module):
     """Codes -> picture: float32 [B,h,w,bits] -> float32 [B,h*stride,w*stride,3], not yet clipped."""
 
@@ -92,16 +131,19 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, codes_BHWd: Float[Array, "B h w d"]) -> Float[Array, "B H W 3"]:
-        c = self.config
-        p = c.pixel_patch
-        x = _conv(c, c.base_width * c.multipliers[-1], name="conv_in")(codes_BHWd)
-        for block in range(2):
-            x = ResidualBlock(c, x.shape[-1], name=f"mid_block_{block}")(x)
-        for level in reversed(range(len(c.multipliers))):
-            for block in range(c.decoder_blocks):
-                x = ResidualBlock(c, c.base_width * c.multipliers[level], name=f"up_{level}_block_{block}")(x)
-            if level > 0:
+        x = codes_BHWd
+        for layer in decoder_layers(self.config):
+            if layer.kind == "block":
+                x = ResidualBlock(self.config, layer.width, name=layer.name)(x)
+                continue
+            if layer.kind == "upsample":
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
-                x = _conv(c, x.shape[-1], name=f"up_{level}_upsample")(x)
-        x = _conv(c, 3 * p * p, name="conv_out")(_norm_swish(x, "norm_out")).astype(jnp.float32)
-        return einops.rearrange(x, "b h w (p q c) -> b (h p) (w q) c", p=p, q=p)
+            if layer.kind == "out":
+                x = _norm_swish(x, "norm_out")
+            x = _conv(self.config, layer.width, name=layer.name)(x)
+        return from_patches(x.astype(jnp.float32), self.config.pixel_patch)
+
+
+def from_patches(x_BhwD: jax.Array, p: int) -> jax.Array:
+    """Arranges the channels [B,h,w,p*p*3] of the last convolution as a picture [B,h*p,w*p,3]."""
+    return einops.rearrange(x_BhwD, "b h w (p q c) -> b (h p) (w q) c", p=p, q=p)

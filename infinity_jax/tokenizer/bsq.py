@@ -9,12 +9,12 @@ _NORM_FLOOR = 1e-12
 
 
 def code_size(bits: int, quantizer: str) -> float:
-    """The absolute value of every channel of a code: 1/sqrt(d) for BSQ, so that codes lie on the sphere; 1 for LFQ."""
+    """Returns the size of a code's channels: 1/sqrt(d) for BSQ, so that codes lie on the sphere; 1 for LFQ."""
     return bits**-0.5 if quantizer == "bsq" else 1.0
 
 
 def project(residual: Float[Array, "... d"], quantizer: str) -> Float[Array, "... d"]:
-    """What the quantiser takes the sign of: the residual on the unit sphere (BSQ, paper eq. 4) or as it is (LFQ)."""
+    """Projects a residual for its sign to be taken: onto the unit sphere (BSQ, paper eq. 4) or not at all (LFQ)."""
     if quantizer == "lfq":
         return residual
     squares = jnp.sum(residual**2, axis=-1, keepdims=True)
@@ -22,18 +22,18 @@ def project(residual: Float[Array, "... d"], quantizer: str) -> Float[Array, "..
 
 
 def to_bits(z: Float[Array, "... d"]) -> Bool[Array, "... d"]:
-    """Bits of projected residuals: z > 0, so that zero counts as negative (spec section 2)."""
+    """Takes the bits of projected residuals: z > 0, so that zero counts as negative (docs/spec.md section 2)."""
     return z > 0
 
 
 def to_codes(
     bits: Bool[Array, "... d"] | Int8[Array, "... d"], quantizer: str = "bsq"
 ) -> Float[Array, "... d"]:
-    """float32 codes of bits: +-1/sqrt(d) (BSQ) or +-1 (LFQ)."""
+    """Makes float32 codes of bits: +-1/sqrt(d) (BSQ) or +-1 (LFQ)."""
     size = code_size(bits.shape[-1], quantizer)
     return jnp.where(bits.astype(bool), size, -size).astype(jnp.float32)
 
 
 def straight_through(z: Float[Array, "... d"], quantizer: str) -> Float[Array, "... d"]:
-    """The code of z, with the gradient of the identity (paper section 3.2)."""
+    """Quantises z with the gradient of the identity (paper section 3.2)."""
     return z + jax.lax.stop_gradient(to_codes(to_bits(z), quantizer) - z)

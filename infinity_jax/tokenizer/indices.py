@@ -7,12 +7,12 @@ MOST_BITS = 31  # of an int32
 
 
 def to_index(bits: Bool[Array, "*n d"] | Int[Array, "*n d"]) -> Int32[Array, " *n"]:
-    """Index int32 [...] of bits [..., d], 0 or 1; d is at most 31."""
+    """Joins bits [..., d], 0 or 1, to an index int32 [...]; d is at most 31."""
     d = bits.shape[-1]
     assert d <= MOST_BITS, f"{d} bits do not fit an int32"
     return jnp.sum(bits.astype(jnp.int32) << jnp.arange(d, dtype=jnp.int32), axis=-1)
 
 
 def to_bits(index: Int[Array, " *n"], d: int) -> Bool[Array, "*n d"]:
-    """Bits bool [..., d] of an index [...]."""
+    """Splits an index [...] into bits bool [..., d]."""
     return (index[..., None] >> jnp.arange(d, dtype=index.dtype) & 1).astype(bool)

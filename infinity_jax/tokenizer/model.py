@@ -3,7 +3,7 @@
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, PyTree
 
 from infinity_jax import scales
 from infinity_jax.config import TokenizerConfig
@@ -22,11 +22,11 @@ class Tokenizer(nn.Module):
         self.decoder = Decoder(self.config)
 
     def encode(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B h w d"]:
-        """Features float32 [B,H/stride,W/stride,bits] of pictures float32 in [-1,1]."""
+        """Computes features float32 [B,H/stride,W/stride,bits] of pictures float32 in [-1,1]."""
         return self.encoder(image_BHW3)
 
     def decode(self, codes_BHWd: Float[Array, "B h w d"]) -> Float[Array, "B H W 3"]:
-        """Pictures float32 in [-1,1] of a sum of codes float32 [B,h,w,bits]; many or large ones in parts."""
+        """Draws pictures float32 in [-1,1] from a sum of codes float32 [B,h,w,bits]; many or large ones in parts."""
         memory = strips.memory_here()
         if self.is_initializing() or not strips.needed(self.config, codes_BHWd.shape, memory):
             return jnp.clip(self.decoder(codes_BHWd), -1.0, 1.0)
@@ -40,26 +40,28 @@ class Tokenizer(nn.Module):
         keep_K: Bool[Array, " K"] | None = None,
         detach_residuals: bool = True,
     ) -> tuple[Float[Array, "B H W 3"], pyramid.Pyramid]:
-        """The reconstruction, not clipped, so that its gradient lives everywhere, and the pyramid behind it."""
+        """Reconstructs pictures and gives their pyramid; not clipped, so that the gradient lives everywhere."""
         quantised = pyramid.quantise(
             self.encode(image_BHW3), schedule, self.config.quantizer, keep_K, detach_residuals
         )
         return self.decoder(quantised.running_sum_BHWd), quantised
 
 
-def reconstruct(tokenizer: Tokenizer, params, image_BHW3: jax.Array, schedule: ScaleSchedule) -> jax.Array:
-    """Pictures float32 [B,H,W,3] in [-1,1] after the way through all bits of `schedule`."""
+def reconstruct(
+    tokenizer: Tokenizer, params: PyTree, image_BHW3: jax.Array, schedule: ScaleSchedule
+) -> jax.Array:
+    """Sends pictures float32 [B,H,W,3] in [-1,1] through all bits of `schedule` and back."""
     image, _ = tokenizer.apply({"params": params}, image_BHW3, schedule)
     return jnp.clip(image, -1.0, 1.0)
 
 
-def initial_params(tokenizer: Tokenizer, side: int, seed: int):
-    """Fresh float32 parameters of a tokenizer for pictures of `side` x `side` pixels."""
+def initial_params(tokenizer: Tokenizer, side: int, seed: int) -> PyTree:
+    """Draws fresh float32 parameters of a tokenizer for pictures of `side` x `side` pixels."""
     return nn.meta.unbox(jax.jit(lambda: initial_variables(tokenizer, side, seed))())
 
 
-def initial_variables(tokenizer: Tokenizer, side: int, seed: int):
-    """The same, boxed with their logical axis names."""
+def initial_variables(tokenizer: Tokenizer, side: int, seed: int) -> PyTree:
+    """Draws the parameters of `initial_params`, boxed with their logical axis names."""
     last = side // tokenizer.config.stride
     schedule = scales.ScaleSchedule(((last, last),), (last, last))
     return tokenizer.init(jax.random.key(seed), jnp.zeros((1, side, side, 3), jnp.float32), schedule)[

@@ -21,7 +21,7 @@ def residual_at_scale(
     size: tuple[int, int],
     quantizer: str,
 ) -> Float[Array, "B h w d"]:
-    """What is left to explain, brought down to a scale and projected: the quantiser's input z_k.
+    """Brings what is left to explain down to a scale and projects it: the quantiser's input z_k.
 
     Its sign gives the scale's bits. Area interpolation; at the last scale the residual is used as it is.
     """
@@ -31,13 +31,13 @@ def residual_at_scale(
 def add_codes(
     running_sum_BHWd: Float[Array, "B H W d"], codes_BhwD: Float[Array, "B h w d"]
 ) -> Float[Array, "B H W d"]:
-    """The running sum with one scale's codes added, resized bilinearly to the sum's size (paper eq. 1)."""
+    """Adds one scale's codes to the running sum, resized bilinearly to the sum's size (paper eq. 1)."""
     height, width = running_sum_BHWd.shape[1:3]
     return running_sum_BHWd + resize.bilinear(codes_BhwD, (height, width))
 
 
 def next_input(running_sum_BHWd: Float[Array, "B H W d"], size: tuple[int, int]) -> Float[Array, "B h w d"]:
-    """The transformer's input at the next scale: the running sum resized bilinearly to it (spec section 2)."""
+    """Resizes the running sum bilinearly to the next scale: the transformer's input (docs/spec.md section 2)."""
     return resize.bilinear(running_sum_BHWd, size)
 
 
@@ -62,12 +62,12 @@ def quantise(
     keep_K: Bool[Array, " K"] | None = None,
     detach_residuals: bool = True,
 ) -> Pyramid:
-    """All scales of float32 features [B,H,W,d], with straight-through gradients.
+    """Quantises float32 features [B,H,W,d] scale by scale, with straight-through gradients.
 
     Args:
       schedule: its last size must be (H, W).
       keep_K: scales to use; a dropped one adds nothing (its bits are returned all the same).
-      detach_residuals: no gradient from one scale's residual into the earlier scales' codes (spec section 2).
+      detach_residuals: no gradient from one scale's residual into the earlier scales' codes (docs/spec.md section 2).
     """
     running_sum = jnp.zeros_like(features_BHWd)
     bits, projected = [], []
@@ -86,7 +86,7 @@ def quantise(
 def sum_of_codes(
     bits: tuple[jax.Array, ...], size: tuple[int, int], quantizer: str = "bsq"
 ) -> Float[Array, "B H W d"]:
-    """The decoder's input from K arrays of bits [B,h_k,w_k,d]: the sum of all codes resized to `size`."""
+    """Makes the decoder's input from K arrays of bits [B,h_k,w_k,d]: the sum of all codes resized to `size`."""
     batch, d = bits[0].shape[0], bits[0].shape[-1]
     running_sum = jnp.zeros((batch, *size, d), jnp.float32)
     for bits_BhwD in bits:
@@ -95,10 +95,10 @@ def sum_of_codes(
 
 
 def to_transformer(x_BHWd: Shaped[Array, "B H W d"], patchify: int) -> Shaped[Array, "B h w D"]:
-    """Tokens of the tokenizer [B,H,W,d] -> of the transformer [B,H/p,W/p,d*p*p]; channel = c*p*p + dy*p + dx."""
+    """Joins tokens of the tokenizer [B,H,W,d] to the transformer's [B,H/p,W/p,d*p*p]; channel = c*p*p + dy*p + dx."""
     return einops.rearrange(x_BHWd, "b (h p) (w q) d -> b h w (d p q)", p=patchify, q=patchify)
 
 
 def to_tokenizer(x_BhwD: Shaped[Array, "B h w D"], patchify: int) -> Shaped[Array, "B H W d"]:
-    """The inverse of `to_transformer`."""
+    """Splits the transformer's tokens: the inverse of `to_transformer`."""
     return einops.rearrange(x_BhwD, "b h w (d p q) -> b (h p) (w q) d", p=patchify, q=patchify)

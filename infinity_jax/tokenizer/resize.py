@@ -1,11 +1,12 @@
 """Area and bilinear resizing of token maps, as small constant matrices, one per axis.
 
 Both match the published model: area = adaptive average pooling (any ratio), bilinear = half-pixel
-centres without antialiasing, also when it shrinks (spec section 2).
+centres without antialiasing, also when it shrinks (docs/spec.md section 2).
 """
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 
 @functools.cache
 def area_matrix(n_in: int, n_out: int) -> np.ndarray:
-    """float32 [n_out, n_in]: row i averages the inputs floor(i n_in / n_out) .. ceil((i + 1) n_in / n_out)."""
+    """Makes float32 [n_out, n_in]: row i averages the inputs floor(i n_in / n_out) .. ceil((i + 1) n_in / n_out)."""
     matrix = np.zeros((n_out, n_in), np.float32)
     for i in range(n_out):
         start, stop = i * n_in // n_out, -(-(i + 1) * n_in // n_out)
@@ -25,7 +26,7 @@ def area_matrix(n_in: int, n_out: int) -> np.ndarray:
 
 @functools.cache
 def bilinear_matrix(n_in: int, n_out: int) -> np.ndarray:
-    """float32 [n_out, n_in]: row i mixes the two inputs around (i + 0.5) n_in / n_out - 0.5, clamped at the edges."""
+    """Makes float32 [n_out, n_in]: row i mixes the inputs around (i + 0.5) n_in / n_out - 0.5, clamped at the edges."""
     matrix = np.zeros((n_out, n_in), np.float32)
     for i in range(n_out):
         centre = max((i + 0.5) * n_in / n_out - 0.5, 0.0)
@@ -36,7 +37,7 @@ def bilinear_matrix(n_in: int, n_out: int) -> np.ndarray:
     return matrix
 
 
-def _resize(x_BHWC: jax.Array, size: tuple[int, int], matrix) -> jax.Array:
+def _resize(x_BHWC: jax.Array, size: tuple[int, int], matrix: Callable[[int, int], np.ndarray]) -> jax.Array:
     height, width = x_BHWC.shape[1:3]
     if (height, width) == size:
         return x_BHWC
@@ -48,10 +49,10 @@ def _resize(x_BHWC: jax.Array, size: tuple[int, int], matrix) -> jax.Array:
 
 
 def area(x_BHWC: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B h w C"]:
-    """Area interpolation of float [B,H,W,C] to size (h, w) (adaptive average pooling)."""
+    """Averages float [B,H,W,C] over areas to size (h, w) (adaptive average pooling)."""
     return _resize(x_BHWC, size, area_matrix)
 
 
 def bilinear(x_BHWC: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B h w C"]:
-    """Bilinear interpolation of float [B,H,W,C] to size (h, w), align_corners false, no antialiasing."""
+    """Interpolates float [B,H,W,C] bilinearly to size (h, w), align_corners false, no antialiasing."""
     return _resize(x_BHWC, size, bilinear_matrix)

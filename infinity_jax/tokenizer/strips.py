@@ -9,22 +9,23 @@ between a doubling of the size and the block after it.
 
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
 
-import einops
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float
+from jax.typing import DTypeLike
+from jaxtyping import Array, Float, PyTree
 
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.runtime.devices import on_each_device, platform
-from infinity_jax.runtime.sharding import traced_layout
+from infinity_jax.runtime.sharding import traced_layout, tracing
 from infinity_jax.tokenizer import strip_rows
-from infinity_jax.tokenizer.autoencoder import Decoder
-from infinity_jax.tokenizer.strip_rows import Moments
+from infinity_jax.tokenizer.autoencoder import Decoder, decoder_layers, from_patches
+from infinity_jax.tokenizer.strip_rows import Moments, Row
 
 MIB = 2**20
 Shape = tuple[int, ...]
@@ -53,20 +54,18 @@ ACCELERATOR = Memory(plain=1024 * MIB, held=1536 * MIB, strip=64 * MIB)
 
 
 def memory_here() -> Memory:
-    """For the devices that are traced for."""
+    """Chooses the memory for the devices that are traced for."""
     return CPU if platform() == "cpu" else ACCELERATOR
 
 
 def largest_map(config: TokenizerConfig, size: tuple[int, int]) -> int:
-    """Bytes of the decoder's largest map for one picture of `size` tokens of the tokenizer."""
-    levels = len(config.multipliers)
-    # A level starts with the width of the coarser one.
-    most = [max(config.multipliers[level : level + 2]) * 4 ** (levels - 1 - level) for level in range(levels)]
-    return max(most) * config.base_width * math.prod(size) * jnp.dtype(config.compute_dtype).itemsize
+    """Counts the bytes of the decoder's largest map for one picture of `size` tokens of the tokenizer."""
+    most = max(layer.width * 4**layer.doublings for layer in decoder_layers(config)[:-1])
+    return most * math.prod(size) * jnp.dtype(config.compute_dtype).itemsize
 
 
 def needed(config: TokenizerConfig, shape: Shape, memory: Memory) -> bool:
-    """Whether codes [B,h,w,bits] are more on one device than its part of the plain decoder should take at once."""
+    """Tells whether codes [B,h,w,bits] are more on one device than the plain decoder should take at once there."""
     layout = traced_layout.get()
     parts = layout.batch_parts if layout is not None else 1
     pictures = shape[0] // parts if shape[0] % parts == 0 else shape[0]
@@ -76,7 +75,7 @@ def needed(config: TokenizerConfig, shape: Shape, memory: Memory) -> bool:
 def decode(
     config: TokenizerConfig, params: Any, codes_BHWd: Float[Array, "B h w d"], memory: Memory
 ) -> Float[Array, "B H W 3"]:
-    """What `autoencoder.Decoder` with the parameters `params` makes of float32 codes: float32, not clipped."""
+    """Decodes float32 codes as `autoencoder.Decoder` with the parameters `params` does: float32, not clipped."""
     leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
     largest = largest_map(config, (codes_BHWd.shape[1], codes_BHWd.shape[2]))
     at_once = _in_strips if largest > memory.plain else _plain
@@ -95,28 +94,23 @@ def decode(
     return on_each_device(on_device, [split, *whole], split)(codes_BHWd, *leaves)
 
 
-def _plain(config: TokenizerConfig, params, memory: Memory, codes_BHWd: jax.Array) -> jax.Array:
-    layout = traced_layout.set(None)  # within one device there is no mesh
-    try:
+def _plain(config: TokenizerConfig, params: PyTree, memory: Memory, codes_BHWd: jax.Array) -> jax.Array:
+    with tracing(None):  # within one device there is no mesh
         return jnp.asarray(Decoder(config, parent=None).apply({"params": params}, codes_BHWd))
-    finally:
-        traced_layout.reset(layout)
 
 
-def _in_strips(config: TokenizerConfig, params, memory: Memory, codes_BHWd: jax.Array) -> jax.Array:
-    strips, p = _Strips(jnp.dtype(config.compute_dtype), memory), config.pixel_patch
-    x_BHWC = strips.convolve(jnp.pad(codes_BHWd, ((0, 0), (1, 1), (0, 0), (0, 0))), params["conv_in"])
+def _in_strips(config: TokenizerConfig, params: PyTree, memory: Memory, codes_BHWd: jax.Array) -> jax.Array:
+    strips = _Strips(jnp.dtype(config.compute_dtype), memory)
+    first, *middle, last = decoder_layers(config)
+    x_BHWC = strips.convolve(jnp.pad(codes_BHWd, ((0, 0), (1, 1), (0, 0), (0, 0))), params[first.name])
     x: Map = HeldMap.of(strip_rows.as_stored(x_BHWC), strip_rows.moments(x_BHWC))
-    for block in range(2):
-        x = strips.residual_block(x, params[f"mid_block_{block}"])
-    for level in reversed(range(len(config.multipliers))):
-        for block in range(config.decoder_blocks):
-            x = strips.residual_block(x, params[f"up_{level}_block_{block}"])
-        if level > 0:
-            next_width = config.base_width * config.multipliers[level - 1]
-            x = strips.upsample(x, params[f"up_{level}_upsample"], next_width)
-    image = strips.normalised_convolution(x, params["norm_out"], params["conv_out"], jnp.float32)
-    return einops.rearrange(image.stored, "b h w (p q c) -> b (h p) (w q) c", p=p, q=p)
+    for layer, following in itertools.pairwise([*middle, last]):
+        if layer.kind == "block":
+            x = strips.residual_block(x, params[layer.name])
+        else:
+            x = strips.upsample(x, params[layer.name], following.width)
+    image = strips.normalised_convolution(x, params["norm_out"], params[last.name], jnp.float32)
+    return from_patches(image.stored, config.pixel_patch)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,7 +134,7 @@ class HeldMap(Map):
 
     @classmethod
     def of(cls, stored_BHWC: jax.Array, moments: Moments) -> "HeldMap":
-        """A map and its moments."""
+        """Makes a held map of its stored form and its moments."""
         return cls(stored_BHWC.shape, moments, functools.partial(strip_rows.read, stored_BHWC), stored_BHWC)
 
 
@@ -153,8 +147,8 @@ class _Strips:
     dtype: Any
     memory: Memory
 
-    def residual_block(self, x: Map, params) -> HeldMap:
-        """`autoencoder.ResidualBlock`: over x if that is held and as wide as the result, else over the hidden map."""
+    def residual_block(self, x: Map, params: PyTree) -> HeldMap:
+        """Runs a `ResidualBlock`: over x if that is held and as wide as the result, else over the hidden map."""
         shape = (*x.shape[:3], params["conv2"]["bias"].shape[0])
         over_x = x if isinstance(x, HeldMap) and "shortcut" not in params else None
         if over_x is not None and not self.fit(x.shape, shape):
@@ -162,29 +156,31 @@ class _Strips:
         h = self.normalised_convolution(x, params["norm1"], params["conv1"], self.dtype)
         return self.second_half(x, h, params, over_x or h)
 
-    def normalised_convolution(self, x: Map, norm_params, params, dtype) -> HeldMap:
-        """GroupNorm, swish and a 3x3 convolution, as a new map."""
+    def normalised_convolution(
+        self, x: Map, norm_params: PyTree, params: PyTree, dtype: DTypeLike
+    ) -> HeldMap:
+        """Applies GroupNorm, swish and a 3x3 convolution, as a new map."""
         shape = (*x.shape[:3], params["bias"].shape[0])
         n = self.rows_per_strip(x.shape[:3], max(x.shape[3], shape[3]))
         new = strip_rows.empty(shape, dtype, x.moments)
         return self.sweep(self.first_half(x, norm_params, params, n, dtype), n, self.nothing_above(x), new)
 
-    def first_half(self, x: Map, norm_params, params, n: int, dtype) -> Strip:
+    def first_half(self, x: Map, norm_params: PyTree, params: PyTree, n: int, dtype: DTypeLike) -> Strip:
         norm = strip_rows.norm(x.moments, norm_params)
 
-        def strip(first, above, _):
+        def strip(first: Row, above: Any, _: Any) -> tuple[jax.Array, Any]:
             new = strip_rows.activated(x.read(first, n, 1), norm, x.shape[1] - first, self.dtype)
             known = jnp.concatenate([above, new], 1)
             return self.convolve(known, params).astype(dtype), known[:, -2:-1]
 
         return strip
 
-    def second_half(self, x: Map, h: HeldMap, params, over: HeldMap) -> HeldMap:
-        """A block's result, over x or over its hidden map h."""
+    def second_half(self, x: Map, h: HeldMap, params: PyTree, over: HeldMap) -> HeldMap:
+        """Writes a block's result over x or over its hidden map h."""
         n = self.rows_per_strip(x.shape[:3], max(x.shape[3], h.shape[3]))
         norm2 = strip_rows.norm(h.moments, params["norm2"])
 
-        def strip(first, above, written):
+        def strip(first: Row, above: Any, written: Any) -> tuple[jax.Array, Any]:
             read_written = functools.partial(strip_rows.read, written)
             read_x, read_h = (x.read, read_written) if over is h else (read_written, h.read)
             new = strip_rows.activated(read_h(first, n, 1), norm2, h.shape[1] - first, self.dtype)
@@ -196,19 +192,19 @@ class _Strips:
 
         return self.sweep(strip, n, self.nothing_above(h), over.stored)
 
-    def over_input(self, x: HeldMap, params) -> HeldMap:
-        """A block's result over x, without holding the hidden map: it is computed for its moments, and once more."""
+    def over_input(self, x: HeldMap, params: PyTree) -> HeldMap:
+        """Writes a block's result over x without holding the hidden map, computed for its moments and once more."""
         height, n = x.shape[1], self.rows_per_strip(x.shape[:3], x.shape[3])
         hidden = self.first_half(x, params["norm1"], params["conv1"], n, self.dtype)
         moments = self.moments(hidden, n, self.nothing_above(x), height)
         norm1, norm2 = strip_rows.norm(x.moments, params["norm1"]), strip_rows.norm(moments, params["norm2"])
 
-        def activated_hidden(known, first):
+        def activated_hidden(known: jax.Array, first: Row) -> jax.Array:
             return strip_rows.activated(
                 self.convolve(known, params["conv1"]), norm2, height - first, self.dtype
             )
 
-        def strip(first, above, written):
+        def strip(first: Row, above: Any, written: Any) -> tuple[jax.Array, Any]:
             # Hidden rows one further down than the result: those above are carried.
             new = strip_rows.activated(
                 strip_rows.read(written, first, n, 2), norm1, height - first, self.dtype
@@ -222,34 +218,34 @@ class _Strips:
         top = activated_hidden(jnp.concatenate([self.nothing_above(x), top], 1), 0)
         return self.sweep(strip, n, jnp.concatenate([self.nothing_above(x), top], 1), x.stored)
 
-    def upsample(self, z: Map, params, next_width: int) -> Map:
-        """Nearest doubling of the size and a 3x3 convolution, held if there is room for the next block's map too."""
+    def upsample(self, z: Map, params: PyTree, next_width: int) -> Map:
+        """Doubles the size, with a 3x3 convolution; held if there is room for the next block's map too."""
         shape = (z.shape[0], 2 * z.shape[1], 2 * z.shape[2], z.shape[3])
         n = self.rows_per_strip(shape[:3], shape[3])
         kernels = strip_rows.kernels_before_doubling(params["kernel"])
 
-        def convolved(known, i: int, j: int):
-            """Every second row and column of the result, from row i and column j on."""
+        def convolved(known: jax.Array, i: int, j: int) -> jax.Array:
+            """Computes every second row and column of the result, from row i and column j on."""
             of_these = {"kernel": kernels[i][j], "bias": params["bias"]}
             return self.convolve(known[:, i : known.shape[1] - 1 + i], of_these, (1 - j, j))
 
-        def read(first, count: int, below: int):
+        def read(first: Row, count: int, below: int) -> jax.Array:
             known = strip_rows.read_around(z.read, z.shape[1], first // 2, count // 2, 1 + (below + 1) // 2)
             by_row = [jnp.stack([convolved(known, i, j) for j in range(2)], 3) for i in range(2)]
             doubled = jnp.stack(by_row, 2).reshape(shape[0], -1, *shape[2:])
             return doubled[:, : count + below]
 
-        def strip(first, above, _):
+        def strip(first: Row, above: Any, _: Any) -> tuple[jax.Array, Any]:
             return read(first, n, 0), above
 
         if self.fit(shape, (*shape[:3], next_width)):
             return self.sweep(strip, n, None, strip_rows.empty(shape, self.dtype, z.moments))
         return Map(shape, self.moments(strip, n, None, shape[1]), read)
 
-    def sweep(self, strip: Strip, n: int, above, written: jax.Array) -> HeldMap:
-        """Strips of n rows, from top to bottom, over `written`."""
+    def sweep(self, strip: Strip, n: int, above: Any, written: jax.Array) -> HeldMap:
+        """Writes strips of n rows, from top to bottom, over `written`."""
 
-        def step(carried, first):
+        def step(carried: Any, first: Row) -> tuple[Any, Moments]:
             above, written = carried
             new, above = strip(first, above, written)
             written = lax.dynamic_update_slice_in_dim(written, strip_rows.as_stored(new), first, 1)
@@ -258,32 +254,32 @@ class _Strips:
         (_, written), by_strip = lax.scan(step, (above, written), jnp.arange(0, written.shape[1], n))
         return HeldMap.of(written, strip_rows.joined(by_strip))
 
-    def moments(self, strip: Strip, n: int, above, height: int) -> Moments:
-        """Of the map that `sweep` would write."""
+    def moments(self, strip: Strip, n: int, above: Any, height: int) -> Moments:
+        """Computes the moments of the map that `sweep` would write."""
 
-        def step(above, first):
+        def step(above: Any, first: Row) -> tuple[Any, Moments]:
             new, above = strip(first, above, None)
             return above, strip_rows.moments(new)
 
         return strip_rows.joined(lax.scan(step, above, jnp.arange(0, height, n))[1])
 
     def nothing_above(self, x: Map) -> jax.Array:
-        """The row above the first, after activation."""
+        """Makes the row above the first, after activation: zeros."""
         return jnp.zeros((x.shape[0], 1, *x.shape[2:]), self.dtype)
 
     def rows_per_strip(self, shape: Shape, channels: int) -> int:
-        """The most rows of a map [B,H,W] that divide its height and fit into a strip; even ones if the height is."""
+        """Finds the most rows of a map [B,H,W] that divide its height and fit into a strip; even if the height is."""
         least = 2 - shape[1] % 2
         most = self.memory.strip // (shape[0] * shape[2] * channels * self.dtype.itemsize)
         divisors = (n for n in range(least, shape[1] + 1, least) if shape[1] % n == 0)
         return max(n for n in divisors if n <= max(most, least))
 
     def fit(self, *shapes: Shape) -> bool:
-        """Whether maps may be held at the same time."""
+        """Tells whether maps may be held at the same time."""
         return sum(map(math.prod, shapes)) * self.dtype.itemsize <= self.memory.held
 
-    def convolve(self, known: jax.Array, params, sides: tuple[int, int] | None = None) -> jax.Array:
-        """`nn.Conv` of rows with those above and below; `sides` are columns of zeros left and right of them."""
+    def convolve(self, known: jax.Array, params: PyTree, sides: tuple[int, int] | None = None) -> jax.Array:
+        """Convolves rows with those above and below, as `nn.Conv`; `sides` are columns of zeros left and right."""
         kernel = params["kernel"].astype(self.dtype)
         around = kernel.shape[1] // 2
         x = lax.conv_general_dilated(

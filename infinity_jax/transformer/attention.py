@@ -1,4 +1,4 @@
-"""Softmax attention: one scale against its past, and all scales at once for training (spec section 4).
+"""Softmax attention: one scale against its past, and all scales at once for training (docs/spec.md section 4).
 
 Which program computes it is decided by where it will run and how much there is to compute: plain XLA
 (`attention_xla.py`), splash attention on TPUs (`attention_splash.py`) or cuDNN on GPUs (`attention_cudnn.py`).
@@ -10,7 +10,7 @@ import numpy as np
 
 from infinity_jax.runtime.devices import platform
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.transformer.kernels import attention_cudnn, attention_splash
+from infinity_jax.transformer.kernels import attention_cudnn
 from infinity_jax.transformer.kernels.attention_cudnn import attend_cudnn
 from infinity_jax.transformer.kernels.attention_splash import attend_splash
 from infinity_jax.transformer.kernels.attention_xla import attend_xla
@@ -27,7 +27,7 @@ def attend(
     dtype: str,
     mask: jax.Array | np.ndarray | None = None,
 ) -> jax.Array:
-    """softmax(q k^T) v with softmax scale 1, float32 [B, H, Q, head].
+    """Computes softmax(q k^T) v with softmax scale 1, float32 [B, H, Q, head].
 
     Args:
       q_BHQd, k_BHKd, v_BHKd: float32, or already of the type `dtype`.
@@ -50,26 +50,26 @@ def attend(
 
 
 def _fused(scores: int, head: int, dtype: str) -> str | None:
-    """Name of the kernel for so many scores a head on the platform that is traced for; None is XLA.
+    """Names the kernel for so many scores a head on the platform that is traced for; None is XLA.
 
     Both kernels are for bfloat16: with float32 operands they would round, or refuse.
     """
     where = platform()
     if dtype != "bfloat16" or scores < MANY_SCORES.get(where, 0):
         return None
-    if where == "tpu" and attention_splash.available():
+    if where == "tpu":
         return "splash"
     return "cudnn" if where == "gpu" and attention_cudnn.possible(head) else None
 
 
 def block_causal_mask(schedule: ScaleSchedule) -> np.ndarray:
-    """bool [L, L]: a token (row) sees its own scale and all earlier ones."""
+    """Makes bool [L, L]: a token (row) sees its own scale and all earlier ones."""
     scale = np.asarray(schedule.scale_of_token)
     return scale[:, None] >= scale[None, :]
 
 
 def joined_scales(schedule: ScaleSchedule) -> int:
-    """How many first scales are small enough to share one masked product: at most 64 tokens or a 16th of all."""
+    """Counts the first scales that are small enough to share one masked product: 64 tokens or a 16th of all."""
     limit = max(64, schedule.length // 16)
     return max(1, sum(end <= limit for end in schedule.offsets[1:]))
 
@@ -77,7 +77,7 @@ def joined_scales(schedule: ScaleSchedule) -> int:
 def block_causal_attention(
     q_BHLd: jax.Array, k_BHLd: jax.Array, v_BHLd: jax.Array, schedule: ScaleSchedule, dtype: str
 ) -> jax.Array:
-    """Attention of all tokens to their own and earlier scales, float32 [B, H, L, head].
+    """Lets all tokens look at their own and earlier scales, float32 [B, H, L, head].
 
     On a TPU it is one kernel that skips blocks of what is not visible. Elsewhere each larger scale is one dense
     product with its prefix of the keys, so nothing that is masked out gets computed; the first small scales share one

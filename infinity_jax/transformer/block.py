@@ -1,4 +1,4 @@
-"""One transformer block: AdaLN self-attention, cross-attention to the text, AdaLN feed-forward (spec section 4)."""
+"""One transformer block: AdaLN self-attention, cross-attention to the text, AdaLN feed-forward (spec 4)."""
 
 import math
 from collections.abc import Sequence
@@ -7,6 +7,7 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.config import TransformerConfig
@@ -35,6 +36,7 @@ from infinity_jax.transformer.token_choice import (
 
 MAX_LOG_SCALE = math.log(100.0)
 KeysValues = tuple[jax.Array, jax.Array]
+Table = jax.Array | np.ndarray
 INPUT = "block input"  # the name by which a remat policy knows what goes into a block
 
 
@@ -56,8 +58,8 @@ class Condition:
 
 
 @recomputed
-def _apply_rotary(x_BHLd: jax.Array, scale: jax.Array | float, *cos_and_sin_Ln) -> jax.Array:
-    """Queries or keys of length `scale`, rotated to their positions if these are rotary."""
+def _apply_rotary(x_BHLd: jax.Array, scale: jax.Array | float, *cos_and_sin_Ln: Table) -> jax.Array:
+    """Brings queries or keys to length `scale` and rotates them to their positions if these are rotary."""
     normalised = x_BHLd * jax.lax.rsqrt(jnp.maximum(jnp.square(x_BHLd).sum(-1, keepdims=True), 1e-24))
     return rotate(normalised * scale, *cos_and_sin_Ln) if cos_and_sin_Ln else normalised * scale
 
@@ -72,68 +74,57 @@ def _gelu(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=True)
 
 
-class SelfAttention(nn.Module):
-    """Cosine attention with a learned log-scale per head, and rotary positions or none."""
+class _HeadMaps(nn.Module):
+    """The linear maps of an attention layer: to queries, keys and values of each head, and from all heads."""
 
     config: TransformerConfig
 
-    def setup(self):
+    def setup(self) -> None:
         c = self.config
-        heads, head = c.heads, c.head_size
-        axes = ("embed", "heads", "head_size")
-        shape, init, dtype = (c.width, heads, head), weight_init(c), c.compute_dtype
+        shape, axes = (c.width, c.heads, c.head_size), ("embed", "heads", "head_size")
+        init, dtype = weight_init(c), c.compute_dtype
         # Three products: joining their gradients for a single one costs more on a CPU than it saves.
         self.query = Dense(shape, axes, init, dtype)
         self.key = Dense(shape, axes, init, dtype, bias=False)
         self.value = Dense(shape, axes, init, dtype)
-        self.log_scale = parameter(
-            self, "log_scale", nn.initializers.constant(math.log(4.0)), (heads,), ("heads",)
-        )
-        self.out = Dense((c.width, c.width), ("merged_heads", "embed"), output_init(c), c.compute_dtype)
+        self.out = Dense((c.width, c.width), ("merged_heads", "embed"), output_init(c), dtype)
 
-    def project(self, x_BLC: jax.Array, *cos_and_sin_Ln) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Queries, keys, values, each float32 [B, H, L, head], rotated to their positions if these are given."""
+    def merge(self, out_BHLd: jax.Array) -> jax.Array:
+        """Projects the outputs of all heads: float32 [B, H, L, head] -> [B, L, C]."""
+        B, _, L, _ = out_BHLd.shape
+        return self.out(out_BHLd.transpose(0, 2, 1, 3).reshape(B, L, self.config.width))
+
+
+class SelfAttention(_HeadMaps):
+    """Cosine attention with a learned log-scale per head, and rotary positions or none."""
+
+    def setup(self) -> None:
+        super().setup()
+        init = nn.initializers.constant(math.log(4.0))
+        self.log_scale = parameter(self, "log_scale", init, (self.config.heads,), ("heads",))
+
+    def project(self, x_BLC: jax.Array, *cos_and_sin_Ln: Table) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Computes queries, keys, values, each float32 [B, H, L, head], rotated to positions if these are given."""
         q, k, v = (layer(x_BLC).swapaxes(1, 2) for layer in (self.query, self.key, self.value))
         scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
         q, k = _apply_rotary(q, scale[:, None, None], *cos_and_sin_Ln), _apply_rotary(k, 1.0, *cos_and_sin_Ln)
         q, k, v = (constrain(x, "batch", "attention_heads", None, None) for x in (q, k, v))
         return q, k, v
 
-    def merge(self, out_BHLd: jax.Array) -> jax.Array:
-        """Output projection of all heads, float32 [B, L, C]."""
-        B, _, L, _ = out_BHLd.shape
-        return self.out(out_BHLd.transpose(0, 2, 1, 3).reshape(B, L, self.config.width))
 
-
-class CrossAttention(nn.Module):
+class CrossAttention(_HeadMaps):
     """Attention of picture tokens to the text's valid tokens."""
 
-    config: TransformerConfig
-
-    def setup(self):
-        c = self.config
-        heads, head = c.heads, c.head_size
-        axes = ("embed", "heads", "head_size")
-        shape, init, dtype = (c.width, heads, head), weight_init(c), c.compute_dtype
-        self.query = Dense(shape, axes, init, dtype)
-        self.key = Dense(shape, axes, init, dtype, bias=False)
-        self.value = Dense(shape, axes, init, dtype)
-        self.out = Dense((c.width, c.width), ("merged_heads", "embed"), output_init(c), c.compute_dtype)
-
-    def keys_values(self, context_BTC: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of the text, each float32 [B, H, T, head]."""
+    def keys_values(self, context_BTC: jax.Array) -> KeysValues:
+        """Computes keys and values of the text, each float32 [B, H, T, head]."""
         keys, values = self.key(context_BTC).swapaxes(1, 2), self.value(context_BTC).swapaxes(1, 2)
         return constrain(keys, "batch", "heads", None, None), constrain(values, "batch", "heads", None, None)
 
-    def __call__(
-        self, x_BLC: jax.Array, text_kv: tuple[jax.Array, jax.Array], mask_BT: jax.Array
-    ) -> jax.Array:
-        """float32 [B, L, C]."""
-        B, L, C = x_BLC.shape
+    def __call__(self, x_BLC: jax.Array, text_kv: KeysValues, mask_BT: jax.Array) -> jax.Array:
+        """Lets float32 [B, L, C] look at the text: float32 [B, L, C], to be added."""
         q = self.query(x_BLC).transpose(0, 2, 1, 3) / math.sqrt(self.config.head_size)
         q = constrain(q, "batch", "heads", "tokens", None)
-        out = attend(q, *text_kv, self.config.compute_dtype, mask_BT[:, None, None, :])
-        return self.out(out.transpose(0, 2, 1, 3).reshape(B, L, C))
+        return self.merge(attend(q, *text_kv, self.config.compute_dtype, mask_BT[:, None, None, :]))
 
 
 class FeedForward(nn.Module):
@@ -144,13 +135,9 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BLC: jax.Array) -> jax.Array:
         c = self.config
-        hidden = Dense((c.width, c.ffn_width), ("embed", "mlp"), weight_init(c), c.compute_dtype, name="fc1")(
-            x_BLC
-        )
-        hidden = _gelu(constrain(hidden, "batch", "tokens", "mlp"))
-        return Dense((c.ffn_width, c.width), ("mlp", "embed"), output_init(c), c.compute_dtype, name="fc2")(
-            hidden
-        )
+        into = Dense((c.width, c.ffn_width), ("embed", "mlp"), weight_init(c), c.compute_dtype, name="fc1")
+        back = Dense((c.ffn_width, c.width), ("mlp", "embed"), output_init(c), c.compute_dtype, name="fc2")
+        return back(_gelu(constrain(into(x_BLC), "batch", "tokens", "mlp")))
 
 
 class Block(nn.Module):
@@ -163,23 +150,19 @@ class Block(nn.Module):
     config: TransformerConfig
     schedule: ScaleSchedule
 
-    def setup(self):
-        c = self.config
+    def setup(self) -> None:
+        c, ones, zeros = self.config, nn.initializers.ones, nn.initializers.zeros
         self.adaln_table = parameter(self, "adaln_table", adaln_init(c), (6, c.width), ("adaln", "embed"))
         self.self_attention = SelfAttention(c)
         self.cross_attention = CrossAttention(c)
-        self.cross_norm_scale = parameter(
-            self, "cross_norm_scale", nn.initializers.ones, (c.width,), ("embed",)
-        )
-        self.cross_norm_bias = parameter(
-            self, "cross_norm_bias", nn.initializers.zeros, (c.width,), ("embed",)
-        )
+        self.cross_norm_scale = parameter(self, "cross_norm_scale", ones, (c.width,), ("embed",))
+        self.cross_norm_bias = parameter(self, "cross_norm_bias", zeros, (c.width,), ("embed",))
         self.ffn = FeedForward(c)
 
     def __call__(
         self, x_BLC: jax.Array, path_factors_2B: jax.Array | None, condition: Condition
     ) -> tuple[jax.Array, None]:
-        """The residual stream float32 [B, L, C] after this block (and None, as a scan over layers wants).
+        """Runs the block on all tokens: the residual stream float32 [B, L, C] (and None, as a scan over layers wants).
 
         Args:
           path_factors_2B: float32, stochastic depth: what the self-attention's and the feed-forward layer's update of
@@ -193,9 +176,7 @@ class Block(nn.Module):
         if path_factors_2B is not None:
             gamma1, gamma2 = gamma1 * path_factors_2B[0][:, None], gamma2 * path_factors_2B[1][:, None]
         x_BLC += self.self_attention.merge(attended) * gamma1[:, None]
-        x_BLC += self._cross(
-            x_BLC, self.cross_attention.keys_values(condition.context_BTC), condition.mask_BT
-        )
+        x_BLC += self._cross(x_BLC, self.text_keys_values(condition.context_BTC), condition.mask_BT)
         x_BLC += self.ffn(modulate(x_BLC, modulation[1], modulation[3])) * gamma2[:, None]
         return constrain(x_BLC, "batch", "tokens", None), None
 
@@ -208,7 +189,7 @@ class Block(nn.Module):
         scale: int,
         choose: TokenChoice = all_tokens,
     ) -> tuple[jax.Array, KeysValues, tuple[jax.Array, jax.Array, jax.Array]]:
-        """One scale of N tokens.
+        """Runs the block on one scale of N tokens.
 
         Args:
           past: keys and values of each earlier scale, each [B, H, n, head], in storage form in `compute_dtype`.
@@ -224,13 +205,11 @@ class Block(nn.Module):
         take, fill = choose(x_BNC, SELF_ATTENTION)
         tables = self._rotary_positions(*self.schedule.offsets[scale : scale + 2])
         positions = (take(table_Nn[None])[:, None] for table_Nn in tables)
+        dtype = self.config.compute_dtype
         q, k, v = self.self_attention.project(modulate(take(x_BNC), modulation[0], modulation[2]), *positions)
-        new = (
-            to_storage(k.astype(self.config.compute_dtype)),
-            to_storage(v.astype(self.config.compute_dtype)),
-        )
+        new = to_storage(k.astype(dtype)), to_storage(v.astype(dtype))
         keys, values = (from_storage(jnp.concatenate(each, 2)) for each in zip(*past, new, strict=True))
-        attended = attend(q, keys, values, self.config.compute_dtype)
+        attended = attend(q, keys, values, dtype)
         by_self_attention = fill(self.self_attention.merge(attended) * gamma1[:, None])
         x_BNC += by_self_attention
         take, fill = choose(x_BNC, CROSS_ATTENTION)
@@ -240,21 +219,21 @@ class Block(nn.Module):
         by_ffn = fill(self.ffn(modulate(take(x_BNC), modulation[1], modulation[3])) * gamma2[:, None])
         return x_BNC + by_ffn, new, (by_self_attention, by_cross_attention, by_ffn)
 
-    def text_keys_values(self, context_BTC: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values of the text for the cross-attention, each float32 [B, H, T, head]."""
+    def text_keys_values(self, context_BTC: jax.Array) -> KeysValues:
+        """Computes keys and values of the text for the cross-attention, each float32 [B, H, T, head]."""
         return self.cross_attention.keys_values(context_BTC)
 
-    def _rotary_positions(self, start: int, end: int):
-        """Rows of the rotary tables, of the schedule's tokens from `start` to `end`; () with learned positions."""
+    def _rotary_positions(self, start: int, end: int) -> tuple[np.ndarray, ...]:
+        """Takes the rows of the rotary tables for tokens `start` to `end`; () with learned positions."""
         if self.config.learned_schedule is not None:
             return ()
         return tuple(table_Ln[start:end] for table_Ln in rope_table(self.schedule, self.config.head_size))
 
     def _modulation(self, condition: Condition) -> list[jax.Array]:
-        """gamma1, gamma2, scale1, scale2, shift1, shift2, each float32 [B, C]."""
+        """Returns gamma1, gamma2, scale1, scale2, shift1, shift2, each float32 [B, C]."""
         adaln_B6C = condition.adaln_B6C + self.adaln_table
         return [adaln_B6C[:, i] for i in range(6)]
 
-    def _cross(self, x_BLC: jax.Array, text_kv, mask_BT: jax.Array) -> jax.Array:
+    def _cross(self, x_BLC: jax.Array, text_kv: KeysValues, mask_BT: jax.Array) -> jax.Array:
         normed = _scaled_norm(x_BLC, self.cross_norm_scale, self.cross_norm_bias)
         return self.cross_attention(normed, text_kv, mask_BT)

@@ -33,17 +33,17 @@ class BitHead(nn.Module):
         return logits.reshape(*logits.shape[:-1], self.config.bits, 2)
 
     def flat_logits(self, x_BLC: jax.Array, vector_BC: jax.Array) -> jax.Array:
-        """All logits of a token in one axis, float32 [B, L, logits]."""
+        """Computes all logits of a token in one axis, float32 [B, L, logits]."""
         scale_shift = self.modulation(vector_BC)
         return self.logits(modulate(x_BLC, scale_shift[:, 0], scale_shift[:, 1]))
 
     def modulation(self, vector_BC: jax.Array) -> jax.Array:
-        """Scale and shift of the norm, float32 [B, 2, C]."""
+        """Computes scale and shift of the norm, float32 [B, 2, C]."""
         return self.adaln(nn.silu(vector_BC))
 
 
 class IndexHead(BitHead):
-    """The same with one logit for each of the 2^d indices of a token (paper Table 5): the baseline of the bit head."""
+    """A `BitHead` with one logit for each of the 2^d indices of a token (paper Table 5): the baseline."""
 
     logits_axis: str = "indices"
 

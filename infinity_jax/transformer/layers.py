@@ -27,6 +27,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jax.typing import DTypeLike
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.transformer.kernels.matmul import matmul
@@ -37,19 +38,19 @@ ADALN_INIT, GAMMA_INIT = 1e-3, 5e-6
 
 
 def weight_init(config: TransformerConfig, factor: float = 1.0) -> Callable:
-    """Truncated normal of deviation `factor` * sqrt(1 / C / 3): fresh weights and embeddings."""
+    """Makes a truncated normal of deviation `factor` * sqrt(1 / C / 3): fresh weights and embeddings."""
     return nn.initializers.truncated_normal(factor * math.sqrt(1 / config.width / 3))
 
 
 def output_init(config: TransformerConfig) -> Callable:
-    """Initialiser of projections that add to the residual stream: smaller in deeper models."""
+    """Makes the initialiser of projections that add to the residual stream: smaller in deeper models."""
     return weight_init(config, 1 / math.sqrt(2 * config.layers))
 
 
 def adaln_init(config: TransformerConfig) -> Callable:
-    """Initialiser of [..., 6, C]: small rows gamma1, gamma2, then scale1, scale2, shift1, shift2."""
+    """Makes the initialiser of [..., 6, C]: small rows gamma1, gamma2, then scale1, scale2, shift1, shift2."""
 
-    def init(key, shape, dtype=jnp.float32):
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         factors = jnp.array([GAMMA_INIT] * 2 + [ADALN_INIT] * 4, dtype)[:, None]
         return weight_init(config)(key, shape, dtype) * factors
 
@@ -59,7 +60,7 @@ def adaln_init(config: TransformerConfig) -> Callable:
 def parameter(
     module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]
 ) -> jax.Array:
-    """A float32 parameter of `module` with one logical axis name per dimension."""
+    """Declares a float32 parameter of `module` with one logical axis name per dimension."""
     partitioned = nn.with_logical_partitioning(init, axes)
     return module.param(name, partitioned, shape, jnp.float32)  # pyright: ignore[reportReturnType]
 
@@ -83,7 +84,7 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """float32 [..., in] -> float32 [..., *out]."""
+        """Maps float32 [..., in] -> float32 [..., *out]."""
         kernel = parameter(self, "kernel", self.kernel_init, self.shape, self.axes)
         y = checkpoint_name(matmul(x, kernel, self.dtype), LINEAR)
         if self.bias:
@@ -92,7 +93,7 @@ class Dense(nn.Module):
 
 
 def recomputed(function: Callable) -> Callable:
-    """`function`, of which the backward pass keeps the arguments alone and computes the rest again.
+    """Makes the backward pass of `function` keep the arguments alone and compute the rest again.
 
     For element-wise work: several arrays of it would be kept otherwise, and writing and reading them takes longer than
     the work.
@@ -102,12 +103,12 @@ def recomputed(function: Callable) -> Callable:
 
 
 def layer_norm(x: jax.Array) -> jax.Array:
-    """Zero mean and unit variance over the last axis, without learned scale, eps 1e-6."""
+    """Normalises the last axis to zero mean and unit variance, without learned scale, eps 1e-6."""
     centred = x - x.mean(-1, keepdims=True)
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + NORM_EPS)
 
 
 @recomputed
 def modulate(x_BLC: jax.Array, scale_BC: jax.Array, shift_BC: jax.Array) -> jax.Array:
-    """AdaLN: normalise, then scale by 1 + scale and shift, per picture."""
+    """Applies AdaLN: normalises, then scales by 1 + scale and shifts, per picture."""
     return layer_norm(x_BLC) * (1 + scale_BC[:, None]) + shift_BC[:, None]

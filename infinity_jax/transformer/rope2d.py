@@ -1,4 +1,4 @@
-"""Rotary positions in two dimensions that line up between scales (spec section 4)."""
+"""Rotary positions in two dimensions that line up between scales (docs/spec.md section 4)."""
 
 import functools
 
@@ -11,7 +11,7 @@ from infinity_jax.scales import ScaleSchedule
 
 @functools.cache
 def rope_table(schedule: ScaleSchedule, head_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """cos and sin, each float32 [L, head_size / 2], of the angle of every channel pair of every token.
+    """Computes cos and sin, each float32 [L, head_size / 2], of the angle of every channel pair of every token.
 
     The first half of the pairs turns with the token's row, the other half with its column.
     Row i of a scale with h_k rows sits at round(i * H / h_k), halves to even, where H is the
@@ -31,7 +31,7 @@ def rope_table(schedule: ScaleSchedule, head_size: int) -> tuple[np.ndarray, np.
 
 
 def rotate(x_BHLd: jax.Array, cos_Ln: np.ndarray | jax.Array, sin_Ln: np.ndarray | jax.Array) -> jax.Array:
-    """Turns the channel pairs (0, 1), (2, 3), ... of queries or keys.
+    """Rotates the channel pairs (0, 1), (2, 3), ... of queries or keys.
 
     Args:
       x_BHLd: float32 [B, H, L, head].

@@ -60,7 +60,7 @@ class TextCondition(nn.Module):
         return self.pool(normed, mask_BT), self.fc2(nn.gelu(self.fc1(normed), approximate=True))
 
     def empty(self, length: int) -> jax.Array:
-        """The learned features of an absent caption of `length` tokens, float32 [length, text_channels]."""
+        """Returns the learned features of an absent caption of `length` tokens, float32 [length, text_channels]."""
         if length > self.config.text_length:
             raise UserError(
                 f"text of {length} tokens is longer than the model's text_length {self.config.text_length}; "

@@ -1,4 +1,4 @@
-"""The bitwise autoregressive transformer: text and coarser scales in, bit logits out (spec section 4)."""
+"""The bitwise autoregressive transformer: text and coarser scales in, bit logits out (docs/spec.md section 4)."""
 
 from typing import Any
 
@@ -59,7 +59,7 @@ class Transformer(nn.Module):
         drop_caption_B: Bool[Array, "B"] | None = None,
         path_factors_N2B: Float[Array, "N 2 B"] | None = None,
     ) -> Float[Array, "B L d 2"] | Float[Array, "B L V"]:
-        """Logits of all scales at once.
+        """Computes the logits of all scales at once.
 
         Args:
           inputs_BLd: float32, the inputs of scales 2..K: resized running sums, row by row, one scale after the other.
@@ -110,7 +110,7 @@ class Transformer(nn.Module):
         return self.head(x_BLC, condition)
 
     def text_condition(self, text_BTC: jax.Array, text_mask_BT: jax.Array) -> Condition:
-        """What the blocks and the head read of the text [B, T, channels], or [1, T, channels] for all masks [B, T]."""
+        """Computes what blocks and head read of the text [B, T, channels], or [1, T, channels] for all masks [B, T]."""
         vector_BC, context_BTC = self.text(text_BTC, text_mask_BT)
         vector_BC, context_BTC = (
             constrain(vector_BC, "batch", None),
@@ -120,15 +120,15 @@ class Transformer(nn.Module):
         return Condition(vector_BC, adaln_B6C, context_BTC, text_mask_BT)
 
     def empty_caption(self, length: int) -> jax.Array:
-        """Learned features of an absent caption, float32 [length, text_channels]."""
+        """Returns the learned features of an absent caption, float32 [length, text_channels]."""
         return self.text.empty(length)
 
     def start(self, condition: Condition) -> jax.Array:
-        """<SOS>, the first scale's only input, float32 [B, 1, C], without the embedding of scale or position."""
+        """Makes <SOS>, the first scale's only input, float32 [B, 1, C], without the embedding of scale or position."""
         return (condition.vector_BC + self.start_position)[:, None]
 
     def embed(self, condition: Condition, inputs_BNd: jax.Array | None, scale: int) -> jax.Array:
-        """The residual stream float32 [B, N, C] before the first block, of the scale with number `scale`.
+        """Makes the residual stream float32 [B, N, C] before the first block, of the scale with number `scale`.
 
         Args:
           inputs_BNd: float32, the resized running sum; None for the first scale.
@@ -141,13 +141,13 @@ class Transformer(nn.Module):
         return tokens + self.position_embedding[start:end]
 
     def head(self, x_BNC: jax.Array, condition: Condition) -> jax.Array:
-        """Logits float32 [B, N, d, 2], or [B, N, 2^d] of indices, from the last block's output."""
+        """Computes logits float32 [B, N, d, 2], or [B, N, 2^d] of indices, from the last block's output."""
         head = self.bit_head if self.config.head == "bits" else self.index_head
         return head(x_BNC, condition.vector_BC)
 
 
 def _rematerialised(policy: str) -> Any:
-    """`Block` with what its backward pass computes again; names as in `TransformerConfig.remat`."""
+    """Wraps `Block` with what its backward pass computes again; names as in `TransformerConfig.remat`."""
     policies = jax.checkpoint_policies
     if policy == "none":
         return Block
@@ -165,22 +165,22 @@ def _rematerialised(policy: str) -> Any:
 
 
 def draw_path_factors(config: TransformerConfig, key: Key[Array, ""], batch: int) -> Float[Array, "N 2 B"]:
-    """Stochastic depth of a batch: 0 where a picture skips a layer's update, else 1 / (1 - rate).
+    """Draws a batch's stochastic depth: 0 where a picture skips a layer's update, else 1 / (1 - rate).
 
-    Axis 1: self-attention, feed-forward layer. The rate grows linearly from 0 to `drop_path` (spec section 4).
+    Axis 1: self-attention, feed-forward layer. The rate grows linearly from 0 to `drop_path` (docs/spec.md section 4).
     """
     kept_N = 1 - jnp.linspace(0.0, config.drop_path, config.layers)[:, None, None]
     return jax.random.bernoulli(key, kept_N, (config.layers, 2, batch)) / kept_N
 
 
 def init_params(config: TransformerConfig, key: Key[Array, ""], schedule: ScaleSchedule) -> Any:
-    """Fresh parameters, a nested dict of float32 arrays, without their logical axis names."""
+    """Draws fresh parameters, a nested dict of float32 arrays, without their logical axis names."""
     # One compiled program: drawing every array by itself takes several times as long.
     return jax.jit(lambda key: nn.meta.unbox(init_variables(config, key, schedule)["params"]))(key)
 
 
 def init_variables(config: TransformerConfig, key: Key[Array, ""], schedule: ScaleSchedule) -> Any:
-    """Fresh variables with logical axis names attached; under `jax.eval_shape` only their shapes."""
+    """Draws fresh variables with logical axis names attached; under `jax.eval_shape` only their shapes."""
     inputs = jnp.zeros((1, schedule.length - 1, config.bits))
     text, mask = jnp.zeros((1, 1, config.text_channels)), jnp.ones((1, 1), bool)
     return Transformer(config).init(key, inputs, text, mask, schedule, jnp.zeros((1,), bool))

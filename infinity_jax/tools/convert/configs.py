@@ -31,7 +31,7 @@ class ResolvedConfig:
 
 
 def resolve_config(name_or_file: str, kind: str) -> ResolvedConfig:
-    """The config that `--config` names.
+    """Finds the config that `--config` names.
 
     Args:
       name_or_file: a name of `PRESETS` (for a tokenizer: the one that belongs to it, or a name of `TOKENIZERS`);

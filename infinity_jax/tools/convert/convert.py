@@ -178,7 +178,7 @@ def _open_checkpoint(folder: str, kind: str) -> tuple[Path, dict[str, Any]]:
 
 
 def _dtype(link: Link | Buffer, note: Published, ours: Mapping[str, LazyTensor]) -> np.dtype:
-    """The dtype of the published tensor."""
+    """Finds the dtype of the published tensor."""
     if link.published in note.other_dtypes:
         return dtype_named(note.other_dtypes[link.published])
     if note.dtype:

@@ -44,7 +44,7 @@ class Kind:
     def fitting_links(
         self, tensors: Shapes, config: Any, config_name: str
     ) -> tuple[list[Link | Buffer], dict[str, Any]]:
-        """The links of a config in the layout of a state dict, and that layout.
+        """Makes the links of a config in the layout of a state dict, and gives that layout.
 
         Raises:
           UserError: the tensors are not exactly those of the config (`config_name` is for the message, which says
@@ -79,7 +79,7 @@ class Kind:
         return sentences
 
     def published_model(self, tensors: Shapes) -> str:
-        """The published model that has exactly these tensors, or ""."""
+        """Finds the published model that has exactly these tensors; "" if there is none."""
         layout = self.layout_of(tensors)
         for name, config in self.models.items():
             try:

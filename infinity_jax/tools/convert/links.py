@@ -2,8 +2,8 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import jax
 import numpy as np
@@ -37,7 +37,7 @@ class Link:
     layout: str = "same"
 
     def to_ours(self, value: Shaped[np.ndarray, "..."]) -> tuple[np.ndarray, ...]:
-        """Our arrays, each of `shape` and of the same dtype, one for each path of `ours`.
+        """Makes our arrays, each of `shape` and of the same dtype, one for each path of `ours`.
 
         Raises:
           UserError: the value has another shape than `published_shape`.
@@ -53,7 +53,7 @@ class Link:
         return tuple(_transposed(part).reshape(self.shape) for part in rows)
 
     def to_published(self, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
-        """The published tensor from our arrays: the inverse of `to_ours`."""
+        """Makes the published tensor from our arrays: the inverse of `to_ours`."""
         if self.layout == "conv":
             return np.ascontiguousarray(arrays[0].transpose(3, 2, 0, 1))
         if self.layout == "same":
@@ -63,7 +63,7 @@ class Link:
         return np.concatenate([_transposed(array.reshape(self.shape[0], -1)) for array in arrays])
 
     def _fresh_rows(self, value: np.ndarray) -> np.ndarray:
-        """The rows that `value` lacks, drawn as in an untrained model, always the same ones."""
+        """Draws the rows that `value` lacks as in an untrained model, always the same ones."""
         missing, channels = max(0, self.shape[0] - len(value)), self.shape[1]
         draw = nn.initializers.truncated_normal(math.sqrt(1 / channels))
         return np.asarray(draw(jax.random.key(0), (missing, channels)), value.dtype)
@@ -78,7 +78,7 @@ class Link:
 
 
 def _transposed(matrix: np.ndarray) -> np.ndarray:
-    """A transposed copy, made in strips that fit the processor's cache: about four times faster than in one go."""
+    """Copies a matrix transposed, in strips that fit the processor's cache: about four times faster than in one go."""
     out = np.empty(matrix.shape[::-1], matrix.dtype)
     for start in range(0, len(matrix), 128):
         out[:, start : start + 128] = matrix[start : start + 128].T
@@ -99,7 +99,7 @@ class Buffer:
 
     @property
     def published_shape(self) -> tuple[int, ...]:
-        """Its shape in the published state dict."""
+        """Returns its shape in the published state dict."""
         return self.values.shape
 
     def check_values(self, values: Shaped[np.ndarray, "..."]) -> None:
@@ -119,7 +119,7 @@ class HasShape(Protocol):
 
 
 def differences(tensors: Mapping[str, HasShape], links: Sequence[Link | Buffer]) -> list[str]:
-    """What keeps published tensors from being exactly those of `links`, one sentence each; [] if nothing does.
+    """Says what keeps published tensors from being exactly those of `links`, one sentence each; [] if nothing does.
 
     Names at most eight tensors of each sort.
     """
@@ -141,58 +141,20 @@ def _listed(items: Sequence[str]) -> str:
     return "; ".join(items[:8]) + (f"; and {len(items) - 8} more" if len(items) > 8 else "")
 
 
-def parameter_count(links: Iterable[Link | Buffer]) -> int:
-    """How many parameters a model has; buffers do not count."""
-    return sum(math.prod(link.published_shape) for link in links if isinstance(link, Link))
-
-
-def params_from(
-    tensors: Mapping[str, Shaped[np.ndarray, "..."]], links: Sequence[Link | Buffer]
-) -> dict[str, Any]:
-    """Our parameters from a published state dict in memory.
-
-    Args:
-      tensors: name -> array of any float type.
-      links: of the model, in the names of the state dict.
-    Returns:
-      nested dict of float32 NumPy arrays; blocks stacked over layers.
-    Raises:
-      UserError: a tensor is missing, unknown or of another shape, or a buffer holds something else.
-    """
-    if found := differences(tensors, links):
-        raise UserError(f"the state dict does not fit: {'. '.join(found)}")
-    rows: dict[str, dict[int | None, np.ndarray]] = {}
-    for link in links:
-        if isinstance(link, Buffer):
-            link.check_values(tensors[link.published])
-            continue
-        arrays = link.to_ours(np.asarray(tensors[link.published]).astype(np.float32))
-        for path, array in zip(link.ours, arrays, strict=True):
-            rows.setdefault(path, {})[link.layer] = array
-    params: dict[str, Any] = {}
-    for path, layers in rows.items():
-        *parents, leaf = path.split("/")
-        node = params
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[leaf] = layers[None] if None in layers else np.stack([layers[i] for i in range(len(layers))])
-    return params
-
-
 def same(
     published: str, ours: str, shape: tuple[int, ...], published_shape: tuple[int, ...] | None = None, **layer
 ) -> Link:
-    """A link that changes the shape at most; `published_shape` is the flat one if it is not given."""
+    """Makes a link that changes the shape at most; `published_shape` is the flat one if it is not given."""
     return Link(published, published_shape or (math.prod(shape),), (ours,), shape, **layer)
 
 
 def linear(published: str, ours: tuple[str, ...], shape: tuple[int, ...], **layer) -> Link:
-    """A link of a linear map (or several joined ones); `shape` is [in, ...out] of each."""
+    """Makes the link of a linear map (or several joined ones); `shape` is [in, ...out] of each."""
     outputs = len(ours) * math.prod(shape[1:])
     return Link(published, (outputs, shape[0]), ours, shape, layout="linear", **layer)
 
 
 def conv(published: str, ours: str, shape: tuple[int, int, int, int]) -> Link:
-    """A link of a convolution; `shape` is our [h,w,in,out]."""
+    """Makes the link of a convolution; `shape` is our [h,w,in,out]."""
     height, width, inputs, outputs = shape
     return Link(published, (outputs, inputs, height, width), (ours,), shape, layout="conv")

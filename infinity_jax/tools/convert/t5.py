@@ -79,7 +79,7 @@ def _source_file(source: str, name: str) -> Path:
 
 
 def _check_source_config(path: Path, name: str, model: T5Config) -> None:
-    """Shapes do not tell everything, heads for example; where the source has its own config, it must be equal."""
+    """Checks that the source's own config, if it has one, is equal: shapes do not tell everything, like heads."""
     if not path.is_file():
         return
     theirs, ours = t5_encoder.read_config(path).to_hf(), model.to_hf()
@@ -93,7 +93,7 @@ def _check_source_config(path: Path, name: str, model: T5Config) -> None:
 
 
 def _encoder_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-    """Only those of the encoder, the embedding under one name."""
+    """Keeps those of the encoder alone, the embedding under one name."""
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(LEFT_OUT)}
     alias = kept.pop(EMBEDDING_ALIAS, None)
     if alias is None:
@@ -139,7 +139,7 @@ LEFT_OUT = ("decoder.", "lm_head.")
 
 
 def t5_links(config: T5Config) -> list[Link]:
-    """One link for each tensor of the encoder; paths of ours are those of `text.t5.T5`."""
+    """Makes one link for each tensor of the encoder; paths of ours are those of `text.t5.T5`."""
     c = config
     first = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     embedding, positions = (c.vocabulary, c.width), (c.position_buckets, c.heads)

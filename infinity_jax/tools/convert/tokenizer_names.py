@@ -1,4 +1,4 @@
-"""The published tokenizer's tensors and ours (spec section 9), in the published order."""
+"""The published tokenizer's tensors and ours (docs/spec.md section 9), in the published order."""
 
 from collections.abc import Iterable
 
@@ -9,12 +9,12 @@ from infinity_jax.tools.convert.links import Buffer, Link, conv, same
 
 
 def has_inner_names(names: Iterable[str]) -> bool:
-    """Whether a published state dict says "conv_in.conv.weight"; older files say "conv_in.weight"."""
+    """Tells whether a published state dict says "conv_in.conv.weight"; older files say "conv_in.weight"."""
     return "encoder.conv_in.weight" not in names
 
 
 def tokenizer_links(config: TokenizerConfig, inner_names: bool = True) -> list[Link | Buffer]:
-    """Every tensor of the published tokenizer of a config.
+    """Lists every tensor of the published tokenizer of a config.
 
     Args:
       config: its size.

@@ -1,4 +1,4 @@
-"""The published transformer's tensors and ours (spec section 9), in the published order."""
+"""The published transformer's tensors and ours (docs/spec.md section 9), in the published order."""
 
 import re
 from collections.abc import Iterable
@@ -15,14 +15,14 @@ _CHUNK = re.compile(r"block_chunks\.(\d+)\.module\.")
 
 
 def chunks_of(names: Iterable[str]) -> int:
-    """In how many chunks the blocks of a published state dict are grouped; 0 if they are "blocks.0", "blocks.1", ..."""
+    """Counts the chunks that the blocks of a published state dict are grouped in; 0 if they are "blocks.0", ..."""
     return max((int(match[1]) + 1 for match in map(_CHUNK.match, names) if match), default=0)
 
 
 def transformer_links(
     config: TransformerConfig, chunks: int, caption_rows: int | None = None
 ) -> list[Link | Buffer]:
-    """Every tensor of the published transformer of a config.
+    """Lists every tensor of the published transformer of a config.
 
     Args:
       config: its size.
@@ -110,7 +110,7 @@ def _block(c: TransformerConfig, prefix: str, layer: int) -> list[Link | Buffer]
 
 
 def _dense(published: str, ours: str, shape: tuple[int, ...], layer: int | None = None) -> list[Link]:
-    """Weight and bias of one linear map; `shape` is our kernel's, [in, ...out]."""
+    """Makes the links of one linear map's weight and bias; `shape` is our kernel's, [in, ...out]."""
     return [
         linear(f"{published}.weight", (f"{ours}/kernel",), shape, layer=layer),
         same(f"{published}.bias", f"{ours}/bias", shape[1:], layer=layer),
@@ -118,5 +118,5 @@ def _dense(published: str, ours: str, shape: tuple[int, ...], layer: int | None 
 
 
 def _no_bias(published: str, width: int) -> Buffer:
-    """The release stores a key bias of zeros beside the biases that are learned."""
+    """Makes the key bias of zeros that the release stores beside the biases that are learned."""
     return Buffer(published, np.zeros(width, np.float32))

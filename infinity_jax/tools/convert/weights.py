@@ -51,7 +51,7 @@ def _our_arrays(
 
 
 def our_shapes(links: Sequence[Link | Buffer]) -> dict[str, tuple[int, ...]]:
-    """Path -> shape of all our arrays, with the layer axis where they are stacked."""
+    """Maps the path of each of our arrays to its shape, with the layer axis where they are stacked."""
     shapes: dict[str, tuple[int, ...]] = {}
     for link in links:
         if isinstance(link, Link):
@@ -65,7 +65,7 @@ def published_arrays(
     links: Sequence[Link | Buffer],
     shapes: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
 ) -> Iterator[np.ndarray]:
-    """The published tensors in the order of `links`, each in the dtype that `shapes` has for it."""
+    """Yields the published tensors in the order of `links`, each in the dtype that `shapes` has for it."""
     for link in links:
         dtype = shapes[link.published][0]
         if isinstance(link, Buffer):
@@ -89,5 +89,5 @@ def check_ours(path: Path, ours: Mapping[str, LazyTensor], links: Sequence[Link 
 
 
 def size_of(tensors: Mapping[str, LazyTensor]) -> int:
-    """Bytes of all values."""
+    """Adds up the bytes of all values."""
     return sum(math.prod(tensor.shape) * tensor.dtype.itemsize for tensor in tensors.values())

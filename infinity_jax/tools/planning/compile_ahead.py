@@ -5,7 +5,6 @@ Nothing runs: memory is what the compiler plans, FLOP and collectives are counte
 """
 
 import dataclasses
-import os
 import re
 import time
 from collections.abc import Mapping, Sequence
@@ -14,20 +13,20 @@ from typing import Any
 
 import jax
 from absl import logging
-from jax.experimental import topologies
 
 from infinity_jax import config_files, scales
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 from infinity_jax.runtime import sharding
+from infinity_jax.runtime.compiled_step import planned_bytes
 from infinity_jax.runtime.devices import GIB
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.tools.planning import flops, hlo_costs
-from infinity_jax.tools.planning.chips import CHIPS, Chip
+from infinity_jax.tools.planning.chips import Chip
 from infinity_jax.tools.planning.lowering import Program, lower_sampler, lower_train_step
+from infinity_jax.tools.planning.targets import Target, find_target
 
-INSTALL = "pip install 'infinity-jax[tpu]' (or 'jax[tpu]' of the same version as jax)"
 # For `--quick`: XLA's level EFFORT_O0, as a number because older jax takes no name; known for every kind of device.
 QUICK: Any = {"optimization_level": 9}
 # What is reported of a compiled program: the largest over all shapes of pictures, or their mean.
@@ -44,86 +43,81 @@ _MEANS = (
 
 
 @dataclasses.dataclass(frozen=True)
-class Target:
-    """What is compiled for.
+class Request:
+    """What is to be compiled.
 
     Attributes:
-      devices: of jax; of a topology they exist only as a description.
-      memory: bytes of one device.
-      chip: its rates; None for virtual devices of a CPU, where a time would say nothing.
-    """
-
-    devices: Sequence[Any]
-    memory: int
-    chip: Chip | None
-
-
-def main(
-    config: str,
-    size: str,
-    budget: str,
-    aspects: Mapping[str, float],
-    topology: str,
-    slices: int,
-    mesh: str | None,
-    rules: str | None,
-    batch: int | None,
-    microbatches: int | None,
-    remat: str | None,
-    sampler: bool,
-    quick: bool,
-    json_file: str,
-) -> bool:
-    """Compiles, prints a report and writes it to `json_file`; whether it fits into the devices' memory.
-
-    Args:
       config: a config file as configs/t2i.py; its argument is "SIZE,BUDGET".
-      budget: a preset of `scales.make_schedule`; aspects: aspect ratio -> its share of the batches.
-      topology: "cpu:8", or a chip of `CHIPS` and a shape, like "v5e:16x16"; slices: how many of them.
-      mesh: as `parse_mesh` reads it, None is the config's; rules: a preset of sharding rules, None is the least that
-        uses the whole mesh.
+      size: of the model.
+      budget: a preset of `scales.make_schedule`.
+      aspects: aspect ratio -> its share of the batches.
+      topology: "cpu:8", or a chip of `CHIPS` and a shape, like "v5e:16x16".
+      slices: how many of them.
+      mesh: as `parse_mesh` reads it; None is the config's.
+      rules: a preset of sharding rules; None is the least that uses the whole mesh.
       batch: pictures over all devices; None is the config's, or for the sampler one a device of data and fsdp.
       microbatches: parts of a batch one after the other; None is the config's.
       remat: as `TransformerConfig.remat`; None is the config's.
       sampler: the sampler instead of the train step.
       quick: with less optimisation.
-    Raises:
-      UserError: something of it is unknown or does not go together, or libtpu is missing.
     """
-    values = config_files.load(f"{config}:{size},{budget}")
+
+    config: str
+    size: str
+    budget: str
+    aspects: Mapping[str, float]
+    topology: str
+    slices: int
+    mesh: str | None
+    rules: str | None
+    batch: int | None
+    microbatches: int | None
+    remat: str | None
+    sampler: bool
+    quick: bool
+
+
+def main(request: Request, json_file: str) -> bool:
+    """Compiles, prints a report and writes it to `json_file`; returns whether it fits into the devices' memory.
+
+    Raises:
+      UserError: something of the request is unknown or does not go together, or libtpu is missing.
+    """
+    r = request
+    values = config_files.load(f"{r.config}:{r.size},{r.budget}")
     atomic.check_target(Path(json_file), "--json")
-    if sampler and microbatches:
+    if r.sampler and r.microbatches:
         raise UserError("--microbatches is of the train step; leave it out with --sampler")
     model = from_dict(TransformerConfig, values.model, "model")
-    model = dataclasses.replace(model, remat=model.remat if remat is None else remat)
-    target = find_target(topology, slices)
-    mesh = mesh or str(values.mesh.shape) or f"fsdp={len(target.devices)}"
-    mesh_config = parse_mesh(mesh, slices)
-    rules = rules or sharding.least_rules(mesh_config)
+    model = dataclasses.replace(model, remat=model.remat if r.remat is None else r.remat)
+    target = find_target(r.topology, r.slices)
+    mesh = r.mesh or str(values.mesh.shape) or f"fsdp={len(target.devices)}"
+    mesh_config = parse_mesh(mesh, r.slices)
+    rules = r.rules or sharding.least_rules(mesh_config)
     layout = sharding.layout_of(mesh_config, rules, model, target.devices)
-    default = mesh_config.data * mesh_config.fsdp if sampler else values.train.batch_size
-    pictures: int = batch or default
-    parts: int = 1 if sampler else microbatches or values.train.microbatches
+    default = mesh_config.data * mesh_config.fsdp if r.sampler else values.train.batch_size
+    pictures: int = r.batch or default
+    parts: int = 1 if r.sampler else r.microbatches or values.train.microbatches
     shapes = []
-    for aspect, share in aspects.items():
-        schedule = scales.make_schedule(budget, aspect)
-        if sampler:
-            program = lower_sampler(values, size, model, schedule, pictures, layout)
+    for aspect, share in r.aspects.items():
+        schedule = scales.make_schedule(r.budget, aspect)
+        if r.sampler:
+            program = lower_sampler(values, r.size, model, schedule, pictures, layout)
         else:
-            program = lower_train_step(values, size, model, schedule, pictures, parts, layout)
-        shapes.append({"aspect": aspect, "share": share, **compile_and_count(program, target, quick)})
+            program = lower_train_step(values, r.size, model, schedule, pictures, parts, layout)
+        shapes.append({"aspect": aspect, "share": share, **compile_and_count(program, target, r.quick)})
     report = {
-        "program": "sampler" if sampler else "train step",
-        "size": size,
-        "budget": budget,
-        "topology": topology,
-        "slices": slices,
+        "program": "sampler" if r.sampler else "train step",
+        "size": r.size,
+        "budget": r.budget,
+        "topology": r.topology,
+        "slices": r.slices,
         "mesh": mesh,
         "rules": rules,
         "batch": pictures,
         "microbatches": parts,
         "remat": model.remat,
-        "quick": quick,
+        "quick": r.quick,
         "parameters": flops.parameter_count(model),
         "devices": len(target.devices),
         "device_memory_bytes": target.memory,
@@ -135,42 +129,8 @@ def main(
     return report["fits"]
 
 
-def find_target(topology: str, slices: int = 1) -> Target:
-    """The devices that a name describes; UserError if there are none, or libtpu is not installed."""
-    name, _, shape = topology.partition(":")
-    if name == "cpu":
-        count = int(shape) if shape.isdecimal() else 0
-        devices = jax.devices("cpu")
-        if slices > 1:
-            raise UserError(
-                f"{slices} slices of {topology!r}: only a TPU topology can have several; use --slices 1"
-            )
-        if not 1 <= count <= len(devices):
-            raise UserError(
-                f"topology {topology!r}: this process has {len(devices)} virtual CPU devices; write cpu:NUMBER, and "
-                "outside the command line set XLA_FLAGS=--xla_force_host_platform_device_count=NUMBER before jax starts"
-            )
-        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Target(devices[:count], host // count, None)
-    chip = CHIPS.get(name)
-    if chip is None or chip.topology_options is None:
-        known = ", ".join(name for name, chip in CHIPS.items() if chip.topology_options is not None)
-        raise UserError(f"unknown topology {topology!r}; use cpu:8 or CHIP:SHAPE with a chip of {known}")
-    options: dict[str, Any] = dict(chip.topology_options) | ({"num_slices": slices} if slices > 1 else {})
-    try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology, **options)
-    except jax.errors.JaxRuntimeError as error:
-        hint = "then try again" if "lockfile" in str(error) else "use a shape like v5e:4x4 or v5p:2x2x1"
-        raise UserError(f"topology {topology!r}: {error}; {hint}") from error
-    except (RuntimeError, ImportError, ValueError, NotImplementedError) as error:
-        raise UserError(
-            f"topology {topology!r} needs libtpu, which is not found ({error}); {INSTALL}"
-        ) from error
-    return Target(described.devices, chip.memory, chip)
-
-
 def compile_and_count(program: Program, target: Target, quick: bool) -> dict[str, Any]:
-    """Memory, FLOP, collectives and estimates of one program; all but memory are None where it does not fit at all."""
+    """Compiles one program: memory, FLOP, collectives and estimates; None but for memory where it does not fit."""
     start = time.monotonic()
     try:
         compiled = program.lowered.compile(QUICK if quick else None)
@@ -180,14 +140,7 @@ def compile_and_count(program: Program, target: Target, quick: bool) -> dict[str
         return _did_not_fit(str(error), program.model_flops, time.monotonic() - start)
     seconds = time.monotonic() - start
     memory: Any = compiled.memory_analysis()
-    outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
-    # Temporaries as if all lived at once: the compiler's own peak leaves some out, and a CPU's leaves out all.
-    peak = (
-        memory.argument_size_in_bytes
-        + outputs
-        + memory.temp_size_in_bytes
-        + memory.generated_code_size_in_bytes
-    )
+    peak = planned_bytes(compiled)
     counted = hlo_costs.costs(compiled.as_text() or "")
     return {
         "fits": peak <= target.memory,
@@ -205,7 +158,7 @@ def compile_and_count(program: Program, target: Target, quick: bool) -> dict[str
 
 
 def _did_not_fit(message: str, model_flops: int, seconds: float) -> dict[str, Any]:
-    """What `compile_and_count` gives where the compiler refuses; it names what it would have used, if it knows."""
+    """Gives what `compile_and_count` does where the compiler refuses, which may say how much it would have used."""
     used = re.search(r"[Uu]sed ([\d.]+)([KMGT])", message)
     logging.warning("%s", message.split("\n\n")[0])
     return {
@@ -220,7 +173,7 @@ def _did_not_fit(message: str, model_flops: int, seconds: float) -> dict[str, An
 
 
 def estimate(counted: hlo_costs.Costs, chip: Chip | None) -> dict[str, Any]:
-    """A lower bound of a step's time, from the chip's peak rates; None for a CPU.
+    """Bounds a step's time from below by the chip's peak rates; None for a CPU.
 
     Products, memory and links are taken to work at the same time, each at its peak; what is slowest decides. Traffic
     with the host's memory (remat "offload") is not counted.
@@ -239,7 +192,7 @@ def estimate(counted: hlo_costs.Costs, chip: Chip | None) -> dict[str, Any]:
 
 
 def combine(shapes: Sequence[Mapping[str, Any]], target: Target) -> dict[str, Any]:
-    """The numbers of a mix of picture shapes: memory is that of the largest, all else the mean by their shares."""
+    """Joins the numbers of several picture shapes: memory is that of the largest, all else the mean by their shares."""
     shares = [shape["share"] / sum(shape["share"] for shape in shapes) for shape in shapes]
 
     def mean(values: Sequence[Any]) -> Any:
@@ -268,7 +221,7 @@ def combine(shapes: Sequence[Mapping[str, Any]], target: Target) -> dict[str, An
 
 
 def describe(report: Mapping[str, Any]) -> str:
-    """The report for people."""
+    """Writes the report for people."""
     peak, memory = report["peak_bytes_per_device"], report["device_memory_bytes"]
     used = "more than that" if peak is None else f"{peak / GIB:.3g} GiB"
     lines = [

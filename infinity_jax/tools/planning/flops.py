@@ -8,14 +8,12 @@ import dataclasses
 import functools
 import math
 
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
-from infinity_jax.checkpoints.trained import transformer_shapes
+from infinity_jax.checkpoints.trained import tokenizer_shapes, transformer_shapes
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tokenizer.autoencoder import Decoder
+from infinity_jax.tokenizer.autoencoder import decoder_layers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +38,7 @@ class ForwardFlops:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Adds all of them up."""
         return sum(dataclasses.astuple(self))
 
 
@@ -51,12 +49,12 @@ def parameter_count(config: TransformerConfig) -> int:
 
 
 def visible_pairs(schedule: ScaleSchedule) -> int:
-    """(query, key) pairs of one picture where the query sees the key: a token sees its own and earlier scales."""
+    """Counts (query, key) pairs of one picture where the query sees the key: its own and earlier scales."""
     return sum(n * end for n, end in zip(schedule.tokens, schedule.offsets[1:], strict=True))
 
 
 def forward_flops(config: TransformerConfig, schedule: ScaleSchedule, text_tokens: int) -> ForwardFlops:
-    """FLOP of one picture, teacher-forced or sampled with a cache (the numbers are the same).
+    """Counts the FLOP of one picture, teacher-forced or sampled with a cache (the numbers are the same).
 
     Args:
       text_tokens: tokens of the caption, padding included: a compiled program computes it all the same.
@@ -80,25 +78,18 @@ def forward_flops(config: TransformerConfig, schedule: ScaleSchedule, text_token
 
 
 def train_flops(config: TransformerConfig, schedule: ScaleSchedule, text_tokens: int) -> int:
-    """FLOP of one picture's part in a train step: the backward pass has two products for each of the forward pass."""
+    """Counts the FLOP of one picture in a train step: backward there are two products for each of the forward pass."""
     return 3 * forward_flops(config, schedule, text_tokens).total
 
 
 def decoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
-    """FLOP of the tokenizer's decoder for one picture: every kernel at each place of its level, edges included.
+    """Counts the FLOP of the tokenizer's decoder for one picture: kernels at all places of a level, edges included.
 
     Args:
       size: (height, width) in tokens of the tokenizer.
     """
-
-    def variables():
-        return nn.meta.unbox(Decoder(config).init(jax.random.key(0), jnp.zeros((1, *size, config.bits))))
-
-    total, coarsest = 0, len(config.multipliers) - 1
-    for name, arrays in jax.eval_shape(variables)["params"].items():
-        # "up_2_upsample" runs at the size of level 1; what is named after no level, at the coarsest or the finest.
-        level = int(name.split("_")[1]) if name.startswith("up_") else 0 if "out" in name else coarsest
-        doublings = coarsest - level + name.endswith("upsample")
-        kernels = [leaf for leaf in jax.tree.leaves(arrays) if leaf.ndim == 4]
-        total += sum(2 * math.prod(kernel.shape) for kernel in kernels) * math.prod(size) * 4**doublings
+    params, total = tokenizer_shapes(config)["decoder"], 0
+    for layer in decoder_layers(config):
+        kernels = [leaf for leaf in jax.tree.leaves(params[layer.name]) if leaf.ndim == 4]
+        total += sum(2 * math.prod(kernel.shape) for kernel in kernels) * math.prod(size) * 4**layer.doublings
     return total

@@ -11,16 +11,8 @@ from collections import defaultdict
 
 from absl import logging
 
-from infinity_jax.tools.planning.hlo_kernels import kernel_costs
-from infinity_jax.tools.planning.hlo_text import (
-    NAME,
-    SHAPE,
-    Computation,
-    Instruction,
-    parse,
-    size_in_bytes,
-    sizes,
-)
+from infinity_jax.tools.planning.hlo_loops import trip_count
+from infinity_jax.tools.planning.hlo_text import SHAPE, Computation, Instruction, parse, size_in_bytes, sizes
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BETWEEN_SLICES = "between-slices"  # of the kinds of `Costs.collectives` the only one on other links
@@ -28,12 +20,17 @@ _PRODUCTS = ("dot", "convolution")
 # Instructions whose computations run when they do; the `to_apply` of a reduction is no product.
 _CALLS = frozenset({"fusion", "call", "while", "conditional", "async", "custom-call"})
 _SLICES = frozenset({"dynamic-slice", "slice", "gather"})
-_SAME_VALUE = frozenset({"copy", "bitcast", "convert", "reshape", "opt-barrier"})
 # Values that are only named, or whose traffic is counted where their parts are. Collectives have a bound of their own.
 _NO_TRAFFIC = re.compile(
     "parameter|constant|send|recv|tuple|get-tuple-element|bitcast|while|call|conditional|after-all|partition-id|replica-id|iota|"
     f"broadcast|custom-call|opt-barrier|.*-done|.*-update|(?:async|call|{'|'.join(COLLECTIVES)})(?:-start)?"
 )
+
+_KERNEL = 'custom_call_target="tpu_custom_call"'
+_ESTIMATE = re.compile(r'"cost_estimate":\{"flops":"(\d+)".*?"bytes_accessed":"(\d+)"')
+
+
+Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Costs:
 
 
 def costs(text: str) -> Costs:
-    """The costs of a program.
+    """Counts the costs of a program.
 
     Args:
       text: `compiled.as_text()`, of one device's program.
@@ -63,18 +60,17 @@ def costs(text: str) -> Costs:
 
 class _Walk:
     def __init__(self, text: str):
-        self._computations, self._entry = parse(text)
+        self._module = parse(text)
         self._flops = self._bytes = 0.0
         self._collectives: dict[str, float] = defaultdict(float)
         self._pieces: dict[tuple[str, str], float] = defaultdict(float)
         self._visited: set[str] = set()
 
     def total(self) -> Costs:
-        self._visit(self._computations[self._entry], 1, False)
-        for name in self._computations.keys() - self._visited:
-            if any(
-                i.op in (*_PRODUCTS, *COLLECTIVES) for i in self._computations[name].instructions.values()
-            ):
+        self._visit(self._module.entry, 1, False)
+        for name in self._module.computations.keys() - self._visited:
+            instructions = self._module.computations[name].instructions.values()
+            if any(i.op in (*_PRODUCTS, *COLLECTIVES) for i in instructions):
                 logging.warning(
                     "%s: nothing says how this part of the program is called; it is not counted", name
                 )
@@ -89,7 +85,7 @@ class _Walk:
             if op in _PRODUCTS:
                 self._flops += times * _product_flops(instruction, computation)
             elif op == "custom-call":
-                flops, traffic = kernel_costs(instruction, computation)
+                flops, traffic = _kernel_costs(instruction, computation)
                 self._flops += times * flops
                 self._bytes += times * traffic
             if (kind := op.removesuffix("-start")) in COLLECTIVES:
@@ -100,75 +96,11 @@ class _Walk:
             if not fused and not _NO_TRAFFIC.fullmatch(op):
                 self._bytes += times * self._traffic(instruction, computation)
             if op.removesuffix("-start") in _CALLS:
-                repeats = times * self._trip_count(instruction, computation) if op == "while" else times
-                for called in self._called(instruction):
+                repeats = (
+                    times * trip_count(instruction, computation, self._module) if op == "while" else times
+                )
+                for called in self._module.called(instruction):
                     self._visit(called, repeats, fused or op == "fusion")
-
-    def _called(self, instruction: Instruction) -> list[Computation]:
-        attributes = re.sub(r"condition=%[\w.\-]+", "", instruction.attributes)
-        return [self._computations[name] for name in NAME.findall(attributes) if name in self._computations]
-
-    def _trip_count(self, loop: Instruction, outer: Computation) -> int:
-        """How often a loop runs: what the compiler wrote beside it, or how its condition and its step say so."""
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"', loop.attributes):
-            return int(known[1])
-        condition = re.search(r"condition=%([\w.\-]+)", loop.attributes)
-        test = self._computations[condition[1]] if condition else outer
-        direction = re.search(r"direction=(\w+)", test.root.attributes)
-        if test.root.op == "compare" and direction:
-            sides = [
-                self._start_and_step(self._value(side, test), loop, outer) for side in test.root.operands
-            ]
-            (left, left_step), (right, right_step) = sides
-            gap, speed = right - left, left_step - right_step
-            if direction[1] in ("GT", "GE"):
-                gap, speed = -gap, -speed
-            gap += direction[1] in ("LE", "GE")
-            if speed and gap / speed > 0:
-                return math.ceil(gap / speed)
-        logging.warning("%s: nothing says how often this loop runs, so it is counted once", loop.name)
-        return 1
-
-    def _start_and_step(self, value, loop: Instruction, outer: Computation) -> tuple[int, int]:
-        """What a side of a loop's condition is at first, and by how much it grows in each turn."""
-        if not isinstance(value, tuple):
-            return value or 0, 0
-        element, ahead = value
-        (body,) = self._called(loop)
-        after = self._value(body.root.operands[element], body) if body.root.op == "tuple" else None
-        initial = outer.instructions[loop.operands[0]]
-        start = self._value(initial.operands[element], outer) if initial.op == "tuple" else 0
-        step = after[1] if isinstance(after, tuple) and after[0] == element else 0
-        return (start if isinstance(start, int) else 0) + ahead, step
-
-    def _value(self, name: str, inside: Computation, arguments: tuple = ()) -> int | tuple[int, int] | None:
-        """A number; or (i, n) for element i of a loop's state plus n; None for anything else."""
-        this = inside.instructions[name]
-        operands = [
-            inside.instructions[operand] for operand in this.operands if operand in inside.instructions
-        ]
-        if this.op == "constant":
-            return int(this.operand_text) if this.operand_text.lstrip("-").isdecimal() else None
-        if this.op == "parameter":
-            return arguments[int(this.operand_text)] if arguments else None
-        if this.op in _SAME_VALUE:
-            return self._value(operands[0].name, inside, arguments)
-        if this.op == "add":
-            a, b = (self._value(operand.name, inside, arguments) for operand in operands)
-            a, b = (b, a) if isinstance(b, tuple) else (a, b)
-            if isinstance(b, int) and a is not None:
-                return (a[0], a[1] + b) if isinstance(a, tuple) else a + b
-        if this.op == "get-tuple-element":
-            index = int(this.attributes.split("index=")[1].split(",")[0])
-            if operands[0].op == "parameter" and not arguments:
-                return index, 0
-            if operands[0].op == "tuple":
-                return self._value(operands[0].operands[index], inside, arguments)
-        if this.op == "fusion":
-            called = self._called(this)[0]
-            values = tuple(self._value(operand.name, inside, arguments) for operand in operands)
-            return self._value(called.root.name, called, values)
-        return None
 
     def _collective(
         self, instruction: Instruction, computation: Computation, kind: str, times: int, fused: bool
@@ -190,7 +122,7 @@ class _Walk:
             self._collectives[kind] += times * sent
 
     def _traffic(self, instruction: Instruction, computation: Computation) -> float:
-        """Bytes of main memory that one kernel reads and writes."""
+        """Counts the bytes of main memory that one kernel reads and writes."""
         op, values = instruction.op, computation.instructions
         operands = [values[name].type for name in instruction.operands if name in values]
         if op == "copy-start":  # from or to the fast memory; its type names both ends
@@ -206,12 +138,12 @@ class _Walk:
                 size_in_bytes(instruction.type, True)
                 + sum(size_in_bytes(operand, True) for operand in operands)
             )
-        called = self._called(instruction)[0]
+        called = self._module.called(instruction)[0]
         read = sum(min(size_in_bytes(t, True), self._read(called, i)) for i, t in enumerate(operands))
         return float(read + min(size_in_bytes(instruction.type, True), self._written(called)))
 
     def _read(self, fused: Computation, index: int) -> float:
-        """Bytes that a fused computation reads of its parameter `index`: less than all where it takes slices."""
+        """Counts the bytes that a fused computation reads of parameter `index`: less than all where it takes slices."""
         inside = fused.instructions
         parameter = next(i for i in inside.values() if i.op == "parameter" and i.operand_text == str(index))
         aliases, total = {parameter.name}, 0.0
@@ -223,7 +155,7 @@ class _Walk:
             elif user.op in _SLICES:
                 total += size_in_bytes(user.type)
             elif user.op == "fusion":
-                called = self._called(user)[0]
+                called = self._module.called(user)[0]
                 total += sum(self._read(called, i) for i, o in enumerate(user.operands) if o in aliases)
             # Handed on as it is, sent away, or overwritten in part: not touched.
             elif user.op not in ("tuple", *COLLECTIVES) and not (
@@ -233,7 +165,7 @@ class _Walk:
         return total
 
     def _written(self, fused: Computation) -> float:
-        """Bytes that a fused computation writes: of an update in place only what changes."""
+        """Counts the bytes that a fused computation writes: of an update in place only what changes."""
         inside, root = fused.instructions, fused.root
         total = 0.0
         for result in [inside[o] for o in root.operands] if root.op == "tuple" else [root]:
@@ -245,8 +177,30 @@ class _Walk:
         return total
 
 
+def _kernel_costs(instruction: Instruction, computation: Computation) -> tuple[float, float]:
+    """Finds FLOP, and bytes of main memory read and written, of a Pallas kernel for TPUs; (0, 0) for other calls.
+
+    In a compiled program a kernel is an opaque call, with an estimate of its costs or, where it is splash attention,
+    with what `attention_splash.py` knows about it.
+    """
+    if _KERNEL not in instruction.attributes:
+        return 0.0, 0.0
+    if estimate := _ESTIMATE.search(instruction.attributes):
+        return float(estimate[1]), float(estimate[2])
+    types = [computation.instructions[name].type for name in instruction.operands]
+    once = float(sum(size_in_bytes(text, True) for text in (instruction.type, *types)))
+    noted = {name: int(n) for name, n in re.findall(r'\b(splash_\w+)="(\d+)"', instruction.attributes)}
+    kind = re.match("splash_mha_(fwd|dkv)", instruction.name)
+    if kind and noted:
+        return float(noted[f"splash_{kind[1]}_flops"]), once + noted["splash_streamed_bytes"]
+    logging.warning(
+        "%s: this kernel has no estimate of its costs; only its arrays are counted", instruction.name
+    )
+    return 0.0, once
+
+
 def _group_size(attributes: str) -> int:
-    """Devices that take part in one collective together."""
+    """Reads how many devices take part in one collective together."""
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", attributes):
         return len(listed[1].split(","))
     if counted := re.search(r"replica_groups=\[\d+,(\d+)\]", attributes):
@@ -267,8 +221,8 @@ def _product_flops(instruction: Instruction, computation: Computation) -> float:
     return _convolution_flops(instruction.attributes, result, left, right)
 
 
-def _convolution_flops(attributes: str, result, left, right) -> float:
-    """As XLA counts: products with padding or with the holes of a dilation are none. A TPU's products are such."""
+def _convolution_flops(attributes: str, result: Shape, left: Shape, right: Shape) -> float:
+    """Counts as XLA does: products with padding or the holes of a dilation are none. A TPU's products are such."""
     labels = re.search(r"dim_labels=(\w+)_(\w+)->(\w+)", attributes)
     assert labels is not None, attributes
     count = 2.0 * right[labels[2].index("i")] * right[labels[2].index("o")] * left[labels[1].index("b")]
@@ -276,7 +230,7 @@ def _convolution_flops(attributes: str, result, left, right) -> float:
     fields = dict(part.split("=") for part in window[1].split()) if window else {}
     for axis in range(len(labels[1]) - 2):
 
-        def field(name: str, default: str, axis=axis) -> str:
+        def field(name: str, default: str, axis: int = axis) -> str:
             return fields[name].split("x")[axis] if name in fields else default
 
         stride, lhs_dilate, rhs_dilate = (int(field(n, "1")) for n in ("stride", "lhs_dilate", "rhs_dilate"))

@@ -4,7 +4,7 @@ import dataclasses
 import math
 import re
 
-NAME = re.compile(r"%([\w.\-]+)")
+_NAME = re.compile(r"%([\w.\-]+)")
 SHAPE = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 
 
@@ -37,11 +37,24 @@ class Computation:
     root: Instruction
 
 
-def parse(text: str) -> tuple[dict[str, Computation], str]:
-    """All computations by name, and the name of the entry."""
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A compiled program: its computations by name, and the one that it begins with."""
+
+    computations: dict[str, Computation]
+    entry: Computation
+
+    def called(self, instruction: Instruction) -> list[Computation]:
+        """Finds the computations that an instruction runs, but for the condition of a loop."""
+        attributes = re.sub(r"condition=%[\w.\-]+", "", instruction.attributes)
+        return [self.computations[name] for name in _NAME.findall(attributes) if name in self.computations]
+
+
+def parse(text: str) -> Module:
+    """Reads the text of a compiled program."""
     computations, entry, name, instructions = {}, "", "", {}
     # The metadata of a kernel goes on in lines of its own.
-    for line in re.sub(r'\n(?="|\}\})', "", text).splitlines():
+    for line in re.sub(r'\n(?="|\}\}|\},\w)', "", text).splitlines():
         if line.startswith(("%", "ENTRY")) and line.endswith("{"):
             name, instructions = line.removeprefix("ENTRY ").lstrip("%").split(" ", 1)[0], {}
             entry = name if line.startswith("ENTRY") else entry
@@ -50,7 +63,7 @@ def parse(text: str) -> tuple[dict[str, Computation], str]:
             instructions[instruction.name] = instruction
             if line.lstrip().startswith("ROOT"):
                 computations[name] = Computation(name, instructions, instruction)
-    return computations, entry
+    return Module(computations, computations[entry])
 
 
 def _instruction(line: str) -> Instruction:
@@ -61,7 +74,7 @@ def _instruction(line: str) -> Instruction:
     inside = rest[opening + 1 : closing]
     op = rest[end + 1 : opening].strip()
     return Instruction(
-        name.lstrip("%"), rest[:end], op, tuple(NAME.findall(inside)), inside, rest[closing + 1 :]
+        name.lstrip("%"), rest[:end], op, tuple(_NAME.findall(inside)), inside, rest[closing + 1 :]
     )
 
 
@@ -75,13 +88,13 @@ def _closing(text: str, opening: int) -> int:
 
 
 def sizes(type_text: str) -> tuple[int, ...]:
-    """The shape of an array's type (of the first, if there are several)."""
+    """Reads the shape from an array's type (the first, if there are several)."""
     first = SHAPE.search(type_text)
     return tuple(int(n) for n in first[2].split(",") if n) if first else ()
 
 
 def size_in_bytes(type_text: str, main_memory_only: bool = False) -> int:
-    """Bytes of all arrays of a type. Those in a TPU's own fast memory are marked S(n)."""
+    """Adds up the bytes of all arrays of a type. Those in a TPU's own fast memory are marked S(n)."""
     total = 0
     for dtype, shape, layout in SHAPE.findall(type_text):
         if main_memory_only and "S(" in layout:

@@ -1,7 +1,8 @@
 """Memory of a train step by formula, for devices that nothing can be compiled for here.
 
 The three factors of the activations were fitted to what XLA:TPU plans for the meshes in configs/pods/, and agree with
-it within 15%; `benchmarks/pods.py` prints both side by side.
+it within 15%; `benchmarks/pods.py` prints both side by side. The formula stays: `sweep --dry-run` asks for tens of
+cells at once, each of which would take a minute or more to compile, and without a GPU nothing compiles for one.
 """
 
 import dataclasses
@@ -41,12 +42,12 @@ class TrainMemory:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Adds all of them up."""
         return sum(dataclasses.astuple(self))
 
 
 def has_formula(config: TransformerConfig, mesh: MeshConfig) -> bool:
-    """Whether `train_memory` was fitted to models and meshes of this kind."""
+    """Tells whether `train_memory` was fitted to models and meshes of this kind."""
     return config.remat in ("none", "block") and mesh.tensor == 1 and config.head == "bits"
 
 
@@ -58,7 +59,7 @@ def train_memory(
     microbatches: int,
     mesh: MeshConfig,
 ) -> TrainMemory:
-    """Memory of one device in a train step with remat "block" or "none".
+    """Estimates the memory of one device in a train step with remat "block" or "none".
 
     Args:
       text_tokens: tokens of a caption, padding included.

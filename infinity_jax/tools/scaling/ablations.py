@@ -46,7 +46,7 @@ def main(
 
 
 def compare(rows: Rows, config: grid.GridConfig) -> list[dict[str, Any]]:
-    """Each label of the compared axis: mean of each column, and its difference to the first label.
+    """Compares the labels of an axis: mean of each column, and its difference to the first label.
 
     Returns:
       for each label with finished rows {"label", "runs", "paper", and each column: {"values", "mean", "interval",
@@ -78,7 +78,7 @@ def compare(rows: Rows, config: grid.GridConfig) -> list[dict[str, Any]]:
 
 
 def _interval(name: str, values: Sequence[float]) -> dict[str, float | None]:
-    """Mean and half width of its interval, as {NAME or "mean", NAME_interval}."""
+    """Computes mean and half width of its interval, as {NAME or "mean", NAME_interval}."""
     mean, n = (float(np.mean(values)) if values else None), len(values)
     half = None
     if n > 1:
@@ -87,7 +87,7 @@ def _interval(name: str, values: Sequence[float]) -> dict[str, float | None]:
 
 
 def markdown(compared: Sequence[Mapping[str, Any]], config: grid.GridConfig) -> str:
-    """The comparison as a table: mean ± interval, in bold where it differs surely from the first row."""
+    """Writes the comparison as a table: mean ± interval, in bold where it differs surely from the first row."""
     head = [config.compare, "runs", *config.columns, *([f"paper, {config.source}"] if config.paper else [])]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
     for entry in compared:
@@ -113,7 +113,7 @@ def _cell(numbers: Mapping[str, Any]) -> str:
 
 
 def draw(compared: Sequence[Mapping[str, Any]], config: grid.GridConfig, file: Path) -> None:
-    """A panel for each column: every run a point, the mean a line, the interval a bar."""
+    """Draws a panel for each column: every run a point, the mean a line, the interval a bar."""
     import matplotlib
 
     matplotlib.use("Agg")

@@ -48,7 +48,12 @@ def analyse(
     fit = law_module.fit(column(runs, "parameters"), column(runs, "pictures"), losses, seed, resamples)
     cost = cost_of(runs)
     check, parabolas = held_out(runs, seed, resamples), isoflop(runs, fit.losses_Rn)
-    warnings = [*_of_law(fit, runs), *_of_cost(cost), *_of_check(check), *_of_parabolas(parabolas)]
+    warnings = [
+        *_warnings_about_law(fit, runs),
+        *_warnings_about_cost(cost),
+        *_warnings_about_held_out(check),
+        *_warnings_about_parabolas(parabolas),
+    ]
     return Analysis(
         vocabulary=vocabulary,
         runs=runs,
@@ -63,7 +68,7 @@ def analyse(
     )
 
 
-def _of_law(fit: Fit, runs: Sequence[Run]) -> list[str]:
+def _warnings_about_law(fit: Fit, runs: Sequence[Run]) -> list[str]:
     law, samples = fit.law, fit.samples
     warnings = []
     if law.A == 0:
@@ -78,7 +83,7 @@ def _of_law(fit: Fit, runs: Sequence[Run]) -> list[str]:
         warnings.append("E cannot be told from 0: its interval reaches the bound")
     for name, term in (("a", law.A), ("b", law.B)):
         if term > 0:
-            warnings += _of_exponent(name, getattr(law, name), getattr(samples, name))
+            warnings += _warnings_about_exponent(name, getattr(law, name), getattr(samples, name))
     for what, name, letter in (("parameters", "parameters", "a"), ("pictures seen", "pictures", "b")):
         values = {getattr(run, name) for run in runs}
         if len(values) == 3:
@@ -95,7 +100,7 @@ def _of_law(fit: Fit, runs: Sequence[Run]) -> list[str]:
     return warnings
 
 
-def _of_exponent(name: str, value: float, samples: Any) -> list[str]:
+def _warnings_about_exponent(name: str, value: float, samples: Any) -> list[str]:
     low, high = EXPONENTS
     if value < low * 1.01 or value > high * 0.99:
         return [f"{name} = {value:.3g} is at the bound of the search, {low} to {high}: it is not determined"]
@@ -106,7 +111,7 @@ def _of_exponent(name: str, value: float, samples: Any) -> list[str]:
     return []
 
 
-def _of_cost(cost: Cost) -> list[str]:
+def _warnings_about_cost(cost: Cost) -> list[str]:
     warnings = []
     if cost.gamma <= 0:
         warnings.append(f"FLOP a picture do not grow with N (gamma {cost.gamma:.3g}): there is no frontier")
@@ -118,7 +123,7 @@ def _of_cost(cost: Cost) -> list[str]:
     return warnings
 
 
-def _of_check(check: HeldOut | None) -> list[str]:
+def _warnings_about_held_out(check: HeldOut | None) -> list[str]:
     if check is None:
         return ["no run was held out: without the largest there would be too few"]
     if check.interval is None or not check.interval[0] <= check.measured <= check.interval[1]:
@@ -129,7 +134,7 @@ def _of_check(check: HeldOut | None) -> list[str]:
     return []
 
 
-def _of_parabolas(found: IsoFlop) -> list[str]:
+def _warnings_about_parabolas(found: IsoFlop) -> list[str]:
     if not found.parabolas:
         return [f"no IsoFLOP parabolas: no FLOP is reached by {LEAST_SIZES} sizes; spread the lengths wider"]
     warnings = []
@@ -163,7 +168,7 @@ PAPER_FIGURES = dict(PAPER.values())
 
 
 def describe(analysis: Analysis) -> dict[str, Any]:
-    """Constants, intervals, checks and predictions of one vocabulary; all that is not finite is None."""
+    """Collects constants, intervals, checks and predictions of one vocabulary; all that is not finite is None."""
     fit = analysis.fit
     return {
         "vocabulary": analysis.vocabulary or None,
@@ -185,7 +190,7 @@ def describe(analysis: Analysis) -> dict[str, Any]:
 
 
 def _terms(analysis: Analysis) -> dict[str, Any]:
-    """The law's terms in the middle of the runs: A and B alone swing with their exponents."""
+    """Evaluates the law's terms in the middle of the runs: A and B alone swing with their exponents."""
     law, samples = analysis.fit.law, analysis.fit.samples
     parameters, pictures = (
         float(np.exp(np.log(column(analysis.runs, name)).mean())) for name in ("parameters", "pictures")
@@ -255,7 +260,7 @@ def _frontier(analysis: Analysis) -> dict[str, Any] | None:
 
 
 def _point(analysis: Analysis, flop: float) -> dict[str, Any]:
-    """The optimum for one FLOP."""
+    """Computes the optimum for one FLOP."""
     law, samples, sampled = analysis.fit.law, analysis.fit.samples, analysis.frontier_samples
     parameters, pictures = float(analysis.frontier.parameters(flop)), float(analysis.frontier.pictures(flop))
     return {

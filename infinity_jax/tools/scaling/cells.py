@@ -30,12 +30,12 @@ class CellFailed(Exception):
 
 
 def folder(workdir: Path, cell: Cell) -> Path:
-    """Where a cell keeps its config, its training run and, when it is done, its row."""
+    """Names where a cell keeps its config, its training run and, when it is done, its row."""
     return workdir / "cells" / cell.name
 
 
 def finished_row(workdir: Path, cell: Cell) -> dict[str, Any] | None:
-    """The row of a cell that is done; None if it is not."""
+    """Reads the row of a cell that is done; None if it is not."""
     path = folder(workdir, cell) / ROW
     return json.loads(path.read_text()) if path.exists() else None
 
@@ -57,7 +57,7 @@ def check_unchanged(workdir: Path, cell: Cell, grid: GridConfig) -> None:
 
 
 def failure(workdir: Path, cell: Cell) -> str | None:
-    """Why a cell failed when it was last tried; None if it did not."""
+    """Reads why a cell failed when it was last tried; None if it did not."""
     path = folder(workdir, cell) / FAILURE
     return path.read_text() if path.exists() else None
 
@@ -102,7 +102,7 @@ def _failing(file: Path) -> Iterator[None]:
 
 
 def _record(cell: Cell, grid: GridConfig) -> dict[str, Any]:
-    """What a cell's numbers depend on, by "section.key"."""
+    """Collects what a cell's numbers depend on, by "section.key"."""
     flat: dict[str, Any] = {"checkpoint": grid.checkpoint, "pictures": grid.pictures}
     flat["tokenizers"] = list(grid.tokenizers)
     for section, values in cell.config.to_dict().items():
@@ -114,7 +114,7 @@ def _record(cell: Cell, grid: GridConfig) -> dict[str, Any]:
 
 
 def _trained(run: Path) -> dict[str, Any]:
-    """What a finished training left in its metrics."""
+    """Reads what a finished training left in its metrics."""
     lines = run_log.read_lines(run / "metrics.jsonl")
     evaluations = run_log.read_lines(run / "evaluations.jsonl")
     # The first number has the compilation in it, and others may have a pause.
@@ -137,7 +137,7 @@ def _trained(run: Path) -> dict[str, Any]:
 
 
 def _drawn(checkpoint: str, cell: Cell, pictures: int) -> dict[str, Any]:
-    """How good the pictures of a checkpoint are with the cell's config.sample; seeds begin with config.train.seed."""
+    """Measures the pictures of a checkpoint with the cell's config.sample; seeds begin with config.train.seed."""
     from infinity_jax.evaluation import generation
 
     pipeline = InfinityPipeline.from_pretrained(checkpoint)

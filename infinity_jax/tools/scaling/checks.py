@@ -25,7 +25,7 @@ _LEAST_FOR_INTERVAL = 4
 
 @dataclasses.dataclass(frozen=True)
 class Correlation:
-    """Of one metric with the validation loss, over `runs` runs that have both.
+    """The correlation of one metric with the validation loss, over `runs` runs that have both.
 
     Attributes:
       pearson: None where there are fewer than three runs, or all are alike.
@@ -42,7 +42,7 @@ class Correlation:
 
 
 def correlations(runs: Sequence[Run]) -> list[Correlation]:
-    """One for each metric that any of the runs has."""
+    """Correlates each metric that any of the runs has."""
     metrics = dict.fromkeys(name for run in runs for name in run.metrics)
     found = []
     for name in metrics:
@@ -65,14 +65,14 @@ def correlations(runs: Sequence[Run]) -> list[Correlation]:
 
 
 def pearson(x_n: Float[np.ndarray, "n"], y_n: Float[np.ndarray, "n"]) -> float | None:
-    """Pearson's r; None for fewer than three pairs, or where x or y is constant."""
+    """Computes Pearson's r; None for fewer than three pairs, or where x or y is constant."""
     if len(x_n) < 3 or np.ptp(x_n) == 0 or np.ptp(y_n) == 0:
         return None
     return float(np.clip(np.corrcoef(x_n, y_n)[0, 1], -1, 1))
 
 
 def fisher_interval(r: float, n: int) -> list[float] | None:
-    """The PERCENT interval of a correlation of `n` pairs, atanh(r) being normal with variance 1 / (n - 3)."""
+    """Computes the PERCENT interval of a correlation of `n` pairs: atanh(r) is normal with variance 1 / (n - 3)."""
     if n < _LEAST_FOR_INTERVAL:
         return None
     if abs(r) == 1:
@@ -82,7 +82,7 @@ def fisher_interval(r: float, n: int) -> list[float] | None:
 
 
 def plain_name(metric: str) -> str:
-    """ "metric_Image_Reward" -> "imagereward", "hpsv2" -> "hpsv21": small letters and digits alone."""
+    """Keeps small letters and digits: "metric_Image_Reward" -> "imagereward", "hpsv2" -> "hpsv21"."""
     plain = "".join(letter for letter in metric.lower().removeprefix("metric_") if letter.isalnum())
     return "hpsv21" if plain == "hpsv2" else plain
 
@@ -112,7 +112,7 @@ class HeldOut:
 
 
 def held_out(runs: Sequence[Run], seed: int, resamples: int) -> HeldOut | None:
-    """The check; None where the other runs are too few."""
+    """Predicts the largest run from the others; None where these are too few."""
     largest = max(runs, key=lambda run: (run.flop, run.parameters))
     place = (largest.parameters, largest.pictures)
     alike = [run for run in runs if (run.parameters, run.pictures) == place]

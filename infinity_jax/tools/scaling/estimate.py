@@ -52,11 +52,11 @@ class Estimate:
 
     @property
     def fits(self) -> bool:
-        """Whether the memory that is known of is there."""
+        """Tells whether the memory that is known of is there."""
         return self.memory is None or self.memory <= self.available
 
     def row(self) -> dict[str, Any]:
-        """The columns of the table of runs that are known before the run."""
+        """Fills the columns of the table of runs that are known before the run."""
         optim = self.cell.config.optim
         status = "planned" if self.fits else "does not fit"
         known = {"name": self.cell.name, "status": status, **self.cell.labels, "seed": self.train.seed}
@@ -86,7 +86,7 @@ class Estimate:
 
 
 def estimate(cell: Cell, hardware: Hardware, trains: bool = True) -> Estimate:
-    """What a cell needs on the given hardware; UserError names the cell where its config has a mistake."""
+    """Estimates what a cell needs on the given hardware; UserError names the cell where its config has a mistake."""
     config = cell.config
     try:
         model = from_dict(TransformerConfig, config.model, "model")
@@ -113,7 +113,7 @@ def estimate(cell: Cell, hardware: Hardware, trains: bool = True) -> Estimate:
 
 
 def _train_section(config: Any) -> TrainConfig:
-    """The section `train`; the data set is opened only where steps are counted in epochs."""
+    """Reads the section `train`; the data set is opened only where steps are counted in epochs."""
     epochs = any("epoch" in str(value) for value in config.train.values())
     return from_section(config.train, len(sources.open_source(config.data.source, "train")) if epochs else 0)
 
@@ -133,7 +133,7 @@ def _memory(
 
 
 def _peak(hardware: Hardware) -> float:
-    """FLOP a second of one device."""
+    """Finds the FLOP a second of one device."""
     if not hardware.chip:
         return _measured_rate()
     if hardware.chip not in CHIPS:
@@ -143,7 +143,7 @@ def _peak(hardware: Hardware) -> float:
 
 @functools.cache
 def _measured_rate() -> float:
-    """FLOP a second of a product of bfloat16 matrices with sums in float32, the best of five."""
+    """Measures the FLOP a second of a product of bfloat16 matrices with sums in float32, the best of five."""
     multiply = jax.jit(functools.partial(jnp.matmul, preferred_element_type=jnp.float32))
     matrix = jnp.ones((_SIDE, _SIDE), "bfloat16")
     best = float("inf")
@@ -155,5 +155,5 @@ def _measured_rate() -> float:
 
 
 def _main_memory() -> int:
-    """Bytes of this machine's memory."""
+    """Counts the bytes of this machine's memory."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

@@ -65,7 +65,7 @@ def main(
 
 
 def _enough(groups: dict[str, list[Run]]) -> tuple[dict[str, list[Run]], list[str]]:
-    """The groups that can be fitted, and why the others cannot."""
+    """Finds the groups that can be fitted, and says why the others cannot."""
     enough, short = {}, []
     for vocabulary, runs in groups.items():
         if (lack := shortage(runs)) is None:

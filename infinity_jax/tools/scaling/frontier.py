@@ -26,16 +26,16 @@ class Cost:
     spread: float
 
     def flop(self, parameters: Any, pictures: Any) -> Any:
-        """C."""
+        """Computes C."""
         return self.kappa * np.asarray(parameters, float) ** self.gamma * pictures
 
     def pictures(self, parameters: Any, flop: Any) -> Any:
-        """D that a model of N parameters sees for C."""
+        """Computes the D that a model of N parameters sees for C."""
         return flop / (self.kappa * np.asarray(parameters, float) ** self.gamma)
 
 
 def cost_of(runs: Sequence[Run]) -> Cost:
-    """The cost that fits the FLOP column of the table, one point for each size (mean of logs)."""
+    """Fits the cost to the FLOP column of the table, one point for each size (mean of logs)."""
     groups = sizes(runs)
     log_sizes = np.log([group[0].parameters for group in groups])
     per_picture = [np.log(column(group, "flop") / column(group, "pictures")).mean() for group in groups]
@@ -58,16 +58,16 @@ class Frontier:
     cost: Cost
 
     def parameters(self, flop: Any) -> Any:
-        """N_opt."""
+        """Computes N_opt."""
         return self.G * (flop / self.cost.kappa) ** self.size_exponent
 
     def pictures(self, flop: Any) -> Any:
-        """D_opt."""
+        """Computes D_opt."""
         return self.G**-self.cost.gamma * (flop / self.cost.kappa) ** self.data_exponent
 
 
 def frontier_of(law: Law, cost: Cost) -> Frontier:
-    """The minimum of the law at C = kappa N^gamma D, in closed form; NaN where A, B or gamma is 0.
+    """Finds the minimum of the law at C = kappa N^gamma D, in closed form; NaN where A, B or gamma is 0.
 
     There the derivative along N is 0: a A N^-a = gamma b B D^-b.
     """
@@ -82,14 +82,14 @@ def frontier_of(law: Law, cost: Cost) -> Frontier:
 
 
 def levels(runs: Sequence[Run]) -> np.ndarray:
-    """FLOP from the cheapest run's to BEYOND times the dearest's, evenly in the log, float64 [n]."""
+    """Spreads FLOP from the cheapest run's to BEYOND times the dearest's, evenly in the log, float64 [n]."""
     flops = column(runs, "flop")
     inside = np.geomspace(flops.min(), flops.max(), _POINTS)
     return np.append(inside, np.geomspace(flops.max(), BEYOND * flops.max(), _POINTS)[1:])
 
 
 def outside(runs: Sequence[Run], parameters: Any, pictures: Any, flop: Any) -> list[str]:
-    """Which of "N", "D", "C" lie outside the runs' own, by more than rounding: there a prediction is extrapolated."""
+    """Says which of "N", "D", "C" lie outside the runs' own, beyond rounding: there a prediction is extrapolated."""
     return [
         letter
         for letter, name, value in (

@@ -111,7 +111,7 @@ class Cell:
 
 
 def load(path: str, overrides: Sequence[str] = (), workdir: str = "WORKDIR") -> tuple[GridConfig, list[Cell]]:
-    """The grid of a config file and its cells, the last axis running fastest.
+    """Reads the grid of a config file and its cells, the last axis running fastest.
 
     Args:
       workdir: of the sweep, what "{workdir}" in a change becomes.
@@ -135,7 +135,7 @@ def load(path: str, overrides: Sequence[str] = (), workdir: str = "WORKDIR") -> 
 
 
 def tokenizer_configs(grid: GridConfig) -> dict[str, Any]:
-    """The tokenizers that are trained first: label -> config of `infinity-jax train-tokenizer`."""
+    """Reads the tokenizers that are trained first: label -> config of `infinity-jax train-tokenizer`."""
     configs = {}
     for text in grid.tokenizers:
         label, words = _parse(text)
@@ -146,12 +146,12 @@ def tokenizer_configs(grid: GridConfig) -> dict[str, Any]:
 
 
 def hardware(grid: GridConfig) -> Hardware:
-    """The section `hardware`, checked."""
+    """Reads and checks the section `hardware`."""
     return from_dict(Hardware, grid.hardware, "hardware")
 
 
 def _parse(text: str) -> tuple[str, list[str]]:
-    """A label and its changes "KEY=VALUE"."""
+    """Splits a label from its changes "KEY=VALUE"."""
     label, _, changes = str(text).partition(":")
     if not re.fullmatch(_NAME, label):
         raise UserError(

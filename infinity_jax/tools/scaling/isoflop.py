@@ -59,7 +59,7 @@ class IsoFlop:
 
 
 def isoflop(runs: Sequence[Run], losses_Rn: Float[np.ndarray, "R n"]) -> IsoFlop:
-    """Parabolas at LEVELS values of FLOP, spread over the range that LEAST_SIZES sizes reach; maybe none.
+    """Fits parabolas at LEVELS values of FLOP, spread over the range that LEAST_SIZES sizes reach; maybe none.
 
     A size's loss at a FLOP is interpolated along log FLOP between the ends of its runs, never beyond. Where fewer than
     three sizes ever meet so, or where all rates are constant and a run passes through the ends of shorter ones, it is
@@ -100,7 +100,7 @@ class _Line:
     losses: np.ndarray
 
     def covers(self, log_flop: float | np.ndarray) -> np.ndarray:
-        """Whether it reaches from below to above; one point, or FLOP that do not grow with the pictures, nowhere."""
+        """Tells whether it reaches from below to above; one point, or FLOP that do not grow with pictures, nowhere."""
         if len(self.log_flop) < 2 or np.diff(self.log_flop).min() <= 0:
             return np.zeros(np.shape(log_flop), bool)
         inside = (self.log_flop[0] - 1e-9 <= log_flop) & (log_flop <= self.log_flop[-1] + 1e-9)
@@ -108,7 +108,7 @@ class _Line:
 
 
 def _ends(group: list[Run], column_of: dict[int, np.ndarray]) -> _Line:
-    """Of runs that differ in the seed alone, the mean."""
+    """Joins the ends of runs, the mean of those that differ in the seed alone."""
     points = []
     for pictures in sorted({run.pictures for run in group}):
         alike = [run for run in group if run.pictures == pictures]
@@ -118,7 +118,7 @@ def _ends(group: list[Run], column_of: dict[int, np.ndarray]) -> _Line:
 
 
 def _curve(group: list[Run], column_of: dict[int, np.ndarray]) -> _Line:
-    """The longest run, scaled as a whole where its end was resampled."""
+    """Follows the longest run, scaled as a whole where its end was resampled."""
     run = max(group, key=lambda run: run.pictures)
     points: dict[float, float] = {run.flop: run.loss}
     if run.steps:
@@ -130,7 +130,7 @@ def _curve(group: list[Run], column_of: dict[int, np.ndarray]) -> _Line:
 
 
 def _levels(lines: list[_Line]) -> np.ndarray:
-    """Log FLOP evenly over what LEAST_SIZES sizes reach at once."""
+    """Spreads log FLOP evenly over what LEAST_SIZES sizes reach at once."""
     grid = np.linspace(min(line.log_flop[0] for line in lines), max(line.log_flop[-1] for line in lines), 400)
     reached = grid[np.sum([line.covers(grid) for line in lines], axis=0) >= LEAST_SIZES]
     if not len(reached):
@@ -139,7 +139,7 @@ def _levels(lines: list[_Line]) -> np.ndarray:
 
 
 def _parabola(groups: list[list[Run]], lines: list[_Line], level: float) -> tuple[Parabola, np.ndarray]:
-    """The parabola, and the minimum's N in the resampled tables, NaN where there is none."""
+    """Fits the parabola; gives it and the minimum's N in the resampled tables, NaN where there is none."""
     chosen = [(group, line) for group, line in zip(groups, lines, strict=True) if line.covers(level)]
     losses = np.stack([_at(line, level) for _, line in chosen])
     parameters = tuple(group[0].parameters for group, _ in chosen)

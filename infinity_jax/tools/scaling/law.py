@@ -36,15 +36,15 @@ class Law:
     b: Any
 
     def loss(self, parameters: Any, pictures: Any) -> Any:
-        """Nats a bit at N and D, which broadcast with the constants."""
+        """Computes nats a bit at N and D, which broadcast with the constants."""
         return self.E + self.size_term(parameters) + self.data_term(pictures)
 
     def size_term(self, parameters: Any) -> Any:
-        """A / N^a: what a model without end would save, in nats a bit."""
+        """Computes A / N^a: what a model without end would save, in nats a bit."""
         return self.A * np.asarray(parameters, float) ** -self.a
 
     def data_term(self, pictures: Any) -> Any:
-        """B / D^b: what pictures without end would save, in nats a bit."""
+        """Computes B / D^b: what pictures without end would save, in nats a bit."""
         return self.B * np.asarray(pictures, float) ** -self.b
 
 
@@ -70,7 +70,7 @@ class Fit:
 
     @property
     def losses_Rn(self) -> Float[np.ndarray, "R n"]:
-        """The resampled tables' losses."""
+        """Returns the resampled tables' losses."""
         return self.fitted_n * np.exp(self.noise_Rn)
 
 
@@ -117,7 +117,7 @@ def fit(
 
 
 def interval(values_R: Float[np.ndarray, "R"]) -> list[float] | None:
-    """The middle PERCENT of resampled values that are finite; None where fewer than nine in ten are."""
+    """Finds the middle PERCENT of resampled values that are finite; None where fewer than nine in ten are."""
     finite = values_R[np.isfinite(values_R)]
     if len(finite) < 0.9 * len(values_R) or not len(finite):
         return None
@@ -142,7 +142,7 @@ class _Problem:
     def minimise(
         self, losses_Rn: np.ndarray, starts_S2: np.ndarray, delta: float
     ) -> tuple[np.ndarray, np.ndarray]:
-        """For each row of losses the best of all starts: exponents [R,2] and E, A, B [R,3] at the centre.
+        """Finds for each row of losses the best of all starts: exponents [R,2] and E, A, B [R,3] at the centre.
 
         Levenberg-Marquardt on the logs of the exponents with weights that make least squares of Huber's loss, all rows
         and starts at once. As the weighted squares lie above Huber's loss, a step that is kept never raises it.
@@ -185,7 +185,7 @@ class _Problem:
     def _project(
         self, theta: np.ndarray, y: np.ndarray, weights: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """E, A, B >= 0 that are best for these exponents, and fitted / measured - 1.
+        """Finds E, A, B >= 0 that are best for these exponents; gives them and fitted / measured - 1.
 
         Of three numbers that must not be negative there are seven sets that may be above 0: all are solved, and the
         best one without a negative number is taken.
@@ -212,18 +212,18 @@ class _Problem:
         return np.stack([np.ones_like(size), size, data], axis=-1)
 
     def law(self, exponents: np.ndarray, coefficients: np.ndarray) -> Law:
-        """The constants for N and D themselves."""
+        """Gives the constants for N and D themselves."""
         (a, b), (E, A, B) = exponents.T, coefficients.T
         return Law(E, A * np.exp(a * self.centre[0]), a, B * np.exp(b * self.centre[1]), b)
 
     def sigma(self, losses_n: np.ndarray, exponents: np.ndarray, coefficients: np.ndarray) -> float:
-        """Standard deviation of the residuals by their median size, which a few outliers do not move."""
+        """Estimates the residuals' standard deviation by their median size, which a few outliers do not move."""
         residual = self._columns(exponents)[0] @ coefficients[0] / losses_n - 1
         n = len(losses_n)
         return max(1.4826 * float(np.median(np.abs(residual))) * np.sqrt(n / (n - 5)), _LEAST_SIGMA)
 
     def leverages(self, law: Law, fitted_n: np.ndarray) -> np.ndarray:
-        """Part of each run's residual that the fit takes away, at most 0.9: diagonal of the hat matrix."""
+        """Computes the part of each run's residual that the fit takes away, at most 0.9: diagonal of the hat matrix."""
         size = law.size_term(np.exp(self.parameters_n + self.centre[0]))
         data = law.data_term(np.exp(self.pictures_n + self.centre[1]))
         terms = (np.ones_like(size), size, size * self.parameters_n, data, data * self.pictures_n)

@@ -36,7 +36,7 @@ _MEASURED = Line2D([], [], color="0.3", marker="o", linestyle="")
 
 
 def figures(analysis: Analysis) -> dict[str, Figure]:
-    """All figures by name; those for which the table has nothing are left out."""
+    """Draws all figures, by name; those for which the table has nothing are left out."""
     with matplotlib.rc_context(STYLE):
         found = {}
         if all(run.steps for run in analysis.runs):
@@ -54,7 +54,7 @@ def figures(analysis: Analysis) -> dict[str, Figure]:
 
 
 def _colours(groups: Sequence[Sequence[Run]]) -> list[tuple[float, float, float, float]]:
-    """One a size, from dark to light but not too light to read."""
+    """Picks one a size, from dark to light but not too light to read."""
     return [matplotlib.colormaps["viridis"](x) for x in np.linspace(0, 0.88, len(groups))]
 
 
@@ -66,7 +66,7 @@ def _axes(
 
 
 def _label(axes: Axes, x: str, y: str) -> None:
-    """Names of the axes, x in logs; of all but FLOP the ticks read "30k", "100k"."""
+    """Names the axes, x in logs; of all but FLOP the ticks read "30k", "100k"."""
     axes.set(xscale="log", xlabel=x, ylabel=y)
     if x != FLOP:
         axes.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
@@ -75,7 +75,7 @@ def _label(axes: Axes, x: str, y: str) -> None:
 
 
 def _sizes_legend(axes: Axes, groups: Sequence[Sequence[Run]], extra: Mapping[str, Line2D]) -> None:
-    """Sizes, largest loss on top as in the figure, then the kinds of lines."""
+    """Lists sizes, largest loss on top as in the figure, then the kinds of lines."""
     lines = {
         group[0].size: Line2D([], [], color=colour)
         for group, colour in zip(groups, _colours(groups), strict=True)
@@ -85,7 +85,7 @@ def _sizes_legend(axes: Axes, groups: Sequence[Sequence[Run]], extra: Mapping[st
 
 
 def _curves(analysis: Analysis, by_flop: bool) -> Figure:
-    """Loss during and at the end of each run, one colour a size (the paper's Fig. 10)."""
+    """Draws the loss during and at the end of each run, one colour a size (the paper's Fig. 10)."""
     figure, ((axes,),) = _axes()
     groups = sizes(analysis.runs)
     for group, colour in zip(groups, _colours(groups), strict=True):
@@ -110,7 +110,7 @@ def _curves(analysis: Analysis, by_flop: bool) -> Figure:
 
 
 def _law(analysis: Analysis) -> Figure:
-    """The fitted law beside the ends of runs, along D and along N, dashed beyond the runs."""
+    """Draws the fitted law beside the ends of runs, along D and along N, dashed beyond the runs."""
     figure, (row,) = _axes(2, width=10.5)
     groups, runs = sizes(analysis.runs), analysis.runs
     law = analysis.fit.law
@@ -118,12 +118,8 @@ def _law(analysis: Analysis) -> Figure:
     for group, colour in zip(groups, _colours(groups), strict=True):
         x = _range(pictures)
         _solid_and_dashed(row[0], x, law.loss(group[0].parameters, x), pictures, colour)
-        row[0].plot(
-            column(group, "pictures"), column(group, "loss"), "o", color=colour, ms=5, mec="white", mew=0.5
-        )
-        row[1].plot(
-            column(group, "parameters"), column(group, "loss"), "o", color=colour, ms=5, mec="white", mew=0.5
-        )
+        _dots(row[0], column(group, "pictures"), column(group, "loss"), colour)
+        _dots(row[1], column(group, "parameters"), column(group, "loss"), colour)
     shades = np.linspace(0.65, 0.15, len(np.unique(pictures)))
     for seen, shade in zip(np.unique(pictures), shades, strict=True):
         x = _range(parameters)
@@ -152,15 +148,19 @@ def _range(values: np.ndarray) -> np.ndarray:
     return np.geomspace(values.min() / 1.3, values.max() * _BEYOND, 120)
 
 
-def _solid_and_dashed(axes: Axes, x: np.ndarray, y: np.ndarray, measured: np.ndarray, colour) -> None:
-    """Solid between the least and the greatest measured value, dashed beyond."""
+def _dots(axes: Axes, x: Any, y: Any, colour: Any) -> None:
+    axes.plot(x, y, "o", color=colour, ms=5, mec="white", mew=0.5)
+
+
+def _solid_and_dashed(axes: Axes, x: np.ndarray, y: np.ndarray, measured: np.ndarray, colour: Any) -> None:
+    """Draws a solid line between the least and the greatest measured value, a dashed one beyond."""
     inside = (measured.min() * (1 - 1e-6) <= x) & (x <= measured.max() * (1 + 1e-6))
     axes.plot(x, y, ls="--", lw=1, color=colour)
     axes.plot(np.where(inside, x, np.nan), y, lw=1.6, color=colour)
 
 
 def _residuals(analysis: Analysis) -> Figure:
-    """Measured over fitted loss against N and against D, the held-out run marked."""
+    """Draws measured over fitted loss against N and against D, the held-out run marked."""
     figure, (row,) = _axes(2, width=10.5, height=3.6)
     groups, runs = sizes(analysis.runs), analysis.runs
     percent = 100 * np.expm1(analysis.fit.residuals_n)
@@ -168,9 +168,7 @@ def _residuals(analysis: Analysis) -> Figure:
         axes.axhline(0, color="0.4", lw=1)
         for group, colour in zip(groups, _colours(groups), strict=True):
             chosen = [i for i, run in enumerate(runs) if run in group]
-            axes.plot(
-                column(runs, name)[chosen], percent[chosen], "o", color=colour, ms=5, mec="white", mew=0.5
-            )
+            _dots(axes, column(runs, name)[chosen], percent[chosen], colour)
         check = analysis.held_out
         if check is not None:
             apart = 100 * (check.measured / check.predicted - 1)
@@ -184,14 +182,14 @@ def _residuals(analysis: Analysis) -> Figure:
 
 
 def _isoflop(analysis: Analysis) -> Figure:
-    """Loss against N at equal FLOP, the parabolas and their minima."""
+    """Draws loss against N at equal FLOP, the parabolas and their minima."""
     figure, ((axes,),) = _axes()
     found = analysis.isoflop.parabolas
     colours = [matplotlib.colormaps["plasma"](x) for x in np.linspace(0, 0.82, len(found))]
     handles, labels = [], []
     for parabola, colour in zip(found, colours, strict=True):
         measured = np.asarray(parabola.parameters, float)
-        axes.plot(measured, parabola.losses, "o", color=colour, ms=5, mec="white", mew=0.5)
+        _dots(axes, measured, parabola.losses, colour)
         x = np.geomspace(measured.min() / 1.5, measured.max() * 1.5, 120)
         y = np.polyval(parabola.coefficients, np.log(x / parabola.centre))
         _solid_and_dashed(axes, x, y, measured, colour)
@@ -211,7 +209,7 @@ def _isoflop(analysis: Analysis) -> Figure:
 
 
 def _frontier(analysis: Analysis) -> Figure:
-    """N_opt and D_opt against FLOP, from the law with its interval and from the parabolas."""
+    """Draws N_opt and D_opt against FLOP, from the law with its interval and from the parabolas."""
     figure, (row,) = _axes(2, width=10.5)
     runs, flop, frontier = analysis.runs, levels(analysis.runs), analysis.frontier
     best_places = zip(frontier.parameters(flop), frontier.pictures(flop), flop, strict=True)
@@ -248,7 +246,7 @@ def _frontier(analysis: Analysis) -> Figure:
 
 
 def _metrics(analysis: Analysis) -> Figure:
-    """Each metric against the validation loss, with the line of least squares and Pearson's r."""
+    """Draws each metric against the validation loss, with the line of least squares and Pearson's r."""
     shown = [found for found in analysis.correlations if found.pearson is not None]
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
@@ -258,7 +256,7 @@ def _metrics(analysis: Analysis) -> Figure:
         for group, colour in zip(groups, _colours(groups), strict=True):
             having = [run for run in group if found.metric in run.metrics]
             values = [run.metrics[found.metric] for run in having]
-            axes.plot(column(having, "loss"), values, "o", color=colour, ms=5, mec="white", mew=0.5)
+            _dots(axes, column(having, "loss"), values, colour)
         runs = [run for run in analysis.runs if found.metric in run.metrics]
         loss, values = column(runs, "loss"), np.asarray([run.metrics[found.metric] for run in runs])
         ends = np.asarray([loss.min(), loss.max()])
@@ -285,12 +283,12 @@ _TITLES = {
 
 
 def title(metric: str) -> str:
-    """A metric's name to read: "metric_image_reward" -> "ImageReward"."""
+    """Makes a metric's name readable: "metric_image_reward" -> "ImageReward"."""
     return _TITLES.get(plain_name(metric), metric.removeprefix("metric_").replace("_", " "))
 
 
 def short(value: float | int) -> str:
-    """9600 -> "9.6k", 1.2e7 -> "12M", 2e9 -> "2B"."""
+    """Shortens a number: 9600 -> "9.6k", 1.2e7 -> "12M", 2e9 -> "2B"."""
     for size, letter in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
         if value >= size:
             return f"{value / size:.3g}{letter}"

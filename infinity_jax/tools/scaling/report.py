@@ -31,7 +31,7 @@ figcaption, .note { color: #555; font-size: 0.9rem; }
 
 
 def page(found: Mapping[str, Any], pictures: Sequence[Mapping[str, bytes]]) -> str:
-    """The whole page.
+    """Writes the whole page.
 
     Args:
       found: content of fit.json.
@@ -58,12 +58,12 @@ Losses are in nats a bit. Intervals are {PERCENT}%, from {found["resamples"]} re
 
 
 def number(value: float | int | None) -> str:
-    """Four digits that count; "-" for None."""
+    """Writes four digits that count; "-" for None."""
     return "-" if value is None else f"{value:.4g}"
 
 
 def between(ends: Sequence[float] | None) -> str:
-    """An interval, as "[low, high]"."""
+    """Writes an interval as "[low, high]"."""
     return "-" if ends is None else f"[{ends[0]:.3g}, {ends[1]:.3g}]"
 
 

@@ -41,7 +41,7 @@ class Run:
 
 
 def select(rows: list[dict[str, Any]], where: str) -> tuple[dict[str, list[Run]], list[str]]:
-    """The runs by vocabulary ("" where rows name none), those with fewest parameters and pictures first; and warnings.
+    """Groups the runs by vocabulary ("" where rows name none), fewest parameters and pictures first; adds warnings.
 
     Args:
       rows: of `table.read`.
@@ -78,7 +78,7 @@ def select(rows: list[dict[str, Any]], where: str) -> tuple[dict[str, list[Run]]
 
 
 def shortage(runs: Iterable[Run]) -> str | None:
-    """Why these runs are too few to fit the law, in words; None if they are enough."""
+    """Says why these runs are too few to fit the law; None if they are enough."""
     runs = list(runs)
     sizes, lengths = {run.parameters for run in runs}, {run.pictures for run in runs}
     short = []
@@ -92,7 +92,7 @@ def shortage(runs: Iterable[Run]) -> str | None:
 
 
 def sizes(runs: Iterable[Run]) -> list[list[Run]]:
-    """The runs of each number of parameters, smallest first."""
+    """Groups the runs by number of parameters, smallest first."""
     groups: dict[int, list[Run]] = {}
     for run in sorted(runs, key=lambda run: (run.parameters, run.pictures)):
         groups.setdefault(run.parameters, []).append(run)
@@ -100,7 +100,7 @@ def sizes(runs: Iterable[Run]) -> list[list[Run]]:
 
 
 def column(runs: Iterable[Run], name: str) -> np.ndarray:
-    """One attribute of all runs, float64 [n]."""
+    """Collects one attribute of all runs, float64 [n]."""
     return np.asarray([getattr(run, name) for run in runs], float)
 
 
@@ -125,7 +125,7 @@ def _is_finite(value: Any) -> bool:
 
 
 def _others(rows: list[dict[str, Any]], used: list[dict[str, Any]]) -> str:
-    """Names of the rows that are not used, by what they lack."""
+    """Names the rows that are not used, by what they lack."""
     kinds: dict[str, list[str]] = {}
     for row in rows:
         if not any(row is other for other in used):

@@ -21,14 +21,14 @@ TABLE = "runs.csv"
 def plan(
     path: str, overrides: Sequence[str], workdir: str = "WORKDIR"
 ) -> tuple[grid.GridConfig, list[Estimate]]:
-    """The grid of a config file, and its cells with what each needs, in the config's order."""
+    """Reads the grid of a config file, and estimates what each cell needs, in the config's order."""
     config, planned = grid.load(path, overrides, workdir)
     hardware = grid.hardware(config)
     return config, [estimate(cell, hardware, trains=not config.checkpoint) for cell in planned]
 
 
 def describe(config: grid.GridConfig, estimates: Sequence[Estimate]) -> str:
-    """A line for each cell: parameters, tokens, FLOP, memory, time, and whether it fits."""
+    """Writes a line for each cell: parameters, tokens, FLOP, memory, time, and whether it fits."""
     hardware = grid.hardware(config)
     width = max(len(e.cell.name) for e in estimates)
     head = ("number", f"{'cell':{width}}", "parameters", "  tokens", "    FLOP", "   memory", "     time")

@@ -59,7 +59,7 @@ def write(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> No
 
 
 def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """The rows of a table, in order, as `write` takes them.
+    """Reads the rows of a table, in order, as `write` takes them.
 
     An empty cell, and a column of COLUMNS that the file lacks, is None. Of other columns, one that holds numbers
     becomes float, any other stays text.
@@ -87,7 +87,7 @@ def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def metric_columns(rows: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
-    """The generation metrics that any row has: METRICS, and columns of numbers that are not in COLUMNS."""
+    """Finds the generation metrics that any row has: METRICS, and columns of numbers that are not in COLUMNS."""
     rows = list(rows)
     columns = dict.fromkeys(column for row in rows for column in row)
     return tuple(
@@ -152,7 +152,7 @@ def _value(column: str, text: str, kind: str, where: str) -> Any:
 
 
 def _whole(text: str) -> int:
-    """An int, exact; also of text like 1e18 or 64.0, which a spreadsheet makes of it."""
+    """Reads an int, exact; also from text like 1e18 or 64.0, which a spreadsheet makes of it."""
     if text.lstrip("+-").isdecimal():
         return int(text)
     if not (value := float(text)).is_integer():
@@ -180,7 +180,7 @@ def _number(text: str | None) -> float | None:
 
 
 def _short(number: float | int | None) -> str:
-    """Six digits; None, which metrics have for what is not finite, is "nan"."""
+    """Writes six digits; "nan" for None, which metrics have for what is not finite."""
     return "nan" if number is None else f"{number:.6g}"
 
 

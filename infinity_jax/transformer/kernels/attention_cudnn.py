@@ -16,14 +16,14 @@ LARGEST_HEAD = 128  # on GPUs before Hopper; no model here has larger ones
 
 
 def possible(head: int) -> bool:
-    """Whether cuDNN has attention for heads of this size."""
+    """Tells whether cuDNN has attention for heads of this size."""
     return head % 8 == 0 and head <= LARGEST_HEAD
 
 
 def attend_cudnn(
     q_BHQd: jax.Array, k_BHKd: jax.Array, v_BHKd: jax.Array, mask_BK: jax.Array | None = None
 ) -> jax.Array:
-    """softmax(q k^T) v with softmax scale 1 and bfloat16 operands, float32 [B, H, Q, head].
+    """Computes softmax(q k^T) v with softmax scale 1 and bfloat16 operands, float32 [B, H, Q, head].
 
     On a mesh each device computes its pictures and heads.
 
@@ -43,7 +43,9 @@ def attend_cudnn(
     return out_BQHd[:, :Q].swapaxes(1, 2).astype(jnp.float32)
 
 
-def _attend(q_BQHd, k_BKHd, v_BKHd, mask_BK=None, *, keys: int) -> jax.Array:
+def _attend(
+    q_BQHd: jax.Array, k_BKHd: jax.Array, v_BKHd: jax.Array, mask_BK: jax.Array | None = None, *, keys: int
+) -> jax.Array:
     B, Q, K = *q_BQHd.shape[:2], k_BKHd.shape[1]
     mask_B1QK = keys_B = None
     if mask_BK is not None:
@@ -62,5 +64,5 @@ def _attend(q_BQHd, k_BKHd, v_BKHd, mask_BK=None, *, keys: int) -> jax.Array:
 
 
 def _even(x: jax.Array) -> jax.Array:
-    """With one more, of zeros, along axis 1 where that is odd."""
+    """Adds one more, of zeros, along axis 1 where that is odd."""
     return jnp.pad(x, [(0, x.shape[axis] % 2 if axis == 1 else 0) for axis in range(x.ndim)])

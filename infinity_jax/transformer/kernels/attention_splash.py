@@ -4,12 +4,15 @@ Scores live in the chip's fast memory alone, and blocks of keys that none of a b
 Nothing of it has run on a TPU: the tests run it in the interpreter and compile it.
 """
 
+import contextlib
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.xla_metadata import set_xla_metadata
 
 from infinity_jax.runtime.devices import on_each_device, platform
 from infinity_jax.runtime.sharding import traced_layout
@@ -22,16 +25,6 @@ LARGEST_BACKWARD_BLOCK = 2048
 Runs = tuple[tuple[int, int], ...]
 
 
-@functools.cache
-def available() -> bool:
-    """Whether this version of jax has the kernel: it is experimental there."""
-    try:
-        from jax.experimental.pallas.ops.tpu import splash_attention  # noqa: F401
-    except ImportError:
-        return False
-    return True
-
-
 def attend_splash(
     q_BHQd: jax.Array,
     k_BHKd: jax.Array,
@@ -40,7 +33,7 @@ def attend_splash(
     runs: Runs | None = None,
     mask_BK: jax.Array | None = None,
 ) -> jax.Array:
-    """softmax(q k^T) v with softmax scale 1, float32 [B, H, Q, head].
+    """Computes softmax(q k^T) v with softmax scale 1, float32 [B, H, Q, head].
 
     On a mesh each device computes its pictures and heads, and with a mask its part of the queries.
 
@@ -57,7 +50,7 @@ def attend_splash(
     q_BHQd = _padded(q_BHQd.astype(dtype), query_parts * query_block)
     k_BHKd, v_BHKd = (_padded(x.astype(dtype), key_block) for x in (k_BHKd, v_BHKd))
 
-    def of_one_device(q_BHQd, k_BHKd, v_BHKd, *mask_BK):
+    def of_one_device(q_BHQd: jax.Array, k_BHKd: jax.Array, v_BHKd: jax.Array, *mask_BK) -> jax.Array:
         B, H, queries, head = q_BHQd.shape
         shape = (H, queries, k_BHKd.shape[2])
         kernel = _kernel(shape, runs or ((Q, K),), query_block, key_block, platform() != "tpu")
@@ -68,7 +61,8 @@ def attend_splash(
         )
         streamed = 2 * forward * head // query_block * q_BHQd.dtype.itemsize
         # The kernel itself tells no costs. As everywhere, a product counts without what the chip pads its heads with.
-        with jax.named_scope(splash_scope(2 * forward * own_head, 2 * backward * own_head, streamed)):
+        # Forward it has two products; backward it computes one of them again and has four more.
+        with costs(2 * 2 * forward * own_head, 5 * 2 * backward * own_head, streamed):
             if not mask_BK:
                 return jax.vmap(kernel)(q_BHQd, k_BHKd, v_BHKd)
             return jax.vmap(functools.partial(_masked, kernel))(q_BHQd, k_BHKd, v_BHKd, *mask_BK)
@@ -84,15 +78,19 @@ def attend_splash(
     return out_BHQd[:, :, :Q, :own_head].astype(jnp.float32)
 
 
-def _masked(kernel, q_HQd, k_HKd, v_HKd, mask_K):
+def _masked(
+    kernel: Callable, q_HQd: jax.Array, k_HKd: jax.Array, v_HKd: jax.Array, mask_K: jax.Array
+) -> jax.Array:
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
     return kernel(q_HQd, k_HKd, v_HKd, SegmentIds(jnp.ones(q_HQd.shape[1], "int32"), mask_K.astype("int32")))
 
 
 @functools.lru_cache(maxsize=64)
-def _kernel(lengths: tuple[int, int, int], runs: Runs, query_block: int, key_block: int, interpret: bool):
-    """The kernel for [H, Q, head] queries and [H, K, head] keys and values; `lengths` is (H, Q, K), padded."""
+def _kernel(
+    lengths: tuple[int, int, int], runs: Runs, query_block: int, key_block: int, interpret: bool
+) -> Callable:
+    """Makes the kernel for [H, Q, head] queries and [H, K, head] keys and values; `lengths` is (H, Q, K), padded."""
     from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
     heads, queries, keys = lengths
@@ -119,48 +117,50 @@ def _kernel(lengths: tuple[int, int, int], runs: Runs, query_block: int, key_blo
 
 
 def _seen(runs: Runs, queries: int) -> np.ndarray:
-    """int32 [queries]: how many of the first keys each sees; queries that were added see what the last one does."""
+    """Counts the first keys that each query sees, int32 [queries]; added queries see what the last one does."""
     numbers, seen = np.array(runs, np.int32).T
     seen_Q = np.repeat(seen, numbers)[:queries]
     return np.pad(seen_Q, (0, queries - len(seen_Q)), mode="edge")
 
 
 def _visited(seen_Q: np.ndarray, query_block: int, key_block: int) -> int:
-    """Pairs of query and key in all blocks that the kernel computes for one head."""
+    """Counts pairs of query and key in all blocks that the kernel computes for one head."""
     most = seen_Q.reshape(-1, query_block).max(1)
     return int((-(-most // key_block)).sum()) * query_block * key_block
 
 
 def _backward_block(keys: int, key_block: int) -> int:
-    """Keys of one block of the backward kernel: as many of the forward's as divide all and are not too many."""
+    """Chooses the keys of a backward block: as many of the forward's as divide all and are not too many."""
     parts = keys // key_block
     most = max(1, LARGEST_BACKWARD_BLOCK // key_block)
     return key_block * next(n for n in range(min(most, parts), 0, -1) if parts % n == 0)
 
 
 def _block(length: int) -> int:
-    """Queries or keys of one block: as even parts of the length as there are with at most `LARGEST_BLOCK`."""
+    """Chooses the queries or keys of a block: as even parts of the length as there are with at most `LARGEST_BLOCK`."""
     parts = math.ceil(length / LARGEST_BLOCK)
     return math.ceil(length / parts / LANES) * LANES
 
 
 def _parts_of_tokens() -> int:
-    """Into how many parts the mesh splits the tokens of a picture."""
+    """Counts the parts into which the mesh splits the tokens of a picture."""
     layout = traced_layout.get()
     return 1 if layout is None else math.prod(layout.mesh.shape[axis] for axis in layout.rules.tokens)
 
 
 def _padded(x_BHLd: jax.Array, multiple: int) -> jax.Array:
-    """With zeros after the end of the lengths and heads. A TPU's memory has those of the heads anyway."""
+    """Adds zeros after the end of the lengths and heads. A TPU's memory has those of the heads anyway."""
     length, head = -x_BHLd.shape[2] % multiple, -x_BHLd.shape[3] % LANES
     return jnp.pad(x_BHLd, ((0, 0), (0, 0), (0, length), (0, head)))
 
 
-def splash_scope(forward_flops: int, backward_flops: int, streamed_bytes: int) -> str:
-    """The name of a scope around splash attention on one device, from which `kernel_costs` knows its costs.
+def costs(forward_flops: int, backward_flops: int, streamed_bytes: int) -> contextlib.AbstractContextManager:
+    """Notes what splash attention costs on one device at its calls in the compiled program, for `hlo_costs.py`.
 
     Args:
-      forward_flops, backward_flops: of one product over all blocks that each visits.
+      forward_flops, backward_flops: of all products in the blocks that each visits.
       streamed_bytes: of the two arrays that it reads again for every block of the others.
     """
-    return f"products_of_{forward_flops}_and_{backward_flops}_flop_{streamed_bytes}_bytes"
+    return set_xla_metadata(
+        splash_fwd_flops=forward_flops, splash_dkv_flops=backward_flops, splash_streamed_bytes=streamed_bytes
+    )

@@ -12,12 +12,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.ad_checkpoint import checkpoint_name
 
 from infinity_jax.runtime.devices import platform
 from infinity_jax.runtime.sharding import on_mesh
-from infinity_jax.transformer.kernels.matmul import precision, transposed_in_memory
+from infinity_jax.transformer.kernels.matmul import dot, transposed_in_memory
 from infinity_jax.transformer.kernels.storage import from_storage, to_storage
 from infinity_jax.transformer.layers import LINEAR
 
@@ -29,19 +29,19 @@ MASKED = -1e30
 MANY_SCORES, SCORES_AT_ONCE, FORWARD = 2**22, 2**20, 4
 
 
-def attend_xla(
-    q_BHQd: jax.Array, k_BHKd: jax.Array, v_BHKd: jax.Array, mask_BHQK: jax.Array | None, dtype: str
-) -> jax.Array:
-    """softmax(q k^T) v, float32 [B, H, Q, head]; arguments as `attention.attend` has them."""
+def attend_xla(q_BHQd: Array, k_BHKd: Array, v_BHKd: Array, mask_BHQK: Array | None, dtype: str) -> Array:
+    """Computes softmax(q k^T) v, float32 [B, H, Q, head]; arguments as `attention.attend` has them."""
     return _attend(q_BHQd, k_BHKd, v_BHKd, mask_BHQK, dtype)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q_BHQd, k_BHKd, v_BHKd, mask_BHQK, dtype):
+def _attend(q_BHQd: Array, k_BHKd: Array, v_BHKd: Array, mask_BHQK: Array | None, dtype: str) -> Array:
     return _attend_forward(q_BHQd, k_BHKd, v_BHKd, mask_BHQK, dtype)[0]
 
 
-def _attend_forward(q_BHQd, k_BHKd, v_BHKd, mask_BHQK, dtype):
+def _attend_forward(
+    q_BHQd: Array, k_BHKd: Array, v_BHKd: Array, mask_BHQK: Array | None, dtype: str
+) -> tuple[Array, Any]:
     q_BHQd, k_BHKd, v_BHKd = (x.astype(dtype) for x in (q_BHQd, k_BHKd, v_BHKd))
     forward = functools.partial(_head_forward, dtype=dtype)
     found = _for_each_head(forward, q_BHQd, k_BHKd, v_BHKd, mask_BHQK)
@@ -50,7 +50,7 @@ def _attend_forward(q_BHQd, k_BHKd, v_BHKd, mask_BHQK, dtype):
     return out_BHQd, (rounded, mask_BHQK, out_BHQd, total_BHQ1)
 
 
-def _attend_backward(dtype, saved, dout_BHQd):
+def _attend_backward(dtype: str, saved: Any, dout_BHQd: Array) -> tuple:
     rounded, mask_BHQK, out_BHQd, total_BHQ1 = saved
     q_BHQd, k_BHKd, v_BHKd, *weights = (from_storage(x) for x in rounded)
     backward = functools.partial(_head_backward, dtype=dtype)
@@ -62,8 +62,10 @@ def _attend_backward(dtype, saved, dout_BHQd):
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-def _for_each_head(of_one: Callable, q_BHQd, k_BHKd, v_BHKd, mask_BHQK, *others) -> Any:
-    """The function of one head on all heads of all pictures: at once, or one after the other."""
+def _for_each_head(
+    of_one: Callable, q_BHQd: Array, k_BHKd: Array, v_BHKd: Array, mask_BHQK: Array | None, *others
+) -> Any:
+    """Runs the function of one head on all heads of all pictures: at once, or one after the other."""
     B, H, Q, _ = q_BHQd.shape
     scores = B * H * Q * k_BHKd.shape[2]
     at_once = on_mesh() or platform() != "cpu" or scores < MANY_SCORES
@@ -84,22 +86,16 @@ def _for_each_head(of_one: Callable, q_BHQd, k_BHKd, v_BHKd, mask_BHQK, *others)
     return jax.tree.map(lambda x: x.reshape(B, H, *x.shape[1:]), results)
 
 
-def _without_mask(of_one: Callable, q_Qd, k_Kd, v_Kd, *others) -> Any:
+def _without_mask(of_one: Callable, q_Qd: Array, k_Kd: Array, v_Kd: Array, *others) -> Any:
     return of_one(q_Qd, k_Kd, v_Kd, None, *others)
 
 
-def _dot(a, b, contract: tuple[int, int], dtype: str) -> jax.Array:
-    """Product over one axis each of matrices that have the type `dtype`, float32 sums."""
-    kind = {"precision": precision(dtype), "preferred_element_type": jnp.float32}
-    return lax.dot_general(a, b, (((contract[0],), (contract[1],)), ((), ())), **kind)
-
-
-def _weights(q_Qd, k_Kd, mask_QK, dtype: str) -> jax.Array:
-    """Float32, relative to that of the largest score of a query.
+def _weights(q_Qd: Array, k_Kd: Array, mask_QK: Array | None, dtype: str) -> Array:
+    """Computes float32 weights, relative to that of the largest score of a query.
 
     On a CPU all of it is one kernel if nothing else uses the scores or the largest of them.
     """
-    scores_QK = _dot(q_Qd, k_Kd, (1, 1), dtype)
+    scores_QK = dot(q_Qd, k_Kd, [1], [1], dtype)
     if mask_QK is not None:
         scores_QK = jnp.where(mask_QK, scores_QK, MASKED)
     return jnp.exp(scores_QK - scores_QK.max(1, keepdims=True))
@@ -107,15 +103,17 @@ def _weights(q_Qd, k_Kd, mask_QK, dtype: str) -> jax.Array:
 
 # The left operand of all products has its contracted axis last, which is the only quick form on a CPU, and only small
 # arrays are transposed for it.
-def _head_forward(q_Qd, k_Kd, v_Kd, mask_QK, dtype: str, keep_weights: bool) -> tuple[jax.Array, ...]:
-    """Of each query of one head: its output, the sum of its weights, and the weights if they are to be kept."""
+def _head_forward(
+    q_Qd: Array, k_Kd: Array, v_Kd: Array, mask_QK: Array | None, dtype: str, keep_weights: bool
+) -> tuple[Array, ...]:
+    """Computes for each query of one head its output, the sum of its weights, and the weights if they are kept."""
 
-    def of_some(q_Qd):
+    def of_some(q_Qd: Array) -> tuple:
         weights_QK = _weights(q_Qd, k_Kd, mask_QK, dtype)
         total_Q1 = weights_QK.sum(1, keepdims=True)
         weights_QK = weights_QK.astype(dtype)
         # Dividing after the product touches `head` numbers a query instead of K.
-        out_Qd = _dot(weights_QK, v_Kd, (1, 0), dtype) / total_Q1
+        out_Qd = dot(weights_QK, v_Kd, [1], [0], dtype) / total_Q1
         return (out_Qd, total_Q1, weights_QK) if keep_weights else (out_Qd, total_Q1)
 
     parts = 1 if keep_weights else _parts(q_Qd, k_Kd, mask_QK, FORWARD * SCORES_AT_ONCE)
@@ -125,23 +123,32 @@ def _head_forward(q_Qd, k_Kd, v_Kd, mask_QK, dtype: str, keep_weights: bool) -> 
 
 
 def _head_backward(
-    q_Qd, k_Kd, v_Kd, mask_QK, out_Qd, total_Q1, dout_Qd, *weights: jax.Array, dtype: str, keep_weights: bool
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Gradients of queries, keys and values of one head; the weights are given if they were kept."""
+    q_Qd: Array,
+    k_Kd: Array,
+    v_Kd: Array,
+    mask_QK: Array | None,
+    out_Qd: Array,
+    total_Q1: Array,
+    dout_Qd: Array,
+    *weights: Array,
+    dtype: str,
+    keep_weights: bool,
+) -> tuple[Array, Array, Array]:
+    """Computes the gradients of queries, keys and values of one head; the weights are given if they were kept."""
     dout_Qd = dout_Qd / total_Q1
     mean_Q1 = (dout_Qd * out_Qd).sum(1, keepdims=True)
 
-    def of_some(sums_dK, of_queries):
+    def of_some(sums_dK: Any, of_queries: Any) -> tuple:
         q_Qd, dout_Qd, mean_Q1, *weights = of_queries
         weights_QK = weights[0] if keep_weights else _weights(q_Qd, k_Kd, mask_QK, dtype)
-        dscores_QK = weights_QK.astype(jnp.float32) * (_dot(dout_Qd, v_Kd, (1, 1), dtype) - mean_Q1)
+        dscores_QK = weights_QK.astype(jnp.float32) * (dot(dout_Qd, v_Kd, [1], [1], dtype) - mean_Q1)
         if mask_QK is not None:  # also where a query sees nothing, and all its weights are 1
             dscores_QK = jnp.where(mask_QK, dscores_QK, 0)
         dscores_QK = dscores_QK.astype(dtype)
-        dk_dK = _dot(transposed_in_memory(q_Qd), dscores_QK, (1, 0), dtype)
-        dv_dK = _dot(transposed_in_memory(dout_Qd), weights_QK.astype(dtype), (1, 0), dtype)
+        dk_dK = dot(transposed_in_memory(q_Qd), dscores_QK, [1], [0], dtype)
+        dv_dK = dot(transposed_in_memory(dout_Qd), weights_QK.astype(dtype), [1], [0], dtype)
         sums_dK = (dk_dK, dv_dK) if sums_dK is None else (sums_dK[0] + dk_dK, sums_dK[1] + dv_dK)
-        return sums_dK, _dot(dscores_QK, k_Kd, (1, 0), dtype)
+        return sums_dK, dot(dscores_QK, k_Kd, [1], [0], dtype)
 
     of_queries = (q_Qd, dout_Qd.astype(dtype), mean_Q1, *weights)
     parts = 1 if keep_weights else _parts(q_Qd, k_Kd, mask_QK, SCORES_AT_ONCE)
@@ -155,8 +162,8 @@ def _head_backward(
     return dq_Qd, dk_Kd, dv_Kd
 
 
-def _parts(q_Qd, k_Kd, mask_QK, at_once: int) -> int:
-    """In how many parts the queries are taken, each of at most so many scores.
+def _parts(q_Qd: Array, k_Kd: Array, mask_QK: Array | None, at_once: int) -> int:
+    """Decides in how many parts the queries are taken, each of at most so many scores.
 
     A mask of its own for each query is only used on few.
     """
@@ -165,11 +172,11 @@ def _parts(q_Qd, k_Kd, mask_QK, at_once: int) -> int:
     return math.ceil(len(q_Qd) * len(k_Kd) / at_once)
 
 
-def _split(x_QN, parts: int) -> jax.Array:
-    """[parts, rows, N]; what is added to the last part is zero, and so are its gradients."""
+def _split(x_QN: Array, parts: int) -> Array:
+    """Splits into [parts, rows, N]; what is added to the last part is zero, and so are its gradients."""
     rows = math.ceil(len(x_QN) / parts)
     return jnp.pad(x_QN, ((0, parts * rows - len(x_QN)), (0, 0))).reshape(parts, rows, -1)
 
 
-def _joined(x_PRN, length: int) -> jax.Array:
+def _joined(x_PRN: Array, length: int) -> Array:
     return x_PRN.reshape(-1, x_PRN.shape[-1])[:length]

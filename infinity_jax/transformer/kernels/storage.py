@@ -15,12 +15,12 @@ from infinity_jax.runtime.devices import platform
 
 
 def to_storage(x: jax.Array | np.ndarray) -> Any:
-    """x as it is kept: bfloat16 as its bits in uint16 on a CPU."""
+    """Brings x into the form in which it is kept: bfloat16 as its bits in uint16 on a CPU."""
     if x.dtype == jnp.bfloat16 and platform() == "cpu":
         return lax.bitcast_convert_type(x, jnp.uint16)
     return x
 
 
 def from_storage(x: jax.Array | np.ndarray) -> Any:
-    """The value of what was in storage form."""
+    """Restores the value from storage form."""
     return lax.bitcast_convert_type(x, jnp.bfloat16) if x.dtype == jnp.uint16 else x
