@@ -152,7 +152,7 @@ class InfinityPipeline:
         return batches.batches(request, batch, config, of_scales, trained)
 
     def picture_size(self, aspect_ratio: str = "1:1", budget: str | None = None) -> tuple[int, int]:
-        """Gives (height, width) in pixels of a request's pictures. Raises UserError for what cannot be drawn."""
+        """Returns (height, width) in pixels of a request's pictures. Raises UserError for what cannot be drawn."""
         height, width = self._schedule(aspect_ratio, budget).last
         stride = self.model.tokenizer.config.transformer_stride
         return height * stride, width * stride

@@ -13,7 +13,7 @@ from absl import logging
 
 from infinity_jax import scales
 from infinity_jax.checkpoints import origin, pretrained
-from infinity_jax.config import TokenizerConfig, from_dict
+from infinity_jax.config import TokenizerConfig, from_dict, numbers_by_name
 from infinity_jax.data import batches, pictures, records, resolutions, sources
 from infinity_jax.data.resolutions import ResolutionMix
 from infinity_jax.errors import UserError
@@ -147,16 +147,8 @@ def resolution_mix(text: str, scales: str, batch_size: int) -> dict[str, int]:
 
     Raises UserError if it is not of the form "64px=16,96px=8".
     """
-    if not text:
-        return {scales: batch_size}
-    pairs = [part.strip().split("=") for part in text.split(",")]
-    if not all(len(pair) == 2 and pair[1].isdigit() and int(pair[1]) > 0 for pair in pairs):
-        raise UserError(
-            f"data.mix {text!r} is not understood; write resolutions and their batch sizes, like 64px=16,96px=8"
-        )
-    if len(dict(pairs)) < len(pairs):
-        raise UserError(f"data.mix {text!r} names a resolution twice; name each once")
-    return {name: int(size) for name, size in pairs}
+    form = "RESOLUTION=BATCH_SIZE, like 64px=16,96px=8,"
+    return numbers_by_name(text, "data.mix", form) or {scales: batch_size}
 
 
 def feature_loss(loss: TokenizerLossConfig) -> FeatureLoss:
