@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import pytest
 from full_disks import full_disk
 from jax.experimental import topologies
@@ -210,7 +210,7 @@ def test_the_sampler_reads_the_rounded_weights_that_the_pipeline_draws_with():
     layout = layout_of(parse_mesh("fsdp=1"), "", model, jax.devices()[:1])
     program = lower_sampler(config, "tiny", model, make_schedule("32px"), 1, layout)
     (params, *_), _ = program.lowered.args_info
-    drawn_with = sampler.rounded(model, jax.tree.map(lambda x: np.zeros(x.shape, "float32"), params))
+    drawn_with = sampler.rounded(model, jax.tree.map(lambda x: jnp.zeros(x.shape), params))
     assert jax.tree.map(lambda x: x.dtype, params) == jax.tree.map(lambda x: x.dtype, drawn_with)
     assert params["blocks"]["self_attention"]["query"]["kernel"].dtype.itemsize == 2
 

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from infinity_jax.config import TransformerConfig
@@ -107,7 +108,9 @@ def rounded(config: TransformerConfig, params: Any) -> Any:
     The sampler reads them once a scale. It rounds them itself; who draws often does it once. The numbers are the same.
     """
 
-    def of_block(path: Any, x: jax.Array) -> jax.Array:
+    def of_block(
+        path: Any, x: jax.Array | np.ndarray
+    ) -> Any:  # of a training run they are read as NumPy arrays
         is_rounded = path[-1].key != "kernel" or x.dtype == jnp.uint16
         return x if is_rounded else to_storage(x.astype(config.compute_dtype))
 
