@@ -22,6 +22,7 @@ from sampling import sampling_flops
 
 from infinity_jax import presets, scales
 from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints.opened import BUNDLED
 from infinity_jax.evaluation import evaluate_checkpoint
 from infinity_jax.runtime import start_up
 from infinity_jax.sampling import sampler, token_pruning
@@ -29,7 +30,6 @@ from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.transformer.transformer import init_params
 
-BUNDLED = "bundled"
 QUALITIES = ("retrieval_top1", "retrieval_top5", "retrieval_compositions_top5", "kid", "kid_error")
 
 

@@ -20,63 +20,49 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import machine
 
 from infinity_jax import presets, scales
-from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.runtime import start_up
 from infinity_jax.runtime.compiled_step import planned_bytes
+from infinity_jax.runtime.mesh import MeshConfig
+from infinity_jax.runtime.sharding import layout_of
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tools.planning import flops, hlo_costs
-from infinity_jax.training import optim, transformer_step
 from infinity_jax.training import state as train_state
+from infinity_jax.training import transformer_step
 from infinity_jax.training.correction import CorrectionConfig
+from infinity_jax.training.optim import OptimConfig
 from infinity_jax.training.state import TrainState
-from infinity_jax.training.transformer_step import LossConfig
-from infinity_jax.transformer.transformer import Transformer, init_variables
+from infinity_jax.training.step import TrainStep
+from infinity_jax.training.transformer_step import LossConfig, StepConfig
+from infinity_jax.transformer.transformer import Transformer
 
-CORRECTION, LOSS, OPTIM = CorrectionConfig(), LossConfig(), optim.OptimConfig()
+# For a run of a thousand steps.
+PARTS = {"correction": CorrectionConfig(), "loss": LossConfig(), "optim": OptimConfig(), "steps": 1000}
 
 
 @dataclasses.dataclass(frozen=True)
 class Setup:
-    """What is trained."""
+    """What is trained: pictures of one schedule, on one device."""
 
-    model: TransformerConfig
-    tokenizer: TokenizerConfig
+    config: StepConfig
     schedule: ScaleSchedule
 
     @functools.cached_property
-    def optimiser(self):
-        """AdamW with its schedule, for a run of a thousand steps."""
-        return optim.make_optimiser(OPTIM, 1000, no_decay=transformer_step.not_a_kernel)
-
-    def new_state(self) -> TrainState:
-        """A fresh state with a moving average."""
-        variables = init_variables(self.model, jax.random.key(0), self.schedule)["params"]
-        return train_state.create(nn.meta.unbox(variables), self.optimiser, ema=True)
-
-    def step(self) -> Callable:
-        """The whole step."""
-        return transformer_step.make_train_step(
-            Transformer(self.model),
-            self.schedule,
-            self.tokenizer,
-            CORRECTION,
-            LOSS,
-            OPTIM,
-            self.optimiser,
-        )
+    def step(self) -> TrainStep:
+        """The whole step, as `infinity-jax train` builds it."""
+        layout = layout_of(MeshConfig(), devices=jax.devices()[:1])
+        return transformer_step.build_step(self.config, [self.schedule], layout)
 
     def corrected(self, batch: dict[str, jax.Array], key: jax.Array) -> dict[str, jax.Array]:
         """The whole of a step's examples: inputs and bits by self-correction, texts and draws."""
         inputs, bits = transformer_step.corrected_inputs(
-            key, 0, batch["features"], self.schedule, CORRECTION, self.tokenizer
+            key, 0, batch["features"], self.schedule, self.config.correction, self.config.tokenizer
         )
-        draws = transformer_step.draw_examples(key, 0, len(bits), self.model, LOSS)
+        draws = transformer_step.draw_examples(key, 0, len(bits), self.config.model, self.config.loss)
         return {
             "inputs": inputs,
             "bits": bits,
@@ -87,7 +73,7 @@ class Setup:
 
     def apply(self, state: TrainState, grads: Any) -> TrainState:
         """Clipping, AdamW and the moving average."""
-        return train_state.apply_gradients(state, grads, self.optimiser, OPTIM.ema_decay)
+        return train_state.apply_gradients(state, grads, self.config.optimiser, self.config.optim.ema_decay)
 
 
 def main() -> None:
@@ -97,7 +83,7 @@ def main() -> None:
     preset = presets.preset(arguments.size)
     model = dataclasses.replace(preset.transformer, scan_layers=arguments.scan_layers)
     schedule = scales.make_schedule(arguments.budget, arguments.aspect_ratio)
-    setup = Setup(model, presets.TOKENIZERS[preset.tokenizer], schedule)
+    setup = Setup(StepConfig(model, presets.TOKENIZERS[preset.tokenizer], **PARTS), schedule)
     batch = _batch(setup, arguments.batch, arguments.text_tokens)
     report = {
         **{name: value for name, value in vars(arguments).items() if name != "json"},
@@ -135,11 +121,11 @@ def _arguments() -> argparse.Namespace:
 def _batch(setup: Setup, size: int, text_tokens: int) -> dict[str, jax.Array]:
     """Random features, and captions that fill half or all of the text's width."""
     key_features, key_text = jax.random.split(jax.random.key(1))
-    grid = setup.schedule.times(setup.tokenizer.patchify).last
+    grid = setup.schedule.times(setup.config.tokenizer.patchify).last
     lengths = jnp.where(jnp.arange(size) % 2, text_tokens // 2, text_tokens)
-    text = jax.random.normal(key_text, (size, text_tokens, setup.model.text_channels))
+    text = jax.random.normal(key_text, (size, text_tokens, setup.config.model.text_channels))
     return {
-        "features": jax.random.normal(key_features, (size, *grid, setup.tokenizer.bits)),
+        "features": jax.random.normal(key_features, (size, *grid, setup.config.tokenizer.bits)),
         "text": text.astype(jnp.float16),
         "text_mask": jnp.arange(text_tokens) < lengths[:, None],
     }
@@ -147,15 +133,15 @@ def _batch(setup: Setup, size: int, text_tokens: int) -> dict[str, jax.Array]:
 
 def measure(setup: Setup, batch: dict[str, jax.Array], repeats: int) -> dict[str, Any]:
     """Times of whole steps and of the parts, in turn, with the rate of a large product around each step."""
-    key, state = jax.random.key(2), jax.jit(setup.new_state)()
+    key, state = jax.random.key(2), setup.step.fresh_state()
     started = time.perf_counter()
-    step = jax.jit(setup.step(), donate_argnums=0).lower(state, batch, key).compile()
+    step = setup.step.jitted().lower(state, batch, key).compile()
     compile_seconds = time.perf_counter() - started
     parts = _Parts(setup, state, batch, key)
     # The memory that a first and a second step ask for is given back to nobody and serves the rest.
     for _ in range(3):
         state, _ = jax.block_until_ready(step(state, batch, key))
-    dtype, durations, rates, seconds = setup.model.compute_dtype, [], [], []
+    dtype, durations, rates, seconds = setup.config.model.compute_dtype, [], [], []
     for _ in range(repeats):
         before = machine.matmul_flops_per_second(dtype)
         started = time.perf_counter()
@@ -165,7 +151,7 @@ def measure(setup: Setup, batch: dict[str, jax.Array], repeats: int) -> dict[str
         state, one = parts.timed(state)
         seconds.append(one)
     pictures, text_tokens = batch["text_mask"].shape
-    needed = pictures * flops.train_flops(setup.model, setup.schedule, text_tokens)
+    needed = pictures * flops.train_flops(setup.config.model, setup.schedule, text_tokens)
     shares = [needed / s / rate for s, rate in zip(durations, rates, strict=True)]
     part_seconds = {name: statistics.median(one[name] for one in seconds) for name in seconds[0]}
     total = sum(part_seconds.values())
@@ -194,7 +180,7 @@ class _Parts:
     """The parts of a step as programs of their own."""
 
     def __init__(self, setup: Setup, state: TrainState, batch: dict[str, jax.Array], key: jax.Array):
-        loss = transformer_step.make_loss(Transformer(setup.model), setup.schedule, LOSS)
+        loss = transformer_step.make_loss(Transformer(setup.config.model), setup.schedule, setup.config.loss)
         self._batch, self._key = batch, key
         self._correct = jax.jit(setup.corrected)
         self._examples = self._correct(batch, key)

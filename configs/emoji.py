@@ -13,7 +13,15 @@ with `--config.model.bits=16` of the bitwise one. Both need a tokenizer of 16 bi
 
 from ml_collections import ConfigDict
 
+from infinity_jax.config import SampleConfig, TextConfig, TransformerConfig
+from infinity_jax.config_files import section
+from infinity_jax.data.prepared.config import DataConfig
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.sharding import MeshSection
+from infinity_jax.training.config import TrainConfig
+from infinity_jax.training.correction import CorrectionConfig
+from infinity_jax.training.optim import OptimConfig
+from infinity_jax.training.transformer_step import LossConfig
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -23,58 +31,41 @@ def get_config(argument: str = "") -> ConfigDict:
     config = ConfigDict()
     # A folder with a tokenizer: "bundled", a folder of `infinity-jax export`, or a workdir of train-tokenizer.
     config.tokenizer = "bundled"
-    config.model = ConfigDict(
-        dict(
+    config.model = section(
+        TransformerConfig(
             layers=6,
             width=256,
             heads=4,
-            bits=32,
-            head="bits",
-            positions="rope2d",
             text_channels=384,
             text_length=32,
             drop_path=0.0,
-            compute_dtype="bfloat16",
-            remat="none",
             scan_layers=False,
         )
     )
-    config.text = ConfigDict(dict(encoder="minilm", max_length=32, path=""))
-    config.data = ConfigDict(dict(source="emoji_captions", scales="64px"))
-    config.correction = ConfigDict(dict(p=0.15, scales=13, requantise=True))
-    config.loss = ConfigDict(dict(token_weights="by_scale", label_smoothing=0.0, caption_drop=0.1))
-    config.optim = ConfigDict(
-        dict(
+    config.text = section(TextConfig("minilm", max_length=32))
+    config.data = section(DataConfig("emoji_captions", "64px"))
+    config.correction = section(CorrectionConfig(p=0.15))
+    config.loss = section(LossConfig())
+    config.optim = section(
+        OptimConfig(
             learning_rate=1e-3,
-            warmup_steps=100,
             schedule="cosine",
             final_fraction=0.02,
-            b1=0.9,
-            b2=0.97,
             weight_decay=0.02,
-            clip=5.0,
             ema_decay=0.997,
         )
     )
-    config.train = ConfigDict(
-        dict(
+    config.train = section(
+        TrainConfig(
             steps=6000,
             batch_size=32,
-            seed=0,
-            log_every=50,
             checkpoint_every=1000,
-            keep_checkpoints=2,
-            keep_every=0,
-            keep_best="",
-            microbatches=1,
             sample_every=1000,
             evaluate_every=1000,
-            restore_from="",
-            init_from="",
         )
     )
-    config.mesh = ConfigDict(dict(shape="", slices=1, rules=""))
-    config.sample = ConfigDict(dict(cfg=4.0, tau=0.2, top_p=1.0, guidance="logits"))
+    config.mesh = section(MeshSection())
+    config.sample = section(SampleConfig(cfg=4.0, tau=0.2))
     if argument == "index":
         config.model.update(dict(bits=16, head="index"))
         # 2^16 logits for each of a picture's 130 tokens: 1 GB for the whole batch at once.

@@ -13,7 +13,15 @@ With an adversary from the middle of the run on, or from the first step on after
 
 from ml_collections import ConfigDict
 
+from infinity_jax.config import TokenizerConfig
+from infinity_jax.config_files import section
+from infinity_jax.data.resolutions import PictureConfig
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.sharding import MeshSection
+from infinity_jax.training.config import TokenizerTrainConfig
+from infinity_jax.training.discriminator import DiscriminatorConfig
+from infinity_jax.training.optim import OptimConfig
+from infinity_jax.training.tokenizer_step import TokenizerLossConfig
 
 
 def get_config(argument: str = "") -> ConfigDict:
@@ -21,80 +29,31 @@ def get_config(argument: str = "") -> ConfigDict:
     if argument not in ("", "debug"):
         raise UserError(f"configs/emoji_tokenizer.py has no {argument!r}; known: debug, or nothing")
     config = ConfigDict()
-    config.model = ConfigDict(
-        dict(
-            bits=32,
-            base_width=128,
-            multipliers=(1, 1),
-            encoder_blocks=1,
-            decoder_blocks=3,
-            pixel_patch=4,
-            quantizer="bsq",
-            compute_dtype="float32",
-        )
+    config.model = section(
+        TokenizerConfig(multipliers=(1, 1), encoder_blocks=1, decoder_blocks=3, pixel_patch=4)
     )
-    config.loss = ConfigDict(
-        dict(
-            l1=1.0,
-            features=0.05,
-            feature_network="efficientnet",
-            vgg_weights="",
-            lpips_weights="",
-            quantizer=4.0,
-            entropy_group=1,
-            scales="dense",
-            scale_drop=0.3,
-            short_scales=4,
-            detach_residuals=True,
-        )
-    )
+    config.loss = section(TokenizerLossConfig(scale_drop=0.3, short_scales=4))
     # Used with train.adversarial only.
-    config.discriminator = ConfigDict(
-        dict(
-            base_width=64,
-            layers=2,
-            loss="hinge",
-            weight=0.01,
-            adaptive_weight=False,
-            start_step="50%",
-            ramp_steps="10%",
-            lecam=0.05,
-            learning_rate_factor=4.0,
-        )
+    config.discriminator = section(
+        DiscriminatorConfig(base_width=64, layers=2, weight=0.01, learning_rate_factor=4.0),
+        start_step="50%",
+        ramp_steps="10%",
     )
-    config.optim = ConfigDict(
-        dict(
+    config.optim = section(
+        OptimConfig(
             learning_rate=1e-3,
-            warmup_steps=100,
             schedule="cosine",
             final_fraction=0.02,
-            drop_at=0.9,
-            b1=0.9,
             b2=0.95,
-            weight_decay=0.01,
             clip=1.0,
             ema_decay=0.995,
         )
     )
-    config.data = ConfigDict(dict(source="emoji_captions", scales="64px", mix=""))
-    config.train = ConfigDict(
-        dict(
-            steps=6000,
-            batch_size=16,
-            seed=0,
-            log_every=50,
-            checkpoint_every=500,
-            keep_checkpoints=2,
-            keep_every=0,
-            keep_best="",
-            restore_from="",
-            init_from="",
-            adversarial=False,
-            sample_every=500,
-            evaluate_every=500,
-        )
+    config.data = section(PictureConfig("emoji_captions", "64px"))
+    config.train = section(
+        TokenizerTrainConfig(steps=6000, batch_size=16, sample_every=500, evaluate_every=500)
     )
-    config.mesh = ConfigDict(dict(shape="", slices=1, rules=""))
+    config.mesh = section(MeshSection())
     if argument == "debug":
         config.model.base_width = 32
         config.train.update(

@@ -1,4 +1,4 @@
-"""The published sizes, trained as in the paper (spec sections 4 to 6), with Flan-T5-XL and the d=32 tokenizer.
+"""The published sizes, trained as in the paper (docs/spec.md sections 4 to 6), with Flan-T5-XL and the d=32 tokenizer.
 
     infinity-jax train --config configs/t2i.py:2b,0.06M --config.tokenizer=DIR --config.text.path=DIR/text_encoder \
         --config.data.source=folder:PATH --workdir runs/2b
@@ -16,11 +16,18 @@ import dataclasses
 
 from ml_collections import ConfigDict
 
-from infinity_jax.config import TransformerConfig
+from infinity_jax.config import SampleConfig, TextConfig, TransformerConfig
+from infinity_jax.config_files import section
+from infinity_jax.data.prepared.config import DataConfig
 from infinity_jax.errors import UserError
 from infinity_jax.presets import preset
+from infinity_jax.runtime.sharding import MeshSection
+from infinity_jax.training.config import TrainConfig
+from infinity_jax.training.correction import CorrectionConfig
+from infinity_jax.training.optim import OptimConfig
+from infinity_jax.training.transformer_step import LossConfig
 
-# Stage -> steps, batch size and learning rate (spec section 6).
+# Stage -> steps, batch size and learning rate (docs/spec.md section 6).
 STAGES = {
     "0.06M": (150_000, 4096, 6e-5),
     "0.25M": (110_000, 4096, 6e-5),
@@ -40,54 +47,30 @@ def get_config(argument: str = "2b") -> ConfigDict:
     model = small if debug else preset(size).transformer
     config = ConfigDict()
     config.tokenizer = "bundled"
-    config.model = ConfigDict(dataclasses.asdict(dataclasses.replace(model, remat="block")))
-    config.text = ConfigDict(dict(encoder="minilm" if debug else "t5", max_length=model.text_length, path=""))
-    # The keys after `scales` are for prepared shards, see infinity_jax/data/prepared/config.py.
-    config.data = ConfigDict(
-        dict(
-            source="emoji_captions",
-            scales=stage,
-            validation="",
-            min_side=0,
-            min_caption=0,
-            max_caption=0,
-            scores="",
-            long_captions=0.8,
-            cut_captions=0.0,
-        )
-    )
-    config.correction = ConfigDict(dict(p=0.3, scales=13, requantise=True))
-    config.loss = ConfigDict(dict(token_weights="by_scale", label_smoothing=0.0, caption_drop=0.1))
-    config.optim = ConfigDict(
-        dict(
+    config.model = section(dataclasses.replace(model, remat="block"))
+    config.text = section(TextConfig("minilm" if debug else "t5", model.text_length))
+    config.data = section(DataConfig("emoji_captions", stage))
+    config.correction = section(CorrectionConfig(p=0.3))
+    config.loss = section(LossConfig())
+    config.optim = section(
+        OptimConfig(
             learning_rate=learning_rate,
-            warmup_steps=100,
             schedule="constant",
             final_fraction=1.0,
-            b1=0.9,
-            b2=0.97,
             weight_decay=0.02,
-            clip=5.0,
             ema_decay=0.9999,
         )
     )
-    config.train = ConfigDict(
-        dict(
+    config.train = section(
+        TrainConfig(
             steps=steps,
             batch_size=batch_size,
-            seed=0,
             log_every=1 if debug else 50,
             checkpoint_every=2 if debug else 1000,
-            keep_checkpoints=2,
-            keep_every=0,
-            keep_best="",
-            microbatches=1,
             sample_every=0 if debug else 5000,
             evaluate_every=0 if debug else 5000,
-            restore_from="",
-            init_from="",
         )
     )
-    config.mesh = ConfigDict(dict(shape="", slices=1, rules=""))
-    config.sample = ConfigDict(dict(cfg=4.0, tau=1.0, top_p=1.0, guidance="logits"))
+    config.mesh = section(MeshSection())
+    config.sample = section(SampleConfig(cfg=4.0, tau=1.0))
     return config

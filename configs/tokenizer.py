@@ -1,4 +1,4 @@
-"""Tokenizer of the paper's size, in its two stages (spec section 2): stride 16, 14 to 64 bits a token.
+"""Tokenizer of the paper's size, in its two stages (docs/spec.md section 2): stride 16, 14 to 64 bits a token.
 
     infinity-jax train-tokenizer --config configs/tokenizer.py:stage1 --config.data.source=folder:PATH \\
         --config.loss.vgg_weights=vgg16-397923af.pth --config.loss.lpips_weights=vgg.pth --workdir runs/stage1
@@ -10,11 +10,21 @@ sizes are for 32 devices. With --config.loss.scales=short it is the variant that
 `:debug` runs two steps of small pictures and a small model, in the bundled features instead of LPIPS.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
+from infinity_jax.config import TokenizerConfig
+from infinity_jax.config_files import section
+from infinity_jax.data.resolutions import PictureConfig
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.sharding import MeshSection
+from infinity_jax.training.config import TokenizerTrainConfig
+from infinity_jax.training.discriminator import DiscriminatorConfig
+from infinity_jax.training.optim import OptimConfig
+from infinity_jax.training.tokenizer_step import TokenizerLossConfig
 
-STAGES = {
+STAGES: dict[str, dict[str, Any]] = {
     "stage1": dict(steps=500_000, drop_at=0.9, start_step="10%", ramp_steps="0", mix=""),
     "stage2": dict(
         steps=200_000, drop_at=0.75, start_step="0", ramp_steps="1%", mix="0.06M=256,0.25M=128,1M=64"
@@ -26,82 +36,36 @@ def get_config(argument: str = "stage1") -> ConfigDict:
     """The config of a stage; "debug" is a tiny second stage."""
     if argument not in (*STAGES, "debug"):
         raise UserError(f"unknown stage {argument!r}; known: {', '.join(STAGES)}, debug")
-    stage = STAGES.get(argument, STAGES["stage2"])
+    stage: dict[str, Any] = STAGES.get(argument, STAGES["stage2"])
     config = ConfigDict()
-    config.model = ConfigDict(
-        dict(
-            bits=32,
-            base_width=128,
-            multipliers=(1, 2, 4, 4, 4),
-            encoder_blocks=2,
-            decoder_blocks=3,
-            pixel_patch=1,
-            patchify=1,
-            quantizer="bsq",
-            compute_dtype="bfloat16",
-        )
+    config.model = section(TokenizerConfig(compute_dtype="bfloat16"))
+    config.loss = section(TokenizerLossConfig(features=1.0, feature_network="lpips", detach_residuals=False))
+    config.discriminator = section(
+        DiscriminatorConfig(), start_step=stage["start_step"], ramp_steps=stage["ramp_steps"]
     )
-    config.loss = ConfigDict(
-        dict(
-            l1=1.0,
-            features=1.0,
-            feature_network="lpips",
-            vgg_weights="",
-            lpips_weights="",
-            quantizer=4.0,
-            entropy_group=1,
-            scales="dense",
-            scale_drop=0.5,
-            short_scales=7,
-            detach_residuals=False,
-        )
-    )
-    config.discriminator = ConfigDict(
-        dict(
-            base_width=128,
-            layers=3,
-            loss="hinge",
-            weight=0.3,
-            adaptive_weight=False,
-            start_step=stage["start_step"],
-            ramp_steps=stage["ramp_steps"],
-            lecam=0.05,
-            learning_rate_factor=2.0,
-        )
-    )
-    config.optim = ConfigDict(
-        dict(
+    config.optim = section(
+        OptimConfig(
             learning_rate=1e-4,
             warmup_steps=1000,
             schedule="drop",
-            final_fraction=0.1,
             drop_at=stage["drop_at"],
-            b1=0.9,
             b2=0.95,
-            weight_decay=0.01,
             clip=1.0,
-            ema_decay=0.999,
         )
     )
-    config.data = ConfigDict(dict(source="folder:", scales="0.06M", mix=stage["mix"]))
-    config.train = ConfigDict(
-        dict(
+    config.data = section(PictureConfig("folder:", "0.06M", mix=stage["mix"]))
+    config.train = section(
+        TokenizerTrainConfig(
             steps=stage["steps"],
             batch_size=256,
-            seed=0,
             log_every=100,
             checkpoint_every=5000,
-            keep_checkpoints=2,
-            keep_every=0,
-            keep_best="",
             sample_every=5000,
             evaluate_every=5000,
-            restore_from="",
-            init_from="",
             adversarial=True,
         )
     )
-    config.mesh = ConfigDict(dict(shape="", slices=1, rules=""))
+    config.mesh = section(MeshSection())
     if argument == "debug":
         config.model.update(dict(base_width=32, multipliers=(1, 1, 1, 1), encoder_blocks=1, decoder_blocks=1))
         config.model.compute_dtype = "float32"

@@ -1,12 +1,14 @@
 """What the models are: frozen values that modules read, checked once when they are made.
 
-Files under `configs/` are ml_collections.ConfigDict; `from_config_dict` turns their sections into these.
+Files under `configs/` give an ml_collections.ConfigDict; `from_dict` turns its sections into these.
 """
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+import numbers
+from collections.abc import Mapping, Sequence
+from types import UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ml_collections import ConfigDict
 
@@ -18,7 +20,9 @@ Section = Mapping[str, Any] | ConfigDict
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "block", "dots", "offload")
 HEADS = ("bits", "index")
-LEARNED = "learned:"  # of `TransformerConfig.positions`, before the name of a scale preset
+# Before the name of a scale preset in `TransformerConfig.positions`. Text, as it is one value for both models' configs,
+# for --config.model.positions and for config.json.
+LEARNED = "learned:"
 MOST_INDEX_BITS = 16  # the classifier's size doubles with every bit
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16")  # of weights on disk
 
@@ -195,26 +199,88 @@ class TransformerConfig:
         return round(4 * self.width / 256) * 256
 
 
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """How captions are read.
+
+    Attributes:
+      encoder: "minilm" (bundled) or "t5".
+      max_length: tokens of a caption; the rest is cut off.
+      path: for "t5" the folder text_encoder/ of `infinity-jax convert`; "" for "minilm".
+    """
+
+    encoder: str
+    max_length: int
+    path: str = ""
+
+
+def nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
+    """Says which name may have been meant, for the message about an unknown one."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.4)
+    return f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
+
+
 def from_dict(cls: type[T], values: Section, section: str) -> T:
-    """A config dataclass from a section of a config file, strict about names.
+    """Makes a config dataclass from a section of a config file, strict about names and types.
 
     Args:
       cls: the dataclass.
       values: the section's keys and values; lists become tuples. Missing keys keep the dataclass's defaults.
       section: its name, for the error.
     Raises:
-      UserError: a key that does not exist (the nearest one is named) or one without a default that is not there, or a
-        value that `cls` refuses.
+      UserError: a key that does not exist (the nearest one is named) or one without a default that is not there, a
+        value of another type, or one that `cls` refuses.
     """
-    every = dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
-    fields = {field.name for field in every}
+    hints, fields = get_type_hints(cls), dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+    given = {}
     for key in values:
-        if key not in fields:
-            raise UserError(f"unknown config key {section}.{key}; {_nearest(key, fields, f'{section}.')}")
-    needed = (f.name for f in every if f.default is f.default_factory is dataclasses.MISSING)
-    if missing := [name for name in needed if name not in values]:
-        raise UserError(f"{section} lacks the key {missing[0]}; add it")
-    return cls(**{key: tuple(v) if isinstance(v, (list, tuple)) else v for key, v in values.items()})
+        if key not in hints:
+            raise UserError(
+                f"unknown config key {section}.{key}; {nearest(key, sorted(hints), f'{section}.')}"
+            )
+        value: Any = values[key]
+        value = given[key] = tuple(value) if isinstance(value, list) else value
+        if not _is_of(value, hints[key]):
+            wanted = getattr(hints[key], "__name__", None) if isinstance(hints[key], type) else None
+            raise UserError(f"{section}.{key} is {value!r}; it must be of type {wanted or hints[key]}")
+    for field in fields:
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{section} lacks the key {field.name}; add it")
+    return cls(**given)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; a whole number is also a float."""
+    if hint is Any:
+        return True
+    if isinstance(hint, UnionType):
+        return any(_is_of(value, one) for one in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of(element, get_args(hint)[0]) for element in value)
+    if hint in (int, float):
+        number = numbers.Integral if hint is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    return isinstance(value, get_origin(hint) or hint)
+
+
+def numbers_by_name(text: str, what: str, form: str) -> dict[str, int]:
+    """Reads "a=8,b=2" as names with whole numbers of at least 1, in order; "" has none.
+
+    Args:
+      what: the text is, for the error.
+      form: of each part, for the error, like "AXIS=NUMBER".
+    Raises:
+      UserError: a part is not of that form, or a name is there twice.
+    """
+    found: dict[str, int] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, _, number = part.partition("=")
+        if not (name and number.isdecimal() and int(number)):
+            raise UserError(f"{what} {text!r}: {part!r} is not {form} with a number of at least 1")
+        if name in found:
+            raise UserError(f"{what} {text!r} names {name} twice; name each at most once")
+        found[name] = int(number)
+    return found
 
 
 GUIDANCE = ("logits", "features", "both", "pyramid", "none")
@@ -268,7 +334,7 @@ class SampleConfig:
             raise UserError(f"top_p {self.top_p} must be above 0 and at most 1")
 
     def changed(self, **values: Any) -> "SampleConfig":
-        """Gives a copy with new values of some fields; None keeps a field, cfg and tau of one element become numbers.
+        """Returns a copy with new values of some fields; None keeps a field, cfg and tau of one element become numbers.
 
         Raises:
           UserError: there is no such field (the nearest one is named), or a value is wrong.
@@ -276,7 +342,7 @@ class SampleConfig:
         known = [field.name for field in dataclasses.fields(self)]
         for name in values:
             if name not in known:
-                raise UserError(f"unknown setting {name!r}; {_nearest(name, known)}")
+                raise UserError(f"unknown setting {name!r}; {nearest(name, known)}")
         new = {
             name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
             for name, value in values.items()
@@ -286,8 +352,3 @@ class SampleConfig:
             if isinstance(new[name], tuple) and len(new[name]) == 1:
                 (new[name],) = new[name]
         return dataclasses.replace(self, **new)
-
-
-def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
-    near = difflib.get_close_matches(name, sorted(known), n=1)
-    return f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(sorted(known))}"

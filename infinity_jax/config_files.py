@@ -1,61 +1,133 @@
-"""Config files: `PATH[:argument]` with `--config.key=value` changes, as one locked ConfigDict."""
+"""Config files: `NAME[:argument]` with `--config.key=value` changes, as one locked ConfigDict.
 
-import difflib
+NAME is the path of a Python file, or a config that comes with the package without its ".py": "emoji", "sweeps/emoji".
+"""
+
+import dataclasses
+import importlib.util
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
-import ml_collections
-from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags.tuple_parser import TupleParser
 
+from infinity_jax.config import nearest
 from infinity_jax.errors import UserError
+
+# A wheel has the folder `configs/` of a checkout inside the package.
+_PACKAGE = Path(__file__).parent
+PACKED = next(folder / "configs" for folder in (_PACKAGE, _PACKAGE.parent) if (folder / "configs").is_dir())
+# A number of steps, examples or epochs, or a part of a run; groups: number and unit. Text in a config file, as most
+# lengths are plain numbers of steps there, and `training.config.in_steps` reads both.
+DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(|steps?|%|epochs?|examples?)\s*")
+_BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
 def load(path: str, overrides: Sequence[str] = (), stages: bool = False) -> Any:
-    """The config that a file's `get_config(argument)` gives, with some keys changed.
+    """Reads the config that a file's `get_config(argument)` gives, and changes some of its keys.
 
     Args:
-      path: a Python file, with `:argument` after it or not, like "configs/emoji.py:debug".
-      overrides: "--config.section.key=value", each one item. Where the config has stages, such a key is changed in all
-        of them, and "--config.stages.NAME.section.key=value" changes it in one, whatever the order.
+      path: a Python file or the name of a packed config, with `:argument` after it or not, like "emoji:debug"; a file
+        of that name wins. (The argument is whatever the file makes of it: t2i.py takes "SIZE,STAGE".)
+      overrides: "--config.section.key=value", each one item; the last of the same key counts. Where the config has
+        stages, such a key is changed in all of them, and "--config.stages.NAME.section.key=value" changes it in one,
+        whatever the order.
       stages: whether it may have stages, see `with_stages`.
     Returns:
       a locked ConfigDict: its keys are those of the file, no others. (Any: a type checker cannot know them.)
     Raises:
-      UserError: no such file; a key that the file does not have (the nearest is named); a value of another type.
+      UserError: no such file or name; a key that the file does not have (the nearest is named); a value of another
+        type.
     """
-    file = Path(path.split(":", 1)[0])
-    if not file.is_file():
-        beside = sorted(str(f) for f in file.parent.glob("*.py")) if file.parent.is_dir() else []
-        raise UserError(f"no config file {file}" + (f"; there are: {', '.join(beside)}" if beside else ""))
-    config = _parse(path, ())
+    name, colon, argument = path.partition(":")
+    module = load_module(_find(name))
+    try:
+        config = module.get_config(*([argument] if colon else []))
+    except (AttributeError, TypeError) as error:
+        raise UserError(
+            f"{path} cannot be read: {error}; it must define get_config(), see configs/emoji.py"
+        ) from error
+    config.lock()
     if "stages" in config and not stages:
         raise UserError(
             f"{path} has the stages {', '.join(config.stages)}, which only infinity-jax train goes through; "
             "give a config of one stage, like configs/emoji.py"
         )
-    for override in overrides:
-        _check_key(override, config)
-    return _parse(path, _in_every_stage(overrides, config)) if overrides else config
+    changes = [_split(override, _keys(config)) for override in overrides]
+    for key, text in _in_every_stage(changes, config):
+        *sections, last = key.split(".")
+        section = config
+        for name in sections:
+            section = section[name]
+        try:
+            value = _value(text, section.get_type(last))
+        except (ValueError, KeyError) as error:
+            raise UserError(
+                f"config.{key} cannot be {text!r}; give a value of the same type as in {path}: {section[last]!r}"
+            ) from error
+        with section.ignore_type():
+            section[last] = value
+    return config
 
 
-def _in_every_stage(overrides: Sequence[str], config: Any) -> list[str]:
-    """The overrides in the order in which they count, with a copy of those of no stage for each stage."""
-    shared, own = [], []
-    for override in overrides:
-        (own if override.startswith("--config.stages.") else shared).append(override)
-    copies = [
-        f"--config.stages.{name}.{override.removeprefix('--config.')}"
-        for name in config.get("stages", ())
-        for override in shared
-    ]
-    return [*shared, *copies, *own]
+def load_module(file: Path) -> ModuleType:
+    """Runs a Python file as a module of its own, so that config files can share code without being a package.
+
+    Raises:
+      UserError: there are mistakes in it.
+    """
+    spec: Any = importlib.util.spec_from_file_location(file.stem, file)
+    module = importlib.util.module_from_spec(spec)
+    module.__file__ = str(file)  # as it was given: an ablation's record of its tokenizers is made from it
+    try:
+        spec.loader.exec_module(module)
+    except (SyntaxError, ImportError, AttributeError, TypeError) as error:
+        raise UserError(
+            f"{file} cannot be read: {error}; it must define get_config(), see configs/emoji.py"
+        ) from error
+    return module
 
 
-def with_stages(config: ml_collections.ConfigDict, stages: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """`config` with a key `stages`, for training stage by stage: name -> the whole config of the stage, in order.
+def section(values: Any, **durations: str) -> ConfigDict:
+    """Makes a section of a config file from its dataclass, so that every field can be changed by `--config.KEY=VALUE`.
+
+    Args:
+      values: an instance of the section's dataclass, see `training.sections`.
+      durations: fields that are text in the file, like start_step="10%", and a number of steps in the dataclass.
+    """
+    return ConfigDict(dataclasses.asdict(dataclasses.replace(values)) | durations)
+
+
+def packed(folder: str = "") -> list[str]:
+    """Lists the names of the configs that come with the package, of one folder or of all: "emoji", "pods/v5e_256"."""
+    files = sorted((PACKED / folder).rglob("*.py"))
+    names = [file.relative_to(PACKED).with_suffix("").as_posix() for file in files]
+    return [name for name in names if not name.endswith("/common")]
+
+
+def _find(name: str) -> Path:
+    """Finds a file by its path, or a packed config by its name; names in docs, "configs/emoji.py", work anywhere."""
+    file, known = Path(name), name.removeprefix("configs/").removesuffix(".py")
+    if file.is_file():
+        return file
+    if known in packed():
+        return PACKED / f"{known}.py"
+    beside = sorted(str(f) for f in file.parent.glob("*.py")) if name.endswith(".py") else []
+    raise UserError(f"no config file {name}; there are: {', '.join([*beside, *packed()])}")
+
+
+def _in_every_stage(changes: Sequence[tuple[str, str]], config: Any) -> list[tuple[str, str]]:
+    """Puts changes in the order in which they count, with a copy of those of no stage for each stage."""
+    shared = [change for change in changes if not change[0].startswith("stages.")]
+    copies = [(f"stages.{name}.{key}", text) for name in config.get("stages", ()) for key, text in shared]
+    return [*shared, *copies, *(change for change in changes if change not in shared)]
+
+
+def with_stages(config: ConfigDict, stages: Mapping[str, Any]) -> ConfigDict:
+    """Adds a key `stages` to `config`, for training stage by stage: name -> the whole config of the stage, in order.
 
     Args:
       config: what the stages have in common.
@@ -67,90 +139,55 @@ def with_stages(config: ml_collections.ConfigDict, stages: Mapping[str, Any]) ->
     for name, changes in stages.items():
         if not name.isidentifier():
             raise UserError(f"the stage name {name!r} must be letters, digits and _, and begin with a letter")
-        changes = ml_collections.ConfigDict(changes)
+        changes = ConfigDict(changes)
         for key in _keys(changes):
             if key not in known:
-                raise UserError(f"unknown config key config.stages.{name}.{key}; {_hint(key, known)}")
-        whole[name] = ml_collections.ConfigDict(config.to_dict())
-        whole[name].update(changes.to_dict())
-    config = ml_collections.ConfigDict(config.to_dict())
+                raise UserError(
+                    f"unknown config key config.stages.{name}.{key}; {nearest(key, known, 'config.')}"
+                )
+        whole[name] = ConfigDict(config.to_dict())
+        with whole[name].ignore_type():
+            whole[name].update(changes.to_dict())
+    config = ConfigDict(config.to_dict())
     # By default a ConfigDict sorts its keys.
-    config.stages = ml_collections.ConfigDict(whole, sort_keys=False)
+    config.stages = ConfigDict(whole, sort_keys=False)
     return config
 
 
-def _parse(path: str, overrides: Sequence[str]) -> Any:
-    argv = ["infinity-jax", f"--config={path}", *overrides]
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True, sys_argv=argv)
-    try:
-        values(argv)
-    except (SyntaxError, AttributeError) as error:
-        raise UserError(
-            f"{path} cannot be read: {error}; it must define get_config(), see configs/emoji.py"
-        ) from error
-    except (flags.Error, TypeError) as error:
-        if own := _user_error_within(error):
-            raise own from error
-        raise UserError(f"{error}; give a value of the same type as in {path}") from error
-    return values.config
-
-
-def _user_error_within(error: BaseException | None) -> UserError | None:
-    """What get_config itself raised: the flags library wraps it, a second time with its traceback as text."""
-    innermost = None
-    while error is not None:
-        innermost = error if isinstance(error, UserError) else innermost
-        error = error.__cause__ or error.__context__
-    return innermost
-
-
-def _check_key(override: str, config: ml_collections.ConfigDict) -> None:
-    """Raises UserError unless `override` is --config.KEY=VALUE with a KEY of the file."""
+def _split(override: str, known: Sequence[str]) -> tuple[str, str]:
+    """Splits --config.KEY=VALUE into KEY and VALUE. Raises UserError unless KEY is one of those known."""
     match = re.fullmatch(r"--config\.([A-Za-z0-9_.]+)=(.*)", override, re.DOTALL)
     if not match:
         raise UserError(f"unknown argument {override!r}; a config's keys are changed with --config.key=value")
-    known = _keys(config)
     if match[1] not in known:
-        raise UserError(f"unknown config key config.{match[1]}; {_hint(match[1], known)}")
+        raise UserError(f"unknown config key config.{match[1]}; {nearest(match[1], known, 'config.')}")
+    return match[1], match[2]
 
 
-def _hint(key: str, known: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
-    return f"did you mean config.{near[0]}?" if near else f"known: {', '.join(known)}"
+def _value(text: str, kind: type) -> Any:
+    """Reads the value of a key that has a value of type `kind` in the file.
+
+    Two fields of dataclasses have more than one type: lengths are numbers of steps or text like "10%", and sample.cfg
+    and sample.tau are one number or one for each scale. `from_dict` refuses either elsewhere.
+
+    Raises:
+      ValueError, KeyError: it is no such value.
+    """
+    if kind is bool:
+        return _BOOLEANS[text.lower()]
+    if kind is int and (match := DURATION.fullmatch(text)) and match[2]:
+        return text
+    if kind is float and "," in text:
+        return tuple(float(part) for part in text.strip("()").split(",") if part.strip())
+    if kind in (int, float, str):
+        return kind(text)
+    return TupleParser().parse(text)
 
 
-def _keys(config: ml_collections.ConfigDict, prefix: str = "") -> list[str]:
-    """Every key as "section.key", without the sections themselves."""
+def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
+    """Lists every key as "section.key", without the sections themselves."""
     keys = []
     for key in config:
         value = config.get_ref(key).get()
-        if isinstance(value, ml_collections.ConfigDict):
-            keys += _keys(value, f"{prefix}{key}.")
-        else:
-            keys.append(f"{prefix}{key}")
+        keys += _keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [f"{prefix}{key}"]
     return keys
-
-
-def load_for_pod(base: Path, argument: str, meshes: Mapping[str, Mapping[str, tuple[str, int, str]]]) -> Any:
-    """The config of a size and a stage with a pod's mesh.
-
-    Args:
-      base: a config file whose argument is "SIZE,STAGE".
-      argument: like "2.2b,0.06M".
-      meshes: stage -> size -> (mesh, microbatches, remat).
-    Raises:
-      UserError: the table has no such stage or size.
-    """
-    size, _, stage = argument.partition(",")
-    if size not in meshes.get(stage, {}):
-        known = ", ".join(f"{size},{stage}" for stage, sizes in meshes.items() for size in sizes)
-        raise UserError(f"no mesh for {argument!r} on this pod; there are: {known}")
-    mesh, microbatches, remat = meshes[stage][size]
-    config = load(f"{base}:{argument}").copy_and_resolve_references()
-    with config.unlocked():
-        config.mesh.shape = mesh
-        config.train.sample_every = 0  # the meshes are chosen for the train step; the sampler may not fit
-        config.train.microbatches = microbatches
-        config.model.remat = remat
-    return config

@@ -1,4 +1,7 @@
-"""The published models by name: what they are and how they are sampled (paper Table 6, spec sections 4, 7 and 9)."""
+"""The published models by name: what they are and how they are sampled.
+
+Paper Table 6 and docs/spec.md sections 4, 7 and 9.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -34,7 +37,7 @@ class Preset:
     cfg: float = 4.0
 
     def sections(self) -> dict[str, Any]:
-        """What config.json says besides the two configs: scales, how captions are read, how it is sampled."""
+        """Makes what config.json says besides the two configs: scales, how captions are read, how it is sampled."""
         return {
             "scales": self.scales,
             "text": {"encoder": "t5", "max_length": self.transformer.text_length},
@@ -62,7 +65,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 
 
 def preset(name: str) -> Preset:
-    """The published system `name`; UserError if there is none, with the names that exist."""
+    """Finds the published system `name`; UserError if there is none, with the names that exist."""
     if name not in PRESETS:
         raise UserError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
     return PRESETS[name]

@@ -20,7 +20,7 @@ _TABLE_10 = {
     (5, 2): "1x1 2x2 5x2 10x4 15x6 20x8 25x10 30x12 40x16 50x20 65x26 80x32 100x40",
     (3, 1): "1x1 2x2 6x2 9x3 15x5 21x7 27x9 36x12 45x15 54x18 72x24 90x30 111x37",
 }
-# How many scales of Table 10 each pixel budget keeps (spec section 1).
+# How many scales of Table 10 each pixel budget keeps (docs/spec.md section 1).
 BUDGETS = {"0.06M": 7, "0.25M": 10, "0.60M": 12, "1M": 13}
 # For trying things out, not of the paper: 128x128 at stride 16, in all ratios.
 SMALL_BUDGETS = {"0.02M": 5}
@@ -32,8 +32,9 @@ SMALL_PRESETS = {
     "96px": (1, 2, 3, 4, 6, 8, 12),
     "128px": (1, 2, 3, 4, 6, 8, 12, 16),
 }
-_FIRST_SCALES = "px_of_"  # "32px_of_64px": the first scales of "64px", up to 32 pixels
-# Every size 1..16, then coarser steps: what the tokenizer trains on (spec section 2).
+# "32px_of_64px": the first scales of "64px", up to 32 pixels. A name like any other preset's, for stages and folders.
+_FIRST_SCALES = "px_of_"
+# Every size 1..16, then coarser steps: what the tokenizer trains on (docs/spec.md section 2).
 _DENSE_SIZES = (*range(1, 17), 20, 24, 28, 32, 40, 48, 56, 64)
 
 
@@ -44,7 +45,7 @@ class ScaleSchedule:
     Attributes:
       sizes: (height, width) of every scale in tokens; K entries.
       position_size: (height, width) that rotary positions refer to: the last scale of the
-        whole preset, also where a budget keeps only its first scales (spec section 4).
+        whole preset, also where a budget keeps only its first scales (docs/spec.md section 4).
     """
 
     sizes: tuple[tuple[int, int], ...]
@@ -94,17 +95,13 @@ class ScaleSchedule:
         return tuple(k for k, n in enumerate(self.tokens) for _ in range(n))
 
     def prefix(self, n_scales: int) -> "ScaleSchedule":
-        """The first `n_scales` scales, with rotary positions still those of the whole preset."""
+        """Keeps the first `n_scales` scales, with rotary positions still those of the whole preset."""
         if not 1 <= n_scales <= self.n_scales:
             raise UserError(f"asked for the first {n_scales} scales; this schedule has 1 to {self.n_scales}")
         return dataclasses.replace(self, sizes=self.sizes[:n_scales])
 
-    def subset(self, kept: tuple[int, ...]) -> "ScaleSchedule":
-        """Only the scales with the numbers `kept` (0-based, ascending)."""
-        return dataclasses.replace(self, sizes=tuple(self.sizes[k] for k in kept))
-
     def times(self, factor: int) -> "ScaleSchedule":
-        """Every size multiplied by `factor` (the tokenizer's side of a patchified model, spec section 7)."""
+        """Multiplies every size by `factor` (the tokenizer's side of a patchified model, docs/spec.md section 7)."""
         return ScaleSchedule(
             tuple((h * factor, w * factor) for h, w in self.sizes),
             (self.position_size[0] * factor, self.position_size[1] * factor),
@@ -113,7 +110,7 @@ class ScaleSchedule:
 
 @functools.cache
 def _table_10() -> dict[tuple[int, int], tuple[tuple[int, int], ...]]:
-    """Aspect ratio (height, width) -> 13 sizes, for all 15 ratios."""
+    """Reads the table: aspect ratio (height, width) -> 13 sizes, for all 15 ratios."""
     table = {}
     for (h, w), text in _TABLE_10.items():
         sizes = tuple((int(a), int(b)) for a, b in (size.split("x") for size in text.split()))
@@ -123,13 +120,13 @@ def _table_10() -> dict[tuple[int, int], tuple[tuple[int, int], ...]]:
 
 
 def aspect_ratios() -> tuple[str, ...]:
-    """The 15 known aspect ratios as "height:width", tallest first."""
+    """Lists the 15 known aspect ratios as "height:width", tallest first."""
     ratios = sorted(_table_10(), key=lambda ratio: -ratio[0] / ratio[1])
     return tuple(f"{h}:{w}" for h, w in ratios)
 
 
 def parse_aspect_ratio(text: str) -> tuple[int, int]:
-    """ "height:width" -> (height, width) in lowest terms. Raises UserError if it is not of that form."""
+    """Reads "height:width" as (height, width) in lowest terms. Raises UserError if it is not of that form."""
     parts = str(text).split(":")
     if len(parts) != 2 or not all(part.strip().isdigit() and int(part) > 0 for part in parts):
         raise UserError(
@@ -141,13 +138,13 @@ def parse_aspect_ratio(text: str) -> tuple[int, int]:
 
 
 def nearest_aspect_ratio(height: int, width: int) -> str:
-    """The known ratio that is nearest to height/width, as "height:width" (spec section 1)."""
+    """Finds the known ratio that is nearest to height/width, as "height:width" (docs/spec.md section 1)."""
     h, w = min(_table_10(), key=lambda ratio: abs(ratio[0] / ratio[1] - height / width))
     return f"{h}:{w}"
 
 
 def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
-    """The schedule of a budget ("0.06M", "0.25M", "0.60M", "1M") or a small preset ("64px").
+    """Makes the schedule of a budget ("0.06M", "0.25M", "0.60M", "1M") or a small preset ("64px").
 
     Args:
       preset: a name of `BUDGETS` or `SMALL_BUDGETS` (any of the 15 aspect ratios) or of `SMALL_PRESETS` (square only);
@@ -174,12 +171,12 @@ def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
 
 
 def schedule_of_ratio(preset: str, ratio: str) -> ScaleSchedule:
-    """The schedule for pictures of a ratio: a square preset has one for all, and they are cropped."""
+    """Makes the schedule for pictures of a ratio: a square preset has one for all, and they are cropped."""
     return make_schedule(preset, "1:1" if positions_preset(preset) in SMALL_PRESETS else ratio)
 
 
 def positions_preset(preset: str) -> str:
-    """The preset whose last scale the positions of `preset` refer to: "1M" for all budgets, else mostly itself.
+    """Finds the preset whose last scale the positions of `preset` refer to: "1M" for all budgets, else mostly itself.
 
     A model and a tokenizer for one of the presets with the same one can change to another.
     """
@@ -189,7 +186,7 @@ def positions_preset(preset: str) -> str:
 
 
 def _square_schedule(preset: str) -> ScaleSchedule:
-    """Of a small preset or of its first scales. Raises UserError if no scale has so many pixels."""
+    """Makes the schedule of a small preset or of its first scales. Raises UserError if no scale has so many pixels."""
     pixels, _, all_scales = preset.rpartition(_FIRST_SCALES)
     sizes = tuple((n, n) for n in SMALL_PRESETS[all_scales])
     schedule = ScaleSchedule(sizes, sizes[-1])
@@ -202,7 +199,10 @@ def _square_schedule(preset: str) -> ScaleSchedule:
 
 
 def dense_schedule(last: int) -> ScaleSchedule:
-    """The tokenizer's square training schedule up to `last`: every size to 16, then coarser (spec section 2)."""
+    """Makes the tokenizer's square training schedule up to `last`: every size to 16, then coarser.
+
+    docs/spec.md section 2.
+    """
     if last not in _DENSE_SIZES:
         raise UserError(
             f"no dense schedule ends in {last}x{last}; possible ends: {', '.join(map(str, _DENSE_SIZES))}"

@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from infinity_jax.runtime import trees
-from infinity_jax.training import transformer_step
 
 if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
@@ -28,11 +27,9 @@ from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.scales import make_schedule
 from infinity_jax.training import optim
-from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.state import TrainState
-from infinity_jax.training.transformer_step import LossConfig, make_train_step
-from infinity_jax.transformer.transformer import Transformer, init_variables
+from infinity_jax.training.transformer_step import LossConfig, StepConfig, build_step
 
 
 def model_of(width: int) -> TransformerConfig:
@@ -84,40 +81,33 @@ def run(
     model = dataclasses.replace(model_of(width), remat="block" if microbatches > 1 else "none")
     config = parse_mesh(shape)
     layout = sharding.layout_of(config, rules_name, model, jax.devices()[: config.devices])
-    optimiser = optim.make_optimiser(OPTIM, STEPS, no_decay=transformer_step.not_a_kernel)
-    new_state, placed = train_state.new_state(
-        lambda: init_variables(model, jax.random.key(0), SCHEDULE)["params"], optimiser, True, layout
-    )
-    state = jax.block_until_ready(jax.jit(new_state, out_shardings=placed)())
-    tokenizer = TokenizerConfig(bits=8, base_width=32)
-    correction, loss = CorrectionConfig(), LossConfig()
-    train_step = make_train_step(
-        Transformer(model), SCHEDULE, tokenizer, correction, loss, OPTIM, optimiser, microbatches
-    )
-    jitted = jax.jit(layout.traced(train_step), donate_argnums=0, out_shardings=(placed, layout.replicated))
+    settings = TokenizerConfig(bits=8, base_width=32), CorrectionConfig(), LossConfig(), OPTIM, STEPS
+    step = build_step(StepConfig(model, *settings, microbatches), [SCHEDULE], layout)
+    state = jax.block_until_ready(step.fresh_state())
+    jitted = step.jitted()
 
     def step_fn(*arguments):
         # One program at a time: virtual devices share threads, and two programs can keep each other from ending.
         return jax.block_until_ready(jitted(*arguments))
 
     results, moved = [], {}
-    for step in range(STEPS):
-        data = jax.device_put(batch(step), layout.batch(BATCH))
-        if step == STEPS - 1:
+    for number in range(STEPS):
+        data = jax.device_put(batch(number), layout.batch(BATCH))
+        if number == STEPS - 1:
             if checkpoints.exists():
                 reader = Checkpointer(checkpoints, read_only=True)
                 other, _ = reader.restore(state)
                 reader.close()
-                assert jax.tree.map(lambda x: x.sharding, other) == placed
+                assert jax.tree.map(lambda x: x.sharding, other) == step.shardings
                 other, metrics = step_fn(other, data, jax.random.key(0))
                 moved = {f"moved/{name}": value for name, value in numbers_of(other).items()}
                 shutil.rmtree(checkpoints)
             writer = Checkpointer(checkpoints)
-            writer.save(step, state, {}, {})
+            writer.save(number, state, {}, {})
             writer.close()
         state, metrics = step_fn(state, data, jax.random.key(0))
         results.append([metrics["loss"], metrics["gradient_norm"]])
-    assert jax.tree.map(lambda x: x.sharding, state) == placed
+    assert jax.tree.map(lambda x: x.sharding, state) == step.shardings
     return numbers_of(state) | moved | {"metrics": np.asarray(results, np.float32)}
 
 

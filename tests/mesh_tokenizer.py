@@ -25,6 +25,7 @@ from infinity_jax.tokenizer.model import Tokenizer, initial_variables
 from infinity_jax.training import optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.discriminator import DiscriminatorConfig
+from infinity_jax.training.step import TrainStep
 from infinity_jax.training.tokenizer_step import ADVERSARIAL, Adversary, TokenizerLossConfig, make_train_step
 from infinity_jax.training.train_tokenizer import feature_loss, with_adversary
 from infinity_jax.training.training_scales import TrainingScales
@@ -44,15 +45,12 @@ def run(shape: str, features) -> dict[str, np.ndarray]:
     config = parse_mesh(shape)
     layout = sharding.layout_of(config, devices=jax.devices()[: config.devices])
     optimiser = optim.make_optimiser(OPTIM, 3)
-    new_state, placed = train_state.new_state(
-        lambda: initial_variables(TOKENIZER, 8, 0), optimiser, True, layout
-    )
+    new_state = train_state.new_state(lambda: initial_variables(TOKENIZER, 8, 0), optimiser, True, layout)
     adversary, side = Adversary(DISCRIMINATOR, optimiser), SCHEDULE.last[0] * TOKENIZER.config.stride
-    new_state, placed = with_adversary(new_state, placed, adversary, side, 0, layout)
-    state = jax.block_until_ready(jax.jit(new_state, out_shardings=placed)())
     training_scales = {side: TrainingScales(SCHEDULE, drop=0.5)}
-    step = make_train_step(TOKENIZER, LOSS, OPTIM, optimiser, training_scales, features, adversary)
-    step = jax.jit(layout.traced(step), donate_argnums=0, out_shardings=(placed, layout.replicated))
+    function = make_train_step(TOKENIZER, LOSS, OPTIM, optimiser, training_scales, features, adversary)
+    train_step = with_adversary(TrainStep(function, *new_state, layout), adversary, side, 0)
+    state, step = jax.block_until_ready(train_step.fresh_state()), train_step.jitted()
     losses = []
     for seed in range(3):
         image = np.random.default_rng(seed).integers(0, 256, (8, side, side, 3), np.uint8)

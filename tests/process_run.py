@@ -35,6 +35,7 @@ from infinity_jax.runtime.seeds import stream
 from infinity_jax.training import loop, optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.config import TrainConfig
+from infinity_jax.training.step import TrainStep
 
 OPTIMISER = optim.make_optimiser(optim.OptimConfig(learning_rate=0.05, warmup_steps=2), 100)
 BATCH, WIDTH, HIDDEN = 8, 32, 64
@@ -104,16 +105,13 @@ def main(arguments: argparse.Namespace) -> int:
         if event == "kill-in-save":
             kill_in_save(step)
     layout = sharding.layout_of(parse_mesh(arguments.mesh), "fsdp_tp")
-    new_state, placed = train_state.new_state(variables, OPTIMISER, True, layout)
+    step = TrainStep(step_fn, *train_state.new_state(variables, OPTIMISER, True, layout), layout)
     every = arguments.checkpoint_every
     loop.run(
         arguments.workdir,
         TrainConfig(arguments.steps, BATCH, log_every=1, checkpoint_every=every, keep_checkpoints=2),
-        new_state,
-        placed,
-        layout,
-        step_fn,
-        lambda first, rows_of: batches(first, rows_of(BATCH), events),
+        step,
+        loop.Data(lambda first, rows_of: batches(first, rows_of(BATCH), events)),
         {"mesh": arguments.mesh},
     )
     return 0

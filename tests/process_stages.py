@@ -23,6 +23,7 @@ from infinity_jax.cli import exit_codes
 from infinity_jax.runtime import distributed, sharding, start_up
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.training import loop, stages, state
+from infinity_jax.training.step import TrainStep
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -32,21 +33,19 @@ def main(arguments: argparse.Namespace) -> int:
     module = stage_run.toy()
 
     def train(config, workdir) -> None:
-        new_state, placed = state.new_state(process_run.variables, process_run.OPTIMISER, True, layout)
+        new_state = state.new_state(process_run.variables, process_run.OPTIMISER, True, layout)
         first_stage = workdir.name == "first"
         events = {(arguments.term_at, "term")} if first_stage and arguments.term_at else set()
         loop.run(
             workdir,
             module.read_config(config).train,
-            new_state,
-            placed,
-            layout,
-            process_run.step_fn,
-            lambda first, rows_of: process_run.batches(first, rows_of(process_run.BATCH), events),
+            TrainStep(process_run.step_fn, *new_state, layout),
+            loop.Data(lambda first, rows_of: process_run.batches(first, rows_of(process_run.BATCH), events)),
             config.to_dict(),
         )
 
-    stages.train_transformer = SimpleNamespace(**vars(module) | {"main": train})
+    stages.run_config = module
+    stages.train_transformer = SimpleNamespace(main=train)
     config = stage_run.config(first=arguments.first, second=arguments.second, third=2)
     stages.main(config, arguments.workdir)
     return 0

@@ -6,7 +6,7 @@ from pathlib import Path
 from arbitrary_params import arbitrary_params
 
 from infinity_jax import scales
-from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints import pretrained, trained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.tokenizer.model import Tokenizer, initial_params
 
@@ -22,8 +22,8 @@ def write_system(path: Path, text_length: int = 8) -> None:
     """Writes the folder that `InfinityPipeline.from_pretrained` reads."""
     model = dataclasses.replace(MODEL, text_length=text_length)
     params = initial_params(Tokenizer(TOKENIZER), 16, seed=0)
-    system = pretrained.TrainedModel(
-        pretrained.TrainedTokenizer(TOKENIZER, params, "32px", {}),
+    system = trained.TrainedModel(
+        trained.TrainedTokenizer(TOKENIZER, params, "32px", {}),
         model,
         arbitrary_params(model, scales.make_schedule("32px")),
         {"encoder": "minilm", "max_length": text_length},

@@ -33,7 +33,7 @@ def config(**steps: int) -> Any:
 
 
 def toy(batches_of=lambda name: toy_run.batches) -> Any:
-    """What stands for the module `train`: a stage's name -> its batches."""
+    """Stands for the modules `run_config` and `train_transformer`, with batches by a stage's name."""
 
     def read_config(config):
         train = from_dict(TrainConfig, config.train, "train")
@@ -43,11 +43,8 @@ def toy(batches_of=lambda name: toy_run.batches) -> Any:
         return loop.run(
             workdir,
             read_config(config).train,
-            toy_run.fresh_state,
-            toy_run.placed(),
-            toy_run.layout(),
-            toy_run.step_fn,
-            batches_of(Path(workdir).name),
+            toy_run.train_step(),
+            loop.Data(batches_of(Path(workdir).name)),
             config.to_dict(),
         )
 
@@ -56,7 +53,7 @@ def toy(batches_of=lambda name: toy_run.batches) -> Any:
 
 if __name__ == "__main__":
     folder, stage, step = sys.argv[1:]
-    stages.train_transformer = toy(
+    stages.run_config = stages.train_transformer = toy(
         lambda name: toy_run.killed_at(int(step)) if name == stage else toy_run.batches
     )
     stages.main(config(), folder)

@@ -290,17 +290,18 @@ def test_gpu_kernel_reads_and_writes_inside_its_arrays(size, monkeypatch):
     assert (np.asarray(drawn) == interpreted_bits).mean() > 0.999
 
 
-def lowered_for_gpu(size, rows, dtype) -> str:
+def lowered_for_gpu(size: tuple[int, int, int, int], rows: int, dtype: str) -> str:
     """The program that draws bits, for a GPU that need not be here."""
-    given, chosen = arrays(*size, rows, dtype=dtype), settings(size[0])
+    (hidden_GBNC, head), (cfg, drawing) = arrays(*size, rows, dtype=dtype), settings(size[0])
 
-    def draw(hidden_GBNC, head, cfg, drawing):  # a new function each time, for jit's cache
-        return head_bits.draw_head_bits(hidden_GBNC, head, cfg, drawing)
+    def draw(hidden_GBNC, head, cfg, seeds_B):  # a new function each time, for jit's cache
+        return head_bits.draw_head_bits(hidden_GBNC, head, cfg, dataclasses.replace(drawing, seeds_B=seeds_B))
 
+    arguments = hidden_GBNC, head, cfg, drawing.seeds_B
     gpu = jax.sharding.AbstractDevice(device_kind="NVIDIA H100", num_cores=None, platform="gpu")
     # Newer Pallas asks for the kind of GPU, which it takes from here where the process has none.
     with jax.sharding.use_abstract_mesh(jax.sharding.AbstractMesh((), (), abstract_device=gpu)):
-        return jax.jit(draw).trace(*given, *chosen).lower(lowering_platforms=("cuda",)).as_text()
+        return jax.jit(draw).trace(*arguments).lower(lowering_platforms=("cuda",)).as_text()
 
 
 @pytest.mark.parametrize("rows", [1, 2])

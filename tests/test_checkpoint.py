@@ -1,6 +1,8 @@
+import dataclasses
 import resource
 import signal
 import threading
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+from infinity_jax.checkpoints import keeping
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.training import state as train_state
@@ -111,6 +114,7 @@ def test_a_checkpoint_holds_what_was_saved_though_its_buffers_are_used_again(tmp
     ("metric", "values", "kept"),
     [
         ("validation_loss", [3.0, 1.0, 2.0, None, 2.5, 1.5, float("nan"), 4.0], [2, 4, 7, 8]),
+        ("reconstruction_kid", [3.0, 1.0, 2.0, None, 2.5, 1.5, float("nan"), 4.0], [2, 4, 7, 8]),
         ("validation_psnr", [3.0, 1.0, 2.0, None, 2.5, 1.5, float("nan"), 2.0], [1, 4, 7, 8]),
     ],
 )
@@ -128,6 +132,17 @@ def test_the_newest_every_fourth_and_the_best_are_kept(tmp_path, metric, values,
     save(range(1, 4))
     save(range(4, 9))  # another start knows the numbers of the one before
     assert sorted(int(folder.name) for folder in tmp_path.iterdir() if folder.name.isdecimal()) == kept
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"),
+    [
+        *((name, 1.0) for name in ("loss", "kid", "effnet_kid", "fid", "validation_lpips", "bit_error_rate")),
+        *((name, 2.0) for name in ("validation_psnr", "bit_accuracy", "fidelity")),
+    ],
+)
+def test_of_a_loss_a_distance_or_an_error_less_is_better(metric, best):
+    assert max(({metric: value} for value in (1.0, 2.0)), key=keeping.score(metric)) == {metric: best}
 
 
 def test_missing_and_empty_folders_are_explained(tmp_path):
@@ -161,3 +176,28 @@ def test_refused_write_is_explained_and_earlier_checkpoints_stay(saved, tmp_path
     saved.save(6, make_state(), DATA, CONFIG)
     saved.wait()
     assert saved.latest_step() == 6
+
+
+@dataclasses.dataclass
+class Pair:
+    """A state that is no TrainState, with an optional part."""
+
+    params: Any
+    extra: Any = None
+
+
+jax.tree_util.register_dataclass(Pair, ["params", "extra"], [])
+
+
+def test_a_state_is_any_dataclass_and_its_optional_parts_may_be_missing(tmp_path):
+    plain, full = Pair({"w": jnp.ones(2)}), Pair({"w": jnp.ones(2)}, {"v": jnp.zeros(3)})
+    checkpointer = Checkpointer(tmp_path)
+    checkpointer.save(1, plain, DATA, CONFIG)
+    checkpointer.save(2, full, DATA, CONFIG)
+    checkpointer.wait()
+    assert_equal(checkpointer.restore(plain, 1)[0], plain)
+    assert_equal(checkpointer.restore(full, 2)[0], full)
+    for target, step in ((full, 1), (plain, 2)):
+        with pytest.raises(UserError, match=r"another run, with or without extra: extra/v is "):
+            checkpointer.restore(target, step)
+    checkpointer.close()

@@ -8,15 +8,22 @@ import sys
 from pathlib import Path
 
 import jax
+import numpy as np
 import pytest
 from full_disks import full_disk
 from jax.experimental import topologies
+from ml_collections import ConfigDict
 
 from infinity_jax.cli.main import main
+from infinity_jax.config import TransformerConfig
+from infinity_jax.runtime.mesh import parse_mesh
+from infinity_jax.runtime.sharding import layout_of
+from infinity_jax.sampling import sampler
+from infinity_jax.scales import make_schedule
 from infinity_jax.tools.planning import compile_ahead as compile_module
 from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.tools.planning.chips import CHIPS
-from infinity_jax.tools.planning.lowering import Program
+from infinity_jax.tools.planning.lowering import Program, lower_sampler
 from infinity_jax.tools.planning.targets import Target
 
 T2I = Path(__file__).parent.parent / "configs" / "t2i.py"
@@ -195,6 +202,17 @@ def in_this_process(monkeypatch, tmp_path):
 def test_what_does_not_fit_ends_with_code_3(in_this_process, monkeypatch, fits, code):
     monkeypatch.setattr(compile_module, "main", lambda *_, **__: fits)
     assert in_this_process("--topology", "v5e:2x2") == code
+
+
+def test_the_sampler_reads_the_rounded_weights_that_the_pipeline_draws_with():
+    model = TransformerConfig(layers=2, width=128, heads=2, bits=4, text_channels=128, text_length=8)
+    config = ConfigDict({"text": {"max_length": 8}, "sample": {"guidance": "logits"}})
+    layout = layout_of(parse_mesh("fsdp=1"), "", model, jax.devices()[:1])
+    program = lower_sampler(config, "tiny", model, make_schedule("32px"), 1, layout)
+    (params, *_), _ = program.lowered.args_info
+    drawn_with = sampler.rounded(model, jax.tree.map(lambda x: np.zeros(x.shape, "float32"), params))
+    assert jax.tree.map(lambda x: x.dtype, params) == jax.tree.map(lambda x: x.dtype, drawn_with)
+    assert params["blocks"]["self_attention"]["query"]["kernel"].dtype.itemsize == 2
 
 
 def test_memory_decides_what_fits():

@@ -13,8 +13,8 @@ from infinity_jax.scales import make_schedule
 from infinity_jax.training import optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
-from infinity_jax.training.transformer_step import LossConfig, make_train_step
-from infinity_jax.transformer.transformer import Transformer, init_params
+from infinity_jax.training.transformer_step import LossConfig, StepConfig, make_train_step
+from infinity_jax.transformer.transformer import init_params
 
 KEY = jax.random.key(0)
 
@@ -46,12 +46,10 @@ def test_each_shape_of_batch_is_compiled_and_reported_once(caplog, monkeypatch):
 def test_the_new_state_takes_the_memory_of_the_old():
     schedule, tokenizer = make_schedule("32px"), TokenizerConfig(bits=8)
     config = TransformerConfig(layers=2, width=64, heads=2, bits=8, text_channels=128, text_length=4)
-    settings = optim.OptimConfig()
-    optimiser = optim.make_optimiser(settings, 10)
-    step = make_train_step(
-        Transformer(config), schedule, tokenizer, CorrectionConfig(), LossConfig(), settings, optimiser
-    )
-    state = train_state.create(init_params(config, KEY, schedule), optimiser, ema=True)
+    settings = CorrectionConfig(), LossConfig(), optim.OptimConfig()
+    parts = StepConfig(config, tokenizer, *settings, steps=10)
+    step = make_train_step(parts, schedule)
+    state = train_state.create(init_params(config, KEY, schedule), parts.optimiser, ema=True)
     random = np.random.default_rng(0)
     batch = {
         "features": jnp.asarray(random.standard_normal((2, 4, 4, 8)), jnp.float32),

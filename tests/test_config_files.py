@@ -8,9 +8,8 @@ import ml_collections
 
 def get_config(argument=None):
     steps = 2 if argument == "debug" else 100
-    return ml_collections.ConfigDict(
-        {"train": {"steps": steps, "rate": 0.1, "every": "10%"}, "model": {"sizes": (1, 2)}, "data": {"source": "a"}}
-    )
+    train = {"steps": steps, "rate": 0.1, "every": "10%", "on": False}
+    return ml_collections.ConfigDict({"train": train, "model": {"sizes": (1, 2)}, "data": {"source": "a"}})
 """
 
 
@@ -33,7 +32,7 @@ def test_argument_and_overrides(path):
     ]
     config = config_files.load(f"{path}:debug", [f"--config.{override}" for override in overrides])
     assert config.to_dict() == {
-        "train": {"steps": 7, "rate": 2.0, "every": "9"},
+        "train": {"steps": 7, "rate": 2.0, "every": "9", "on": False},
         "model": {"sizes": (3, 4, 5)},
         "data": {"source": "folder:a b"},
     }
@@ -54,6 +53,7 @@ def test_the_config_is_locked(path):
         ("--config.train=5", "unknown config key config.train;"),
         ("--config.train.steps=many", "'many'.*same type"),
         ("--config.train.steps=1.5", "'1.5'.*same type"),
+        ("--config.train.on=perhaps", "'perhaps'.*same type"),
         ("--config.train.steps", "--config.key=value"),
         ("--steps=5", "unknown argument '--steps=5'"),
     ],
@@ -66,6 +66,30 @@ def test_mistakes_are_named(path, override, words):
 def test_missing_file_names_those_that_exist(path):
     with pytest.raises(UserError, match=r"no config file .*smal\.py; there are: .*small\.py"):
         config_files.load(path.replace("small", "smal"))
+
+
+def test_a_packed_config_is_found_by_its_name_and_a_file_wins(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("emoji:debug", "configs/emoji.py:debug", "pods/v5e_256:2.2b,0.06M", "sweeps/emoji"):
+        assert config_files.load(name)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "emoji.py").write_text(FILE)
+    assert config_files.load("configs/emoji.py").train.steps == 100
+    with pytest.raises(UserError, match=r"no config file emojis; there are: .*, emoji, .*, pods/v5e_256, "):
+        config_files.load("emojis")
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        *[("train.steps", "2 epochs", "2 epochs"), ("train.steps", "10%", "10%"), ("train.steps", "3", 3)],
+        *[("train.rate", "1,2", (1.0, 2.0)), ("train.rate", "(1,)", (1.0,)), ("model.sizes", "5", (5,))],
+        *[("train.on", "TRUE", True), ("train.on", "0", False), ("data.source", "10%", "10%")],
+    ],
+)
+def test_a_value_is_read_by_the_type_in_the_file(key, text, value, path):
+    section, name = key.split(".")
+    assert config_files.load(path, [f"--config.{key}={text}"])[section][name] == value
 
 
 @pytest.mark.parametrize(

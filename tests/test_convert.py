@@ -26,7 +26,7 @@ from published_files import (
 from published_params import parameter_count, params_from
 from safetensors.numpy import load_file
 
-from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints import pretrained, trained
 from infinity_jax.config import TransformerConfig
 from infinity_jax.files.tensors import open_tensors
 from infinity_jax.presets import PRESETS, TOKENIZERS
@@ -94,9 +94,9 @@ def paths_of(shapes):
 
 
 def test_links_cover_exactly_our_parameters():
-    shapes = paths_of(pretrained.transformer_shapes(SMALL))
+    shapes = paths_of(trained.transformer_shapes(SMALL))
     assert our_shapes(transformer_links(SMALL, 0)) == shapes
-    assert our_shapes(tokenizer_links(TOKENIZER)) == paths_of(pretrained.tokenizer_shapes(TOKENIZER))
+    assert our_shapes(tokenizer_links(TOKENIZER)) == paths_of(trained.tokenizer_shapes(TOKENIZER))
 
 
 @pytest.mark.parametrize("links", [transformer_links(SMALL, 2, caption_rows=5), tokenizer_links(TOKENIZER)])

@@ -10,7 +10,7 @@ from PIL import Image
 from random_networks import random_pictures, random_state
 from small_system import TOKENIZER
 
-from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints import pretrained, trained
 from infinity_jax.cli.main import main
 from infinity_jax.data import pictures
 from infinity_jax.evaluation import evaluate_tokenizer
@@ -30,7 +30,7 @@ fid pictures checkpoint data split seconds"""
 @pytest.fixture(scope="module")
 def tokenizer():
     params = initial_params(Tokenizer(TOKENIZER), 16, seed=0)
-    return pretrained.TrainedTokenizer(TOKENIZER, params, "32px", {})
+    return trained.TrainedTokenizer(TOKENIZER, params, "32px", {})
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from infinity_jax.training import optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.transformer_losses import index_loss, token_weights
-from infinity_jax.training.transformer_step import LossConfig, make_eval_step, make_train_step
+from infinity_jax.training.transformer_step import LossConfig, StepConfig, make_eval_step, make_train_step
 from infinity_jax.transformer.heads import BitHead, IndexHead
 from infinity_jax.transformer.transformer import Transformer, init_params
 
@@ -110,7 +110,6 @@ def test_loss_and_metrics_are_those_of_the_softmax(weights, smoothing):
 
 def test_a_tiny_batch_is_learned_by_heart():
     optim_config = optim.OptimConfig(learning_rate=3e-3, warmup_steps=1)
-    optimiser = optim.make_optimiser(optim_config, 60)
     random = np.random.default_rng(0)
     batch: Any = {
         "features": random.standard_normal((2, 3, 2, 6)).astype(np.float32),
@@ -118,9 +117,10 @@ def test_a_tiny_batch_is_learned_by_heart():
         "text_mask": np.ones((2, 8), bool),
     }
     model = Transformer(MODEL)
-    settings = CorrectionConfig(p=0.0), LossConfig(caption_drop=0.0)
-    step = jax.jit(make_train_step(model, SCHEDULE, TOKENIZER, *settings, optim_config, optimiser))
-    state = train_state.create(init_params(MODEL, jax.random.key(0), SCHEDULE), optimiser, ema=False)
+    settings = CorrectionConfig(p=0.0), LossConfig(caption_drop=0.0), optim_config
+    config = StepConfig(MODEL, TOKENIZER, *settings, steps=60)
+    step = jax.jit(make_train_step(config, SCHEDULE))
+    state = train_state.create(init_params(MODEL, jax.random.key(0), SCHEDULE), config.optimiser, ema=False)
     first = None
     for _ in range(60):
         state, metrics = step(state, batch, jax.random.key(0))

@@ -2,7 +2,6 @@
 
 import dataclasses
 import runpy
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +13,7 @@ from infinity_jax.runtime.mesh import MeshConfig, axis_sizes, parse_mesh
 from infinity_jax.tools.planning import memory
 from infinity_jax.tools.planning.chips import CHIPS
 
-PODS = sorted((Path(__file__).parents[1] / "configs" / "pods").glob("*.py"))
+PODS = sorted((config_files.PACKED / "pods").glob("*_[0-9]*.py"))
 
 
 @pytest.mark.parametrize("pod", PODS, ids=lambda path: path.stem)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from arbitrary_params import arbitrary_params
 
-from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints import trained
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import sharding
@@ -49,7 +49,7 @@ def logits(config, params, inputs_BLd, schedule=SCHEDULE):
 
 
 def test_every_place_has_a_vector_of_its_own_instead_of_the_scale_embedding():
-    learned, rope2d = (pretrained.transformer_shapes(config) for config in (LEARNED, ROPE2D))
+    learned, rope2d = (trained.transformer_shapes(config) for config in (LEARNED, ROPE2D))
     assert learned.keys() - rope2d.keys() == {"position_embedding"}
     assert rope2d.keys() - learned.keys() == {"scale_embedding"}
     assert learned["position_embedding"].shape == (SCHEDULE.length, 64)
@@ -168,7 +168,7 @@ def test_names_are_checked_and_the_release_has_none_for_them():
 
 def test_on_meshes_the_vectors_are_split_like_the_stream():
     config = dataclasses.replace(LEARNED, positions="learned:1M", width=1024, heads=8)
-    leaf = pretrained.transformer_variables(config)["position_embedding"]
+    leaf = trained.transformer_variables(config)["position_embedding"]
     mesh = jax.sharding.AbstractMesh(axis_sizes(parse_mesh("fsdp=8"), config), MESH_AXES)
     spec = sharding.partition_spec(
         "position_embedding", leaf.names, leaf.value.shape, mesh, sharding.PRESETS["fsdp"]

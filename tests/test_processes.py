@@ -84,7 +84,7 @@ def test_a_signal_to_one_of_two_saves_the_same_step_on_both(runs):
     assert codes == [0, 0], said
     (saved,) = (workdir / "checkpoints").iterdir()
     for text in said:
-        assert f"stopped at step {saved.name}, saved; the same command goes on from there" in text
+        assert f"stopped at step {saved.name}, saved; the same command resumes there" in text
     assert lines(workdir)[-1]["step"] == int(saved.name)
     assert json.loads((saved / "data" / "metadata").read_text())["next_step"] == int(saved.name)
 

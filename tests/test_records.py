@@ -10,7 +10,7 @@ import pytest
 import synthetic_pictures
 
 from infinity_jax import scales
-from infinity_jax.checkpoints.pretrained import TrainedTokenizer
+from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data import pictures
 from infinity_jax.data.feeds import RecordFeed
 from infinity_jax.data.prepared import bucket_batches, writer

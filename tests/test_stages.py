@@ -36,16 +36,21 @@ def assert_same(a, b):
     assert a[1] == b[1]
 
 
+def replace_training(patch: pytest.MonkeyPatch, module) -> None:
+    patch.setattr(stages, "run_config", module)
+    patch.setattr(stages, "train_transformer", module)
+
+
 @pytest.fixture
 def toy(monkeypatch):
-    monkeypatch.setattr(stages, "train", stage_run.toy())
+    replace_training(monkeypatch, stage_run.toy())
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(stages, "train", stage_run.toy())
+        replace_training(patch, stage_run.toy())
         stages.main(stage_run.config(), workdir)
     return workdir
 
@@ -74,7 +79,7 @@ def test_a_stage_that_has_its_steps_is_not_started_again(undisturbed, monkeypatc
     started = []
     module = stage_run.toy()
     module.main = lambda config, workdir: started.append((Path(workdir).name, config.train.steps))
-    monkeypatch.setattr(stages, "train", module)
+    replace_training(monkeypatch, module)
     stages.main(stage_run.config(), undisturbed)
     stages.main(stage_run.config(third=9), undisturbed)
     assert started == [("third", 9)]
@@ -90,7 +95,7 @@ def test_a_signal_in_a_stages_last_step_does_not_begin_the_next(monkeypatch, tmp
 
         return batches
 
-    monkeypatch.setattr(stages, "train", stage_run.toy(batches_of))
+    replace_training(monkeypatch, stage_run.toy(batches_of))
     for done in (1, 2, 3):
         with pytest.raises(SystemExit) as stopped:
             stages.main(stage_run.config(), tmp_path)

@@ -236,6 +236,18 @@ def test_several_processes_draw_no_pictures(file, tmp_path, monkeypatch):
         sweep.run(file(), ["--config.pictures=8"], tmp_path / "work")
 
 
+def test_a_cell_of_a_config_that_lacked_keys_resumes(file, trainings, tmp_path):
+    """A config file names all fields of its sections now, and an older one did not."""
+    grid_config, every = grid.load(file())
+    record = cells._record(every[0], grid_config)
+    older = {key: value for key, value in record.items() if key not in ("optim.drop_at", "sample.pruning")}
+    assert len(older) == len(record) - 2
+    here = cells.folder(tmp_path, every[0])
+    here.mkdir(parents=True)
+    (here / cells.CONFIG).write_text(json.dumps(older))
+    cells.check_unchanged(tmp_path, every[0], grid_config)
+
+
 def test_another_config_in_the_same_workdir_is_refused(file, trainings, tmp_path):
     sweep.run(file(), [], tmp_path / "work", only=[0])
     with pytest.raises(UserError, match=r"begun with train\.batch_size=2, and the config now says 3"):

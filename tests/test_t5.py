@@ -140,7 +140,7 @@ sys.path.insert(0, "tests")
 from published_params import params_from
 from infinity_jax.tools.convert.t5 import t5_links
 from infinity_jax.runtime.mesh import parse_mesh
-from infinity_jax.runtime.sharding import layout_of, place
+from infinity_jax.runtime.sharding import layout_of, put
 from infinity_jax.text.t5 import T5, T5Config, param_variables
 
 folder = Path(sys.argv[1])
@@ -155,7 +155,7 @@ apply = jax.jit(T5(config).apply)
 expected = np.asarray(apply({"params": params}, ids, mask))
 
 layout = layout_of(parse_mesh("data=2,tensor=4"), "fsdp_tp")
-params = jax.tree.map(place, params, layout.of(param_variables(config)))
+params = jax.tree.map(put, params, layout.of(param_variables(config)))
 kernel = params["blocks"]["attention"]["query"]["kernel"]
 assert kernel.addressable_shards[0].data.shape[2] == 1, "one head a device"
 assert params["blocks"]["ffn"]["down"]["kernel"].addressable_shards[0].data.shape[1] == 16

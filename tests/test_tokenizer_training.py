@@ -21,6 +21,7 @@ from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.training import discriminator, optim, train_tokenizer
 from infinity_jax.training import state as train_state
 from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
+from infinity_jax.training.step import TrainStep
 from infinity_jax.training.tokenizer_step import ADVERSARIAL, Adversary, TokenizerLossConfig, make_train_step
 from infinity_jax.training.training_scales import TrainingScales, training_scales
 
@@ -45,13 +46,13 @@ def adversarial(config: DiscriminatorConfig, loss=PLAIN_LOSS):
     optimiser = optim.make_optimiser(OPTIM, 100)
     layout = sharding.layout_from_config(ConfigDict(dict(shape="", slices=1, rules="")))
     adversary = Adversary(config, optimiser)
-    new_state, placed = train_state.new_state(
+    new_state = train_state.new_state(
         lambda: model.initial_variables(TOKENIZER, SIDE, 0), optimiser, True, layout
     )
-    new_state, _ = train_tokenizer.with_adversary(new_state, placed, adversary, SIDE, 0, layout)
     scales = {SIDE: TrainingScales(dense_schedule(4))}
-    step = make_train_step(TOKENIZER, loss, OPTIM, optimiser, scales, l1_of_means, adversary)
-    return jax.jit(step), jax.jit(new_state)()
+    function = make_train_step(TOKENIZER, loss, OPTIM, optimiser, scales, l1_of_means, adversary)
+    step = train_tokenizer.with_adversary(TrainStep(function, *new_state, layout), adversary, SIDE, 0)
+    return jax.jit(function), jax.jit(step.new_state)()
 
 
 def batch(seed=0):

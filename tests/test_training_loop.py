@@ -104,24 +104,25 @@ class SilentWriter(run_log.MetricsWriter):
         self.events.append(("log", step))
 
 
-def loop_with(train, step_fn, events: list) -> training_loop._Loop:
-    parts = (SilentCheckpointer(events), SilentWriter(events), {}, (), toy_run.layout())
-    return training_loop._Loop(train, step_fn, *parts, lambda step: train.batch_size)
+def loop_with(train, step_fn, batches, events: list, checkpointer=None) -> training_loop._Loop:
+    data = training_loop.Data(batches, lambda step: step * train.batch_size)
+    record = training_loop._Record(checkpointer or SilentCheckpointer(events), SilentWriter(events))
+    return training_loop._Loop(train, step_fn, toy_run.layout(), data, record)
 
 
 def test_order_within_the_loop(monkeypatch):
-    """save -> next(batch), placed -> step -> log the metrics of the previous logged step.
+    """save -> next(batch), put on the devices -> step -> log the metrics of the previous logged step.
 
     So a batch goes to the device, and its step is queued, before anything waits for the step before it.
     """
     events = []
-    place = global_batch.place
+    put = global_batch.put
 
-    def placed(batch, *where):
-        events.append(("placed", int(batch["x"][0])))
-        return place(batch, *where)
+    def put_and_tell(batch, *where):
+        events.append(("put", int(batch["x"][0])))
+        return put(batch, *where)
 
-    monkeypatch.setattr(global_batch, "place", placed)
+    monkeypatch.setattr(global_batch, "put", put_and_tell)
 
     def step_fn(state, batch, seed_key):
         taken = int(state.step) + 1
@@ -134,13 +135,13 @@ def test_order_within_the_loop(monkeypatch):
             yield {"x": np.full(1, step + 1)}
 
     train = train_config.TrainConfig(steps=4, batch_size=1, log_every=1, checkpoint_every=3)
-    loop_with(train, step_fn, events).run(toy_run.fresh_state(), 0, batches)
+    loop_with(train, step_fn, batches, events).run(toy_run.fresh_state())
     assert events == [
-        *[("batch", 1), ("placed", 1), ("step", 1)],
-        *[("batch", 2), ("placed", 2), ("step", 2), ("log", 1)],
+        *[("batch", 1), ("put", 1), ("step", 1)],
+        *[("batch", 2), ("put", 2), ("step", 2), ("log", 1)],
         # A checkpoint promises the lines up to its step, so here the loop waits.
-        *[("batch", 3), ("placed", 3), ("step", 3), ("log", 2), ("log", 3), ("save", 3)],
-        *[("batch", 4), ("placed", 4), ("step", 4), ("log", 4), ("save", 4)],
+        *[("batch", 3), ("put", 3), ("step", 3), ("log", 2), ("log", 3), ("save", 3)],
+        *[("batch", 4), ("put", 4), ("step", 4), ("log", 4), ("save", 4)],
     ]
 
 
@@ -152,7 +153,7 @@ def test_numbers_that_slip_into_the_step_from_the_host_are_refused():
 
     train = train_config.TrainConfig(steps=1, batch_size=1)
     with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-        loop_with(train, slipping, []).run(toy_run.fresh_state(), 0, toy_run.batches)
+        loop_with(train, slipping, toy_run.batches, []).run(toy_run.fresh_state())
 
 
 def test_hooks_run_on_their_steps_and_their_numbers_are_kept(tmp_path):
@@ -200,20 +201,21 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_is_never_saved(tmp_path, ba
     assert Checkpointer(tmp_path / "checkpoints", read_only=True).latest_step() == 5
 
 
-def test_gradients_that_are_not_finite_stop_the_run_too(tmp_path):
+@pytest.mark.parametrize("name", ["gradient_norm", "adversarial_weight", "a_number_of_any_name"])
+def test_every_number_of_a_step_must_be_finite(tmp_path, name):
     def step_fn(state, batch, seed_key):
         state, values = toy_run.step_fn(state, batch, seed_key)
-        return state, {**values, "gradient_norm": jnp.where(state.step >= 5, jnp.inf, 1.0)}
+        return state, {**values, name: jnp.where(state.step >= 5, jnp.inf, 1.0)}
 
-    with pytest.raises(UserError, match="gradient_norm is inf at step 5; no checkpoint was saved before"):
+    with pytest.raises(UserError, match=f"{name} is inf at step 5; no checkpoint was saved before"):
         toy_run.run(tmp_path, step_fn=step_fn)
 
 
 def started(folder: Path, train: train_config.TrainConfig):
     """The state that a run begins with."""
     checkpointer = Checkpointer(folder)
-    arguments = (toy_run.fresh_state, toy_run.placed(), start.load_params, lambda step: 8)
-    state = start.first_state(checkpointer, train, *arguments)
+    step = toy_run.train_step()
+    state = start.first_state(checkpointer, train, step, start.load_params, lambda step: 8 * step)
     checkpointer.close()
     return state
 
@@ -254,10 +256,9 @@ def test_a_failed_background_save_ends_the_run_at_the_next_step():
         return state, {"loss": np.float32(1)}
 
     train = train_config.TrainConfig(steps=20, batch_size=8, checkpoint_every=2, log_every=100)
-    loop = loop_with(train, step_fn, events)
-    loop.checkpointer = FailedCheckpointer(events)
+    loop = loop_with(train, step_fn, toy_run.batches, events, FailedCheckpointer(events))
     with pytest.raises(UserError, match="step 4"):
-        loop.run(toy_run.fresh_state(), 0, toy_run.batches)
+        loop.run(toy_run.fresh_state())
     assert taken[-1] == 5
 
 

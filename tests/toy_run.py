@@ -15,6 +15,7 @@ from infinity_jax.runtime.seeds import stream
 from infinity_jax.training import loop, optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.config import TrainConfig
+from infinity_jax.training.step import TrainStep
 
 OPTIM = optim.OptimConfig(learning_rate=0.05, warmup_steps=2)
 CONFIG = {"train": {"steps": 20}, "sizes": [1, 2]}
@@ -45,9 +46,10 @@ def layout() -> sharding.Layout:
     return sharding.layout_of(MeshConfig(), "dp", devices=jax.devices()[:1])
 
 
-def placed(width: int = 3) -> train_state.TrainState:
-    """Everything on the one device."""
-    return jax.tree.map(lambda _: layout().replicated, jax.eval_shape(lambda: fresh_state(width)))
+def train_step(step_fn=step_fn) -> TrainStep:
+    """The step, with everything on the one device."""
+    shardings = jax.tree.map(lambda _: layout().replicated, jax.eval_shape(fresh_state))
+    return TrainStep(step_fn, fresh_state, shardings, layout())
 
 
 def batches(first: int, rows_of: loop.RowsOf) -> Iterator[dict[str, np.ndarray]]:
@@ -74,9 +76,7 @@ def killed_at(step: int):
 def run(
     workdir, steps: int = 20, *, batches=batches, step_fn=step_fn, hooks=(), **changes
 ) -> train_state.TrainState:
-    return loop.run(
-        workdir, config(steps, **changes), fresh_state, placed(), layout(), step_fn, batches, CONFIG, hooks
-    )
+    return loop.run(workdir, config(steps, **changes), train_step(step_fn), loop.Data(batches), CONFIG, hooks)
 
 
 if __name__ == "__main__":

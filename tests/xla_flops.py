@@ -18,14 +18,14 @@ from jax import lax
 from jax.extend.core import Jaxpr, jaxprs_in_params
 
 from infinity_jax import presets
-from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints import trained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.scales import make_schedule
 from infinity_jax.tools.planning import flops
-from infinity_jax.training import optim, transformer_step
+from infinity_jax.training import optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
-from infinity_jax.training.transformer_step import LossConfig, make_loss, make_train_step
+from infinity_jax.training.transformer_step import LossConfig, StepConfig, make_loss, make_train_step
 from infinity_jax.transformer.kernels import attention_xla
 from infinity_jax.transformer.transformer import Transformer
 
@@ -77,7 +77,7 @@ class Case:
     def _program(self, is_train: bool) -> tuple[Callable, tuple]:
         """The loss or the train step, and the shapes of its arguments."""
         c, schedule, shape = self.model, make_schedule(self.scales), jax.ShapeDtypeStruct
-        params = pretrained.transformer_shapes(c)
+        params = trained.transformer_shapes(c)
         batch = {
             "text": shape((self.batch, c.text_length, c.text_channels), "float16"),
             "text_mask": shape((self.batch, c.text_length), "bool"),
@@ -90,12 +90,11 @@ class Case:
                 "path_factors": shape((self.batch, c.layers, 2), "float32"),
             }
             return make_loss(Transformer(c), schedule, LOSS), (params, batch)
-        optimiser = optim.make_optimiser(OPTIM, 1000, no_decay=transformer_step.not_a_kernel)
-        state = jax.eval_shape(lambda p: train_state.create(p, optimiser, ema=True), params)
-        settings = TokenizerConfig(bits=c.bits), CorrectionConfig(), LOSS, OPTIM
+        config = StepConfig(c, TokenizerConfig(bits=c.bits), CorrectionConfig(), LOSS, OPTIM, steps=1000)
+        state = jax.eval_shape(lambda p: train_state.create(p, config.optimiser, ema=True), params)
         batch |= {"features": shape((self.batch, *schedule.last, c.bits), "float32")}
         key = jax.eval_shape(lambda: jax.random.key(0))
-        return make_train_step(Transformer(c), schedule, *settings, optimiser), (state, batch, key)
+        return make_train_step(config, schedule), (state, batch, key)
 
 
 def small(layers: int, width: int, heads: int) -> Case:

@@ -11,14 +11,15 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+TOKENIZER = Path(__file__).parents[1] / "emoji_tokenizer.py"
+
 
 def get_config() -> ConfigDict:
     """The grid; its keys are documented in infinity_jax/tools/scaling/grid.py."""
-    configs = Path(__file__).parents[1]
     config = ConfigDict(sort_keys=False)
-    config.base = str(configs / "emoji.py")
+    config.base = "emoji"
     config.tokenizers = (
-        f"8: {configs / 'emoji_tokenizer.py'} model.bits=8 model.base_width=64 loss.quantizer=1.0 train.steps=1500 "
+        f"8: {TOKENIZER} model.bits=8 model.base_width=64 loss.quantizer=1.0 train.steps=1500 "
         "train.sample_every=0 train.evaluate_every=0",
     )
     config.changes = (

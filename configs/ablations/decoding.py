@@ -6,15 +6,13 @@
 checkpoint: --config.checkpoint=DIR.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
     """The grid; its keys are documented in infinity_jax/tools/scaling/grid.py."""
     config = ConfigDict(sort_keys=False)
-    config.base = str(Path(__file__).parents[1] / "emoji.py")
+    config.base = "emoji"
     config.changes = ""
     config.checkpoint = "bundled"
     config.axes = ConfigDict(

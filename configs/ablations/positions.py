@@ -5,15 +5,13 @@
 6 runs; the curves of each are in runs.csv.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
     """The grid; its keys are documented in infinity_jax/tools/scaling/grid.py."""
     config = ConfigDict(sort_keys=False)
-    config.base = str(Path(__file__).parents[1] / "emoji.py")
+    config.base = "emoji"
     config.changes = (
         "model.layers=4 model.width=128 model.heads=2 optim.learning_rate=2e-3 optim.warmup_steps=20 "
         "optim.ema_decay=0.0 train.steps=300 train.log_every=10 train.evaluate_every=50 train.checkpoint_every=300 "

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
+TOKENIZER = Path(__file__).parents[1] / "emoji_tokenizer.py"
 BITS = (16, 32)
 SIZES = {
     "270k": "model.layers=2 model.width=64 model.heads=2 optim.learning_rate=4e-3",
@@ -20,11 +21,10 @@ SIZES = {
 
 def get_config() -> ConfigDict:
     """The grid; its keys are documented in infinity_jax/tools/scaling/grid.py."""
-    configs = Path(__file__).parents[1]
     config = ConfigDict(sort_keys=False)
-    config.base = str(configs / "emoji.py")
+    config.base = "emoji"
     config.tokenizers = tuple(
-        f"{bits}: {configs / 'emoji_tokenizer.py'} model.bits={bits} model.base_width=64 loss.quantizer=1.0 "
+        f"{bits}: {TOKENIZER} model.bits={bits} model.base_width=64 loss.quantizer=1.0 "
         "train.steps=1500 train.sample_every=0 train.evaluate_every=0"
         for bits in BITS
     )

@@ -8,7 +8,7 @@ The argument is a size and a stage, as in configs/t2i.py. `python benchmarks/pod
 
 from pathlib import Path
 
-from infinity_jax.config_files import load_for_pod
+from infinity_jax import config_files
 
 TOPOLOGY = "v5p:4x4x4"
 # Stage -> size -> (mesh, microbatches, remat).
@@ -39,4 +39,4 @@ MESHES = {
 
 def get_config(argument: str = "2.2b,0.06M"):
     """The config of the size and stage `argument`."""
-    return load_for_pod(Path(__file__).parents[1] / "t2i.py", argument, MESHES)
+    return config_files.load_module(Path(__file__).with_name("common.py")).load_for_pod(MESHES, argument)

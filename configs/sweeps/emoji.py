@@ -10,8 +10,6 @@ one core, is in results/emoji/. `:debug` is four cells of one or two steps.
 The rate falls as 1 / width, which keeps small models from learning too slowly to be compared; all else is the same.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 from infinity_jax.errors import UserError
@@ -23,7 +21,7 @@ def get_config(argument: str = "") -> ConfigDict:
         raise UserError(f"configs/sweeps/emoji.py has no {argument!r}; known: debug, or nothing")
     config = ConfigDict(sort_keys=False)
     # What a run of `infinity-jax train` has that is not changed below.
-    config.base = str(Path(__file__).parents[1] / "emoji.py")
+    config.base = "emoji"
     # For all cells. No moving average: a short run's would still remember the start.
     config.changes = (
         "optim.warmup_steps=20 optim.ema_decay=0.0 train.log_every=10 train.evaluate_every=50 "

@@ -11,15 +11,13 @@ the tokenizers, the text encoder and the data are:
 and, for tokenizers of your own, `--config.axes.vocabulary="('d32: model.bits=32 tokenizer=DIR',)"`.
 """
 
-from pathlib import Path
-
 from ml_collections import ConfigDict
 
 
 def get_config() -> ConfigDict:
     """The grid; its keys are documented in infinity_jax/tools/scaling/grid.py."""
     config = ConfigDict(sort_keys=False)
-    config.base = str(Path(__file__).parents[1] / "pods" / "v5p_128.py") + ":{size},0.06M"
+    config.base = "pods/v5p_128:{size},0.06M"
     config.changes = "train.evaluate_every=1000"
     config.axes = ConfigDict(
         dict(

@@ -31,7 +31,7 @@ WEIGHTS = {"tokenizer": "tokenizer.safetensors", "transformer": "transformer.saf
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """What config.json says; UserError if it is no JSON object."""
+    """Reads config.json. Raises UserError if it is no checkpoint's."""
     try:
         values = json.loads((folder / CONFIG).read_text())
     except ValueError as error:
@@ -62,17 +62,20 @@ def add_part(
 
     Args:
       part: "tokenizer" or "transformer".
-      sections: goes into config.json. Beside its own section a tokenizer only fills in what is not there yet.
+      sections: goes into config.json, `part` among them. A transformer's replace those that are there; of a
+        tokenizer's only its own does, and the others fill in what is not there yet.
       origin: where the weights come from, for the record.
       write: writes the weights to the path that it is given.
     Raises:
       UserError: the part does not fit what the folder holds; nothing was written.
     """
     old = read_config(folder) if (folder / CONFIG).is_file() else {}
-    new = dict(sections) | old if part == "tokenizer" else old | dict(sections)
-    new[part] = sections[part]
-    if part == "transformer" and "source" not in sections:
-        new.pop("source", None)  # of the transformer that was here before
+    if part == "tokenizer":
+        new = {**sections, **old, part: sections[part]}
+    else:
+        new = {**old, **sections}
+        if "source" not in sections:
+            new.pop("source", None)  # the data of the transformer that was here before
     new["origin"] = old.get("origin", {}) | {part: dict(origin)}
     check_fit(folder, new)
     folder.mkdir(parents=True, exist_ok=True)
@@ -120,7 +123,7 @@ def check_fit(folder: Path, values: Mapping[str, Any], text_channels: int | None
 
 
 def _text_channels(folder: Path, encoder: str | None) -> int | None:
-    """Channels of a checkpoint's text encoder; None where its files are not there (yet)."""
+    """Reads the channels of a checkpoint's text encoder; None where its files are not there (yet)."""
     if encoder == "minilm":
         return MiniLM.width
     path = folder / TEXT_ENCODER / CONFIG
@@ -139,7 +142,7 @@ def check_dtype(dtype: str) -> None:
 
 
 def read_arrays(path: Path) -> PyTree:
-    """float32 parameters, nested dicts, of a .safetensors file; UserError if it is missing or damaged."""
+    """Reads float32 parameters, nested dicts, of a .safetensors file; UserError if it is missing or damaged."""
     try:
         flat = load_file(path)
     except (OSError, SafetensorError) as error:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 def describe() -> dict[str, str]:
-    """{"commit", "command"} of this process; the commit is "unknown" outside a git checkout."""
+    """Tells {"commit", "command"} of this process; the commit is "unknown" outside a git checkout."""
     return {"commit": _commit(), "command": shlex.join(["infinity-jax", *sys.argv[1:]])}
 
 

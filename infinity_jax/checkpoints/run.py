@@ -1,26 +1,30 @@
-"""Checkpoints: one composite of state, place in the data, and config, written whole or not at all."""
+"""Checkpoints: one composite of state, place in the data, and config, written whole or not at all.
+
+A state is any dataclass that is a pytree. Its optional parts are the fields whose default is None: one that is None is
+left out of the checkpoint, so that checkpoints from before there was such a part are read as they always were. The
+model's parameters are its field `params`; `ema_params`, where it has that, is their moving average.
+"""
 
 import contextlib
 import dataclasses
-import math
 import os
 import re
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
-from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
+from infinity_jax.checkpoints import keeping
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.trees import parameter_name
-from infinity_jax.training.state import TrainState
 
+State = TypeVar("State", bound=Any)
 _Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -44,9 +48,10 @@ class Checkpointer:
 
         Args:
           keep: the newest so many are kept; None keeps all.
-          keep_every: those of steps divisible by this are kept for ever; 0 for none.
-          keep_best: the best by this one of their `metrics` is kept: the smallest if its name has "loss" in it, else
-            the largest. "" for none.
+          keep_every: those of steps divisible by this are kept permanently; 0 for none.
+          keep_best: the best by this one of their `metrics` is kept, see `keeping.score`; "" for none.
+        Raises:
+          UserError: `read_only`, and there is no such folder.
         """
         self.directory = Path(directory).absolute()
         if read_only and not self.directory.is_dir():
@@ -58,10 +63,9 @@ class Checkpointer:
         self._manager = ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
-                preservation_policy=None if read_only else _policy(keep, keep_every, keep_best),
-                best_fn=_score(keep_best)
-                if keep_best
-                else None,  # without it orbax does not write the metrics
+                preservation_policy=None if read_only else keeping.policy(keep, keep_every, keep_best),
+                # Without it orbax does not write the metrics.
+                best_fn=keeping.score(keep_best) if keep_best else None,
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
@@ -90,7 +94,7 @@ class Checkpointer:
     def save(
         self,
         step: int,
-        state: TrainState,
+        state: PyTree,
         data: Mapping[str, Any],
         config: Mapping[str, Any],
         metrics: Mapping[str, Any] | None = None,
@@ -99,7 +103,7 @@ class Checkpointer:
 
         Args:
           step: its name; a step that is already saved is left alone.
-          state: written with dtypes and shapes as they are.
+          state: a dataclass of arrays, written with dtypes and shapes as they are.
           data: the place in the data: seed, next_step, examples.
           config: the run's whole config, as plain dicts.
           metrics: plain numbers to judge it by, see `keep_best`.
@@ -157,8 +161,8 @@ class Checkpointer:
                 "Make room there or use another --workdir, then run the same command again"
             ) from error
 
-    def restore(self, target: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
-        """A checkpoint's state and place in the data.
+    def restore(self, target: State, step: int | None = None) -> tuple[State, dict[str, Any]]:
+        """Reads a checkpoint's state and its place in the data.
 
         Args:
           target: a state of the same model; arrays (or ShapeDtypeStructs) give shapes, dtypes and shardings.
@@ -168,9 +172,9 @@ class Checkpointer:
         """
         step = self._existing_step(step)
         stored = self._stored_shapes(step)
-        # The parameters first: their names say more than the optimiser's.
-        for part in ("params", "ema_params", "adversary", "opt_state"):
-            self._check_same_tree(step, stored, _shapes({part: getattr(target, part)}), part)
+        for field in dataclasses.fields(target):
+            wanted = _shapes({field.name: getattr(target, field.name)})
+            self._check_same_tree(step, stored, wanted, field.name, optional=field.default is None)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -178,11 +182,10 @@ class Checkpointer:
                 data=ocp.args.JsonRestore(),
             ),
         )
-        state: Any = target
-        return state.replace(**restored["state"]), restored["data"]
+        return dataclasses.replace(target, **restored["state"]), restored["data"]
 
     def restore_params(self, target_params: PyTree, step: int | None = None) -> PyTree:
-        """Only the model: the averaged parameters (EMA) where the run kept them, else the parameters.
+        """Reads only the model: the averaged parameters (EMA) where the run kept them, else the parameters.
 
         Arguments and errors as in `restore`.
         """
@@ -224,14 +227,16 @@ class Checkpointer:
     def _stored_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
         return _shapes(self._manager.item_metadata(step)["state"].tree)
 
-    def _check_same_tree(self, step: int, stored: _Shapes, wanted: _Shapes, part: str) -> None:
+    def _check_same_tree(
+        self, step: int, stored: _Shapes, wanted: _Shapes, part: str, optional: bool = False
+    ) -> None:
         """Raises UserError naming the first array of `part` whose presence or shape differs from the checkpoint's."""
         for name in [*wanted, *(n for n in stored if n.startswith(f"{part}/") and n not in wanted)]:
             if stored.get(name) != wanted.get(name):
                 there, here = (
                     str(shapes[name]) if name in shapes else "nothing" for shapes in (stored, wanted)
                 )
-                kind = "run, with or without train.adversarial" if part == "adversary" else "model"
+                kind = f"run, with or without {part}" if optional else "model"
                 raise UserError(
                     f"the checkpoint {self.directory / str(step)} is of another {kind}: {name} is {there} there "
                     f"and {here} in this config; use the config it was made with, or another folder"
@@ -255,49 +260,27 @@ class _Barrier:
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
-def _policy(keep: int | None, keep_every: int, keep_best: str) -> preservation.PreservationPolicy:
-    policies: list[preservation.PreservationPolicy] = [preservation.LatestN(keep)]
-    if keep_every:
-        policies.append(preservation.EveryNSteps(keep_every))
-    if keep_best:
-        policies.append(
-            preservation.BestN(get_metric_fn=_score(keep_best), n=1, keep_checkpoints_without_metrics=False)
-        )
-    return preservation.AnyPreservationPolicy(policies)
-
-
-def _score(name: str) -> Callable[[Mapping[str, Any]], float]:
-    """The metric `name` as a number of which the largest is the best; minus infinity where there is none."""
-    sign = -1.0 if "loss" in name else 1.0
-
-    def score(metrics: Mapping[str, Any]) -> float:
-        value = sign * metrics.get(name, math.nan)
-        return -math.inf if math.isnan(value) else value
-
-    return score
-
-
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every array of a tree."""
+    """Names every array of a tree, and tells its shape."""
     leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
     return {parameter_name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
-def _tree(state: TrainState) -> dict[str, Any]:
-    """The state's parts by name, without an adversary that it does not have: older checkpoints know no such part."""
-    parts = {field.name: getattr(state, field.name) for field in dataclasses.fields(state)}
-    return {name: part for name, part in parts.items() if name != "adversary" or part is not None}
+def _tree(state: PyTree) -> dict[str, Any]:
+    """Takes a state apart by field, without the optional parts that it does not have."""
+    parts = ((field, getattr(state, field.name)) for field in dataclasses.fields(state))
+    return {field.name: part for field, part in parts if part is not None or field.default is not None}
 
 
 def _abstract(tree: PyTree) -> PyTree:
-    """The tree's shapes, dtypes and shardings without its numbers."""
+    """Keeps a tree's shapes, dtypes and shardings without its numbers."""
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree
     )
 
 
 def _operating_system_reason(error: BaseException) -> str | None:
-    """Why the operating system refused to write, or None if something else is wrong.
+    """Tells why the operating system refused to write, or None if something else is wrong.
 
     The array writer reports such errors as ValueError with the number in its text.
     """

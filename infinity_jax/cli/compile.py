@@ -31,7 +31,7 @@ LIBTPU = {
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `compile`."""
     add = command.add_argument
-    add("--config", required=True, metavar="FILE", help="a config file, like configs/t2i.py")
+    add("--config", required=True, metavar="FILE", help="a config file, or one that is packed, like t2i")
     add("--size", required=True, metavar="NAME", help="its argument: 125m 361m 940m 2.2b 4.7b 2b 8b")
     add("--budget", required=True, metavar="NAME", help="the stage of the config: 0.06M 0.25M 1M")
     add(
@@ -111,6 +111,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> int:
 
 
 def _shares(text: str) -> dict[str, float]:
+    """Reads --aspects; other than `numbers_by_name` with shares that may be left out, and argparse's error."""
     shares = {}
     for part in text.split(","):
         aspect, _, share = part.partition("=")

@@ -18,7 +18,7 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
     """Writes the folder."""
     from infinity_jax.checkpoints import pretrained
 
-    pretrained.main(arguments.checkpoint, arguments.out, arguments.dtype)
+    pretrained.export(arguments.checkpoint, arguments.out, arguments.dtype)
 
 
 EXPORT = Command(

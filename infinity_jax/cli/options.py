@@ -66,7 +66,7 @@ def add_settings(command: argparse.ArgumentParser) -> None:
 
 
 def settings_of(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Gives the settings that were named, as values of fields of `SampleConfig`."""
+    """Returns the settings that were named, as values of fields of `SampleConfig`."""
     values = {field.name: getattr(arguments, field.name) for field in dataclasses.fields(SampleConfig)}
     return {name: value for name, value in values.items() if value is not None}
 

@@ -118,8 +118,8 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
 
 
 def system_of(arguments: argparse.Namespace) -> "SystemOptions":
-    """Gives what draws, as the options of `add_checkpoint` and `add_drawing` say."""
-    from infinity_jax.checkpoints.pretrained import BUNDLED
+    """Returns what draws, as the options of `add_checkpoint` and `add_drawing` say."""
+    from infinity_jax.checkpoints.opened import BUNDLED
     from infinity_jax.sampling.request import SystemOptions
 
     checkpoint = arguments.checkpoint or BUNDLED

@@ -2,7 +2,6 @@
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 from infinity_jax.cli import options
 from infinity_jax.cli.command import Command
@@ -16,12 +15,11 @@ ABLATE_EXAMPLES = """infinity-jax ablate self-correction --workdir runs/self_cor
   infinity-jax ablate decoding --workdir runs/decoding --config.checkpoint=runs/emoji
 the same command again resumes"""
 DOES_NOT_FIT = 3
-_ABLATIONS = Path(__file__).parents[2] / "configs" / "ablations"
 
 
 def add_sweep_arguments(command: argparse.ArgumentParser) -> None:
     """Adds the arguments of `sweep`."""
-    metavar, text = "FILE[:ARGUMENT]", "a grid, like configs/sweeps/emoji.py"
+    metavar, text = "FILE[:ARGUMENT]", "a grid: a file, or one that is packed, like sweeps/emoji"
     command.add_argument("--config", required=True, metavar=metavar, help=text)
     _add_common(command)
 
@@ -60,18 +58,17 @@ def run_sweep(arguments: argparse.Namespace, overrides: list[str]) -> int:
 
 def run_ablation(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Plans or runs an ablation: one of the package by its name, or a config file."""
+    from infinity_jax import config_files
     from infinity_jax.tools.scaling import ablations
 
     path = arguments.name
     if ".py" not in path:
         name, colon, argument = path.partition(":")
-        file = _ABLATIONS / f"{name.replace('-', '_')}.py"
-        if not file.is_file():
-            known = ", ".join(sorted(file.stem.replace("_", "-") for file in _ABLATIONS.glob("*.py")))
-            raise UserError(
-                f"no ablation {name!r}; there are: {known or f'none, as {_ABLATIONS} does not exist'}"
-            )
-        path = f"{file}{colon}{argument}"
+        path = f"ablations/{name.replace('-', '_')}{colon}{argument}"
+        known = config_files.packed("ablations")
+        if path.partition(":")[0] not in known:
+            names = ", ".join(path.removeprefix("ablations/").replace("_", "-") for path in known)
+            raise UserError(f"no ablation {name!r}; there are: {names}")
     return _plan_or_run(arguments, path, overrides, ablations.main)
 
 

@@ -20,7 +20,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--config",
         required=True,
         metavar="FILE[:ARGUMENT]",
-        help="a Python config file, like configs/emoji.py:debug",
+        help="a Python config file, or one that is packed by its name, like emoji:debug",
     )
     add(
         "--workdir",

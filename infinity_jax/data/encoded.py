@@ -9,16 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
-from jaxtyping import Float, PyTree
+from jaxtyping import Float
 
-from infinity_jax.checkpoints.pretrained import TrainedTokenizer
-from infinity_jax.config import TokenizerConfig
+from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data import batches, pictures
 from infinity_jax.data.records import Source
 from infinity_jax.files import caches, paths
 from infinity_jax.runtime import distributed
 from infinity_jax.runtime.compiled_step import CompiledStep
-from infinity_jax.runtime.sharding import Layout, place
+from infinity_jax.runtime.sharding import Layout, put
 from infinity_jax.text.cache import cached_features
 from infinity_jax.text.encoder import TextEncoder
 from infinity_jax.tokenizer.model import Tokenizer
@@ -39,48 +38,24 @@ class EncodedSource:
         return {name: array[index] for name, array in self._arrays.items()}
 
 
-def encode_source(
-    source: Source,
-    tokenizer: Tokenizer,
-    params,
-    text_encoder: TextEncoder,
-    side: int,
-    cache_dir: Path | None = None,
-) -> EncodedSource:
-    """Encodes all records, or reads their features from disk where the same tokenizer and encoder have made them.
+def encode_split(source: Source, tokenizer: TrainedTokenizer, text_encoder: TextEncoder) -> EncodedSource:
+    """Encodes pictures and captions of a split, or reads what the same tokenizer and encoder have made of it before.
 
-    Args:
-      source: pictures and captions.
-      params: the tokenizer's parameters; a hash of them names the cache.
-      side: height and width of the pictures in pixels.
-      cache_dir: default `features` under the data folder.
+    One process after the other; what is made lies in `features` under the data folder.
     """
-    cache_dir = cache_dir or paths.data_dir() / "features"
+    return distributed.lead_first(lambda: _encode(source, tokenizer, text_encoder))
+
+
+def _encode(source: Source, tokenizer: TrainedTokenizer, text_encoder: TextEncoder) -> EncodedSource:
+    cache_dir = paths.data_dir() / "features"
     records = [source[i] for i in range(len(source))]
     text_NTC, mask_NT = cached_features(text_encoder, [record["caption"] for record in records], cache_dir)
-    return EncodedSource(_picture_features(records, tokenizer, params, side, cache_dir), text_NTC, mask_NT)
+    return EncodedSource(_picture_features(records, tokenizer, cache_dir), text_NTC, mask_NT)
 
 
-def encode_split(source: Source, tokenizer: TrainedTokenizer, text_encoder: TextEncoder) -> EncodedSource:
-    """Encodes a split as the transformer reads it, or reads it from the cache; one process after the other."""
-    model = Tokenizer(tokenizer.config)
-    return distributed.lead_first(
-        lambda: encode_source(source, model, tokenizer.params, text_encoder, tokenizer.side)
-    )
-
-
-def encoder_digest(label: str, params: PyTree) -> "hashlib._Hash":
-    """Begins a sha256 with `label` and the weights of a tokenizer's encoder: equal ones give equal features."""
-    digest = hashlib.sha256(label.encode())
-    for leaf in jax.tree.leaves(params["encoder"]):
-        digest.update(np.ascontiguousarray(leaf).tobytes())
-    return digest
-
-
-def _picture_features(
-    records, tokenizer: Tokenizer, params, side: int, cache_dir: Path
-) -> Float[np.ndarray, "N h w d"]:
-    digest = encoder_digest(f"{tokenizer.config} {side}", params)
+def _picture_features(records, tokenizer: TrainedTokenizer, cache_dir: Path) -> Float[np.ndarray, "N h w d"]:
+    side, model = tokenizer.side, Tokenizer(tokenizer.config)
+    digest = tokenizer.encoder_hash(side)
     for record in records:
         digest.update(hashlib.sha256(record["image"]).digest())
     path = cache_dir / f"pictures-{digest.hexdigest()[:24]}.npy"
@@ -95,7 +70,7 @@ def _picture_features(
         except (OSError, ValueError, EOFError) as error:
             logging.warning("picture features in %s cannot be read (%s): recomputing them", path, error)
     logging.info("picture features of %d pictures: encoding", len(records))
-    encode = jax.jit(lambda params, image: tokenizer.apply({"params": params}, image, method="encode"))
+    encode = jax.jit(lambda params, image: model.apply({"params": params}, image, method="encode"))
 
     def decode(record):
         return {"image": pictures.decode(record["image"], side, side)}
@@ -104,7 +79,7 @@ def _picture_features(
         features = caches.reserve(temporary, shape, np.float32)
         done = 0
         for batch in batches.eval_batches(records, _BATCH, decode):
-            encoded = np.asarray(encode(params, pictures.to_float(batch["image"])))[batch["valid"]]
+            encoded = np.asarray(encode(tokenizer.params, pictures.to_float(batch["image"])))[batch["valid"]]
             features[done : done + len(encoded)] = encoded
             done += len(encoded)
         features.flush()
@@ -112,15 +87,15 @@ def _picture_features(
 
 
 def features_on_device(
-    tokenizer: TokenizerConfig, params: PyTree, layout: Layout
+    tokenizer: TrainedTokenizer, layout: Layout
 ) -> Callable[[dict[str, jax.Array]], dict[str, jax.Array]]:
-    """Returns a function that adds `features` float32 [B,h,w,d] of a batch's `image` uint8 [B,H,W,3] in its place.
+    """Makes the function that replaces a batch's `image` uint8 [B,H,W,3] by its `features` float32 [B,h,w,d].
 
-    Features that a batch has already, bfloat16, become float32.
+    Each aspect ratio is one program. Features that a batch has already, bfloat16, become float32.
     """
-    model = Tokenizer(tokenizer)
+    model = Tokenizer(tokenizer.config)
     # Not before they are needed: records may hold features.
-    placed = functools.cache(lambda: jax.tree.map(lambda x: place(x, layout.replicated), params))
+    replicated = functools.cache(lambda: jax.tree.map(lambda x: put(x, layout.replicated), tokenizer.params))
 
     def encode(params, batch, _):
         image_BHW3 = batch["image"].astype(jnp.float32) / 127.5 - 1
@@ -135,6 +110,6 @@ def features_on_device(
             return {**batch, "features": batch["features"].astype(jnp.float32)}
         rest = {name: array for name, array in batch.items() if name != "image"}
         image = batch["image"]
-        return {**rest, "features": encoders(len(image))(placed(), {"image": image}, None)}
+        return {**rest, "features": encoders(len(image))(replicated(), {"image": image}, None)}
 
     return features

@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from infinity_jax import scales
-from infinity_jax.checkpoints.pretrained import TrainedTokenizer
+from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data import batches as pipeline
 from infinity_jax.data import captions, pictures, sources
 from infinity_jax.data.batches import Batch, Computed

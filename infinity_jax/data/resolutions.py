@@ -1,4 +1,7 @@
-"""Training batches of one resolution each, from one row of records (spec section 2: stage 2 of the tokenizer)."""
+"""Training batches of one resolution each, from one row of records.
+
+docs/spec.md section 2: stage 2 of the tokenizer.
+"""
 
 import dataclasses
 import functools
@@ -10,6 +13,22 @@ from jaxtyping import Int
 
 from infinity_jax.data import batches as pipeline
 from infinity_jax.runtime import seeds
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureConfig:
+    """Which pictures a tokenizer is trained on.
+
+    Attributes:
+      source: "emoji_captions", "folder:PATH" or "records:DIR".
+      scales: pixel budget or small preset.
+      mix: batch size of each resolution to train on, like "64px=16,96px=8", each a name as in `scales`; "" trains on
+        `scales` alone. Each step has one of them.
+    """
+
+    source: str
+    scales: str
+    mix: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +74,7 @@ def batches(
     decode: Callable[[Any, int], Mapping[str, Any]],
     rows_of: Callable[[int], Sequence[int] | np.ndarray],
 ) -> Iterator[pipeline.Batch]:
-    """The batches of a run from step `first_step` to its end, as `batches.batches` orders them.
+    """Yields the batches of a run from step `first_step` to its end, as `batches.batches` orders them.
 
     Args:
       decode: (record, side) -> arrays.

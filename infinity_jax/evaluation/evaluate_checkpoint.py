@@ -10,6 +10,7 @@ import numpy as np
 from absl import logging
 
 from infinity_jax import scales
+from infinity_jax.checkpoints.opened import BUNDLED
 from infinity_jax.data.batches import eval_batches
 from infinity_jax.data.encoded import encode_split
 from infinity_jax.data.sources import attribution
@@ -51,7 +52,7 @@ def main(
       UserError: `json_file` cannot be written, or the checkpoint, its data set or a setting is wrong.
     """
     started = time.monotonic()
-    json_file, checkpoint = Path(json_file), checkpoint or "bundled"
+    json_file, checkpoint = Path(json_file), checkpoint or BUNDLED
     atomic.check_target(json_file, "--json")
     pipeline = InfinityPipeline.from_pretrained(checkpoint)
     chosen_settings = pipeline.settings.changed(**settings or {})

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints import opened, pretrained
 from infinity_jax.data import pictures, sources
 from infinity_jax.data.records import Source
 from infinity_jax.data.sources import attribution
@@ -77,7 +77,7 @@ def main(
       UserError: a file or the data is not as it must be.
     """
     started = time.monotonic()
-    json_file, checkpoint = Path(json_file), checkpoint or pretrained.BUNDLED
+    json_file, checkpoint = Path(json_file), checkpoint or opened.BUNDLED
     atomic.check_target(json_file, "--json")
     lpips_params = load_lpips(*lpips_weights) if lpips_weights else None
     inception = load_inception(inception_weights) if inception_weights else None

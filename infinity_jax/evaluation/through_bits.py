@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from infinity_jax import scales
-from infinity_jax.checkpoints.pretrained import TrainedTokenizer
+from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data import pictures
 from infinity_jax.metrics.network_weights import filled_batches
 from infinity_jax.tokenizer import pyramid

@@ -17,13 +17,13 @@ def rows_here(sharding: jax.sharding.Sharding, batch_size: int) -> Int[np.ndarra
     return np.unique(np.concatenate([np.arange(batch_size)[place] for place in places]))
 
 
-def place(
+def put(
     batch: Mapping[str, np.ndarray],
     rows: Int[np.ndarray, " n"],
     batch_size: int,
     sharding: jax.sharding.Sharding,
 ) -> dict[str, jax.Array]:
-    """Global arrays [batch_size, ...] of a batch.
+    """Lays a batch out over the devices of all processes, as global arrays [batch_size, ...].
 
     Args:
       batch: arrays of at least the rows of this process, [n, ...].

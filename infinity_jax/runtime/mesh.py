@@ -9,7 +9,7 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from infinity_jax.config import TransformerConfig
+from infinity_jax.config import TransformerConfig, numbers_by_name
 from infinity_jax.errors import UserError
 
 # The axes a user names. "fsdp" becomes two mesh axes, see `device_mesh`.
@@ -53,20 +53,20 @@ class MeshConfig:
 
 
 def parse_mesh(text: str, slices: int = 1) -> MeshConfig:
-    """ "fsdp=8,tensor=2" -> MeshConfig; axes that are not named are 1. Raises UserError for anything else."""
-    sizes: dict[str, int] = {}
-    for part in filter(None, (part.strip() for part in text.split(","))):
-        name, _, size = part.partition("=")
-        if name not in USER_AXES or not size.isdecimal() or name in sizes:
-            raise UserError(
-                f"mesh {text!r}: {part!r} is not AXIS=NUMBER with an axis of {', '.join(USER_AXES)}, each at most once"
-            )
-        sizes[name] = int(size)
+    """Reads "fsdp=8,tensor=2", short enough for a command line; axes that are not named are 1.
+
+    Raises:
+      UserError: it is not of that form, or an axis is unknown.
+    """
+    form = f"AXIS=NUMBER with an axis of {', '.join(USER_AXES)}"
+    sizes = numbers_by_name(text, "mesh", form)
+    if unknown := sizes.keys() - set(USER_AXES):
+        raise UserError(f"mesh {text!r}: {min(unknown)!r} is unknown; write {form}")
     return MeshConfig(**sizes, slices=slices)
 
 
 def axis_sizes(config: MeshConfig, model: TransformerConfig | None = None) -> tuple[int, ...]:
-    """The size of each of `MESH_AXES`.
+    """Computes the size of each of `MESH_AXES`.
 
     Where the width of the model is not divisible by fsdp, fsdp is split: the part that divides it splits the kernels'
     rows, and the rest, "fsdp_inner", their columns. So fsdp=256 works for a width of 2080 = 32 x 65, as 32 x 8.
@@ -86,7 +86,7 @@ def axis_sizes(config: MeshConfig, model: TransformerConfig | None = None) -> tu
 def device_mesh(
     config: MeshConfig, model: TransformerConfig | None = None, devices: Sequence[Any] | None = None
 ) -> Mesh:
-    """The mesh of the axes `MESH_AXES`, arranged so that neighbours talk over fast links.
+    """Makes the mesh of the axes `MESH_AXES`, arranged so that neighbours talk over fast links.
 
     Args:
       model: what will be trained; see `axis_sizes`.

@@ -215,12 +215,12 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, PartitionSpec(*spec)))
 
 
-def place(array: Any, where: NamedSharding) -> jax.Array:
-    """An array that every process has whole (or that lies so already), laid out over the devices."""
-    if isinstance(array, jax.Array) and array.sharding == where:
+def put(array: Any, sharding: NamedSharding) -> jax.Array:
+    """Lays an array that every process has whole out over the devices; one that lies so already is not moved."""
+    if isinstance(array, jax.Array) and array.sharding == sharding:
         return array
     whole = np.asarray(array)
-    return jax.make_array_from_callback(whole.shape, where, lambda index: whole[index])
+    return jax.make_array_from_callback(whole.shape, sharding, lambda index: whole[index])
 
 
 def least_rules(mesh: MeshConfig) -> str:

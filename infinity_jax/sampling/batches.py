@@ -65,12 +65,12 @@ def batches(
 
 
 def padded_length(text_encoder: TextEncoder, texts: Sequence[str]) -> int:
-    """Gives the one length that all texts of a request are padded to: 32, 64, ... or the encoder's longest."""
+    """Returns the one length that all texts of a request are padded to: 32, 64, ... or the encoder's longest."""
     return max(padded_lengths(text_encoder, texts))
 
 
 def padded_lengths(text_encoder: TextEncoder, texts: Sequence[str]) -> list[int]:
-    """Gives the length that each text would be padded to in a request of its own."""
+    """Returns the length that each text would be padded to in a request of its own."""
     counts = text_encoder.token_counts(texts)
     return [bucket_length(max(int(n), _SHORTEST_TEXT), text_encoder.max_length) for n in counts]
 

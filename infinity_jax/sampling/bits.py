@@ -74,7 +74,7 @@ def threefry2x32(key: Pair, counter: Pair) -> Pair:
 def random_thresholds(
     seed: jax.Array, scale: jax.Array, token: jax.Array, bit: jax.Array, tau: jax.Array, limit: jax.Array
 ) -> jax.Array:
-    """Gives what the logit difference of each bit must exceed for the bit to be 1, float32.
+    """Returns what the logit difference of each bit must exceed for the bit to be 1, float32.
 
     Args:
       seed, scale: uint32, broadcast with the rest.
@@ -90,7 +90,7 @@ def random_thresholds(
 
 
 def dead_zone(tau: jax.Array, top_p: jax.Array) -> jax.Array:
-    """Gives the logit difference from which on the less likely value is never drawn, float32; infinite at top_p 1.
+    """Returns the logit difference from which on the less likely value is never drawn, float32; infinite at top_p 1.
 
     At top_p <= 1/2 it is 0: always the likelier value.
     """
@@ -104,7 +104,7 @@ def draw_bits(difference_BNd: Float[Array, "B N d"], settings: DrawSettings) -> 
 
 
 def thresholds(shape_BNd: tuple[int, ...], settings: DrawSettings) -> Float[Array, "B N d"]:
-    """Gives the `random_thresholds` of all bits of one scale, float32 [B,N,d]."""
+    """Returns the `random_thresholds` of all bits of one scale, float32 [B,N,d]."""
     token, bit = (jax.lax.broadcasted_iota(jnp.uint32, shape_BNd, axis) for axis in (1, 2))
     seed, limit = settings.seeds_B[:, None, None], dead_zone(settings.tau, settings.top_p)
     return random_thresholds(seed, jnp.uint32(settings.scale), token, bit, settings.tau, limit)

@@ -7,7 +7,7 @@ import jax
 
 from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.sharding import Layout, place
+from infinity_jax.runtime.sharding import Layout, put
 from infinity_jax.sampling.guidance import Rows
 from infinity_jax.sampling.token_pruning import TokenPruning, named
 from infinity_jax.scales import ScaleSchedule
@@ -146,5 +146,5 @@ def placed(inputs: SamplerInputs, layout: Layout) -> SamplerInputs:
     replicated = ("cfg_K", "tau_K", "top_p")
     arrays = {name: x for name, x in inputs._asdict().items() if x is not None}
     return inputs._replace(
-        **{name: place(x, layout.replicated if name in replicated else share) for name, x in arrays.items()}
+        **{name: put(x, layout.replicated if name in replicated else share) for name, x in arrays.items()}
     )

@@ -61,7 +61,7 @@ class Rows:
         return tree if self.running == self.cached else jax.tree.map(conditional_only, tree)
 
     def restore(self, tree: T) -> T:
-        """Gives all rows from those that ran: to later scales the conditional row stands for the other one too."""
+        """Returns all rows from those that ran: to later scales the conditional row stands for the other one too."""
         return tree if self.running == self.cached else jax.tree.map(lambda x: interleave(x, x), tree)
 
     def repeat(self, x_B: jax.Array) -> jax.Array:
@@ -84,7 +84,7 @@ def scale_settings(settings: SampleConfig, n_scales: int) -> ScaleSettings:
 
 
 def per_scale(value: float | Sequence[float], n_scales: int, name: str) -> Float[np.ndarray, " K"]:
-    """Gives a setting as float32 [K]: one number for all scales, or a number each.
+    """Returns a setting as float32 [K]: one number for all scales, or a number each.
 
     Raises:
       UserError: another count of numbers, or one that is negative or not finite.
@@ -100,7 +100,7 @@ def per_scale(value: float | Sequence[float], n_scales: int, name: str) -> Float
 
 
 def strengths(guidance: str, cfg: float | Sequence[float], n_scales: int) -> Float[np.ndarray, " K"]:
-    """Gives cfg of each scale, float32 [K]: for "pyramid" it grows linearly from 1 to cfg, for "none" it is 1."""
+    """Returns cfg of each scale, float32 [K]: for "pyramid" it grows linearly from 1 to cfg, for "none" it is 1."""
     if guidance == "none":
         return np.ones(n_scales, np.float32)
     if guidance == "pyramid":

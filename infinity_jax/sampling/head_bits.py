@@ -44,7 +44,7 @@ def difference_head(
 
 
 def modulations(config: TransformerConfig, head: Any, vector_NC: jax.Array, rows: int) -> jax.Array:
-    """Gives scale and shift of a head's norm, float32 [B,G,2,C]; `head` is its parameters."""
+    """Returns scale and shift of a head's norm, float32 [B,G,2,C]; `head` is its parameters."""
     modulation = BitHead(config).apply({"params": head}, vector_NC, method="modulation")
     return jnp.asarray(modulation).reshape(rows, -1, 2, config.width).swapaxes(0, 1)
 
@@ -71,7 +71,7 @@ def draw_head_bits(
 def logit_difference(
     hidden_GBNC: Float[Array, "G B N C"], head: DifferenceHead, cfg: Float[Array, ""]
 ) -> Float[Array, "B N d"]:
-    """Gives logit of 1 minus logit of 0 of each bit, float32, after guidance; arguments as in `draw_head_bits`."""
+    """Returns logit of 1 minus logit of 0 of each bit, float32, after guidance; arguments as in `draw_head_bits`."""
     return guided_product(hidden_GBNC, head.modulation_BG2C, head.weight_Cd, head.bias_d, cfg)
 
 
@@ -98,7 +98,7 @@ def guided_product(
 
 
 def _pictures_first(hidden_GBNC: jax.Array) -> jax.Array:
-    """Gives [B,G,N,C], as the sampler keeps it: XLA cancels this with the sampler's own exchange of axes."""
+    """Returns [B,G,N,C], as the sampler keeps it: XLA cancels this with the sampler's own exchange of axes."""
     return hidden_GBNC.swapaxes(0, 1)
 
 

@@ -49,7 +49,7 @@ def draw_indices(
     cfg: Float[Array, ""],
     settings: DrawSettings,
 ) -> Bool[Array, "B N d"]:
-    """Draws an index for each token of one scale and gives its bits; arguments as in `head_bits.draw_head_bits`."""
+    """Draws an index for each token of one scale and returns its bits; arguments as in `head_bits.draw_head_bits`."""
     logits_BNV = guided_product(hidden_GBNC, head.modulation_BG2C, head.weight_CV, head.bias_V, cfg)
     logits_BNV = constrain(logits_BNV, "batch", "tokens", "indices")
     index_BN = draw_index(logits_BNV, settings)

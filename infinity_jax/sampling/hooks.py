@@ -50,7 +50,7 @@ class DrawBits(Protocol):
         carried: jax.Array | None,
         /,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """Gives bits bool [B,N,D] and what this hook hands to the next scale.
+        """Returns bits bool [B,N,D] and what this hook hands to the next scale.
 
         `head` is a `Head`, of the kind that the model has; the other arguments are those of `draw_head_bits`.
         """
@@ -116,7 +116,7 @@ class GuidedFeatures:
     layers: tuple[int, ...]
 
     def __call__(self, x_NLC: jax.Array, layer: jax.Array, rows: Rows, cfg: jax.Array) -> jax.Array:
-        """Gives the mix after the chosen layers; other layers and scales that run one row keep their stream."""
+        """Returns the mix after the chosen layers; other layers and scales that run one row keep their stream."""
         if rows.running == 1:
             return x_NLC
         conditional, unconditional = guidance.separate(x_NLC, 2)

@@ -12,7 +12,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from infinity_jax import scales
-from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints import pretrained, trained
 from infinity_jax.config import SampleConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import parse_mesh
@@ -39,13 +39,13 @@ class InfinityPipeline:
 
     def __init__(
         self,
-        model: pretrained.TrainedModel,
+        model: trained.TrainedModel,
         text_encoder: TextEncoder | None = None,
         layout: Layout | None = None,
         scan_layers: bool = True,
     ):
         self.scan_layers = scan_layers
-        self.model = model if layout is None else pretrained.placed(model, layout)
+        self.model = model if layout is None else trained.placed(model, layout)
         self.layout = layout
         self.text_encoder = text_encoder or load_text_encoder(
             model.text["encoder"], model.text["max_length"], model.text.get("path", "")
@@ -152,7 +152,7 @@ class InfinityPipeline:
         return batches.batches(request, batch, config, of_scales, trained)
 
     def picture_size(self, aspect_ratio: str = "1:1", budget: str | None = None) -> tuple[int, int]:
-        """Gives (height, width) in pixels of a request's pictures. Raises UserError for what cannot be drawn."""
+        """Returns (height, width) in pixels of a request's pictures. Raises UserError for what cannot be drawn."""
         height, width = self._schedule(aspect_ratio, budget).last
         stride = self.model.tokenizer.config.transformer_stride
         return height * stride, width * stride

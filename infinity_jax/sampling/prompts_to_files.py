@@ -75,10 +75,10 @@ def _wanted(folder: Path, request: SampleRequest, common: Mapping[str, Any]) -> 
     for i, (prompt, seed, negative) in enumerate(
         zip(request.prompts, request.seeds, negative_prompts, strict=True)
     ):
-        note = {"prompt": prompt, "seed": seed, "negative_prompt": negative, **common}
+        metadata = {"prompt": prompt, "seed": seed, "negative_prompt": negative, **common}
         # As JSON gives them back, lists for tuples, so that notes can be compared.
-        note = json.loads(json.dumps(note))
-        wanted.append(Wanted(folder / f"{i:0{digits}d}-{file_stem(prompt)}.png", note))
+        metadata = json.loads(json.dumps(metadata))
+        wanted.append(Wanted(folder / f"{i:0{digits}d}-{file_stem(prompt)}.png", metadata))
     return wanted
 
 

@@ -27,7 +27,7 @@ from infinity_jax.transformer.transformer import Transformer
 def sample_bits(
     config: SamplerConfig, params: Any, inputs: SamplerInputs
 ) -> tuple[list[jax.Array], Float[Array, "B H W d"]]:
-    """Draws the bits of all scales, bool [B,h_k,w_k,D] each; gives them and the sum of their codes.
+    """Draws the bits of all scales, bool [B,h_k,w_k,D] each; returns them and the sum of their codes.
 
     Args:
       config: models, schedule, and `mixed` "logits" or "none"; its other fields are not read.
@@ -59,7 +59,7 @@ def logit_differences(
     so_far: ScaleSchedule,
     k: int,
 ) -> Float[Array, "B L D"]:
-    """Gives logit of 1 minus logit of 0 of all bits of scales 0 to k, after guidance with the cfg of scale k."""
+    """Returns logit of 1 minus logit of 0 of all bits of scales 0 to k, after guidance with the cfg of scale k."""
 
     def logits(is_empty: bool) -> jax.Array:
         drop_B = jnp.full(len(inputs.seeds_B), is_empty)

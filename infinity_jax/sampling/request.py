@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints import opened
 from infinity_jax.errors import UserError
 from infinity_jax.text.prompt import clean_prompts
 
@@ -70,7 +70,7 @@ class SystemOptions:
       scan_layers: one compiled block for all layers.
     """
 
-    checkpoint: str = pretrained.BUNDLED
+    checkpoint: str = opened.BUNDLED
     mesh: str | None = None
     rules: str = ""
     scan_layers: bool = True

@@ -161,7 +161,7 @@ def prepare(config: SamplerConfig, params: Any, inputs: SamplerInputs) -> Prepar
 
 
 def empty_state(config: SamplerConfig, batch: int) -> SamplerState:
-    """Gives the state before the first scale of `batch` pictures."""
+    """Returns the state before the first scale of `batch` pictures."""
     tokenizer = config.tokenizer
     size = config.schedule.times(tokenizer.patchify).last
     running_sum = constrain(jnp.zeros((batch, *size, tokenizer.bits), jnp.float32), "batch", None, None, None)
@@ -208,7 +208,7 @@ def run_layers(
     k: int,
     cfg: jax.Array,
 ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
-    """Runs all layers on the residual stream [N,h_k*w_k,C] of scale k; gives it after them, and the caches with k."""
+    """Runs all layers on the residual stream [N,h_k*w_k,C] of scale k; returns it after them, and the caches with k."""
     hooks, block = hooks_of(config), Block(config.model, config.schedule)
     rows, is_last = hooks.rows_of_scale(k), k == config.drawn_scales[-1]
     condition = rows.select(prepared.condition)

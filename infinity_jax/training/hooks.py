@@ -1,5 +1,7 @@
-"""What is done between steps of training: sample sheets, validation."""
+"""What is done between steps of training: validation, and sheets of pictures to look at."""
 
+import dataclasses
+import itertools
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -7,70 +9,101 @@ from typing import Any
 import jax
 import numpy as np
 
+from infinity_jax.checkpoints.trained import TrainedModel
+from infinity_jax.data import batches, pictures, sources
 from infinity_jax.data.feeds import EncodedFeed, RecordFeed
 from infinity_jax.files import sheets
+from infinity_jax.metrics.psnr import mean_psnr
 from infinity_jax.runtime import global_batch, sharding
 from infinity_jax.sampling.pipeline import InfinityPipeline
 from infinity_jax.sampling.request import SampleRequest
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer.model import Tokenizer, reconstruct
+from infinity_jax.training.config import TrainConfig
+from infinity_jax.training.loop import Hook
+from infinity_jax.training.run_config import RunConfig
 from infinity_jax.training.state import TrainState, averaged
 from infinity_jax.training.transformer_step import make_eval_step, of_ratio
 from infinity_jax.transformer.transformer import Transformer
 
-SHEET_PICTURES = 24
+SHEET_PICTURES, SHEET_RECONSTRUCTIONS = 24, 12
+
+Feed = EncodedFeed | RecordFeed
+ToFeatures = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def sheet_hook(
-    pipeline_of: Callable[[TrainState], InfinityPipeline],
-    count: int,
-    caption: Callable[[int], str],
-    seed: int,
-    folder: Path,
-) -> Callable[[int, TrainState], None]:
-    """A training hook that draws the same few of `count` train captions each time, to see them become better."""
-    chosen = np.random.default_rng(seed).permutation(count)[:SHEET_PICTURES]
-    captions = [caption(int(i)) for i in chosen]
+def transformer_hooks(run: RunConfig, feed: Feed, to_features: ToFeatures, workdir: Path) -> list[Hook]:
+    """Plans validation and sample sheets of a transformer's run.
+
+    Args:
+      to_features: see `encoded.features_on_device`.
+      workdir: gets the sheets, in samples/.
+    """
+    return [
+        Hook(run.train.evaluate_every, _validation(run, feed, to_features)),
+        Hook(run.train.sample_every, _sample_sheet(run, feed, workdir / "samples")),
+    ]
+
+
+def _sample_sheet(run: RunConfig, feed: Feed, folder: Path) -> Callable[[int, TrainState], None]:
+    """Makes the hook that draws the same few train captions each time, to see them become better."""
+    seed = run.train.seed
+    chosen = np.random.default_rng(seed).permutation(len(run.source))[:SHEET_PICTURES]
+    captions = [feed.caption(int(i)) for i in chosen]
 
     def draw(step: int, state: TrainState) -> None:
+        trained = TrainedModel(
+            tokenizer=feed.tokenizer,
+            config=run.model,
+            params=averaged(state),
+            text=run.text,
+            source=run.data.source,
+            sample=dataclasses.asdict(run.sample),
+            origin={},
+        )
         # All processes draw, since the parameters lie over all of them; the first one writes.
-        request = SampleRequest(captions, range(seed, seed + len(captions)))
-        images = pipeline_of(state).arrays(request)
+        pipeline = InfinityPipeline(trained, feed.text_encoder, run.layout)
+        images = pipeline.arrays(SampleRequest(captions, range(seed, seed + len(captions))))
         if jax.process_index() == 0:
             sheets.picture_sheet(images, captions, folder / f"samples-{step:07d}.png", title=f"step {step}")
 
     return draw
 
 
-def validation_hook(
-    feed: EncodedFeed | RecordFeed,
-    model: Transformer,
-    batch_size: int,
-    layout: sharding.Layout,
-    on_device: Callable[[dict[str, Any]], dict[str, Any]],
-):
-    """Hook: loss and accuracies on the validation split, with the averaged parameters."""
-    tokenizer = feed.tokenizer
+def _validation(
+    run: RunConfig, feed: Feed, to_features: ToFeatures
+) -> Callable[[int, TrainState], dict[str, Any]]:
+    """Makes the hook that measures loss and accuracies on the validation split, with the averaged parameters."""
+    tokenizer, layout, model = feed.tokenizer.config, run.layout, Transformer(run.model)
     by_ratio = of_ratio(
         feed.schedules.values(),
-        tokenizer,
-        lambda schedule: make_eval_step(model, schedule, tokenizer.config),
+        tokenizer.patchify,
+        lambda schedule: make_eval_step(model, schedule, tokenizer),
     )
     eval_step = jax.jit(layout.traced(by_ratio), out_shardings=layout.replicated)
-    placed, rows = layout.batch(batch_size), np.arange(batch_size)
+    # One microbatch at a time: more may not fit.
+    size = run.train.batch_size // run.train.microbatches
+    sharding_of_batch, rows = layout.batch(size), np.arange(size)
 
     def step_of(params, batch):
-        return eval_step(params, on_device(global_batch.place(batch, rows, batch_size, placed)))
+        return eval_step(params, to_features(global_batch.put(batch, rows, size, sharding_of_batch)))
 
     def evaluate(step: int, state: TrainState) -> dict[str, Any]:
-        metrics = evaluate_loss(step_of, averaged(state), feed.eval_batches(batch_size))
+        metrics = evaluate_loss(step_of, averaged(state), feed.eval_batches(size))
         return {f"validation_{name}": value for name, value in metrics.items()}
 
     return evaluate
 
 
 def evaluate_loss(eval_step, params, batches: Iterator[Mapping[str, np.ndarray]]) -> dict[str, Any]:
-    """Mean over all pictures of what `make_eval_step` reports: floats and lists of floats; {} without pictures.
+    """Takes the mean over all pictures of what `make_eval_step` reports.
 
-    Batches are those of `batches.eval_batches`; every process reads all of them.
+    Args:
+      eval_step: (params, batch) -> metrics, each a mean over the batch's valid pictures.
+      params: of the model.
+      batches: those of `batches.eval_batches`; every process reads all of them.
+    Returns:
+      floats and lists of floats; {} without pictures.
     """
     totals, count = {}, 0
     for batch in batches:
@@ -79,3 +112,62 @@ def evaluate_loss(eval_step, params, batches: Iterator[Mapping[str, np.ndarray]]
         totals = jax.tree.map(np.add, totals, metrics) if count else metrics
         count += valid
     return jax.tree.map(lambda x: (x / count).tolist(), totals)
+
+
+def tokenizer_hooks(
+    tokenizer: Tokenizer,
+    schedule: ScaleSchedule,
+    source: str,
+    train: TrainConfig,
+    layout: sharding.Layout,
+    workdir: Path,
+) -> list[Hook]:
+    """Plans a tokenizer's validation PSNR and sheets of originals above reconstructions, by averaged parameters.
+
+    Args:
+      tokenizer: what is trained.
+      schedule: the scales that it is judged with, in its own tokens.
+      source: the data, of which the validation split is used; without one there are no hooks.
+      train: batch size and intervals.
+      layout: the mesh.
+      workdir: gets the sheets, in samples/.
+    """
+    validation = sources.open_source(source, "validation")
+    if len(validation) == 0:
+        return []
+    size, sharding_of_batch = train.batch_size, layout.batch(train.batch_size)
+    height, width = (n * tokenizer.config.stride for n in schedule.last)
+
+    def decode(record):
+        return {"image": pictures.decode(record["image"], height, width)}
+
+    jitted = jax.jit(
+        layout.traced(lambda params, image: reconstruct(tokenizer, params, image, schedule)),
+        out_shardings=layout.replicated,
+    )
+
+    def through_bits(state: TrainState, most: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """Validation pictures uint8 [N,H,W,3] and their reconstructions, of the first `most` batches or of all."""
+        pairs = []
+        for batch in itertools.islice(batches.eval_batches(validation, size, decode), most):
+            image = {"image": pictures.to_float(batch["image"])}
+            image = global_batch.put(image, np.arange(size), size, sharding_of_batch)["image"]
+            made = pictures.to_uint8(np.asarray(jitted(averaged(state), image)))
+            pairs.append((batch["image"][batch["valid"]], made[batch["valid"]]))
+        original, reconstruction = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        return original, reconstruction
+
+    def evaluate(step: int, state: TrainState) -> dict[str, float]:
+        return {"validation_psnr": mean_psnr(*through_bits(state))}
+
+    def draw(step: int, state: TrainState) -> None:
+        pair = through_bits(state, -(-SHEET_RECONSTRUCTIONS // size))
+        if jax.process_index() == 0:
+            sheets.comparison_sheet(
+                [images[:SHEET_RECONSTRUCTIONS] for images in pair],
+                ["original", "reconstruction"],
+                workdir / "samples" / f"reconstruction-{step:07d}.png",
+                title=f"step {step}",
+            )
+
+    return [Hook(train.evaluate_every, evaluate), Hook(train.sample_every, draw)]

@@ -5,6 +5,7 @@ weights where that run kept an average, with a new optimiser and its own warm-up
 stages: process 0 says which are finished.
 """
 
+import contextlib
 import itertools
 import json
 from collections.abc import Mapping, Sequence
@@ -17,11 +18,11 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
-from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints import trained
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import trees
-from infinity_jax.training import train_transformer
+from infinity_jax.training import run_config, train_transformer
 
 _STARTS = ("init_from", "restore_from")
 # What may be changed of a stage that is finished without a word: nothing that its weights depend on.
@@ -38,7 +39,7 @@ _HARMLESS = (
 
 
 def main(config: Any, workdir: str | Path) -> None:
-    """Goes through the stages of `config`, or on with those that are not finished.
+    """Trains the stages of `config` in order; those that are finished are left alone.
 
     Args:
       config: a ConfigDict as `config_files.with_stages` makes it.
@@ -63,7 +64,7 @@ def main(config: Any, workdir: str | Path) -> None:
 
 
 def linked(config: Any, workdir: Path) -> dict[str, Any]:
-    """The config of each stage, in order, with the start of all but the first: the workdir of the one before.
+    """Makes the config of each stage, in order, with the start of all but the first: the workdir of the one before.
 
     Raises:
       UserError: a later stage is given a start of its own.
@@ -83,12 +84,12 @@ def linked(config: Any, workdir: Path) -> dict[str, Any]:
 
 
 def _check(configs: Mapping[str, Any], workdir: Path) -> list[int]:
-    """The number of steps of each stage. Raises UserError, naming the stage, if one of them could not be trained."""
+    """Reads the steps of each stage. Raises UserError, naming the stage, if one of them could not be trained."""
     steps, models = [], []
     for name, config in configs.items():
         try:
-            run = train_transformer.read_config(config)
-            train_transformer.fitting_tokenizer(config.tokenizer, workdir / name, run.model, run.data.scales)
+            run = run_config.read_config(config)
+            run_config.fitting_tokenizer(run, workdir / name)
         except UserError as error:
             raise UserError(f"stage {name}: {error}") from error
         steps.append(run.train.steps)
@@ -104,18 +105,18 @@ def _check(configs: Mapping[str, Any], workdir: Path) -> list[int]:
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(pretrained.transformer_shapes(model))
+    leaves = jax.tree_util.tree_leaves_with_path(trained.transformer_shapes(model))
     return {trees.parameter_name(path): leaf.shape for path, leaf in leaves}
 
 
 def _newest_step(workdir: Path) -> int:
-    """The step of the newest complete checkpoint, 0 if there is none; nothing is opened or cleaned up."""
+    """Finds the step of the newest complete checkpoint, 0 if there is none; nothing is opened or cleaned up."""
     folder = workdir / "checkpoints"
     return max(ocp.utils.checkpoint_steps(folder), default=0) if folder.is_dir() else 0
 
 
 def _agreed(steps: Sequence[int]) -> list[int]:
-    """What process 0 has found, on every process."""
+    """Gives every process what process 0 has found."""
     if jax.process_count() == 1:
         return list(steps)
     return multihost_utils.broadcast_one_to_all(np.array(steps, np.int32)).tolist()
@@ -126,7 +127,7 @@ def _check_order(names: Sequence[str], done: Sequence[int], steps: Sequence[int]
     for number, name in enumerate(names[:-1]):
         begun = [names[after] for after in range(number + 1, len(names)) if done[after]]
         if begun and done[number] < steps[number]:
-            remedy = f"set --config.stages.{name}.train.steps={done[number]} to go on from what is there, or "
+            remedy = f"set --config.stages.{name}.train.steps={done[number]} to resume what is there, or "
             raise UserError(
                 f"stage {begun[0]} has begun, and stage {name} before it has {done[number]} of {steps[number]} steps; "
                 f"{remedy if done[number] else ''}remove {', '.join(str(workdir / after) for after in begun)} to "
@@ -136,11 +137,8 @@ def _check_order(names: Sequence[str], done: Sequence[int], steps: Sequence[int]
 
 def _name_changes(name: str, config: Any, workdir: Path) -> None:
     """Warns of what a finished stage was trained with and the config now says otherwise."""
-    reader = Checkpointer(workdir / name / "checkpoints", read_only=True)
-    try:
+    with contextlib.closing(Checkpointer(workdir / name / "checkpoints", read_only=True)) as reader:
         was = _flat(reader.config())
-    finally:
-        reader.close()
     now = _flat(json.loads(json.dumps(config.to_dict())))
     changed = [key for key in now if key in was and was[key] != now[key] and not key.startswith(_HARMLESS)]
     if changed:
@@ -152,7 +150,7 @@ def _name_changes(name: str, config: Any, workdir: Path) -> None:
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested dicts as one, of "section.key"."""
+    """Flattens nested dicts into one of "section.key"."""
     flat = {}
     for key, value in values.items():
         flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}

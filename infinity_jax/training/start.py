@@ -1,4 +1,4 @@
-"""The state that a run starts with: its own newest checkpoint, another run's, given parameters, or a fresh one."""
+"""How a run starts: from its own newest checkpoint, from another run's, from given parameters, or afresh."""
 
 import contextlib
 from collections.abc import Callable, Mapping
@@ -13,51 +13,47 @@ from jax.experimental import multihost_utils
 
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.sharding import place
+from infinity_jax.runtime.sharding import put
 from infinity_jax.training.config import TrainConfig
 from infinity_jax.training.state import TrainState
+from infinity_jax.training.step import TrainStep
 
 
 def load_params(path: str, target_params: Any) -> Any:
-    """The parameters of our newest checkpoint in a workdir or its folder of checkpoints; UserError if they differ."""
+    """Reads the parameters of the newest checkpoint in a workdir or its folder of checkpoints.
+
+    Raises:
+      UserError: there is none, or they are not like `target_params`.
+    """
     folder = Path(path)
     nested = folder / "checkpoints"
-    reader = Checkpointer(nested if nested.is_dir() else folder, read_only=True)
-    try:
+    with contextlib.closing(Checkpointer(nested if nested.is_dir() else folder, read_only=True)) as reader:
         return reader.restore_params(target_params)
-    finally:
-        reader.close()
 
 
 def first_state(
     checkpointer: Checkpointer,
     train: TrainConfig,
-    new_state: Callable[[], TrainState],
-    placed: TrainState,
-    load_params: Callable,
-    batch_size_at: Callable[[int], int],
+    step: TrainStep,
+    load_params: Callable[[str, Any], Any],
+    examples_before: Callable[[int], int],
 ) -> TrainState:
-    """The first state: resume -> restore_from -> init_from -> scratch, whichever comes first.
+    """Makes the first state: resume -> restore_from -> init_from -> scratch, whichever comes first.
 
     Args:
       checkpointer: of the run.
       train: names the other sources.
-      new_state: makes a fresh state.
-      placed: where each array lies, whatever it comes from.
+      step: makes a fresh state, and says where each array lies, whatever it comes from.
       load_params: (path, params like those wanted) -> params, for `train.init_from`.
-      batch_size_at: step (0-based) -> pictures of the whole batch.
+      examples_before: step (0-based) -> examples of all batches before it.
     Raises:
       UserError: a checkpoint of another model or another seed.
     """
-    wanted = jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        jax.eval_shape(new_state),
-        placed,
-    )
+    wanted = step.state_shapes()
     _check_shared(checkpointer)
     if checkpointer.latest_step() is not None:
         state, data = checkpointer.restore(wanted)
-        _check_data(data, train, batch_size_at)
+        _check_data(data, train, examples_before)
         logging.info("start: resume at step %d from %s", int(state.step), checkpointer.directory)
         return state
     if train.restore_from:
@@ -65,13 +61,14 @@ def first_state(
         other = Checkpointer(source if source.is_dir() else train.restore_from, read_only=True)
         with contextlib.closing(other):
             state, data = other.restore(wanted)
-        _check_data(data, train, batch_size_at)
+        _check_data(data, train, examples_before)
         logging.info("start: restore_from %s at step %d", train.restore_from, int(state.step))
         return state
-    state = jax.jit(new_state, out_shardings=placed)()
+    state = step.fresh_state()
     if train.init_from:
-        params = jax.tree.map(place, load_params(train.init_from, wanted.params), placed.params)
-        copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=placed.params)
+        shardings = step.shardings.params
+        params = jax.tree.map(put, load_params(train.init_from, wanted.params), shardings)
+        copied = jax.jit(lambda tree: jax.tree.map(jnp.copy, tree), out_shardings=shardings)
         ema = None if state.ema_params is None else copied(params)
         state = state.replace(params=params, ema_params=ema)  # pyright: ignore[reportAttributeAccessIssue]
         logging.info("start: init_from %s at step 0", train.init_from)
@@ -96,8 +93,8 @@ def _check_shared(checkpointer: Checkpointer) -> None:
         )
 
 
-def _check_data(data: Mapping[str, Any], train: TrainConfig, batch_size_at: Callable[[int], int]) -> None:
-    """A resumed run must see the data that the uninterrupted one would have seen."""
+def _check_data(data: Mapping[str, Any], train: TrainConfig, examples_before: Callable[[int], int]) -> None:
+    """Refuses another seed, and warns of other batch sizes: a resumed run should see the data of an unbroken one."""
     if data["seed"] != train.seed:
         raise UserError(
             f"the checkpoint's run has train.seed {data['seed']}, this config {train.seed}; "
@@ -105,10 +102,10 @@ def _check_data(data: Mapping[str, Any], train: TrainConfig, batch_size_at: Call
         )
     if data["next_step"] >= train.steps:
         return  # this run reads nothing more, and may plan no batches so far on
-    read = sum(map(batch_size_at, range(data["next_step"])))
+    read = examples_before(data["next_step"])
     if data["examples"] != read:
         logging.warning(
-            "the checkpoint's run read %d pictures up to step %d, this config reads %d up to there; go on with the "
+            "the checkpoint's run read %d pictures up to step %d, this config reads %d up to there; resume with the "
             "same train.batch_size (and data.mix) to see every picture equally often",
             data["examples"],
             data["next_step"],

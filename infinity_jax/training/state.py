@@ -34,7 +34,7 @@ class TrainState:
 
 
 def create(params: PyTree, optimiser: optax.GradientTransformation, ema: bool) -> TrainState:
-    """The state before the first step; the average starts as a copy of the parameters."""
+    """Makes the state before the first step; the average starts as a copy of the parameters."""
     # A real copy: the step donates its state, and one buffer cannot be donated twice.
     ema_params = jax.tree.map(lambda p: jnp.array(p, copy=True), params) if ema else None
     return TrainState(jnp.zeros((), jnp.int32), params, optimiser.init(params), ema_params)
@@ -43,7 +43,7 @@ def create(params: PyTree, optimiser: optax.GradientTransformation, ema: bool) -
 def new_state(
     variables: Callable[[], PyTree], optimiser: optax.GradientTransformation, ema: bool, layout: Layout
 ) -> tuple[Callable[[], TrainState], TrainState]:
-    """How a fresh state is made, and where each of its arrays lies: average and moments follow their parameters.
+    """Plans a fresh state and where each of its arrays lies: average and moments follow their parameters.
 
     Args:
       variables: makes fresh parameters, boxed with their logical axis names.
@@ -70,7 +70,7 @@ def new_state(
 def apply_gradients(
     state: TrainState, grads: PyTree, optimiser: optax.GradientTransformation, ema_decay: float
 ) -> TrainState:
-    """One optimiser step and one step of the moving average.
+    """Takes one step of the optimiser and one of the moving average.
 
     Args:
       state: before the step.
@@ -91,5 +91,5 @@ def apply_gradients(
 
 
 def averaged(state: TrainState) -> PyTree:
-    """The parameters to judge a model by: the moving average, or the parameters of a run without one."""
+    """Picks the parameters to judge a model by: the moving average, or the parameters of a run without one."""
     return state.params if state.ema_params is None else state.ema_params

@@ -1,4 +1,4 @@
-"""One training step of the tokenizer: reconstruct through the bits, and compare (spec section 2).
+"""One training step of the tokenizer: reconstruct through the bits, and compare (docs/spec.md section 2).
 
 A step with an adversary trains both networks: the tokenizer against the discriminator as it stands, then the
 discriminator on the same real and made pictures.
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float
 
 from infinity_jax.errors import UserError
 from infinity_jax.tokenizer.model import Tokenizer
@@ -20,6 +20,7 @@ from infinity_jax.training import state as train_state
 from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.training.optim import OptimConfig
 from infinity_jax.training.state import TrainState
+from infinity_jax.training.step import StepFunction
 from infinity_jax.training.tokenizer_losses import quantizer_loss
 from infinity_jax.training.training_scales import TrainingScales
 
@@ -81,9 +82,6 @@ class Adversary(NamedTuple):
 
 
 FeatureLoss = Callable[[Float[Array, "B H W 3"], Float[Array, "B H W 3"]], Float[Array, ""]]
-StepFunction = Callable[
-    [TrainState, dict[str, jax.Array], Key[Array, ""]], tuple[TrainState, dict[str, jax.Array]]
-]
 
 
 def make_train_step(
@@ -95,7 +93,7 @@ def make_train_step(
     feature_loss: FeatureLoss,
     adversary: Adversary | None = None,
 ) -> StepFunction:
-    """The step (state, batch, key) -> (state, metrics), to be jitted; each size of picture becomes one program.
+    """Makes the step (state, batch, key) -> (state, metrics), to be jitted; each size of picture becomes one program.
 
     Args:
       scales: the scales to train on, by the height in pixels of a batch's `image` uint8 [B,H,W,3].
@@ -151,7 +149,7 @@ def _psnr(made_BHW3: jax.Array, image_BHW3: jax.Array) -> jax.Array:
 
 
 def _fool(config: DiscriminatorConfig, state: TrainState, made, to_made, gradient_of, to_projected):
-    """The weighted gradient of the adversarial loss in the made pictures, and what to log of it."""
+    """Takes the weighted gradient of the adversarial loss in the made pictures, and what to log of it."""
     network = Discriminator(config)
 
     def loss_of(made):
@@ -172,7 +170,7 @@ def _fool(config: DiscriminatorConfig, state: TrainState, made, to_made, gradien
 
 
 def _train_discriminator(adversary: Adversary, state: Any, image, made):
-    """The state with the discriminator's step taken, and what to log."""
+    """Takes the discriminator's step: the new state, and what to log."""
     config, network = adversary.config, Discriminator(adversary.config)
     made = jax.lax.stop_gradient(made)
 

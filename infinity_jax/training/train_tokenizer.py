@@ -2,10 +2,9 @@
 
 import dataclasses
 import functools
-import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,22 +13,21 @@ from absl import logging
 
 from infinity_jax import scales
 from infinity_jax.checkpoints import origin, pretrained
-from infinity_jax.config import TokenizerConfig, from_dict
+from infinity_jax.config import TokenizerConfig, from_dict, numbers_by_name
 from infinity_jax.data import batches, pictures, records, resolutions, sources
 from infinity_jax.data.resolutions import ResolutionMix
 from infinity_jax.errors import UserError
-from infinity_jax.files import sheets
 from infinity_jax.metrics.efficientnet import load_efficientnet
 from infinity_jax.metrics.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
-from infinity_jax.metrics.psnr import mean_psnr
-from infinity_jax.runtime import global_batch, seeds, sharding
-from infinity_jax.tokenizer.model import Tokenizer, initial_variables, reconstruct
-from infinity_jax.training import config as durations
+from infinity_jax.runtime import seeds, sharding
+from infinity_jax.tokenizer.model import Tokenizer, initial_variables
 from infinity_jax.training import config as train_config
 from infinity_jax.training import loop, optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
-from infinity_jax.training.state import TrainState, averaged
+from infinity_jax.training.hooks import tokenizer_hooks
+from infinity_jax.training.state import TrainState
+from infinity_jax.training.step import TrainStep
 from infinity_jax.training.tokenizer_losses import efficientnet_feature_loss
 from infinity_jax.training.tokenizer_step import (
     ADVERSARIAL,
@@ -41,11 +39,9 @@ from infinity_jax.training.tokenizer_step import (
 from infinity_jax.training.training_scales import TrainingScales
 from infinity_jax.training.training_scales import training_scales as make_training_scales
 
-SHEET_PICTURES = 12
-
 
 def main(config: Any, workdir: str | Path) -> TrainState:
-    """Trains a tokenizer into `workdir`, or goes on with the run that is there.
+    """Trains a tokenizer into `workdir`, or resumes the run that is there.
 
     Args:
       config: a ConfigDict as configs/emoji_tokenizer.py makes it: model, loss, discriminator, optim, data, train, mesh.
@@ -59,39 +55,41 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     loss = from_dict(TokenizerLossConfig, config.loss, "loss")
     optim_config = from_dict(optim.OptimConfig, config.optim, "optim")
     test_schedule = scales.make_schedule(config.data.scales).times(model.patchify)
-
     source = sources.open_source(config.data.source, "train")
     train, is_adversarial = _train_section(config.train, len(source))
-    tokenizer = Tokenizer(model)
-    optimiser = optim.make_optimiser(optim_config, train.steps)
     layout = sharding.layout_from_config(config.mesh)
     mix, training_scales = _resolutions(config.data, model, loss, train)
-    side = max(mix.sides)
-    new_state, placed = train_state.new_state(
-        lambda: initial_variables(tokenizer, side, train.seed), optimiser, optim_config.ema_decay > 0, layout
-    )
     adversary = None
     if is_adversarial:
         adversary = _adversary(config.get("discriminator", {}), optim_config, train, len(source))
-        new_state, placed = with_adversary(new_state, placed, adversary, min(mix.sides), train.seed, layout)
-
     for size in mix.batch_sizes:
         layout.batch(size)  # refuses one that the mesh cannot split
 
+    tokenizer, optimiser = Tokenizer(model), optim.make_optimiser(optim_config, train.steps)
+    function = make_train_step(
+        tokenizer, loss, optim_config, optimiser, training_scales, feature_loss(loss), adversary
+    )
+    new_state, shardings = train_state.new_state(
+        lambda: initial_variables(tokenizer, max(mix.sides), train.seed),
+        optimiser,
+        optim_config.ema_decay > 0,
+        layout,
+    )
+    step = TrainStep(function, new_state, shardings, layout)
+    if adversary is not None:
+        step = with_adversary(step, adversary, min(mix.sides), train.seed)
+    data = loop.Data(
+        functools.partial(_batches, source, mix, adversary),
+        examples_before=lambda step: int(mix.starts[step]),
+    )
     return loop.run(
         workdir,
         train,
-        new_state,
-        placed,
-        layout,
-        make_train_step(
-            tokenizer, loss, optim_config, optimiser, training_scales, feature_loss(loss), adversary
-        ),
-        functools.partial(_batches, source, mix, adversary),
+        step,
+        data,
         config=config.to_dict() | {"origin": origin.describe()},
-        hooks=_hooks(tokenizer, test_schedule, config, train, layout, Path(workdir)),
+        hooks=tokenizer_hooks(tokenizer, test_schedule, config.data.source, train, layout, Path(workdir)),
         load_params=pretrained.load_tokenizer_params,
-        batch_size_at=mix.batch_size_at,
     )
 
 
@@ -102,7 +100,7 @@ def _batches(
     first_step: int,
     rows_of: loop.RowsOf,
 ) -> Iterator[batches.Batch]:
-    """Batches {image}, with the adversary's key from its start on."""
+    """Reads batches {image}, with the adversary's key from its start on."""
 
     def decode(record, side: int):
         return {"image": pictures.decode(record["image"], side, side)}
@@ -115,7 +113,7 @@ def _batches(
 
 
 def _train_section(section: Any, examples: int) -> tuple[train_config.TrainConfig, bool]:
-    """How the run goes, and whether it has an adversary."""
+    """Reads how the run goes, and whether it has an adversary."""
     values = dict(section)
     is_adversarial = bool(values.pop("adversarial", False))
     train = train_config.from_section(values, examples)
@@ -129,7 +127,7 @@ def _train_section(section: Any, examples: int) -> tuple[train_config.TrainConfi
 def _resolutions(
     data: Any, model: TokenizerConfig, loss: TokenizerLossConfig, train: train_config.TrainConfig
 ) -> tuple[ResolutionMix, dict[int, TrainingScales]]:
-    """Which resolution each step has, and the scales to train on by the pictures' height in pixels."""
+    """Plans which resolution each step has, and the scales to train on by the pictures' height in pixels."""
     batch_sizes = resolution_mix(data.get("mix", ""), data.scales, train.batch_size)
     schedules = [scales.make_schedule(preset).times(model.patchify) for preset in batch_sizes]
     sides = tuple(schedule.last[0] * model.stride for schedule in schedules)
@@ -145,24 +143,16 @@ def _resolutions(
 
 
 def resolution_mix(text: str, scales: str, batch_size: int) -> dict[str, int]:
-    """The batch size of each resolution to train on, from config.data.mix; "" is one of `scales` with `batch_size`.
+    """Reads the batch size of each resolution to train on from config.data.mix; "" is `scales` with `batch_size`.
 
     Raises UserError if it is not of the form "64px=16,96px=8".
     """
-    if not text:
-        return {scales: batch_size}
-    pairs = [part.strip().split("=") for part in text.split(",")]
-    if not all(len(pair) == 2 and pair[1].isdigit() and int(pair[1]) > 0 for pair in pairs):
-        raise UserError(
-            f"data.mix {text!r} is not understood; write resolutions and their batch sizes, like 64px=16,96px=8"
-        )
-    if len(dict(pairs)) < len(pairs):
-        raise UserError(f"data.mix {text!r} names a resolution twice; name each once")
-    return {name: int(size) for name, size in pairs}
+    form = "RESOLUTION=BATCH_SIZE, like 64px=16,96px=8,"
+    return numbers_by_name(text, "data.mix", form) or {scales: batch_size}
 
 
 def feature_loss(loss: TokenizerLossConfig) -> FeatureLoss:
-    """The distance in the features of the network that the config names. UserError if LPIPS lacks its files."""
+    """Makes the distance in the features of the network that the config names. UserError if LPIPS lacks its files."""
     if loss.feature_network == "efficientnet":
         logging.info("loss.features compares pictures in the bundled EfficientNet-Lite0, not in LPIPS")
         return functools.partial(efficientnet_feature_loss, load_efficientnet())
@@ -182,7 +172,7 @@ def _adversary(
     """The discriminator trains as the tokenizer does, with its share of the run's rate at every step and no average."""
     values = dict(section)
     for name in values.keys() & {"start_step", "ramp_steps"}:
-        values[name] = durations.in_steps(
+        values[name] = train_config.in_steps(
             values[name], steps=train.steps, batch_size=train.batch_size, examples=examples
         )
     config = from_dict(DiscriminatorConfig, values, "discriminator")
@@ -191,74 +181,17 @@ def _adversary(
     return Adversary(config, optim.make_optimiser(own, train.steps, start=config.start_step))
 
 
-def with_adversary(
-    new_state: Callable[[], TrainState],
-    placed: TrainState,
-    adversary: Adversary,
-    side: int,
-    seed: int,
-    layout: sharding.Layout,
-) -> tuple[Callable[[], TrainState], TrainState]:
-    """The same with a discriminator's state, for pictures from `side` x `side` pixels on."""
+def with_adversary(step: TrainStep, adversary: Adversary, side: int, seed: int) -> TrainStep:
+    """Adds a discriminator's own state to that of the step, for pictures from `side` x `side` pixels on."""
 
     def variables():
         key = seeds.stream(jax.random.key(seed), "discriminator", 0)
         return Discriminator(adversary.config).init(key, jnp.zeros((1, side, side, 3)))["params"]
 
-    new, where = train_state.new_state(variables, adversary.optimiser, False, layout)
-    both: Any = placed
-    return lambda: cast(Any, new_state()).replace(adversary=new()), both.replace(adversary=where)
+    new_opponent, shardings = train_state.new_state(variables, adversary.optimiser, False, step.layout)
 
+    def new_state() -> TrainState:
+        return dataclasses.replace(step.new_state(), adversary=new_opponent())
 
-def _hooks(
-    tokenizer: Tokenizer,
-    schedule: scales.ScaleSchedule,
-    config: Any,
-    train: train_config.TrainConfig,
-    layout: sharding.Layout,
-    workdir: Path,
-) -> list[loop.Hook]:
-    """Validation PSNR and a sheet of originals above reconstructions, from the averaged parameters."""
-    validation = sources.open_source(config.data.source, "validation")
-    if len(validation) == 0:
-        return []
-    size, share = train.batch_size, layout.batch(train.batch_size)
-    height, width = (n * tokenizer.config.stride for n in schedule.last)
-
-    def decode(record):
-        return {"image": pictures.decode(record["image"], height, width)}
-
-    jitted = jax.jit(
-        layout.traced(lambda params, image: reconstruct(tokenizer, params, image, schedule)),
-        out_shardings=layout.replicated,
-    )
-
-    def reconstruct_batch(state: TrainState, image: np.ndarray) -> np.ndarray:
-        batch = {"image": pictures.to_float(image)}
-        placed = global_batch.place(batch, np.arange(size), size, share)["image"]
-        return pictures.to_uint8(np.asarray(jitted(averaged(state), placed)))
-
-    def evaluate(step: int, state: TrainState) -> dict[str, float]:
-        pairs = []
-        for batch in batches.eval_batches(validation, size, decode):
-            image, valid = batch["image"], batch["valid"]
-            pairs.append((image[valid], reconstruct_batch(state, image)[valid]))
-        original, reconstruction = (np.concatenate(part) for part in zip(*pairs, strict=True))
-        return {"validation_psnr": mean_psnr(original, reconstruction)}
-
-    def draw(step: int, state: TrainState) -> None:
-        images, reconstructions = [], []
-        for batch in itertools.islice(
-            batches.eval_batches(validation, size, decode), -(-SHEET_PICTURES // size)
-        ):
-            images.append(batch["image"][batch["valid"]])
-            reconstructions.append(reconstruct_batch(state, batch["image"])[batch["valid"]])
-        if jax.process_index() == 0:
-            sheets.comparison_sheet(
-                [np.concatenate(images)[:SHEET_PICTURES], np.concatenate(reconstructions)[:SHEET_PICTURES]],
-                ["original", "reconstruction"],
-                workdir / "samples" / f"reconstruction-{step:07d}.png",
-                title=f"step {step}",
-            )
-
-    return [loop.Hook(train.evaluate_every, evaluate), loop.Hook(train.sample_every, draw)]
+    both = dataclasses.replace(step.shardings, adversary=shardings)
+    return dataclasses.replace(step, new_state=new_state, shardings=both)

@@ -1,6 +1,7 @@
 """One training step of the transformer: features -> bits -> self-correction -> logits -> loss (paper Algorithm 2)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
@@ -9,19 +10,17 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from infinity_jax import scales
-from infinity_jax.checkpoints import pretrained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import seeds
-from infinity_jax.runtime.sharding import constrain
+from infinity_jax.runtime.sharding import Layout, constrain
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.training import correction, transformer_losses
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
-from infinity_jax.training.optim import OptimConfig
-from infinity_jax.training.state import TrainState
-from infinity_jax.transformer.transformer import Transformer, draw_path_factors
+from infinity_jax.training.optim import OptimConfig, make_optimiser
+from infinity_jax.training.step import StepFunction, TrainStep
+from infinity_jax.transformer.transformer import Transformer, draw_path_factors, init_variables
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +28,9 @@ class LossConfig:
     """How the transformer's loss is weighed.
 
     Attributes:
-      token_weights: "uniform" or "by_scale" (spec section 5).
+      token_weights: "uniform" or "by_scale" (docs/spec.md section 5).
       label_smoothing: of every bit (with head "index": of the index).
-      caption_drop: share of the captions replaced by the learned empty caption, for guidance (spec section 4).
+      caption_drop: share of the captions replaced by the learned empty caption, for guidance (docs/spec.md section 4).
     """
 
     token_weights: str = "by_scale"
@@ -48,36 +47,82 @@ class LossConfig:
                 raise UserError(f"loss.{name} {getattr(self, name)} must be in [0, 1)")
 
 
-def make_train_step(
-    model: Transformer,
-    schedule: ScaleSchedule,
-    tokenizer: TokenizerConfig,
-    correction_config: CorrectionConfig,
-    loss_config: LossConfig,
-    optim: OptimConfig,
-    optimiser: optax.GradientTransformation,
-    microbatches: int = 1,
-) -> Callable[[TrainState, dict[str, Array], Key[Array, ""]], tuple[TrainState, dict[str, Array]]]:
-    """The step (state, batch, key) -> (state, metrics), to be jitted.
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """What a train step of the transformer is made of.
 
-    The batch holds `features` float32 [B,H,W,d] of the tokenizer, `text` float [B,T,C] and `text_mask` bool [B,T].
-    Random_Flip and re-quantisation happen inside, so every step sees fresh flips. With `microbatches` above 1 the
-    transformer sees that many parts of the batch one after the other; the gradients are those of the whole batch.
+    Attributes:
+      model: the transformer.
+      tokenizer: whose features the batches hold.
+      correction: how bits are flipped.
+      loss: how the loss is weighed.
+      optim: how parameters are updated.
+      steps: length of the run, which the learning rate's schedule follows.
+      microbatches: parts of a batch that the transformer sees one after the other; the gradients are those of the
+        whole batch.
     """
 
-    loss_fn = make_loss(model, schedule, loss_config)
-    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
+    model: TransformerConfig
+    tokenizer: TokenizerConfig
+    correction: CorrectionConfig
+    loss: LossConfig
+    optim: OptimConfig
+    steps: int
+    microbatches: int = 1
+
+    @functools.cached_property
+    def optimiser(self) -> optax.GradientTransformation:
+        """AdamW on all parameters, decaying only the linear maps."""
+        return make_optimiser(self.optim, self.steps, no_decay=not_a_kernel)
+
+
+def build_step(
+    config: StepConfig, schedules: Iterable[ScaleSchedule], layout: Layout, seed: int = 0
+) -> TrainStep:
+    """Builds the step that trains, that `infinity-jax compile` lowers, and that the benchmark measures.
+
+    Args:
+      config: what it is made of.
+      schedules: those that a batch may have; each becomes a program of its own. A batch is as in `make_train_step`.
+      layout: the mesh it runs on.
+      seed: of the fresh parameters.
+    Raises:
+      UserError: a parameter cannot be split over the mesh.
+    """
+    schedules = list(schedules)
+
+    def variables() -> PyTree:
+        return init_variables(config.model, jax.random.key(seed), schedules[0])["params"]
+
+    new_state, shardings = train_state.new_state(
+        variables, config.optimiser, config.optim.ema_decay > 0, layout
+    )
+    function = of_ratio(
+        schedules, config.tokenizer.patchify, lambda schedule: make_train_step(config, schedule)
+    )
+    return TrainStep(function, new_state, shardings, layout)
+
+
+def make_train_step(config: StepConfig, schedule: ScaleSchedule) -> StepFunction:
+    """Makes the step (state, batch, key) -> (state, metrics), to be jitted, for batches of one schedule.
+
+    The batch holds `features` float32 [B,H,W,d] of the tokenizer, `text` float [B,T,C] and `text_mask` bool [B,T].
+    Random_Flip and re-quantisation happen inside, so every step sees fresh flips.
+    """
+    gradient_fn = jax.value_and_grad(
+        make_loss(Transformer(config.model), schedule, config.loss), has_aux=True
+    )
 
     def train_step(state, batch, key):
         inputs, bits = corrected_inputs(
-            key, state.step, batch["features"], schedule, correction_config, tokenizer
+            key, state.step, batch["features"], schedule, config.correction, config.tokenizer
         )
-        draws = draw_examples(key, state.step, len(bits), model.config, loss_config)
+        draws = draw_examples(key, state.step, len(bits), config.model, config.loss)
         texts = {"text": batch["text"], "text_mask": batch["text_mask"]}
         examples = {"inputs": inputs, "bits": bits, **texts, **draws}
-        (loss, metrics), grads = _mean_over_parts(gradient_fn, state.params, examples, microbatches)
+        (loss, metrics), grads = _mean_over_parts(gradient_fn, state.params, examples, config.microbatches)
         metrics = {"loss": loss, **metrics, "gradient_norm": optax.global_norm(grads)}
-        return train_state.apply_gradients(state, grads, optimiser, optim.ema_decay), metrics
+        return train_state.apply_gradients(state, grads, config.optimiser, config.optim.ema_decay), metrics
 
     return train_step
 
@@ -85,7 +130,7 @@ def make_train_step(
 def make_loss(
     model: Transformer, schedule: ScaleSchedule, loss_config: LossConfig
 ) -> Callable[[PyTree, dict[str, Array]], tuple[Float[Array, ""], dict[str, Array]]]:
-    """(params, examples) -> (loss, metrics).
+    """Makes the function (params, examples) -> (loss, metrics).
 
     Examples hold `inputs` and `bits` of `corrected_inputs`, `text` and `text_mask` of the batch, and `draw_examples`.
     """
@@ -109,7 +154,7 @@ def make_loss(
 def draw_examples(
     key: Key[Array, ""], step: Int[Array, ""] | int, batch: int, model: TransformerConfig, config: LossConfig
 ) -> dict[str, Array]:
-    """What is drawn for a step: `drop` bool [B], captions to leave out; `path_factors` float32 [B,N,2]."""
+    """Draws for a step `drop` bool [B], captions to leave out; `path_factors` float32 [B,N,2]."""
     drop_key = seeds.stream(key, "caption drop", step)
     path_key = seeds.stream(key, "drop path", step)
     return {
@@ -119,7 +164,7 @@ def draw_examples(
 
 
 def _mean_over_parts(function: Callable, params: PyTree, batch: dict[str, Array], parts: int) -> Any:
-    """Mean of function(params, part) over equal parts of a batch, one after the other."""
+    """Takes the mean of function(params, part) over equal parts of a batch, one after the other."""
     if parts == 1:
         return function(params, batch)
 
@@ -146,7 +191,7 @@ def corrected_inputs(
     config: CorrectionConfig,
     tokenizer: TokenizerConfig,
 ) -> tuple[Float[Array, "B L_minus_1 D"], Int[Array, "B L D"]]:
-    """Inputs float32 [B,L-1,D] and labels int8 [B,L,D] of a batch, with this step's random flips.
+    """Makes inputs float32 [B,L-1,D] and labels int8 [B,L,D] of a batch, with this step's random flips.
 
     D is the transformer's bits a token, `tokenizer.transformer_bits`.
     """
@@ -161,7 +206,7 @@ def corrected_inputs(
 def make_eval_step(
     model: Transformer, schedule: ScaleSchedule, tokenizer: TokenizerConfig
 ) -> Callable[[PyTree, dict[str, Array]], dict[str, Array]]:
-    """The jitted (params, batch) -> metrics of teacher forcing without flips, with uniform token weights.
+    """Makes the jitted (params, batch) -> metrics of teacher forcing without flips, with uniform token weights.
 
     The loss is a mean over the batch: where `valid` is false a picture counts nothing.
     """
@@ -190,18 +235,17 @@ def make_eval_step(
 
 
 def of_ratio(
-    schedules: Iterable[scales.ScaleSchedule],
-    tokenizer: pretrained.TrainedTokenizer,
-    make: Callable[[scales.ScaleSchedule], Callable],
+    schedules: Iterable[ScaleSchedule], patchify: int, make: Callable[[ScaleSchedule], Callable]
 ) -> Callable:
-    """A step of (state or parameters, batch, ...) that is the one of the schedule of the batch's aspect ratio.
+    """Makes a step of (state or parameters, batch, ...) that is the one of the batch's schedule.
 
-    The size of the features says which that is, so each ratio becomes a program of its own.
+    The size of the features, in tokens of a tokenizer with this `patchify`, says which that is. So each aspect ratio
+    becomes a program of its own.
     """
-    steps = {schedule.times(tokenizer.config.patchify).last: make(schedule) for schedule in set(schedules)}
+    steps = {schedule.times(patchify).last: make(schedule) for schedule in set(schedules)}
     return lambda state, batch, *more: steps[batch["features"].shape[1:3]](state, batch, *more)
 
 
 def not_a_kernel(name: str) -> bool:
-    """Whether a parameter is exempt from weight decay: all but the linear maps are (spec section 6)."""
+    """Tells whether a parameter is exempt from weight decay: all but the linear maps are (docs/spec.md section 6)."""
     return name.split("/")[-1] != "kernel"

@@ -57,7 +57,7 @@ class DataConfig:
 
     @property
     def for_records(self) -> list[str]:
-        """Which keys are set that only prepared shards have a use for."""
+        """The keys that are set and that only prepared shards have a use for."""
         keys = (field for field in dataclasses.fields(self) if field.name not in ("source", "scales"))
         return [f"data.{field.name}" for field in keys if getattr(self, field.name) != field.default]
 
@@ -75,7 +75,11 @@ class DataConfig:
 
 
 def parse_limits(text: str) -> list[Limit]:
-    """ "aesthetic>=5,watermark<=0.5" as limits. Raises UserError if it is not of that form."""
+    """Reads "aesthetic>=5,watermark<=0.5": columns have any name, and few are limited, so this is one text.
+
+    Raises:
+      UserError: it is not of that form.
+    """
     limits = []
     for part in filter(str.strip, text.split(",")):
         match = _LIMIT.fullmatch(part)
@@ -89,7 +93,7 @@ def parse_limits(text: str) -> list[Limit]:
 
 
 def parse_sets(source: str, key: str = "data.source") -> list[tuple[Path, float | None]]:
-    """The folders of "records:A@2,records:B@1" with their weights, None where none is given.
+    """Reads "records:A@2,records:B@1" as folders with their weights, None where none is given.
 
     `key` is what the config calls it, for messages.
 

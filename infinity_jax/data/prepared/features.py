@@ -6,9 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from infinity_jax.checkpoints.pretrained import TrainedTokenizer
+from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data import captions
-from infinity_jax.data.encoded import encoder_digest
 from infinity_jax.data.prepared.config import DataConfig
 from infinity_jax.errors import UserError
 from infinity_jax.text.encoder import TextEncoder
@@ -18,7 +17,7 @@ def described(scales: str, tokenizer: TrainedTokenizer, text_encoder: TextEncode
     """Describes what makes the features, as the index of the records holds it."""
     return {
         "scales": scales,
-        "tokenizer": encoder_digest(str(tokenizer.config), tokenizer.params).hexdigest()[:24],
+        "tokenizer": tokenizer.fingerprint,
         "text_encoder": f"{text_encoder.name} {text_encoder.fingerprint[:24]}",
         "text_length": text_encoder.max_length,
     }

@@ -12,7 +12,7 @@ import jax
 from absl import logging
 
 from infinity_jax.checkpoints import folder as checkpoint_folder
-from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints import opened
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.config import SampleConfig
 from infinity_jax.errors import UserError
@@ -131,7 +131,7 @@ def checkpoint_identity(checkpoint: str) -> dict[str, Any]:
 
     Of a folder it is the hash of its config and weights, of a run that of its config.
     """
-    folder = pretrained.resolve(checkpoint)
+    folder = opened.resolve(checkpoint)
     if (folder / checkpoint_folder.CONFIG).is_file():
         names = (checkpoint_folder.CONFIG, *checkpoint_folder.WEIGHTS.values())
         return {"sha256": prompt_files.sha256(folder / name for name in names)}

@@ -117,8 +117,8 @@ def _files(
         first = values["seed"] + each * number
         seeds = [first + i for i in range(each)]
         for name, own in zip(prompt.files, np.split(np.array(seeds), len(prompt.files)), strict=True):
-            note = {"prompt": prompt.text, "drawn": text, "seeds": own.tolist(), **common}
-            files.append(_File(folder / name, json.loads(json.dumps(note)), text, tuple(own.tolist())))
+            metadata = {"prompt": prompt.text, "drawn": text, "seeds": own.tolist(), **common}
+            files.append(_File(folder / name, json.loads(json.dumps(metadata)), text, tuple(own.tolist())))
     return files
 
 
@@ -147,7 +147,7 @@ def _drawn(
 
 
 def _grid(pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Gives one picture as it is, or n*n uint8 [H,W,3] as one [n*H,n*W,3], row by row."""
+    """Returns one picture as it is, or n*n uint8 [H,W,3] as one [n*H,n*W,3], row by row."""
     side = round(len(pictures) ** 0.5)
     return np.concatenate(
         [np.concatenate(pictures[i : i + side], axis=1) for i in range(0, len(pictures), side)]

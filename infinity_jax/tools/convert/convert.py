@@ -16,7 +16,7 @@ import numpy as np
 from absl import logging
 
 from infinity_jax.checkpoints import folder as checkpoint_folder
-from infinity_jax.checkpoints.pretrained import BUNDLED
+from infinity_jax.checkpoints.opened import BUNDLED
 from infinity_jax.config import TransformerConfig, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import paths

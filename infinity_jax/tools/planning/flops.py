@@ -10,7 +10,7 @@ import math
 
 import jax
 
-from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints.trained import tokenizer_shapes, transformer_shapes
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import decoder_layers
@@ -44,8 +44,8 @@ class ForwardFlops:
 
 @functools.cache
 def parameter_count(config: TransformerConfig) -> int:
-    """Counts the parameters of the transformer from the shapes of its arrays; none is made."""
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(pretrained.transformer_shapes(config)))
+    """Counts the transformer's parameters by the shapes of its arrays; none is made."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(transformer_shapes(config)))
 
 
 def visible_pairs(schedule: ScaleSchedule) -> int:
@@ -88,7 +88,7 @@ def decoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
     Args:
       size: (height, width) in tokens of the tokenizer.
     """
-    params, total = pretrained.tokenizer_shapes(config)["decoder"], 0
+    params, total = tokenizer_shapes(config)["decoder"], 0
     for layer in decoder_layers(config):
         kernels = [leaf for leaf in jax.tree.leaves(params[layer.name]) if leaf.ndim == 4]
         total += sum(2 * math.prod(kernel.shape) for kernel in kernels) * math.prod(size) * 4**layer.doublings

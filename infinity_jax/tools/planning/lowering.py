@@ -1,4 +1,7 @@
-"""The train step and the sampler of a config, lowered for a mesh from shapes alone: no array is made."""
+"""The train step and the sampler of a config, lowered for a mesh from shapes alone: no array is made.
+
+They are the very programs that `infinity-jax train` and `infinity-jax sample` run.
+"""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,17 +13,15 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding
 
 from infinity_jax import presets, scales
-from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints import trained
 from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
 from infinity_jax.runtime.sharding import Layout
 from infinity_jax.sampling.config import MIXED, SamplerConfig, SamplerInputs
-from infinity_jax.sampling.sampler import make_sampler
+from infinity_jax.sampling.sampler import make_sampler, rounded
 from infinity_jax.tools.planning import flops
-from infinity_jax.training import optim, transformer_step
-from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
-from infinity_jax.training.transformer_step import LossConfig, make_train_step
-from infinity_jax.transformer.transformer import Transformer, init_variables
+from infinity_jax.training.optim import OptimConfig
+from infinity_jax.training.transformer_step import LossConfig, StepConfig, build_step
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,26 +46,28 @@ def lower_train_step(
     microbatches: int,
     layout: Layout,
 ) -> Program:
-    """The train step of `infinity-jax train` on shapes, with the config's loss, optimiser and self-correction."""
-    optim_config = from_dict(optim.OptimConfig, config.optim, "optim")
-    optimiser = optim.make_optimiser(optim_config, config.train.steps, no_decay=transformer_step.not_a_kernel)
-    new_state, placed = train_state.new_state(
-        lambda: init_variables(model, jax.random.key(0), schedule)["params"],
-        optimiser,
-        optim_config.ema_decay > 0,
-        layout,
-    )
+    """Lowers the train step of `infinity-jax train`, with the config's loss, optimiser and self-correction.
+
+    Args:
+      config: a ConfigDict with the sections optim, correction, loss, text and train.
+      size: a name in `presets.PRESETS`, whose tokenizer is taken; for another, one of as many bits as the model.
+      model: the transformer.
+      schedule: that of all pictures.
+      batch: pictures over all devices.
+      microbatches: see `StepConfig`.
+      layout: the mesh, of devices that need not be here.
+    """
     tokenizer = _tokenizer(size, model)
-    step = make_train_step(
-        Transformer(model),
-        schedule,
-        tokenizer,
-        from_dict(CorrectionConfig, config.correction, "correction"),
-        from_dict(LossConfig, config.loss, "loss"),
-        optim_config,
-        optimiser,
-        microbatches,
+    parts = StepConfig(
+        model=model,
+        tokenizer=tokenizer,
+        correction=from_dict(CorrectionConfig, config.correction, "correction"),
+        loss=from_dict(LossConfig, config.loss, "loss"),
+        optim=from_dict(OptimConfig, config.optim, "optim"),
+        steps=config.train.steps,
+        microbatches=microbatches,
     )
+    step = build_step(parts, [schedule], layout)
     split, text = layout.batch(batch, microbatches), config.text.max_length
     features = (batch, *schedule.times(tokenizer.patchify).last, tokenizer.bits)
     arrays = {
@@ -72,10 +75,8 @@ def lower_train_step(
         "text": _shape((batch, text, model.text_channels), "float16", split),
         "text_mask": _shape((batch, text), "bool", split),
     }
-    state = _shapes(jax.eval_shape(new_state), placed)
-    key = jax.eval_shape(lambda: jax.random.key(0))
-    jitted = jax.jit(layout.traced(step), donate_argnums=0, out_shardings=(placed, layout.replicated))
-    return Program(jitted.lower(state, arrays, key), batch * flops.train_flops(model, schedule, text))
+    lowered = step.jitted().lower(step.state_shapes(), arrays, jax.eval_shape(lambda: jax.random.key(0)))
+    return Program(lowered, batch * flops.train_flops(model, schedule, text))
 
 
 def lower_sampler(
@@ -86,7 +87,12 @@ def lower_sampler(
     batch: int,
     layout: Layout,
 ) -> Program:
-    """The sampler of `infinity-jax sample` on shapes, with float32 weights and the config's guidance."""
+    """Lowers the sampler of `infinity-jax sample`, with weights rounded as the pipeline's and the config's guidance.
+
+    Args:
+      config: a ConfigDict with the sections sample and text.
+      size, model, schedule, batch, layout: as in `lower_train_step`.
+    """
     tokenizer = _tokenizer(size, model)
     # A pyramid mixes logits too.
     mixed = config.sample.guidance if config.sample.guidance in MIXED else "logits"
@@ -101,27 +107,30 @@ def lower_sampler(
         top_p=_shape((), "float32", layout.replicated),
     )
 
-    params = [
-        _shapes(nn.meta.unbox(boxed), layout.of(boxed))
-        for boxed in (pretrained.transformer_variables(model), pretrained.tokenizer_variables(tokenizer))
-    ]
+    variables, tokenizer_variables = (
+        trained.transformer_variables(model),
+        trained.tokenizer_variables(tokenizer),
+    )
+    params = jax.eval_shape(lambda params: rounded(model, params), nn.meta.unbox(variables))
+    params = _with_shardings(params, layout.of(variables))
+    tokenizer_params = _with_shardings(nn.meta.unbox(tokenizer_variables), layout.of(tokenizer_variables))
     sampler = SamplerConfig(model, tokenizer, schedule, mixed, (max(-5, -model.layers),))
     draw: Any = make_sampler(sampler, layout)
     drawn = (1 if mixed == "none" else 2) * flops.forward_flops(model, schedule, text).total
     decoded = flops.decoder_flops(tokenizer, schedule.times(tokenizer.patchify).last)
-    return Program(draw.lower(*params, inputs), batch * (drawn + decoded))
+    return Program(draw.lower(params, tokenizer_params, inputs), batch * (drawn + decoded))
 
 
 def _tokenizer(size: str, model: TransformerConfig) -> TokenizerConfig:
-    """That of a published size; for another model one of as many bits."""
+    """Picks the tokenizer of a published size; for another model one of as many bits."""
     if size in presets.PRESETS:
         return presets.TOKENIZERS[presets.PRESETS[size].tokenizer]
     return TokenizerConfig(bits=model.bits)
 
 
-def _shape(shape: Sequence[int], dtype: str, placed: NamedSharding) -> Any:
-    return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=placed)
+def _shape(shape: Sequence[int], dtype: Any, sharding: NamedSharding) -> Any:
+    return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=sharding)
 
 
-def _shapes(tree: Any, placed: Any) -> Any:
-    return jax.tree.map(lambda x, where: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=where), tree, placed)
+def _with_shardings(tree: Any, shardings: Any) -> Any:
+    return jax.tree.map(lambda x, where: _shape(x.shape, x.dtype, where), tree, shardings)
