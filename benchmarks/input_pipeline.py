@@ -26,7 +26,7 @@ from PIL import Image
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import synthetic_pictures  # pyright: ignore[reportMissingImports]
+from helpers import pictures as synthetic_pictures  # pyright: ignore[reportMissingImports]
 
 from infinity_jax import config_files, scales
 from infinity_jax.data import pictures

@@ -11,10 +11,14 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_opti
 _CACHE = Path(__file__).parent.parent / ".pytest_cache" / "jax"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 
+# Programs that tests start find the helpers and this checkout.
+os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
+
+import helpers.type_checks  # noqa: E402, F401
 import jaxtyping  # noqa: E402
 
 # Only tests pay for these checks; production code is imported without them.
-jaxtyping.install_import_hook("infinity_jax", "type_checks.check_types")
+jaxtyping.install_import_hook("infinity_jax", "helpers.type_checks.check_types")
 
 
 def pytest_addoption(parser):

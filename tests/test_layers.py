@@ -4,7 +4,9 @@ import ast
 import sys
 from pathlib import Path
 
-PACKAGE = Path(__file__).parents[1] / "infinity_jax"
+from helpers import paths
+
+PACKAGE = paths.ROOT / "infinity_jax"
 RANKS = {
     **{"errors": 0, "scales": 1, "config": 2, "config_files": 3, "presets": 3, "files": 3},
     **{"runtime": 4, "tokenizer": 5, "transformer": 5, "text": 6, "checkpoints": 7, "metrics": 7},

@@ -3,7 +3,7 @@
     infinity-jax train --config configs/pods/h100_8.py:2.2b,0.06M --platform gpu \\
         --config.tokenizer=DIR --config.text.path=DIR/text_encoder --config.data.source=folder:PATH --workdir RUN
 
-The argument is a size and a stage, as in configs/t2i.py. `python benchmarks/pods.py h100_8` prints the memory by
+The argument is a size and a stage, as in configs/t2i.py. `python experiments/pods.py h100_8` prints the memory by
 formula (`infinity_jax/tools/planning/memory.py`): nothing is compiled.
 """
 

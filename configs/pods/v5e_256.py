@@ -3,7 +3,7 @@
     infinity-jax train --config configs/pods/v5e_256.py:2.2b,0.06M --coordinator auto --platform tpu \\
         --config.tokenizer=DIR --config.text.path=DIR/text_encoder --config.data.source=folder:PATH --workdir RUN
 
-The argument is a size and a stage, as in configs/t2i.py. `python benchmarks/pods.py v5e_256` compiles all of them.
+The argument is a size and a stage, as in configs/t2i.py. `python experiments/pods.py v5e_256` compiles all of them.
 """
 
 from pathlib import Path

@@ -2,7 +2,7 @@
 
 This stays because `jax.distributed.initialize` of jax 0.10.2 and 0.12 ends the process with exit code 134 and a stack
 of C++ when a process is missing, and connects processes that were started with different counts. Here such mistakes
-become one message (tests/test_start.py): who was expected, who came, what to do.
+become one message (tests/runtime/test_start.py): who was expected, who came, what to do.
 """
 
 import contextlib

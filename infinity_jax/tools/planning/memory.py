@@ -1,7 +1,7 @@
 """Memory of a train step by formula, for devices that nothing can be compiled for here.
 
 The three factors of the activations were fitted to what XLA:TPU plans for the meshes in configs/pods/, and agree with
-it within 15%; `benchmarks/pods.py` prints both side by side. The formula stays: `sweep --dry-run` asks for tens of
+it within 15%; `experiments/pods.py` prints both side by side. The formula stays: `sweep --dry-run` asks for tens of
 cells at once, each of which would take a minute or more to compile, and without a GPU nothing compiles for one.
 """
 

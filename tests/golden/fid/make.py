@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
+from helpers.networks import random_features, random_pictures, random_state
 from pytorch_fid import fid_score, inception  # pyright: ignore[reportMissingImports]
-from random_networks import random_features, random_pictures, random_state
 
 
 def random_weights(*_, **__) -> dict[str, torch.Tensor]:

@@ -1,6 +1,6 @@
 """Makes reference.npz: the package `lpips` (PyTorch, CPU) on random weights for VGG16 and for its heads.
 
-Run with torch 2.13, torchvision 0.28 and lpips 0.1.4, in this project's tests folder as tests/test_lpips.py reads it:
+Run with torch 2.13, torchvision 0.28 and lpips 0.1.4, as tests/metrics/test_lpips.py reads it:
 PYTHONPATH=tests:. python tests/golden/lpips/make.py SHAPES.json, where SHAPES.json holds the name -> shape of both
 files (`vgg_shapes()` and `head_shapes()`).
 """
@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch  # pyright: ignore[reportMissingImports]
+from helpers.networks import random_pictures, random_state
 from lpips import LPIPS  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]
-from random_networks import random_pictures, random_state
 
 
 def main() -> None:

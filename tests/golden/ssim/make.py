@@ -6,7 +6,7 @@ PYTHONPATH=tests python tests/golden/ssim/make.py
 import json
 from pathlib import Path
 
-from random_networks import random_pictures
+from helpers.networks import random_pictures
 from skimage.metrics import structural_similarity  # pyright: ignore[reportMissingImports]
 
 

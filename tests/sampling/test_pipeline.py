@@ -1,0 +1,202 @@
+"""One folder in, pictures out: what the pipeline draws, saves and refuses."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import published, t5
+from helpers.paths import PROGRAMS
+from helpers.systems import MODEL, TOKENIZER, write_system
+
+import infinity_jax
+from infinity_jax import presets, scales
+from infinity_jax.checkpoints import folder as checkpoint_folder
+from infinity_jax.checkpoints import pretrained
+from infinity_jax.cli.main import main
+from infinity_jax.errors import UserError
+from infinity_jax.sampling.request import SampleRequest
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("system")
+    write_system(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def system(folder):
+    return infinity_jax.InfinityPipeline.from_pretrained(folder)
+
+
+def test_prompts_become_pictures(system):
+    images = system(["a red heart", "a blue ball"], seeds=[3, 4])
+    assert [image.size for image in images] == [(16, 16), (16, 16)] and images[0].mode == "RGB"
+    arrays = system.arrays(SampleRequest(["a red heart", "a blue ball"], [3, 4]))
+    np.testing.assert_array_equal(np.stack([np.asarray(image) for image in images]), arrays)
+    assert (arrays[0] != arrays[1]).any()
+    default = system(["a red heart"])[0]
+    np.testing.assert_array_equal(default, system(["a red heart"], seeds=[0])[0])
+    steered = system(
+        ["a red heart"], negative_prompts=["a square"], cfg=(1.0, 2.0, 3.0, 4.0), tau=0.5, top_p=0.9
+    )
+    assert (np.asarray(steered[0]) != np.asarray(default)).any()
+    settings = system.settings.changed(cfg=3.0, unguided_scales=[3])
+    chosen = system(["a red heart"], settings=settings, tau=0.5)[0]
+    np.testing.assert_array_equal(
+        chosen, system(["a red heart"], cfg=[3.0], unguided_scales=(3,), tau=0.5)[0]
+    )
+
+
+def test_a_mesh_draws_the_same(folder, tmp_path):
+    # There are eight devices; the first mesh uses four of them.
+    cases = [
+        "data=8",
+        "dp",
+        "fsdp=4,tensor=2",
+        "fsdp_tp",
+        "data=2,fsdp=2,sequence=2",
+        "fsdp_tp_sp",
+        "data=2",
+        "dp",
+    ]
+    command = [sys.executable, PROGRAMS / "mesh_sample.py", folder, tmp_path / "out.npz", *cases]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    with np.load(tmp_path / "out.npz") as pictures:
+        for mesh in cases[::2]:
+            np.testing.assert_array_equal(pictures[mesh], pictures["one"], err_msg=mesh)
+
+
+def test_a_saved_system_draws_the_same(system, tmp_path):
+    system.save_pretrained(tmp_path / "copy")
+    copy = infinity_jax.InfinityPipeline.from_pretrained(tmp_path / "copy")
+    np.testing.assert_array_equal(copy(["a red heart"])[0], system(["a red heart"])[0])
+    # In the place of a system with a text encoder of its own, nothing of which may stay.
+    (tmp_path / "copy" / "text_encoder").mkdir()
+    system.save_pretrained(tmp_path / "copy")
+    assert not (tmp_path / "copy" / "text_encoder").exists()
+    with pytest.raises(UserError, match="unknown dtype of weights 'int32'"):
+        system.save_pretrained(tmp_path / "copy", "int32")
+    copy = infinity_jax.InfinityPipeline.from_pretrained(tmp_path / "copy")
+    assert copy.model.config == MODEL and copy.model.tokenizer.config == TOKENIZER
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"budget": "1M"}, "it can draw: 32px"),
+        ({"aspect_ratio": "3:2"}, "square"),
+        ({"negative_prompts": ["a", "b"]}, "1 prompts and 2 negative"),
+        ({"seeds": [1, 2]}, "1 prompts and 2 seeds"),
+        ({"cfg": (1.0, 2.0), "guidance": "pyramid"}, "takes one cfg"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"cfg": (1.0, 2.0)}, "4 scales"),
+        ({"guidance": "loud"}, "loud"),
+        ({"pruning": "fast"}, "fastvar"),
+        ({"pruning": "4:0.5"}, "scale 4"),
+        ({"temperature": 1.0}, "unknown setting 'temperature'; known: cfg, guidance"),
+        ({"unguided_scale": [3]}, "did you mean unguided_scales"),
+    ],
+)
+def test_bad_values_are_named(system, arguments, message):
+    with pytest.raises(UserError, match=message):
+        system(["a red heart"], **arguments)
+
+
+def test_one_text_instead_of_a_list_is_refused(system):
+    with pytest.raises(UserError, match="give a list"):
+        system("a red heart")
+
+
+def test_a_folder_without_a_part_is_refused_by_name(folder, tmp_path):
+    values = json.loads((folder / "config.json").read_text())
+    for part in ("tokenizer", "transformer"):
+        checkpoint_folder.write_config(tmp_path, {k: v for k, v in values.items() if k != part})
+        with pytest.raises(UserError, match=f"holds no {part}"):
+            pretrained.load_model(tmp_path)
+
+
+def test_parts_that_do_not_belong_together_are_refused_in_any_order(tmp_path):
+    transformer = {"transformer": dataclasses.asdict(presets.preset("2b").transformer)}
+    parts = {
+        "tokenizer": {"tokenizer": dataclasses.asdict(presets.TOKENIZERS["d24"]), "scales": "1M"},
+        "transformer": transformer | presets.preset("2b").sections(),
+    }
+    for order in (list(parts), list(parts)[::-1]):
+        out = tmp_path / order[0]
+        checkpoint_folder.add_part(
+            out, order[0], parts[order[0]], {}, lambda path: path.write_bytes(b"first")
+        )
+        before = sorted(path.read_bytes() for path in out.iterdir())
+        with pytest.raises(UserError, match=r"24 bits a token.*transformer has 32.*d=32"):
+            checkpoint_folder.add_part(
+                out, order[1], parts[order[1]], {}, lambda path: path.write_bytes(b"second")
+            )
+        assert sorted(path.read_bytes() for path in out.iterdir()) == before
+
+
+def test_a_text_encoder_of_another_width_is_refused(tmp_path):
+    transformer = {"transformer": dataclasses.asdict(presets.preset("2b").transformer)}
+    values = transformer | presets.preset("2b").sections()
+    (tmp_path / "text_encoder").mkdir()
+    (tmp_path / "text_encoder" / "config.json").write_text(json.dumps({"d_model": 1024}))
+    with pytest.raises(UserError, match="1024 channels, the transformer reads 2048"):
+        checkpoint_folder.check_fit(tmp_path, values)
+    minilm = {"text": {"encoder": "minilm", "max_length": 32}}
+    with pytest.raises(UserError, match="384 channels, the transformer reads 2048"):
+        checkpoint_folder.check_fit(tmp_path, values | minilm)
+    with pytest.raises(UserError, match=r"600 tokens.*text_length is 512"):
+        checkpoint_folder.check_fit(tmp_path, transformer | {"text": {"encoder": "t5", "max_length": 600}})
+
+
+def test_a_released_model_without_its_text_encoder_says_how_to_get_it(folder, tmp_path):
+    values = json.loads((folder / "config.json").read_text())
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    checkpoint_folder.write_config(tmp_path, values | {"text": {"encoder": "t5", "max_length": 8}})
+    with pytest.raises(UserError, match="--kind t5"):
+        infinity_jax.InfinityPipeline.from_pretrained(tmp_path)
+
+
+def test_published_parts_become_one_system(tmp_path):
+    """As a user does it: three files are converted into one folder, which then draws."""
+    transformer = dataclasses.replace(published.SMALL, text_channels=48)
+    published.write_pth(tmp_path / "gpt.pth", published.transformer_state(config=transformer))
+    published.write_pth(tmp_path / "vae.pth", published.tokenizer_state(), ("vae",))
+    t5.write_published(tmp_path / "t5")
+    config = tmp_path / "config.json"
+    section = published.SMALL_SECTION | {"text_channels": 48}
+    config.write_text(
+        json.dumps({"transformer": section, "tokenizer": published.TOKENIZER_SECTION, "scales": "32px"})
+    )
+    sources = {"transformer": ("gpt.pth", config), "tokenizer": ("vae.pth", config), "t5": ("t5", "")}
+    for kind, (source, its_config) in sources.items():
+        its_config = its_config or tmp_path / "t5" / "config.json"
+        arguments = [
+            "--from",
+            tmp_path / source,
+            "--kind",
+            kind,
+            "--config",
+            its_config,
+            "--out",
+            tmp_path / "all",
+        ]
+        assert main(["convert", *map(str, arguments)]) == 0
+    system = infinity_jax.InfinityPipeline.from_pretrained(tmp_path / "all")
+    (image,) = system(["a red heart"])
+    assert image.size == (8, 8)
+    system.save_pretrained(tmp_path / "saved")
+    system.save_pretrained(tmp_path / "all")  # into its own folder
+    for name in ("saved", "all"):
+        copy = infinity_jax.InfinityPipeline.from_pretrained(tmp_path / name)
+        np.testing.assert_array_equal(copy(["a red heart"])[0], image)
+
+
+@pytest.mark.parametrize(("preset", "rows"), [("64px", 16), ("0.06M", 8), ("0.25M", 2), ("1M", 1)])
+def test_large_pictures_are_drawn_in_smaller_batches(system, preset, rows):
+    assert system._rows_at_once(scales.make_schedule(preset)) == rows

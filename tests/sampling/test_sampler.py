@@ -1,0 +1,322 @@
+"""The sampler: against the plain one, what may not change a picture (test_golden.py: the release's bits)."""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers.arbitrary_params import arbitrary_params
+
+from infinity_jax import scales
+from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig
+from infinity_jax.errors import UserError
+from infinity_jax.sampling import bits, guidance, reference, sampler
+from infinity_jax.sampling.bits import DrawSettings, draw_bits
+from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer import bsq, pyramid, resize
+from infinity_jax.tokenizer.model import Tokenizer
+from infinity_jax.tools.planning import hlo_costs
+from infinity_jax.transformer.transformer import Transformer
+
+SCHEDULE = ScaleSchedule(((1, 1), (2, 2), (3, 2), (4, 4)), (4, 4))
+MODEL = TransformerConfig(
+    layers=2, width=64, heads=4, bits=6, text_channels=128, text_length=8, compute_dtype="float32"
+)
+TOKENIZER = TokenizerConfig(bits=6, base_width=32, multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1)
+CONFIG = SamplerConfig(MODEL, TOKENIZER, SCHEDULE)
+
+
+draw = jax.jit(sampler.draw, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def draw_and_differences(config, params, inputs):
+    """What is drawn, and each scale's differences of the two logits of a bit [B,N,d]."""
+    differences = []
+
+    def seen(difference_BNd, *settings):
+        differences.append(difference_BNd)
+        return draw_bits(difference_BNd, *settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bits, "draw_bits", seen)
+        return sampler.draw(config, params, inputs), differences
+
+
+@pytest.fixture(scope="module")
+def params():
+    return arbitrary_params(MODEL, SCHEDULE)
+
+
+@pytest.fixture(scope="module")
+def tokenizer_params():
+    codes = jnp.zeros((1, *SCHEDULE.last, 6))
+    return jax.jit(lambda: Tokenizer(TOKENIZER).init(jax.random.key(0), codes, method="decode"))()["params"]
+
+
+def inputs_for(text, mask, seeds, **changes) -> SamplerInputs:
+    inputs = SamplerInputs(
+        jnp.asarray(text), jnp.asarray(mask), jnp.asarray(seeds, jnp.uint32),
+        jnp.full(4, 3, jnp.float32), jnp.full(4, 1, jnp.float32), jnp.float32(1),
+    )  # fmt: skip
+    return inputs._replace(**changes)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    text = np.random.default_rng(1).standard_normal((3, 5, 128)).astype(np.float32)
+    return inputs_for(text, np.arange(5) < np.array([[5], [2], [3]]), [7, 8, 9])
+
+
+REFERENCE_CASES = {
+    "guided": CONFIG,
+    "unguided": dataclasses.replace(CONFIG, mixed="none"),
+    "wide": dataclasses.replace(CONFIG, schedule=scales.make_schedule("0.06M", "2:5").prefix(4)),
+    "tall": dataclasses.replace(CONFIG, schedule=scales.make_schedule("0.06M", "2:1").prefix(4)),
+    "square": dataclasses.replace(CONFIG, schedule=scales.make_schedule("32px")),
+    "patchified": dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(MODEL, bits=8),
+        tokenizer=dataclasses.replace(TOKENIZER, bits=2, patchify=2),
+    ),
+}
+
+
+@pytest.mark.parametrize("config", REFERENCE_CASES.values(), ids=REFERENCE_CASES)
+def test_bits_are_those_of_the_plain_sampler(inputs, config):
+    """Several seeds, strengths and temperatures; each scale has its own."""
+    params = arbitrary_params(config.model, config.schedule)
+    plain = jax.jit(lambda params, inputs: reference.sample_bits(config, params, inputs))
+    for seed in (0, 1000):
+        settings = inputs._replace(
+            seeds_B=inputs.seeds_B + seed,
+            cfg_K=jnp.linspace(1, 4, config.schedule.n_scales),
+            tau_K=jnp.linspace(1, 0.4, config.schedule.n_scales),
+            top_p=jnp.float32(0.95),
+        )
+        expected, running_sum_BHWd = plain(params, settings)
+        drawn = draw(config, params, settings)
+        assert 0.1 < np.mean(np.concatenate([x.ravel() for x in expected])) < 0.9
+        jax.tree.map(np.testing.assert_array_equal, list(drawn.bits), expected)
+        np.testing.assert_allclose(drawn.running_sum_BHWd, running_sum_BHWd, atol=1e-6)
+
+
+def test_cached_logits_are_those_of_the_full_pass(params, inputs):
+    drawn, differences = draw_and_differences(CONFIG, params, inputs)
+    running_sum, full_inputs = jnp.zeros_like(drawn.running_sum_BHWd), []
+    for of_scale, size in zip(drawn.bits[:-1], SCHEDULE.sizes[1:], strict=True):
+        running_sum = pyramid.add_codes(running_sum, bsq.to_codes(of_scale, "bsq"))
+        full_inputs.append(pyramid.next_input(running_sum, size).reshape(3, -1, 6))
+    full_inputs = jnp.concatenate(full_inputs, 1)
+
+    @jax.jit
+    def full(drop_B):
+        arguments = full_inputs, inputs.text_BTC, inputs.mask_BT, SCHEDULE, drop_B
+        return Transformer(MODEL).apply({"params": params}, *arguments)
+
+    conditional, unconditional = full(jnp.zeros(3, bool)), full(jnp.ones(3, bool))
+    expected = guidance.mix(conditional, unconditional, jnp.float32(3))
+    expected = expected[..., 1] - expected[..., 0]
+    np.testing.assert_allclose(jnp.concatenate(differences, 1), expected, atol=1e-4)
+
+
+def test_layers_compiled_one_by_one_draw_the_same(params, inputs):
+    one_by_one = dataclasses.replace(CONFIG, scan_layers=False)
+    (_, expected), (_, found) = (draw_and_differences(c, params, inputs) for c in (CONFIG, one_by_one))
+    np.testing.assert_allclose(jnp.concatenate(found, 1), jnp.concatenate(expected, 1), atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def pictures(params, tokenizer_params, inputs):
+    return np.asarray(sampler.make_sampler(CONFIG)(params, tokenizer_params, inputs))
+
+
+def test_pictures_are_the_decoded_bits(params, tokenizer_params, inputs, pictures):
+    drawn = draw(CONFIG, params, inputs)
+    codes = pyramid.sum_of_codes(drawn.bits, SCHEDULE.last)
+    decode = jax.jit(
+        lambda codes: Tokenizer(TOKENIZER).apply({"params": tokenizer_params}, codes, method="decode")
+    )
+    image = decode(codes)
+    expected = np.floor((np.asarray(image) + 1) / 2 * 255)
+    assert pictures.shape == (3, 8, 8, 3) and pictures.dtype == np.uint8
+    assert np.abs(pictures - expected).max() <= 1  # of rounding near a whole number
+    assert np.mean(pictures == expected) > 0.99
+
+
+def test_a_picture_depends_on_its_seed_and_prompt_alone(params, tokenizer_params, inputs, pictures):
+    sample = sampler.make_sampler(CONFIG)
+    order = np.array([2, 0, 1])
+    permuted = inputs._replace(
+        **{name: getattr(inputs, name)[order] for name in ("text_BTC", "mask_BT", "seeds_B")}
+    )
+    np.testing.assert_array_equal(sample(params, tokenizer_params, permuted), pictures[order])
+    alone = inputs._replace(
+        **{name: getattr(inputs, name)[1:2] for name in ("text_BTC", "mask_BT", "seeds_B")}
+    )
+    assert np.abs(np.asarray(sample(params, tokenizer_params, alone), int) - pictures[1:2]).max() <= 1
+    other = np.asarray(sample(params, tokenizer_params, inputs._replace(seeds_B=inputs.seeds_B + 100)))
+    assert all((other[i] != pictures[i]).any() for i in range(3))
+
+
+def test_padding_of_the_text_changes_no_bit(params, inputs):
+    longer = inputs._replace(
+        text_BTC=jnp.pad(inputs.text_BTC, ((0, 0), (0, 3), (0, 0)), constant_values=9.0),
+        mask_BT=jnp.pad(inputs.mask_BT, ((0, 0), (0, 3))),
+    )
+    (a, a_logits), (b, b_logits) = (draw_and_differences(CONFIG, params, each) for each in (inputs, longer))
+    jax.tree.map(np.testing.assert_array_equal, a.bits, b.bits)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), a_logits, b_logits)
+
+
+def test_new_values_do_not_compile_again(params, tokenizer_params, inputs):
+    sample = sampler.make_sampler(CONFIG)
+    sample(params, tokenizer_params, inputs)
+    compiled = sample._cache_size()
+    ramp, top_p = jnp.arange(4, dtype=jnp.float32), jnp.float32(0.9)
+    changed = inputs._replace(cfg_K=ramp, tau_K=ramp, top_p=top_p, seeds_B=inputs.seeds_B + 1)
+    sample(params, tokenizer_params, changed)
+    assert sample._cache_size() == compiled
+    assert sampler.make_sampler(dataclasses.replace(CONFIG)) is sample
+
+
+def test_guidance_one_is_none(params, inputs):
+    plain = draw(dataclasses.replace(CONFIG, mixed="none"), params, inputs)
+    for mixed in ("logits", "features", "both"):
+        config = dataclasses.replace(CONFIG, mixed=mixed, feature_layers=(0, 1))
+        guided = draw(config, params, inputs._replace(cfg_K=jnp.ones(4)))
+        jax.tree.map(np.testing.assert_array_equal, plain.bits, guided.bits)
+
+
+@pytest.mark.parametrize("dtype, size", [("float32", 4), ("bfloat16", 2)])
+def test_the_cache_holds_all_scales_but_the_last(params, inputs, dtype, size):
+    config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, compute_dtype=dtype))
+
+    def last_state(params, inputs):
+        state, prepared = sampler.empty_state(config, 3), sampler.prepare(config, params, inputs)
+        for k in range(SCHEDULE.n_scales):
+            _, state = sampler.draw_scale(config, params, inputs, prepared, state, k)
+        return state.caches, state.running_sum_BHWd
+
+    ((cache, _),), running_sum = jax.eval_shape(last_state, params, inputs)
+    assert [keys.shape for keys, _ in cache] == [(2, 6, 4, n, 16) for n in SCHEDULE.tokens[:-1]]
+    assert [values.shape for _, values in cache] == [keys.shape for keys, _ in cache]
+    assert {x.dtype.itemsize for x in jax.tree.leaves(cache)} == {size}
+    assert running_sum.shape == (3, 4, 4, 6)
+
+
+def test_rounding_the_parameters_before_changes_nothing(params, inputs):
+    low = dataclasses.replace(MODEL, compute_dtype="bfloat16")
+    config = dataclasses.replace(CONFIG, model=low)
+    before = sampler.rounded(low, params)
+    assert jax.tree.map(jnp.shape, before) == jax.tree.map(jnp.shape, params)
+    assert jax.tree.all(jax.tree.map(lambda a, b: a is b, sampler.rounded(low, before), before))
+    jax.tree.map(np.testing.assert_array_equal, draw(config, params, inputs), draw(config, before, inputs))
+
+
+def test_an_unguided_last_scale_draws_with_the_caption_alone(params, inputs):
+    config = dataclasses.replace(CONFIG, unguided_scales=(3,))
+    given = inputs._replace(cfg_K=jnp.array([3.0, 3.0, 3.0, 1.0]))
+    for a, b in zip(draw(CONFIG, params, given).bits, draw(config, params, given).bits, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_unguided_scales_halve_the_work_and_later_scales_go_on(params, inputs):
+    def flops(config):
+        compiled = jax.jit(sampler.draw, static_argnums=0).lower(config, params, inputs).compile()
+        text: Any = compiled.as_text()
+        return hlo_costs.costs(text).flops
+
+    unguided = dataclasses.replace(CONFIG, unguided_scales=(1, 3))
+    without, guided = flops(dataclasses.replace(CONFIG, mixed="none")), flops(CONFIG)
+    # Only 7 of the 27 tokens run twice.
+    assert flops(unguided) < without + 0.3 * (guided - without)
+    drawn = draw(unguided, params, inputs)
+    np.testing.assert_array_equal(drawn.bits[0], draw(CONFIG, params, inputs).bits[0])
+    assert np.isfinite(drawn.running_sum_BHWd).all()
+
+
+def test_reused_guidance_is_that_of_the_last_guided_scale(params, inputs):
+    config = dataclasses.replace(CONFIG, unguided_scales=(3,), reuse_guidance=True)
+    drawn, reused = draw_and_differences(config, params, inputs)
+    exact, guided = draw_and_differences(CONFIG, params, inputs)
+    jax.tree.map(np.testing.assert_array_equal, drawn.bits[:3], exact.bits[:3])
+    alone = dataclasses.replace(CONFIG, unguided_scales=(3,))
+    _, unguided = draw_and_differences(alone, params, inputs)
+    # What the caption changed at 3x2 (cfg 3: a third of what was added twice), resized, is added at 4x4.
+    low = draw_and_differences(dataclasses.replace(CONFIG, unguided_scales=(2, 3)), params, inputs)[1][2]
+    effect = ((guided[2] - low) / 2).reshape(3, 3, 2, 6)
+    expected = unguided[3] + 2 * resize.bilinear(effect, (4, 4)).reshape(3, 16, 6)
+    np.testing.assert_allclose(reused[3], expected, atol=1e-3)
+    # With guidance of 1 there is nothing to reuse.
+    plain = inputs._replace(cfg_K=jnp.ones(4))
+    jax.tree.map(
+        np.testing.assert_array_equal, draw(config, params, plain).bits, draw(CONFIG, params, plain).bits
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"unguided_scales": (4,)}, "no scale 4"),
+        ({"reuse_guidance": True}, "unguided_scales"),
+        ({"reuse_guidance": True, "unguided_scales": (0, 1)}, "scale 0"),
+        ({"reuse_guidance": True, "unguided_scales": (1,), "mixed": "none"}, "logits"),
+    ],
+)
+def test_wrong_guidance_of_scales_is_named(changes, message):
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(CONFIG, **changes)
+
+
+def test_bfloat16_draws_close_logits(params, inputs):
+    low = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, compute_dtype="bfloat16"))
+    (_, exact), (_, rounded) = (draw_and_differences(config, params, inputs) for config in (CONFIG, low))
+    # Later scales see other bits as soon as one differs; the first has the same input.
+    np.testing.assert_allclose(rounded[0], exact[0], atol=0.1)
+
+
+def test_drawn_bits_follow_the_probabilities():
+    logits = jnp.array([0.0, 2.0, -3.0, 8.0])
+    difference = jnp.broadcast_to(logits, (4, 5000, 4))
+    seeds = jnp.arange(4, dtype=jnp.uint32)
+
+    def share(tau, top_p):
+        settings = DrawSettings(seeds, jnp.float32(tau), jnp.float32(top_p), 0)
+        return np.asarray(draw_bits(difference, settings).mean((0, 1)))
+
+    np.testing.assert_allclose(share(1, 1), jax.nn.sigmoid(logits), atol=0.01)
+    np.testing.assert_allclose(share(0.5, 1), jax.nn.sigmoid(logits / 0.5), atol=0.01)
+    # At top_p 0.9 what has at most 10% is never drawn; both sides of the third bit (4.7%) and the fourth.
+    np.testing.assert_allclose(share(1, 0.9)[[0, 1]], jax.nn.sigmoid(logits[:2]), atol=0.01)
+    np.testing.assert_array_equal(share(1, 0.9)[[2, 3]], [0, 1])
+    np.testing.assert_array_equal(share(0, 1), [0, 1, 0, 1])
+
+
+def test_draws_of_scales_and_seeds_are_different():
+    logits = jnp.zeros((2, 64, 4))
+    seeds, one = jnp.array([1, 2], jnp.uint32), jnp.float32(1)
+    first, second = (np.asarray(draw_bits(logits, DrawSettings(seeds, one, one, k))) for k in (0, 1))
+    assert 0.3 < np.mean(first[0] == first[1]) < 0.7
+    assert 0.3 < np.mean(first == second) < 0.7
+
+
+def test_settings_of_each_scale():
+    np.testing.assert_array_equal(guidance.per_scale(2.0, 3, "tau"), [2, 2, 2])
+    np.testing.assert_array_equal(guidance.strengths("pyramid", 3.0, 5), [1, 1.5, 2, 2.5, 3])
+    np.testing.assert_array_equal(guidance.strengths("none", 3.0, 2), [1, 1])
+    np.testing.assert_array_equal(guidance.strengths("logits", [1.0, 2.0], 2), [1, 2])
+    with pytest.raises(UserError, match="3 scales"):
+        guidance.per_scale([1.0, 2.0], 3, "tau")
+    with pytest.raises(UserError, match="finite"):
+        guidance.per_scale(float("nan"), 3, "cfg")
+    with pytest.raises(UserError, match="feature_layers"):
+        SamplerConfig(MODEL, TOKENIZER, SCHEDULE, "features", (2,))
+    with pytest.raises(UserError, match="logits"):
+        SamplerConfig(MODEL, TOKENIZER, SCHEDULE, "pixels")
+    chosen = SamplerConfig.from_settings(MODEL, TOKENIZER, SCHEDULE, SampleConfig(guidance="both"))
+    assert chosen == SamplerConfig(MODEL, TOKENIZER, SCHEDULE, "both", (-2,))
