@@ -3,8 +3,8 @@
     python experiments/kills.py [--kills 20] [--seed 0] [--steps 1000]
 
 Two real processes on this machine train the small sharded model of tests/programs/process_run.py, with a checkpoint
-every 3 steps. One of them, chosen at random, gets SIGKILL at a random moment while they start, while they run, or when the
-folder of a checkpoint that is being written is seen. The other is ended too, as a cluster's manager does, and both
+every 3 steps. One of them, chosen at random, gets SIGKILL at a random moment while they start, while they run, or when
+the folder of a checkpoint that is being written is seen. The other is ended too, as a cluster's manager does, and both
 start again in the same workdir. Afterwards every logged
 step must be there once, with the numbers of an undisturbed run, bit for bit. Prints a table, and exits 1 otherwise.
 """

@@ -1,5 +1,7 @@
 """Before the package is imported: checks of shapes and types at run time, and a cache of compiled programs."""
 
+import ctypes
+import gc
 import os
 from pathlib import Path
 
@@ -15,7 +17,9 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
 os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1])])
 
 import helpers.type_checks  # noqa: E402, F401
+import jax  # noqa: E402
 import jaxtyping  # noqa: E402
+import pytest  # noqa: E402
 
 # Only tests pay for these checks; production code is imported without them.
 jaxtyping.install_import_hook("infinity_jax", "helpers.type_checks.check_types")
@@ -29,6 +33,17 @@ def pytest_addoption(parser):
         default=Path(__file__).parent / "golden" / "release",
         help="folder with numbers that the public release produced (default: the subset in tests/golden/release)",
     )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_compiled_programs():
+    """Frees the programs that a module's tests compiled: few are needed again, and all together take some GiB."""
+    yield
+    jax.clear_caches()
+    gc.collect()
+    # glibc keeps what is freed in small pieces, which programs are; elsewhere there is no such function.
+    if trim := getattr(ctypes.CDLL(None), "malloc_trim", None):
+        trim(0)
 
 
 def pytest_collection_modifyitems(items):
