@@ -48,3 +48,14 @@ class Command:
                 help="change one key, like --config.train.steps=100; may be repeated",
             )
         parser.set_defaults(command=self)
+
+
+def command(
+    name: str,
+    summary: str,
+    examples: str,
+    add_arguments: Callable[[argparse.ArgumentParser], None],
+    takes_overrides: bool = False,
+) -> Callable[[Run], Command]:
+    """Makes a `Command` of the function that it decorates."""
+    return lambda run: Command(name, summary, examples, add_arguments, run, takes_overrides)

@@ -6,7 +6,7 @@ import os
 import re
 
 from infinity_jax.cli import options
-from infinity_jax.cli.command import Command
+from infinity_jax.cli.command import command
 from infinity_jax.config import REMAT
 
 EXAMPLES = """infinity-jax compile --config configs/t2i.py --size 2.2b --budget 0.06M --topology v5e:16x16 \\
@@ -28,8 +28,7 @@ LIBTPU = {
 }
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `compile`."""
+def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--config", required=True, metavar="FILE", help="a config file, or one that is packed, like t2i")
     add("--size", required=True, metavar="NAME", help="its argument: 125m 361m 940m 2.2b 4.7b 2b 8b")
@@ -95,7 +94,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--json", required=True, metavar="FILE", help="where the numbers are written")
 
 
-def run(arguments: argparse.Namespace, _: list[str]) -> int:
+@command(
+    "compile",
+    "compile a train step or sampler for a TPU topology ahead of time: does it fit, how fast could it be",
+    EXAMPLES,
+    _add_arguments,
+)
+def compile(arguments: argparse.Namespace, _: list[str]) -> int:
     """Compiles; returns the exit code, 3 where it does not fit into the devices' memory."""
     os.environ.update(LIBTPU)
     # The time that compiling takes is one of the numbers, and there is no device to load a kept program.
@@ -124,12 +129,3 @@ def _shares(text: str) -> dict[str, float]:
                 f"{part!r} is not HEIGHT:WIDTH or HEIGHT:WIDTH=SHARE with a SHARE above 0"
             )
     return shares
-
-
-COMPILE = Command(
-    "compile",
-    "compile a train step or sampler for a TPU topology ahead of time: does it fit, how fast could it be",
-    EXAMPLES,
-    add_arguments,
-    run,
-)

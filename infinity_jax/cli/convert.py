@@ -2,7 +2,7 @@
 
 import argparse
 
-from infinity_jax.cli.command import Command
+from infinity_jax.cli.command import command
 from infinity_jax.errors import UserError
 
 KINDS = ("transformer", "tokenizer", "t5")
@@ -12,8 +12,7 @@ EXAMPLES = """infinity-jax convert --from infinity_2b_reg.pth --kind transformer
   infinity-jax convert --to-torch mine.pth --from 2b --kind transformer"""
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of both directions."""
+def _add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--from",
         dest="source",
@@ -36,7 +35,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, _: list[str]) -> None:
+@command("convert", "published PyTorch weights to a checkpoint folder, and back", EXAMPLES, _add_arguments)
+def convert(arguments: argparse.Namespace, _: list[str]) -> None:
     """Converts; UserError where the arguments do not go together."""
     _check(arguments)
     from infinity_jax.tools.convert import convert
@@ -58,12 +58,3 @@ def _check(arguments: argparse.Namespace) -> None:
             )
     elif missing := sorted({"--config", "--out"} - given):
         raise UserError(f"{' and '.join(missing)} missing; or, for the way back to PyTorch, --to-torch FILE")
-
-
-CONVERT = Command(
-    "convert",
-    "published PyTorch weights to a checkpoint folder, and back",
-    EXAMPLES,
-    add_arguments,
-    run,
-)

@@ -3,14 +3,13 @@
 import argparse
 
 from infinity_jax.cli import options, sample
-from infinity_jax.cli.command import Command
+from infinity_jax.cli.command import command
 
 EXAMPLES = """infinity-jax evaluate --json evaluation.json
   infinity-jax evaluate --checkpoint runs/emoji --cfg 3 --sheet sheet.png --json evaluation.json"""
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `evaluate`."""
+def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--json", required=True, metavar="FILE", help="where the numbers are written")
     sample.add_checkpoint(command)
@@ -25,7 +24,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--sheet", metavar="FILE", help="a PNG of generated beside real pictures")
 
 
-def run(arguments: argparse.Namespace, _: list[str]) -> None:
+@command("evaluate", "measure a checkpoint: loss, reconstruction, KID, retrieval", EXAMPLES, _add_arguments)
+def evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
     """Measures a checkpoint."""
     from infinity_jax.evaluation import evaluate_checkpoint
 
@@ -37,8 +37,3 @@ def run(arguments: argparse.Namespace, _: list[str]) -> None:
         prompts=arguments.prompts,
         sheet=arguments.sheet,
     )
-
-
-EVALUATE = Command(
-    "evaluate", "measure a checkpoint: loss, reconstruction, KID, retrieval", EXAMPLES, add_arguments, run
-)

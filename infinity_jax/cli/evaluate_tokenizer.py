@@ -3,15 +3,14 @@
 import argparse
 
 from infinity_jax.cli import options
-from infinity_jax.cli.command import Command
+from infinity_jax.cli.command import command
 
 EXAMPLES = """infinity-jax evaluate-tokenizer --json tokenizer.json --sheet scales.png
   infinity-jax evaluate-tokenizer --checkpoint runs/tokenizer --data folder:my_pictures --json tokenizer.json
   infinity-jax evaluate-tokenizer --lpips-weights vgg16-397923af.pth,lpips/weights/v0.1/vgg.pth --json tokenizer.json"""
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `evaluate-tokenizer`."""
+def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--json", required=True, metavar="FILE", help="where the numbers are written")
     add(
@@ -50,7 +49,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, _: list[str]) -> None:
+@command(
+    "evaluate-tokenizer",
+    "measure a tokenizer: PSNR, SSIM, EffNet-KID, use of its bits",
+    EXAMPLES,
+    _add_arguments,
+)
+def evaluate_tokenizer(arguments: argparse.Namespace, _: list[str]) -> None:
     """Measures."""
     from infinity_jax.evaluation import evaluate_tokenizer
 
@@ -73,12 +78,3 @@ def _two_files(text: str) -> tuple[str, str]:
             f"{text!r} is not two files with a comma between, the weights of VGG16 and of the heads of LPIPS"
         )
     return files[0], files[1]
-
-
-EVALUATE_TOKENIZER = Command(
-    "evaluate-tokenizer",
-    "measure a tokenizer: PSNR, SSIM, EffNet-KID, use of its bits",
-    EXAMPLES,
-    add_arguments,
-    run,
-)

@@ -2,7 +2,7 @@
 
 import argparse
 
-from infinity_jax.cli.command import Command
+from infinity_jax.cli.command import command
 
 EXAMPLES = """infinity-jax fid --generated out/coco --real val2014 --inception pt_inception-2015-12-05-6726825d.pth \\
       --json fid.json
@@ -10,8 +10,7 @@ What is computed of the real pictures is kept in $INFINITY_DATA; the log names t
 .npz with mu and sigma as pytorch-fid writes it (for FID alone). Folders are read with all that is below them."""
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `fid`."""
+def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--generated", required=True, metavar="DIR", help="pictures, PNG, JPEG or WebP, of any sizes")
     add("--real", required=True, metavar="DIR|STATS", help="real pictures, or an .npz with their statistics")
@@ -24,17 +23,11 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     add("--json", required=True, metavar="FILE", help="where the numbers are written")
 
 
-def run(arguments: argparse.Namespace, _: list[str]) -> None:
+@command(
+    "fid", "FID and KID between two folders of pictures, on the Inception-v3 of FID", EXAMPLES, _add_arguments
+)
+def fid(arguments: argparse.Namespace, _: list[str]) -> None:
     """Measures."""
     from infinity_jax.evaluation import fid_of_folders
 
     fid_of_folders.main(arguments.generated, arguments.real, arguments.inception, arguments.json)
-
-
-FID = Command(
-    "fid",
-    "FID and KID between two folders of pictures, on the Inception-v3 of FID",
-    EXAMPLES,
-    add_arguments,
-    run,
-)

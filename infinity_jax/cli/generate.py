@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from infinity_jax.cli import options, sample
-from infinity_jax.cli.command import Command
+from infinity_jax.cli.command import command
 from infinity_jax.evaluation.benchmarks import layouts
 
 EXAMPLES = """infinity-jax generate --benchmark geneval --prompts geneval/prompts/evaluation_metadata.jsonl \\
@@ -16,8 +16,7 @@ The same command again goes on: whole pictures are kept. DIR/card.json says how 
 with other settings DIR is refused. Shards write into the same DIR, and draw the pictures of a single run."""
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `generate`."""
+def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add("--benchmark", required=True, choices=tuple(layouts.BENCHMARKS), help="which one")
     add(
@@ -42,7 +41,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     options.add_rewriting(command)
 
 
-def run(arguments: argparse.Namespace, _: list[str]) -> None:
+@command(
+    "generate",
+    "draw the pictures of a benchmark of the field, as its own evaluator reads them",
+    EXAMPLES,
+    _add_arguments,
+)
+def generate(arguments: argparse.Namespace, _: list[str]) -> None:
     """Draws the pictures."""
     rewriter = options.rewriter_of(arguments)
     benchmark = layouts.BENCHMARKS[arguments.benchmark]
@@ -59,12 +64,3 @@ def _shard(text: str) -> tuple[int, int]:
     if not found or int(found[1]) >= int(found[2]):
         raise argparse.ArgumentTypeError(f"{text!r} is no shard I/N with I from 0 to N - 1, like 0/8")
     return int(found[1]), int(found[2])
-
-
-GENERATE = Command(
-    "generate",
-    "draw the pictures of a benchmark of the field, as its own evaluator reads them",
-    EXAMPLES,
-    add_arguments,
-    run,
-)

@@ -5,37 +5,35 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from infinity_jax.cli import (
-    compile,
-    convert,
-    evaluate,
-    evaluate_tokenizer,
-    exit_codes,
-    export,
-    fid,
-    generate,
-    prepare,
-    sample,
-    scaling,
-    sweep,
-    train,
-)
+from infinity_jax.cli import exit_codes
+from infinity_jax.cli.compile import compile
+from infinity_jax.cli.convert import convert
+from infinity_jax.cli.evaluate import evaluate
+from infinity_jax.cli.evaluate_tokenizer import evaluate_tokenizer
+from infinity_jax.cli.export import export
+from infinity_jax.cli.fid import fid
+from infinity_jax.cli.generate import generate
+from infinity_jax.cli.prepare import prepare
+from infinity_jax.cli.sample import sample
+from infinity_jax.cli.scaling import scaling
+from infinity_jax.cli.sweep import ablate, sweep
+from infinity_jax.cli.train import train, train_tokenizer
 
 COMMANDS = (
-    prepare.PREPARE,
-    train.TRAIN_TOKENIZER,
-    train.TRAIN,
-    sample.SAMPLE,
-    generate.GENERATE,
-    evaluate.EVALUATE,
-    evaluate_tokenizer.EVALUATE_TOKENIZER,
-    fid.FID,
-    export.EXPORT,
-    convert.CONVERT,
-    compile.COMPILE,
-    sweep.SWEEP,
-    scaling.SCALING,
-    sweep.ABLATE,
+    prepare,
+    train_tokenizer,
+    train,
+    sample,
+    generate,
+    evaluate,
+    evaluate_tokenizer,
+    fid,
+    export,
+    convert,
+    compile,
+    sweep,
+    scaling,
+    ablate,
 )
 
 

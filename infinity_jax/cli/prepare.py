@@ -4,7 +4,7 @@ import argparse
 import os
 
 from infinity_jax.cli import options
-from infinity_jax.cli.command import Command
+from infinity_jax.cli.command import command
 from infinity_jax.errors import UserError
 
 EXAMPLES = """infinity-jax prepare
@@ -12,8 +12,7 @@ EXAMPLES = """infinity-jax prepare
   infinity-jax train --config configs/t2i.py:debug --config.data.source=records:shards --workdir /tmp/run"""
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `prepare`."""
+def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--source",
@@ -43,7 +42,8 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
+@command("prepare", "prepare a data set", EXAMPLES, _add_arguments, takes_overrides=True)
+def prepare(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Prepares pictures, or the features of prepared ones."""
     from infinity_jax.data.prepared import prepare
 
@@ -53,6 +53,3 @@ def run(arguments: argparse.Namespace, overrides: list[str]) -> None:
         raise UserError(f"{overrides[0]} changes a config, and there is none without --features")
     else:
         prepare.main(arguments.source, arguments.out, arguments.workers)
-
-
-PREPARE = Command("prepare", "prepare a data set", EXAMPLES, add_arguments, run, takes_overrides=True)

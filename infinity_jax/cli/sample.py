@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 from infinity_jax.cli import options
-from infinity_jax.cli.command import Command
+from infinity_jax.cli.command import command
 
 if TYPE_CHECKING:
     from infinity_jax.sampling.request import SystemOptions
@@ -17,8 +17,7 @@ large ones fewer."""
 ALL = "all"
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `sample`."""
+def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     given = command.add_mutually_exclusive_group(required=True)
     prompts = given.add_argument(
@@ -92,7 +91,8 @@ def add_checkpoint(command: argparse.ArgumentParser) -> None:
     command.add_argument("--seed", type=options.whole_number, default=0, metavar="N", help="default 0")
 
 
-def run(arguments: argparse.Namespace, _: list[str]) -> None:
+@command("sample", "draw pictures from prompts", EXAMPLES, _add_arguments)
+def sample(arguments: argparse.Namespace, _: list[str]) -> None:
     """Draws the pictures."""
     from infinity_jax.text import prompt
 
@@ -138,12 +138,3 @@ def _mesh(arguments: argparse.Namespace) -> str | None:
 
 def _devices(text: str) -> str | int:
     return text if text == ALL else options.count(text)
-
-
-SAMPLE = Command(
-    "sample",
-    "draw pictures from prompts",
-    EXAMPLES,
-    add_arguments,
-    run,
-)

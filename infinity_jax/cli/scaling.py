@@ -3,15 +3,14 @@
 import argparse
 
 from infinity_jax.cli import options
-from infinity_jax.cli.command import Command
+from infinity_jax.cli.command import command
 
 EXAMPLES = """infinity-jax scaling --table runs/sweep/runs.csv --out scaling
   infinity-jax scaling --table results/emoji/runs.csv --out /tmp/scaling --seed 1
 writes DIR/report.html, DIR/fit.json and each figure as PNG and SVG; rows of different vocabularies are fitted apart"""
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `scaling`."""
+def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--table",
@@ -29,17 +28,14 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
-def run(arguments: argparse.Namespace, _: list[str]) -> None:
+@command(
+    "scaling",
+    "fit a scaling law to the table of a sweep: constants with intervals, frontier, plots, a report",
+    EXAMPLES,
+    _add_arguments,
+)
+def scaling(arguments: argparse.Namespace, _: list[str]) -> None:
     """Fits and writes."""
     from infinity_jax.tools.scaling import fit
 
     fit.main(arguments.table, arguments.out, arguments.seed)
-
-
-SCALING = Command(
-    "scaling",
-    "fit a scaling law to the table of a sweep: constants with intervals, frontier, plots, a report",
-    EXAMPLES,
-    add_arguments,
-    run,
-)

@@ -4,7 +4,7 @@ import argparse
 from collections.abc import Callable
 
 from infinity_jax.cli import options
-from infinity_jax.cli.command import Command
+from infinity_jax.cli.command import command
 from infinity_jax.errors import UserError
 
 SWEEP_EXAMPLES = """infinity-jax sweep --config configs/sweeps/emoji.py --dry-run
@@ -17,15 +17,13 @@ the same command again resumes"""
 DOES_NOT_FIT = 3
 
 
-def add_sweep_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `sweep`."""
+def _add_sweep_arguments(command: argparse.ArgumentParser) -> None:
     metavar, text = "FILE[:ARGUMENT]", "a grid: a file, or one that is packed, like sweeps/emoji"
     command.add_argument("--config", required=True, metavar=metavar, help=text)
     _add_common(command)
 
 
-def add_ablate_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of `ablate`."""
+def _add_ablate_arguments(command: argparse.ArgumentParser) -> None:
     text = "self-correction, decoding, classifier, positions, vocabulary; or a grid's config file"
     command.add_argument("name", metavar="NAME", help=text)
     _add_common(command)
@@ -49,14 +47,28 @@ def _add_common(command: argparse.ArgumentParser) -> None:
     options.add_processes(command)
 
 
-def run_sweep(arguments: argparse.Namespace, overrides: list[str]) -> int:
+@command(
+    "sweep",
+    "train a grid of models, one cell after the other, into one table of runs",
+    SWEEP_EXAMPLES,
+    _add_sweep_arguments,
+    takes_overrides=True,
+)
+def sweep(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Plans or runs a sweep."""
     from infinity_jax.tools.scaling import sweep
 
     return _plan_or_run(arguments, arguments.config, overrides, sweep.run)
 
 
-def run_ablation(arguments: argparse.Namespace, overrides: list[str]) -> int:
+@command(
+    "ablate",
+    "one of the paper's ablations on the bundled pictures, as a table beside the paper's numbers",
+    ABLATE_EXAMPLES,
+    _add_ablate_arguments,
+    takes_overrides=True,
+)
+def ablate(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Plans or runs an ablation: one of the package by its name, or a config file."""
     from infinity_jax import config_files
     from infinity_jax.tools.scaling import ablations
@@ -85,21 +97,3 @@ def _plan_or_run(arguments: argparse.Namespace, path: str, overrides: list[str],
     distributed.start(options.processes_of(arguments))
     main(path, overrides, arguments.workdir, arguments.cell)
     return 0
-
-
-SWEEP = Command(
-    "sweep",
-    "train a grid of models, one cell after the other, into one table of runs",
-    SWEEP_EXAMPLES,
-    add_sweep_arguments,
-    run_sweep,
-    takes_overrides=True,
-)
-ABLATE = Command(
-    "ablate",
-    "one of the paper's ablations on the bundled pictures, as a table beside the paper's numbers",
-    ABLATE_EXAMPLES,
-    add_ablate_arguments,
-    run_ablation,
-    takes_overrides=True,
-)

@@ -3,7 +3,7 @@
 import argparse
 
 from infinity_jax.cli import options
-from infinity_jax.cli.command import Command
+from infinity_jax.cli.command import command
 
 TOKENIZER_EXAMPLES = """infinity-jax train-tokenizer --config configs/emoji_tokenizer.py --workdir runs/tokenizer
   infinity-jax train-tokenizer --config configs/emoji_tokenizer.py:debug --workdir /tmp/debug"""
@@ -13,8 +13,7 @@ EXAMPLES = """infinity-jax train --config configs/emoji.py --workdir runs/emoji
   infinity-jax train --config configs/emoji_progressive.py --workdir runs/stages"""
 
 
-def add_arguments(command: argparse.ArgumentParser) -> None:
-    """Adds the arguments of both trainers."""
+def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--config",
@@ -31,6 +30,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     options.add_processes(command)
 
 
+@command(
+    "train-tokenizer",
+    "train the picture tokenizer; the same command again resumes",
+    TOKENIZER_EXAMPLES,
+    _add_arguments,
+    takes_overrides=True,
+)
 def train_tokenizer(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Trains a tokenizer."""
     from infinity_jax import config_files
@@ -44,6 +50,13 @@ def train_tokenizer(arguments: argparse.Namespace, overrides: list[str]) -> None
     train_tokenizer.main(config, arguments.workdir)
 
 
+@command(
+    "train",
+    "train the transformer; the same command again resumes",
+    EXAMPLES,
+    _add_arguments,
+    takes_overrides=True,
+)
 def train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Trains a transformer, in one go or stage by stage."""
     from infinity_jax import config_files
@@ -55,21 +68,3 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     distributed.start(options.processes_of(arguments))
     trainer = stages if "stages" in config else train_transformer
     trainer.main(config, arguments.workdir)
-
-
-TRAIN_TOKENIZER = Command(
-    "train-tokenizer",
-    "train the picture tokenizer; the same command again resumes",
-    TOKENIZER_EXAMPLES,
-    add_arguments,
-    train_tokenizer,
-    takes_overrides=True,
-)
-TRAIN = Command(
-    "train",
-    "train the transformer; the same command again resumes",
-    EXAMPLES,
-    add_arguments,
-    train,
-    takes_overrides=True,
-)

@@ -29,6 +29,11 @@ class Target:
     chip: Chip | None
 
 
+def main_memory() -> int:
+    """Counts the bytes of this machine's memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
 def find_target(topology: str, slices: int = 1) -> Target:
     """Finds the devices that a name describes; UserError if there are none, or libtpu is not installed."""
     name, _, shape = topology.partition(":")
@@ -44,8 +49,7 @@ def find_target(topology: str, slices: int = 1) -> Target:
                 f"topology {topology!r}: this process has {len(devices)} virtual CPU devices; write cpu:NUMBER, and "
                 "outside the command line set XLA_FLAGS=--xla_force_host_platform_device_count=NUMBER before jax starts"
             )
-        host = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Target(devices[:count], host // count, None)
+        return Target(devices[:count], main_memory() // count, None)
     chip = CHIPS.get(name)
     if chip is None or chip.topology_options is None:
         known = ", ".join(name for name, chip in CHIPS.items() if chip.topology_options is not None)

@@ -48,12 +48,6 @@ def analyse(
     fit = law_module.fit(column(runs, "parameters"), column(runs, "pictures"), losses, seed, resamples)
     cost = cost_of(runs)
     check, parabolas = held_out(runs, seed, resamples), isoflop(runs, fit.losses_Rn)
-    warnings = [
-        *_warnings_about_law(fit, runs),
-        *_warnings_about_cost(cost),
-        *_warnings_about_held_out(check),
-        *_warnings_about_parabolas(parabolas),
-    ]
     return Analysis(
         vocabulary=vocabulary,
         runs=runs,
@@ -64,19 +58,22 @@ def analyse(
         frontier_samples=frontier_of(fit.samples, cost),
         isoflop=parabolas,
         correlations=correlations(runs),
-        warnings=warnings,
+        warnings=[
+            *_warnings_about_law(fit, runs),
+            *_warnings_about_cost(cost),
+            *_warnings_about_held_out(check),
+            *_warnings_about_parabolas(parabolas),
+        ],
     )
 
 
 def _warnings_about_law(fit: Fit, runs: Sequence[Run]) -> list[str]:
     law, samples = fit.law, fit.samples
-    warnings = []
-    if law.A == 0:
-        warnings.append(
-            "A = 0: the loss does not fall with parameters in these runs, and there is no frontier"
-        )
-    if law.B == 0:
-        warnings.append("B = 0: the loss does not fall with pictures in these runs, and there is no frontier")
+    warnings = [
+        f"{letter} = 0: the loss does not fall with {what} in these runs, and there is no frontier"
+        for letter, what in (("A", "parameters"), ("B", "pictures"))
+        if getattr(law, letter) == 0
+    ]
     if law.E == 0:
         warnings.append("E = 0, its bound: these runs do not show where the loss would level off")
     elif np.percentile(samples.E, 50 - PERCENT / 2) < 1e-3 * column(runs, "loss").min():
@@ -85,8 +82,7 @@ def _warnings_about_law(fit: Fit, runs: Sequence[Run]) -> list[str]:
         if term > 0:
             warnings += _warnings_about_exponent(name, getattr(law, name), getattr(samples, name))
     for what, name, letter in (("parameters", "parameters", "a"), ("pictures seen", "pictures", "b")):
-        values = {getattr(run, name) for run in runs}
-        if len(values) == 3:
+        if len({getattr(run, name) for run in runs}) == 3:
             warnings.append(
                 f"only 3 numbers of {what}: the bend along them, and with it {letter}, rests on three points"
             )
@@ -128,7 +124,7 @@ def _warnings_about_held_out(check: HeldOut | None) -> list[str]:
         return ["no run was held out: without the largest there would be too few"]
     if check.interval is None or not check.interval[0] <= check.measured <= check.interval[1]:
         return [
-            f"the held-out run {check.run.name} lies outside the interval predicted for it ({check.error:+.1%}):"
+            f"the held-out run {check.run} lies outside the interval predicted for it ({check.relative_error:+.1%}):"
             " extrapolate with care"
         ]
     return []
@@ -180,8 +176,12 @@ def describe(analysis: Analysis) -> dict[str, Any]:
         },
         "terms_at_centre": _terms(analysis),
         "robust_residual": fit.sigma,
-        "runs": _runs(analysis),
-        "held_out": _held_out(analysis),
+        "runs": [
+            {name: getattr(run, name) for name in ("name", "size", "parameters", "pictures", "flop", "loss")}
+            | {"fitted": float(fitted), "log_residual": float(residual)}
+            for run, fitted, residual in zip(analysis.runs, fit.fitted_n, fit.residuals_n, strict=True)
+        ],
+        "held_out": analysis.held_out and dataclasses.asdict(analysis.held_out),
         "cost": dataclasses.asdict(analysis.cost),
         "frontier": _frontier(analysis),
         "isoflop": dataclasses.asdict(analysis.isoflop),
@@ -204,42 +204,6 @@ def _terms(analysis: Analysis) -> dict[str, Any]:
     }
 
 
-def _runs(analysis: Analysis) -> list[dict[str, Any]]:
-    fit = analysis.fit
-    return [
-        {
-            "name": run.name,
-            "size": run.size,
-            "parameters": run.parameters,
-            "pictures": run.pictures,
-            "flop": run.flop,
-            "loss": run.loss,
-            "fitted": float(fitted),
-            "log_residual": float(residual),
-        }
-        for run, fitted, residual in zip(analysis.runs, fit.fitted_n, fit.residuals_n, strict=True)
-    ]
-
-
-def _held_out(analysis: Analysis) -> dict[str, Any] | None:
-    found = analysis.held_out
-    if found is None:
-        return None
-    return {
-        "run": found.run.name,
-        "parameters": found.run.parameters,
-        "pictures": found.run.pictures,
-        "flop": found.run.flop,
-        "runs_left_out": found.without,
-        "measured": found.measured,
-        "predicted": found.predicted,
-        "interval": found.interval,
-        "relative_error": found.error,
-        "outside": found.outside,
-        "constants": dataclasses.asdict(found.law),
-    }
-
-
 def _frontier(analysis: Analysis) -> dict[str, Any] | None:
     best, samples = analysis.frontier, analysis.frontier_samples
     if not np.isfinite(best.G):
@@ -251,11 +215,10 @@ def _frontier(analysis: Analysis) -> dict[str, Any] | None:
         }
         for name in ("G", "size_exponent", "data_exponent")
     }
-    points = [_point(analysis, float(flop)) for flop in levels(analysis.runs)]
     return {
         "form": "N_opt = G (C / kappa)^size_exponent, D_opt = G^-gamma (C / kappa)^data_exponent, C = kappa N^gamma D",
         **closed,
-        "points": points,
+        "points": [_point(analysis, float(flop)) for flop in levels(analysis.runs)],
     }
 
 

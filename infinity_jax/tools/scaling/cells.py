@@ -1,10 +1,8 @@
 """One cell of a grid: train, draw, measure, and its row in the table of runs."""
 
-import contextlib
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -56,10 +54,14 @@ def check_unchanged(workdir: Path, cell: Cell, grid: GridConfig) -> None:
         )
 
 
-def failure(workdir: Path, cell: Cell) -> str | None:
-    """Reads why a cell failed when it was last tried; None if it did not."""
-    path = folder(workdir, cell) / FAILURE
-    return path.read_text() if path.exists() else None
+def row(workdir: Path, e: Estimate) -> dict[str, Any]:
+    """Makes a cell's row of what its folder says now."""
+    if (done := finished_row(workdir, e.cell)) is not None:
+        return done
+    here = folder(workdir, e.cell)
+    if (here / FAILURE).exists():
+        return e.row() | {"status": "failed", "error": (here / FAILURE).read_text()}
+    return e.row() | ({"status": "running"} if here.is_dir() else {})
 
 
 def run(workdir: Path, cell: Cell, grid: GridConfig, estimate: Estimate) -> None:
@@ -73,7 +75,7 @@ def run(workdir: Path, cell: Cell, grid: GridConfig, estimate: Estimate) -> None
         here.mkdir(parents=True, exist_ok=True)
         atomic.write_json(here / CONFIG, _record(cell, grid))
         (here / FAILURE).unlink(missing_ok=True)
-    with _failing(here / FAILURE):
+    try:
         checkpoint = grid.checkpoint or str(here / "run")
         if not grid.checkpoint:
             train_transformer.main(cell.config, here / "run")
@@ -85,31 +87,22 @@ def run(workdir: Path, cell: Cell, grid: GridConfig, estimate: Estimate) -> None
             numbers |= {"status": "done", "commit": origin.describe()["commit"][:12]}
             numbers |= {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
             atomic.write_json(here / ROW, estimate.row() | numbers)
+    except (UserError, MemoryError, jax.errors.JaxRuntimeError) as error:
+        message = " ".join(str(error).split())[:300]
+        # For the table: it is written again by other jobs, which do not know what went wrong.
+        if jax.process_index() == 0:
+            atomic.write_text(here / FAILURE, message)
+        raise CellFailed(message) from error
     # A program of this cell is of no use to the next one.
     jax.clear_caches()
 
 
-@contextlib.contextmanager
-def _failing(file: Path) -> Iterator[None]:
-    """Keeps what went wrong in `file`: the table is written again by other jobs, which do not know it."""
-    try:
-        yield
-    except (UserError, MemoryError, jax.errors.JaxRuntimeError) as error:
-        message = " ".join(str(error).split())[:300]
-        if jax.process_index() == 0:
-            atomic.write_text(file, message)
-        raise CellFailed(message) from error
-
-
 def _record(cell: Cell, grid: GridConfig) -> dict[str, Any]:
     """Collects what a cell's numbers depend on, by "section.key"."""
-    flat: dict[str, Any] = {"checkpoint": grid.checkpoint, "pictures": grid.pictures}
-    flat["tokenizers"] = list(grid.tokenizers)
+    flat = {"checkpoint": grid.checkpoint, "pictures": grid.pictures, "tokenizers": list(grid.tokenizers)}
     for section, values in cell.config.to_dict().items():
-        if isinstance(values, dict):
-            flat |= {f"{section}.{key}": value for key, value in values.items()}
-        else:
-            flat[section] = values
+        nested = isinstance(values, dict)
+        flat |= {f"{section}.{key}": value for key, value in values.items()} if nested else {section: values}
     return flat
 
 

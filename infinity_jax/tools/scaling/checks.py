@@ -49,8 +49,7 @@ def correlations(runs: Sequence[Run]) -> list[Correlation]:
         having = [run for run in runs if name in run.metrics]
         losses = np.asarray([run.loss for run in having], float)
         values = np.asarray([run.metrics[name] for run in having], float)
-        r = pearson(losses, values)
-        plain = plain_name(name)
+        r, plain = pearson(losses, values), plain_name(name)
         found.append(
             Correlation(
                 metric=name,
@@ -89,26 +88,29 @@ def plain_name(metric: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """The prediction of a run that was not fitted.
+    """The prediction of a run that was not fitted, as in fit.json.
 
     Attributes:
-      run: of most FLOP.
-      without: how many runs were left out: it, and those that differ from it in the seed alone.
+      run, parameters, pictures, flop: name, N, D and C of the run of most FLOP.
+      runs_left_out: it, and those that differ from it in the seed alone.
       measured: mean loss of those.
       predicted, interval: its loss from the others, with the uncertainty of the law and the scatter of one run.
-      error: predicted / measured - 1.
-      law: fitted to the others.
+      relative_error: predicted / measured - 1.
       outside: which of "N", "D", "C" lie beyond the others.
+      constants: of the law fitted to the others.
     """
 
-    run: Run
-    without: int
+    run: str
+    parameters: int
+    pictures: int
+    flop: int
+    runs_left_out: int
     measured: float
     predicted: float
     interval: list[float] | None
-    error: float
-    law: law_module.Law
+    relative_error: float
     outside: list[str]
+    constants: law_module.Law
 
 
 def held_out(runs: Sequence[Run], seed: int, resamples: int) -> HeldOut | None:
@@ -125,12 +127,15 @@ def held_out(runs: Sequence[Run], seed: int, resamples: int) -> HeldOut | None:
     # The scatter of the runs left out, from another resample than the law, of which it must not know.
     scatter_R = np.roll(fit.noise_Rn[:, : len(alike)].mean(axis=1), 1)
     return HeldOut(
-        run=largest,
-        without=len(alike),
+        run=largest.name,
+        parameters=largest.parameters,
+        pictures=largest.pictures,
+        flop=largest.flop,
+        runs_left_out=len(alike),
         measured=measured,
         predicted=predicted,
         interval=law_module.interval(fit.samples.loss(*place) * np.exp(scatter_R)),
-        error=predicted / measured - 1,
-        law=fit.law,
+        relative_error=predicted / measured - 1,
         outside=outside(others, *place, largest.flop),
+        constants=fit.law,
     )

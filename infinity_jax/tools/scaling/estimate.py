@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import os
 import time
 from typing import Any
 
@@ -16,6 +15,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.tools.planning import flops, memory
 from infinity_jax.tools.planning.chips import CHIPS
+from infinity_jax.tools.planning.targets import main_memory
 from infinity_jax.tools.scaling.grid import Cell, Hardware
 from infinity_jax.training.config import TrainConfig, from_section
 
@@ -68,10 +68,7 @@ class Estimate:
             | known
             | {
                 "parameters": self.parameters,
-                "layers": self.model.layers,
-                "width": self.model.width,
-                "heads": self.model.heads,
-                "bits": self.model.bits,
+                **{name: getattr(self.model, name) for name in ("layers", "width", "heads", "bits")},
                 "batch_size": self.train.batch_size,
                 "steps": self.train.steps,
                 "pictures": self.pictures,
@@ -108,7 +105,7 @@ def estimate(cell: Cell, hardware: Hardware, trains: bool = True) -> Estimate:
         total,
         needed,
         total / (_peak(hardware) * hardware.count * hardware.utilisation),
-        CHIPS[hardware.chip].memory if hardware.chip else _main_memory(),
+        CHIPS[hardware.chip].memory if hardware.chip else main_memory(),
     )
 
 
@@ -152,8 +149,3 @@ def _measured_rate() -> float:
         jax.block_until_ready(multiply(matrix, matrix))
         best = min(best, time.perf_counter() - started)
     return 2 * _SIDE**3 / best
-
-
-def _main_memory() -> int:
-    """Counts the bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

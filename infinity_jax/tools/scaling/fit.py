@@ -16,7 +16,7 @@ from infinity_jax.files import atomic
 from infinity_jax.tools.scaling import analysis as summary
 from infinity_jax.tools.scaling import law, plots, report, table
 from infinity_jax.tools.scaling.analysis import Analysis, analyse
-from infinity_jax.tools.scaling.runs import Run, select, shortage
+from infinity_jax.tools.scaling.runs import select, shortage
 
 FIT, REPORT = "fit.json", "report.html"
 
@@ -37,7 +37,9 @@ def main(
     out = Path(out)
     rows = table.read(table_file)
     groups, warnings = select(rows, str(table_file))
-    enough, short = _enough(groups)
+    lacks = {vocabulary: shortage(runs) for vocabulary, runs in groups.items()}
+    enough = {vocabulary: runs for vocabulary, runs in groups.items() if lacks[vocabulary] is None}
+    short = [f"vocabulary {name}: {lack}" if name else lack for name, lack in lacks.items() if lack]
     if not enough:
         raise UserError(f"{table_file} has too few runs for a fit: {'; '.join([*short, *warnings])}")
     try:
@@ -62,17 +64,6 @@ def main(
     atomic.write_bytes(out / REPORT, report.page(found, pictures).encode())
     _say(found, out)
     return found
-
-
-def _enough(groups: dict[str, list[Run]]) -> tuple[dict[str, list[Run]], list[str]]:
-    """Finds the groups that can be fitted, and says why the others cannot."""
-    enough, short = {}, []
-    for vocabulary, runs in groups.items():
-        if (lack := shortage(runs)) is None:
-            enough[vocabulary] = runs
-        else:
-            short.append(f"{f'vocabulary {vocabulary}: ' if vocabulary else ''}{lack}")
-    return enough, short
 
 
 def _draw(analysis: Analysis, out: Path, prefixed: bool) -> dict[str, bytes]:

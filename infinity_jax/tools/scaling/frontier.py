@@ -92,10 +92,8 @@ def outside(runs: Sequence[Run], parameters: Any, pictures: Any, flop: Any) -> l
     """Says which of "N", "D", "C" lie outside the runs' own, beyond rounding: there a prediction is extrapolated."""
     return [
         letter
-        for letter, name, value in (
-            ("N", "parameters", parameters),
-            ("D", "pictures", pictures),
-            ("C", "flop", flop),
+        for letter, name, value in zip(
+            "NDC", ("parameters", "pictures", "flop"), (parameters, pictures, flop), strict=True
         )
         if not column(runs, name).min() * (1 - 1e-6) <= value <= column(runs, name).max() * (1 + 1e-6)
     ]

@@ -67,7 +67,7 @@ class GridConfig:
     tokenizers: tuple[str, ...] = ()
     checkpoint: str = ""
     pictures: int = 0
-    hardware: Any = dataclasses.field(default_factory=dict)
+    hardware: Hardware = Hardware()
     compare: str = ""
     columns: tuple[str, ...] = ()
     paper: tuple[str, ...] = ()
@@ -119,7 +119,8 @@ def load(path: str, overrides: Sequence[str] = (), workdir: str = "WORKDIR") -> 
       UserError: the file, or the config of a cell, has a mistake; the message names the cell.
     """
     values = config_files.load(path, overrides)
-    grid = from_dict(GridConfig, {key: values[key] for key in values}, "config")
+    hardware = from_dict(Hardware, values.get("hardware", {}), "hardware")
+    grid = from_dict(GridConfig, {**values, "hardware": hardware}, "config")
     parsed = {axis: [_parse(text) for text in labels] for axis, labels in grid.axes.items()}
     cells = []
     for choice in itertools.product(*parsed.values()):
@@ -143,11 +144,6 @@ def tokenizer_configs(grid: GridConfig) -> dict[str, Any]:
             raise UserError(f'tokenizers {text!r} names no config file; write "{label}: FILE KEY=VALUE ..."')
         configs[label] = config_files.load(words[0], _flags(words[1:]))
     return configs
-
-
-def hardware(grid: GridConfig) -> Hardware:
-    """Reads and checks the section `hardware`."""
-    return from_dict(Hardware, grid.hardware, "hardware")
 
 
 def _parse(text: str) -> tuple[str, list[str]]:

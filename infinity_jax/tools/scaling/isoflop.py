@@ -141,7 +141,12 @@ def _levels(lines: list[_Line]) -> np.ndarray:
 def _parabola(groups: list[list[Run]], lines: list[_Line], level: float) -> tuple[Parabola, np.ndarray]:
     """Fits the parabola; gives it and the minimum's N in the resampled tables, NaN where there is none."""
     chosen = [(group, line) for group, line in zip(groups, lines, strict=True) if line.covers(level)]
-    losses = np.stack([_at(line, level) for _, line in chosen])
+    losses = np.stack(
+        [
+            PchipInterpolator(line.log_flop, line.losses)(np.clip(level, line.log_flop[0], line.log_flop[-1]))
+            for _, line in chosen
+        ]
+    )
     parameters = tuple(group[0].parameters for group, _ in chosen)
     centre = float(np.exp(np.log(parameters).mean()))
     square, slope, height = np.polyfit(np.log(parameters) - np.log(centre), losses, 2)
@@ -150,9 +155,7 @@ def _parabola(groups: list[list[Run]], lines: list[_Line], level: float) -> tupl
         # A nearly straight line has its minimum anywhere.
         minima = centre * np.exp(np.where(np.abs(lowest_at) < 50, lowest_at, np.nan))
     has_minimum = bool(np.isfinite(minima[0]))
-    place = "none"
-    if has_minimum:
-        place = "below" if minima[0] < parameters[0] else "above" if minima[0] > parameters[-1] else "inside"
+    place = "below" if minima[0] < parameters[0] else "above" if minima[0] > parameters[-1] else "inside"
     parabola = Parabola(
         flop=float(np.exp(level)),
         sizes=tuple(group[0].size for group, _ in chosen),
@@ -163,11 +166,6 @@ def _parabola(groups: list[list[Run]], lines: list[_Line], level: float) -> tupl
         minimum=float(minima[0]) if has_minimum else None,
         minimum_interval=interval(minima[1:]) if has_minimum else None,
         lowest=float(height[0] - slope[0] ** 2 / (4 * square[0])) if has_minimum else None,
-        place=place,
+        place=place if has_minimum else "none",
     )
     return parabola, minima[1:]
-
-
-def _at(line: _Line, level: float) -> np.ndarray:
-    level = float(np.clip(level, line.log_flop[0], line.log_flop[-1]))
-    return PchipInterpolator(line.log_flop, line.losses)(level)

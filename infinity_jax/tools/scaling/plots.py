@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from infinity_jax.tools.scaling.analysis import Analysis
-from infinity_jax.tools.scaling.checks import plain_name
+from infinity_jax.tools.scaling.checks import PAPER, plain_name
 from infinity_jax.tools.scaling.frontier import levels, outside
 from infinity_jax.tools.scaling.law import PERCENT
 from infinity_jax.tools.scaling.runs import Run, column, sizes
@@ -172,7 +172,7 @@ def _residuals(analysis: Analysis) -> Figure:
         check = analysis.held_out
         if check is not None:
             apart = 100 * (check.measured / check.predicted - 1)
-            axes.plot(getattr(check.run, name), apart, "x", color="crimson", ms=8, mew=1.8)
+            axes.plot(getattr(check, name), apart, "x", color="crimson", ms=8, mew=1.8)
         _label(axes, label, "measured over fitted loss, %")
     extra = {"fitted": _MEASURED}
     if analysis.held_out is not None:
@@ -186,7 +186,6 @@ def _isoflop(analysis: Analysis) -> Figure:
     figure, ((axes,),) = _axes()
     found = analysis.isoflop.parabolas
     colours = [matplotlib.colormaps["plasma"](x) for x in np.linspace(0, 0.82, len(found))]
-    handles, labels = [], []
     for parabola, colour in zip(found, colours, strict=True):
         measured = np.asarray(parabola.parameters, float)
         _dots(axes, measured, parabola.losses, colour)
@@ -195,14 +194,13 @@ def _isoflop(analysis: Analysis) -> Figure:
         _solid_and_dashed(axes, x, y, measured, colour)
         if parabola.place == "inside":
             axes.plot(parabola.minimum, parabola.lowest, "*", color=colour, ms=12, mec="white", mew=0.6)
-        handles.append(Line2D([], [], color=colour))
-        labels.append(f"{parabola.flop:.2g}")
-    handles += [
+    handles = [
+        *(Line2D([], [], color=colour) for colour in colours),
         _MEASURED,
         Line2D([], [], color="0.3", marker="*", ms=11, linestyle=""),
         Line2D([], [], color="0.3", ls="--"),
     ]
-    labels += ["interpolated", "minimum", "beyond the sizes"]
+    labels = [*(f"{parabola.flop:.2g}" for parabola in found), "interpolated", "minimum", "beyond the sizes"]
     axes.legend(handles, labels, loc="center left", bbox_to_anchor=(1.0, 0.5), title="FLOP")
     _label(axes, PARAMETERS, LOSS)
     return figure
@@ -276,10 +274,7 @@ _TITLES = {
     "retrievaltop1": "retrieval, top 1",
     "retrievaltop5": "retrieval, top 5",
     "retrievalcompositionstop1": "unseen, top 1",
-    "geneval": "GenEval",
-    "imagereward": "ImageReward",
-    "hpsv21": "HPSv2.1",
-}
+} | {name: title for name, (title, _) in PAPER.items()}
 
 
 def title(metric: str) -> str:

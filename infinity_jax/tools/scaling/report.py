@@ -68,23 +68,21 @@ def between(ends: Sequence[float] | None) -> str:
 
 
 def _group(group: Mapping[str, Any], drawn: Mapping[str, bytes], paper: Mapping[str, float]) -> str:
-    figures = {name: _figure(name, svg) for name, svg in drawn.items()}
+    figures = {name: _figure(name, drawn[name]) if name in drawn else "" for name in CAPTIONS}
     parts = [
         f"<h2>Vocabulary {escape(group['vocabulary'])}</h2>" if group["vocabulary"] else "",
         _warnings(group["warnings"]),
         _constants(group),
-        figures.get("loss_steps", ""),
-        figures.get("loss_flop", ""),
-        figures.get("law", ""),
+        *(figures[name] for name in ("loss_steps", "loss_flop", "law")),
         _held_out(group["held_out"]),
-        figures.get("residuals", ""),
+        figures["residuals"],
         _runs(group["runs"]),
         _isoflop(group["isoflop"]),
-        figures.get("isoflop", ""),
+        figures["isoflop"],
         _frontier(group),
-        figures.get("frontier", ""),
+        figures["frontier"],
         _correlations(group["correlations"], paper),
-        figures.get("metrics", ""),
+        figures["metrics"],
     ]
     return "\n".join(part for part in parts if part)
 
@@ -171,27 +169,15 @@ def _isoflop(found: Mapping[str, Any]) -> str:
         return ""
     rows = []
     for parabola in found["parabolas"]:
-        sizes = parabola["parameters"]
-        # How far outside a minimum lies says nothing.
-        minimum, ends, lowest = {
-            "inside": (
-                short(parabola["minimum"] or 0),
-                parabola["minimum_interval"],
-                number(parabola["lowest"]),
-            ),
-            "below": (f"below {short(sizes[0])}", None, "-"),
-            "above": (f"above {short(sizes[-1])}", None, "-"),
-            "none": ("no minimum", None, "-"),
-        }[parabola["place"]]
-        rows.append(
-            (
-                f"{parabola['flop']:.3g}",
-                escape(", ".join(parabola["sizes"])),
-                minimum if parabola["place"] == "inside" else f'<span class="outside">{minimum}</span>',
-                "-" if ends is None else f"[{short(ends[0])}, {short(ends[1])}]",
-                lowest,
-            )
-        )
+        sizes, ends = parabola["parameters"], parabola["minimum_interval"]
+        row = (f"{parabola['flop']:.3g}", escape(", ".join(parabola["sizes"])))
+        if parabola["place"] == "inside":
+            span = "-" if ends is None else f"[{short(ends[0])}, {short(ends[1])}]"
+            rows.append((*row, short(parabola["minimum"]), span, number(parabola["lowest"])))
+        else:  # How far outside a minimum lies says nothing.
+            beyond = {"below": f"below {short(sizes[0])}", "above": f"above {short(sizes[-1])}"}
+            minimum = beyond.get(parabola["place"], "no minimum")
+            rows.append((*row, f'<span class="outside">{minimum}</span>', "-", "-"))
     slope = ""
     if found["exponent"] is not None:
         slope = (

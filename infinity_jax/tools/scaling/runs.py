@@ -1,6 +1,7 @@
 """Which rows of a table are fitted: the ends of finished runs, each vocabulary apart."""
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -80,11 +81,11 @@ def select(rows: list[dict[str, Any]], where: str) -> tuple[dict[str, list[Run]]
 def shortage(runs: Iterable[Run]) -> str | None:
     """Says why these runs are too few to fit the law; None if they are enough."""
     runs = list(runs)
-    sizes, lengths = {run.parameters for run in runs}, {run.pictures for run in runs}
     short = []
     if len(runs) < LEAST_RUNS:
         short.append(f"{LEAST_RUNS} finished runs are needed and there are {len(runs)}")
-    for values, what in ((sizes, "numbers of parameters"), (lengths, "numbers of pictures seen")):
+    for name, what in (("parameters", "numbers of parameters"), ("pictures", "numbers of pictures seen")):
+        values = {getattr(run, name) for run in runs}
         if len(values) < LEAST_VALUES:
             found = ", ".join(f"{value:,}" for value in sorted(values))
             short.append(f"{LEAST_VALUES} different {what} are needed and the runs have only {found}")
@@ -93,10 +94,8 @@ def shortage(runs: Iterable[Run]) -> str | None:
 
 def sizes(runs: Iterable[Run]) -> list[list[Run]]:
     """Groups the runs by number of parameters, smallest first."""
-    groups: dict[int, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: (run.parameters, run.pictures)):
-        groups.setdefault(run.parameters, []).append(run)
-    return list(groups.values())
+    ordered = sorted(runs, key=lambda run: (run.parameters, run.pictures))
+    return [list(group) for _, group in itertools.groupby(ordered, key=lambda run: run.parameters)]
 
 
 def column(runs: Iterable[Run], name: str) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 import contextlib
 import fcntl
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,12 @@ def plan(
 ) -> tuple[grid.GridConfig, list[Estimate]]:
     """Reads the grid of a config file, and estimates what each cell needs, in the config's order."""
     config, planned = grid.load(path, overrides, workdir)
-    hardware = grid.hardware(config)
-    return config, [estimate(cell, hardware, trains=not config.checkpoint) for cell in planned]
+    return config, [estimate(cell, config.hardware, trains=not config.checkpoint) for cell in planned]
 
 
 def describe(config: grid.GridConfig, estimates: Sequence[Estimate]) -> str:
     """Writes a line for each cell: parameters, tokens, FLOP, memory, time, and whether it fits."""
-    hardware = grid.hardware(config)
+    hardware = config.hardware
     width = max(len(e.cell.name) for e in estimates)
     head = ("number", f"{'cell':{width}}", "parameters", "  tokens", "    FLOP", "   memory", "     time")
     lines = ["  ".join(head)]
@@ -50,11 +49,7 @@ def describe(config: grid.GridConfig, estimates: Sequence[Estimate]) -> str:
 
 
 def run(
-    path: str,
-    overrides: Sequence[str],
-    workdir: str | Path,
-    only: Sequence[int] | None = None,
-    progress: Callable[[str], Any] = logging.info,
+    path: str, overrides: Sequence[str], workdir: str | Path, only: Sequence[int] | None = None
 ) -> list[dict[str, Any]]:
     """Runs what is missing and writes `workdir`/runs.csv after each cell; the same call again goes on.
 
@@ -65,7 +60,6 @@ def run(
       path, overrides: the config file and its changes.
       workdir: gets cells/NAME/ with a training run each, and the table.
       only: numbers of the cells to run, from 0; None is all.
-      progress: is told of each cell.
     Returns:
       the rows of the whole table.
     Raises:
@@ -85,9 +79,8 @@ def run(
             raise UserError(f"there is no cell {number}; this sweep has 0 to {len(estimates) - 1}")
     for e in estimates:
         cells.check_unchanged(workdir, e.cell, config)
-    tokenizers = grid.tokenizer_configs(config)
-    for label, tokenizer in tokenizers.items():
-        progress(f"tokenizer {label}")
+    for label, tokenizer in grid.tokenizer_configs(config).items():
+        logging.info("tokenizer %s", label)
         _train_tokenizer(tokenizer, workdir / "tokenizers" / label)
     failed: dict[str, str] = {}
     rows = _collect(workdir, estimates)
@@ -95,13 +88,12 @@ def run(
         if only is not None and number not in only:
             continue
         if not e.fits:
-            progress(f"cell {e.cell.name} does not fit and is left out; --dry-run says what it needs")
+            logging.info("cell %s does not fit and is left out; --dry-run says what it needs", e.cell.name)
         elif cells.finished_row(workdir, e.cell) is None:
-            progress(f"cell {number + 1} of {len(estimates)}: {e.cell.name}")
-            error = _run_alone(workdir, e, config)
-            if error is not None:
+            logging.info("cell %d of %d: %s", number + 1, len(estimates), e.cell.name)
+            if (error := _run_alone(workdir, e, config)) is not None:
                 failed[e.cell.name] = error
-                progress(f"cell {e.cell.name} failed: {error}")
+                logging.info("cell %s failed: %s", e.cell.name, error)
         rows = _collect(workdir, estimates)
     if failed:
         name, error = next(iter(failed.items()))
@@ -149,7 +141,7 @@ def _collect(workdir: Path, estimates: Sequence[Estimate]) -> list[dict[str, Any
         return []
     # Jobs of an array end at any time: each must see the rows of those that wrote the table before.
     with _alone(workdir / f".{TABLE}.lock"):
-        rows = [_row(workdir, e) for e in estimates]
+        rows = [cells.row(workdir, e) for e in estimates]
         table.write(workdir / TABLE, rows)
     return rows
 
@@ -161,16 +153,6 @@ def _alone(file: Path, wait: bool = True) -> Iterator[None]:
     with open(file, "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
-
-
-def _row(workdir: Path, e: Estimate) -> dict[str, Any]:
-    done = cells.finished_row(workdir, e.cell)
-    if done is not None:
-        return done
-    if (error := cells.failure(workdir, e.cell)) is not None:
-        return e.row() | {"status": "failed", "error": error}
-    begun = cells.folder(workdir, e.cell).is_dir()
-    return e.row() | ({"status": "running"} if begun else {})
 
 
 def _hours(seconds: float) -> str:

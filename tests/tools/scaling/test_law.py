@@ -96,9 +96,9 @@ def test_held_out_largest_run():
     runs = tables.selected(tables.rows(noise=0.001))
     check = held_out(runs, 0, 200)
     assert check is not None and check.interval is not None
-    assert check.run.flop == max(run.flop for run in runs) and check.without == 1
+    assert check.flop == max(run.flop for run in runs) and check.runs_left_out == 1
     assert check.interval[0] <= check.measured <= check.interval[1]
-    assert check.error == pytest.approx(0, abs=0.01)
+    assert check.relative_error == pytest.approx(0, abs=0.01)
     assert check.outside == ["C"]
 
 
@@ -107,7 +107,7 @@ def test_held_out_runs_of_all_seeds_together():
     for number, row in enumerate(table):
         row["name"] = str(number)
     check = held_out(tables.selected(table), 0, 50)
-    assert check is not None and check.without == 2
+    assert check is not None and check.runs_left_out == 2
 
 
 def test_no_run_is_held_out_where_too_few_are_left():
