@@ -23,9 +23,9 @@ from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import layout_of
 from infinity_jax.scales import make_schedule
 from infinity_jax.tools.planning import hlo_costs
+from infinity_jax.tools.planning.chips import find_target
 from infinity_jax.tools.planning.compile_ahead import QUICK
 from infinity_jax.tools.planning.lowering import lower_sampler, lower_train_step
-from infinity_jax.tools.planning.targets import find_target
 
 # heads of 96, 104 and 112 channels; a mesh splits the heads, or the tokens outside of the self-attention
 CASES = (

@@ -20,12 +20,10 @@ class ResolvedConfig:
     """A model and what a checkpoint's config.json will say about it.
 
     Attributes:
-      name: what the user gave.
       model: the config of the kind that was asked for.
       sections: of config.json: the model's own section, "scales", and for a transformer "text" and "sample".
     """
 
-    name: str
     model: TransformerConfig | TokenizerConfig
     sections: Mapping[str, Any]
 
@@ -43,28 +41,7 @@ def resolve_config(name_or_file: str, kind: str) -> ResolvedConfig:
     Raises:
       UserError: no such name or file, or it is of another kind.
     """
-    file = Path(name_or_file.split(":", 1)[0])
-    if file.suffix == ".json":
-        return _resolved(name_or_file, kind, _sections_of_json(file, kind))
-    if file.suffix == ".py":
-        return _resolved(name_or_file, kind, _sections_of_python(name_or_file, kind))
-    if kind == "transformer" and name_or_file in PRESETS:
-        preset = PRESETS[name_or_file]
-        return _resolved(
-            name_or_file, kind, preset.sections() | {kind: dataclasses.asdict(preset.transformer)}
-        )
-    if kind == "tokenizer" and name_or_file in {**PRESETS, **TOKENIZERS}:
-        preset = PRESETS.get(name_or_file)
-        model = TOKENIZERS[preset.tokenizer if preset else name_or_file]
-        sections = {kind: dataclasses.asdict(model)} | ({"scales": preset.scales} if preset else {})
-        return _resolved(name_or_file, kind, sections)
-    known = [*PRESETS, *(TOKENIZERS if kind == "tokenizer" else ())]
-    raise UserError(
-        f"unknown {kind} config {name_or_file!r}; known: {', '.join(known)}, a .py config file or a .json file"
-    )
-
-
-def _resolved(name: str, kind: str, given: Mapping[str, Any]) -> ResolvedConfig:
+    given = _sections(name_or_file, kind)
     model = from_dict(_CLASSES[kind], given[kind], kind)
     usual: dict[str, Any] = {"scales": "1M"}
     if isinstance(model, TransformerConfig):
@@ -74,8 +51,27 @@ def _resolved(name: str, kind: str, given: Mapping[str, Any]) -> ResolvedConfig:
     if kind == "transformer":
         from_dict(SampleConfig, sections["sample"], "sample")
         if missing := {"encoder", "max_length"} - sections["text"].keys():
-            raise UserError(f"{name}: the section text lacks {', '.join(sorted(missing))}")
-    return ResolvedConfig(name, model, sections | {kind: dataclasses.asdict(model)})
+            raise UserError(f"{name_or_file}: the section text lacks {', '.join(sorted(missing))}")
+    return ResolvedConfig(model, sections | {kind: dataclasses.asdict(model)})
+
+
+def _sections(name_or_file: str, kind: str) -> dict[str, Any]:
+    """Reads the sections that a name or a file gives, the model's own under `kind`."""
+    file, preset = Path(name_or_file.split(":", 1)[0]), PRESETS.get(name_or_file)
+    if file.suffix == ".json":
+        return _sections_of_json(file, kind)
+    if file.suffix == ".py":
+        return _sections_of_python(name_or_file, kind)
+    if preset and kind == "transformer":
+        return preset.sections() | {kind: dataclasses.asdict(preset.transformer)}
+    if preset:
+        return {kind: dataclasses.asdict(TOKENIZERS[preset.tokenizer]), "scales": preset.scales}
+    if kind == "tokenizer" and name_or_file in TOKENIZERS:
+        return {kind: dataclasses.asdict(TOKENIZERS[name_or_file])}
+    known = [*PRESETS, *(TOKENIZERS if kind == "tokenizer" else ())]
+    raise UserError(
+        f"unknown {kind} config {name_or_file!r}; known: {', '.join(known)}, a .py config file or a .json file"
+    )
 
 
 def _sections_of_json(file: Path, kind: str) -> dict[str, Any]:

@@ -60,15 +60,14 @@ class Kind:
             return links, layout
         if any("/" in name for name in tensors):
             found = ["these are weights of this project already"]
-        elif other := self._other_kind(tensors):
-            found = [f"this is a {other}; use --kind {other}"]
+        elif others := [k.name for k in KINDS.values() if k is not self and k._signs(tensors)]:
+            found = [f"this is a {others[0]}; use --kind {others[0]}"]
         else:
             found = [*self._what_it_is(tensors, config.bits), *found]
         raise UserError(f"the weights do not fit the {self.name} config {config_name!r}: {'. '.join(found)}")
 
-    def _other_kind(self, tensors: Shapes) -> str:
-        kinds = (k for k in KINDS.values() if any(name.startswith(k.signature) for name in tensors))
-        return next((kind.name for kind in kinds if kind is not self), "")
+    def _signs(self, tensors: Shapes) -> bool:
+        return any(name.startswith(self.signature) for name in tensors)
 
     def _what_it_is(self, tensors: Shapes, bits: int) -> list[str]:
         sentences, found = [], self.bits_of(tensors)

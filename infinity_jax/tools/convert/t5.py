@@ -61,10 +61,11 @@ def convert_t5(source: str, config: str, out: str) -> None:
 
 
 def _config(name_or_file: str) -> T5Config:
-    if Path(name_or_file).suffix == ".json":
-        if not Path(name_or_file).is_file():
+    file = Path(name_or_file)
+    if file.suffix == ".json":
+        if not file.is_file():
             raise UserError(f"no config file {name_or_file}")
-        return t5_encoder.read_config(Path(name_or_file))
+        return t5_encoder.read_config(file)
     name = name_or_file.removeprefix("flan-t5-")
     if name not in NAMES:
         raise UserError(
@@ -98,15 +99,12 @@ def _encoder_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]
     alias = kept.pop(EMBEDDING_ALIAS, None)
     if alias is None:
         return kept
-    if EMBEDDING in kept and not _equal(kept[EMBEDDING], alias):
+    table = kept.get(EMBEDDING, alias)
+    if table != alias and (table.shape != alias.shape or table.read().tobytes() != alias.read().tobytes()):
         raise UserError(
             f"{EMBEDDING} and {EMBEDDING_ALIAS} differ; in T5 they are one table, so the file is damaged"
         )
     return {EMBEDDING: alias} | kept
-
-
-def _equal(a: LazyTensor, b: LazyTensor) -> bool:
-    return a == b or (a.shape == b.shape and a.read().tobytes() == b.read().tobytes())
 
 
 def _check_fit(tensors: Mapping[str, LazyTensor], links: Sequence[Link], config_name: str) -> None:
@@ -138,19 +136,16 @@ EMBEDDING_ALIAS = "encoder.embed_tokens.weight"
 LEFT_OUT = ("decoder.", "lm_head.")
 
 
-def t5_links(config: T5Config) -> list[Link]:
+def t5_links(c: T5Config) -> list[Link]:
     """Makes one link for each tensor of the encoder; paths of ours are those of `text.t5.T5`."""
-    c = config
     first = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"
     embedding, positions = (c.vocabulary, c.width), (c.position_buckets, c.heads)
-    links = [
+    return [
         same(EMBEDDING, "embedding", embedding, embedding),
         same(first, "position_bias", positions, positions),
         same("encoder.final_layer_norm.weight", "final_norm_scale", (c.width,)),
+        *(link for layer in range(c.layers) for link in _block_links(c, layer)),
     ]
-    for layer in range(c.layers):
-        links += _block_links(c, layer)
-    return links
 
 
 def _block_links(c: T5Config, layer: int) -> list[Link]:

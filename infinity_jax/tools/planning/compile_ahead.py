@@ -23,9 +23,8 @@ from infinity_jax.runtime.compiled_step import planned_bytes
 from infinity_jax.runtime.devices import GIB
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.tools.planning import flops, hlo_costs
-from infinity_jax.tools.planning.chips import Chip
+from infinity_jax.tools.planning.chips import Chip, Target, find_target
 from infinity_jax.tools.planning.lowering import Program, lower_sampler, lower_train_step
-from infinity_jax.tools.planning.targets import Target, find_target
 
 # For `--quick`: XLA's level EFFORT_O0, as a number because older jax takes no name; known for every kind of device.
 QUICK: Any = {"optimization_level": 9}
@@ -44,22 +43,9 @@ _MEANS = (
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What is to be compiled.
+    """What is to be compiled: the options of `infinity-jax compile`, whose help explains them; None is the default.
 
-    Attributes:
-      config: a config file as configs/t2i.py; its argument is "SIZE,BUDGET".
-      size: of the model.
-      budget: a preset of `scales.make_schedule`.
-      aspects: aspect ratio -> its share of the batches.
-      topology: "cpu:8", or a chip of `CHIPS` and a shape, like "v5e:16x16".
-      slices: how many of them.
-      mesh: as `parse_mesh` reads it; None is the config's.
-      rules: a preset of sharding rules; None is the least that uses the whole mesh.
-      batch: pictures over all devices; None is the config's, or for the sampler one a device of data and fsdp.
-      microbatches: parts of a batch one after the other; None is the config's.
-      remat: as `TransformerConfig.remat`; None is the config's.
-      sampler: the sampler instead of the train step.
-      quick: with less optimisation.
+    `aspects` maps aspect ratios to their shares of the batches.
     """
 
     config: str
@@ -108,10 +94,7 @@ def main(request: Request, json_file: str) -> bool:
         shapes.append({"aspect": aspect, "share": share, **compile_and_count(program, target, r.quick)})
     report = {
         "program": "sampler" if r.sampler else "train step",
-        "size": r.size,
-        "budget": r.budget,
-        "topology": r.topology,
-        "slices": r.slices,
+        **{name: getattr(r, name) for name in ("size", "budget", "topology", "slices")},
         "mesh": mesh,
         "rules": rules,
         "batch": pictures,

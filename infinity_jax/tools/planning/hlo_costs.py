@@ -11,8 +11,15 @@ from collections import defaultdict
 
 from absl import logging
 
-from infinity_jax.tools.planning.hlo_loops import trip_count
-from infinity_jax.tools.planning.hlo_text import SHAPE, Computation, Instruction, parse, size_in_bytes, sizes
+from infinity_jax.tools.planning.hlo_text import (
+    SHAPE,
+    Computation,
+    Instruction,
+    parse,
+    size_in_bytes,
+    sizes,
+    trip_count,
+)
 
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 BETWEEN_SLICES = "between-slices"  # of the kinds of `Costs.collectives` the only one on other links

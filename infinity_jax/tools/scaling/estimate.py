@@ -14,8 +14,7 @@ from infinity_jax.data import sources
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.tools.planning import flops, memory
-from infinity_jax.tools.planning.chips import CHIPS
-from infinity_jax.tools.planning.targets import main_memory
+from infinity_jax.tools.planning.chips import CHIPS, main_memory
 from infinity_jax.tools.scaling.grid import Cell, Hardware
 from infinity_jax.training.config import TrainConfig, from_section
 

@@ -23,9 +23,8 @@ from infinity_jax.sampling import sampler
 from infinity_jax.scales import make_schedule
 from infinity_jax.tools.planning import compile_ahead as compile_module
 from infinity_jax.tools.planning import hlo_costs
-from infinity_jax.tools.planning.chips import CHIPS
+from infinity_jax.tools.planning.chips import CHIPS, Target
 from infinity_jax.tools.planning.lowering import Program, lower_sampler
-from infinity_jax.tools.planning.targets import Target
 
 T2I = CONFIGS / "t2i.py"
 KEYS = {
