@@ -1,5 +1,6 @@
 """The two models of the release: how their files name things."""
 
+import contextlib
 import dataclasses
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
@@ -73,20 +74,12 @@ class Kind:
         sentences, found = [], self.bits_of(tensors)
         if found not in (None, bits):
             sentences.append(f"This is a {self.name} of d={found}, the config says d={bits}")
-        if name := self.published_model(tensors):
-            sentences.append(f"These look like the weights of {name!r}")
-        return sentences
-
-    def published_model(self, tensors: Shapes) -> str:
-        """Finds the published model that has exactly these tensors; "" if there is none."""
         layout = self.layout_of(tensors)
         for name, config in self.models.items():
-            try:
+            with contextlib.suppress(UserError):  # its blocks cannot be grouped like this
                 if not differences(tensors, self.links(config, **layout)):
-                    return name
-            except UserError:  # its blocks cannot be grouped like this
-                continue
-        return ""
+                    return [*sentences, f"These look like the weights of {name!r}"]
+        return sentences
 
 
 def _transformer_layout(tensors: Shapes) -> dict[str, Any]:

@@ -51,10 +51,7 @@ class _Names:
     def decoder(self) -> list[Link]:
         c, top = self.config, self.widths[-1]
         links = self._conv("conv_in", "conv_in", c.bits, top) + self._middle(top)
-        inputs = [
-            *self.widths[1:],
-            top,
-        ]  # of each level: the width of the level above, which is run before it
+        inputs = [*self.widths[1:], top]  # of each level: the width of the one above, which is run before it
         for level, width in enumerate(self.widths):
             links += self._level("up", level, c.decoder_blocks, inputs[level], width)
             if level > 0:
@@ -69,11 +66,8 @@ class _Names:
         return links
 
     def _middle(self, width: int) -> list[Link]:
-        return [
-            link
-            for block in range(2)
-            for link in self._block(f"mid.block_{block + 1}", f"mid_block_{block}", width, width)
-        ]
+        first, second = (self._block(f"mid.block_{i + 1}", f"mid_block_{i}", width, width) for i in range(2))
+        return first + second
 
     def _out(self, inputs: int, outputs: int) -> list[Link]:
         return self._norm("norm_out", "norm_out", inputs) + self._conv(

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from absl import logging
+from matplotlib.figure import Figure
 from scipy import stats
 
 from infinity_jax.errors import UserError
@@ -114,15 +115,10 @@ def _cell(numbers: Mapping[str, Any]) -> str:
 
 def draw(compared: Sequence[Mapping[str, Any]], config: grid.GridConfig, file: Path) -> None:
     """Draws a panel for each column: every run a point, the mean a line, the interval a bar."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     columns = config.columns
     labels, places = [entry["label"] for entry in compared], np.arange(len(compared))
-    size = (3.2 * len(columns), 0.42 * len(compared) + 1.1)
-    figure, panels = pyplot.subplots(1, len(columns), figsize=size, sharey=True, squeeze=False)
+    figure = Figure(figsize=(3.2 * len(columns), 0.42 * len(compared) + 1.1))
+    panels = figure.subplots(1, len(columns), sharey=True, squeeze=False)
     for panel, column in zip(panels[0], columns, strict=True):
         for place, entry in zip(places, compared, strict=True):
             numbers = entry[column]
@@ -139,4 +135,3 @@ def draw(compared: Sequence[Mapping[str, Any]], config: grid.GridConfig, file: P
     panels[0][0].set_ylim(len(compared) - 0.5, -0.5)
     figure.tight_layout()
     figure.savefig(file, dpi=140)
-    pyplot.close(figure)

@@ -43,13 +43,11 @@ class Correlation:
 
 def correlations(runs: Sequence[Run]) -> list[Correlation]:
     """Correlates each metric that any of the runs has."""
-    metrics = dict.fromkeys(name for run in runs for name in run.metrics)
     found = []
-    for name in metrics:
+    for name in dict.fromkeys(name for run in runs for name in run.metrics):
         having = [run for run in runs if name in run.metrics]
-        losses = np.asarray([run.loss for run in having], float)
         values = np.asarray([run.metrics[name] for run in having], float)
-        r, plain = pearson(losses, values), plain_name(name)
+        r, plain = pearson(column(having, "loss"), values), plain_name(name)
         found.append(
             Correlation(
                 metric=name,

@@ -83,16 +83,24 @@ class Estimate:
 
 def estimate(cell: Cell, hardware: Hardware, trains: bool = True) -> Estimate:
     """Estimates what a cell needs on the given hardware; UserError names the cell where its config has a mistake."""
-    config = cell.config
+    config, needed = cell.config, None
+    text = config.text.max_length
     try:
         model = from_dict(TransformerConfig, config.model, "model")
-        train = _train_section(config)
+        # The data set is opened only where steps are counted in epochs.
+        epochs = any("epoch" in str(value) for value in config.train.values())
+        examples = len(sources.open_source(config.data.source, "train")) if epochs else 0
+        train = from_section(config.train, examples)
         schedule = scales.make_schedule(config.data.scales)
-        needed = _memory(config, model, train, schedule, hardware) if trains else None
+        if trains:
+            mesh = parse_mesh(config.mesh.shape or f"fsdp={hardware.count}", config.mesh.slices)
+            if memory.has_formula(model, mesh):
+                batch, parts = train.batch_size, train.microbatches
+                needed = memory.train_memory(model, schedule, text, batch, parts, mesh).total
     except UserError as error:
         raise UserError(f"cell {cell.name}: {error}") from error
     pictures = train.steps * train.batch_size if trains else 0
-    total = pictures * flops.train_flops(model, schedule, config.text.max_length)
+    total = pictures * flops.train_flops(model, schedule, text)
     return Estimate(
         cell,
         trains,
@@ -106,26 +114,6 @@ def estimate(cell: Cell, hardware: Hardware, trains: bool = True) -> Estimate:
         total / (_peak(hardware) * hardware.count * hardware.utilisation),
         CHIPS[hardware.chip].memory if hardware.chip else main_memory(),
     )
-
-
-def _train_section(config: Any) -> TrainConfig:
-    """Reads the section `train`; the data set is opened only where steps are counted in epochs."""
-    epochs = any("epoch" in str(value) for value in config.train.values())
-    return from_section(config.train, len(sources.open_source(config.data.source, "train")) if epochs else 0)
-
-
-def _memory(
-    config: Any,
-    model: TransformerConfig,
-    train: TrainConfig,
-    schedule: scales.ScaleSchedule,
-    hardware: Hardware,
-) -> int | None:
-    mesh = parse_mesh(config.mesh.shape or f"fsdp={hardware.count}", config.mesh.slices)
-    if not memory.has_formula(model, mesh):
-        return None
-    text = config.text.max_length
-    return memory.train_memory(model, schedule, text, train.batch_size, train.microbatches, mesh).total
 
 
 def _peak(hardware: Hardware) -> float:

@@ -53,9 +53,13 @@ def figures(analysis: Analysis) -> dict[str, Figure]:
         return found
 
 
-def _colours(groups: Sequence[Sequence[Run]]) -> list[tuple[float, float, float, float]]:
-    """Picks one a size, from dark to light but not too light to read."""
-    return [matplotlib.colormaps["viridis"](x) for x in np.linspace(0, 0.88, len(groups))]
+def _coloured(runs: Sequence[Run]) -> list[tuple[list[Run], tuple[float, float, float, float]]]:
+    """Groups runs by size, each with a colour from dark to light but not too light to read."""
+    groups = sizes(runs)
+    return [
+        (group, matplotlib.colormaps["viridis"](x))
+        for group, x in zip(groups, np.linspace(0, 0.88, len(groups)), strict=True)
+    ]
 
 
 def _axes(
@@ -74,21 +78,16 @@ def _label(axes: Axes, x: str, y: str) -> None:
     axes.xaxis.set_minor_formatter(NullFormatter())
 
 
-def _sizes_legend(axes: Axes, groups: Sequence[Sequence[Run]], extra: Mapping[str, Line2D]) -> None:
+def _sizes_legend(axes: Axes, runs: Sequence[Run], extra: Mapping[str, Line2D]) -> None:
     """Lists sizes, largest loss on top as in the figure, then the kinds of lines."""
-    lines = {
-        group[0].size: Line2D([], [], color=colour)
-        for group, colour in zip(groups, _colours(groups), strict=True)
-    }
-    lines |= extra
+    lines = {group[0].size: Line2D([], [], color=colour) for group, colour in _coloured(runs)} | {**extra}
     axes.legend(list(lines.values()), list(lines), loc="center left", bbox_to_anchor=(1.0, 0.5), title="size")
 
 
 def _curves(analysis: Analysis, by_flop: bool) -> Figure:
     """Draws the loss during and at the end of each run, one colour a size (the paper's Fig. 10)."""
     figure, ((axes,),) = _axes()
-    groups = sizes(analysis.runs)
-    for group, colour in zip(groups, _colours(groups), strict=True):
+    for group, colour in _coloured(analysis.runs):
         scale = [run.flop / (run.steps or 1) if by_flop else 1 for run in group]
         ends = [run.flop if by_flop else run.steps for run in group]
         for run, x in zip(group, scale, strict=True):
@@ -105,17 +104,17 @@ def _curves(analysis: Analysis, by_flop: bool) -> Figure:
     extra = {"ends of runs": _MEASURED}
     if started:
         extra["during a run"] = Line2D([], [], color="0.3", lw=1, alpha=0.55)
-    _sizes_legend(axes, groups, extra)
+    _sizes_legend(axes, analysis.runs, extra)
     return figure
 
 
 def _law(analysis: Analysis) -> Figure:
     """Draws the fitted law beside the ends of runs, along D and along N, dashed beyond the runs."""
     figure, (row,) = _axes(2, width=10.5)
-    groups, runs = sizes(analysis.runs), analysis.runs
+    runs = analysis.runs
     law = analysis.fit.law
     pictures, parameters = column(runs, "pictures"), column(runs, "parameters")
-    for group, colour in zip(groups, _colours(groups), strict=True):
+    for group, colour in _coloured(analysis.runs):
         x = _range(pictures)
         _solid_and_dashed(row[0], x, law.loss(group[0].parameters, x), pictures, colour)
         _dots(row[0], column(group, "pictures"), column(group, "loss"), colour)
@@ -140,7 +139,7 @@ def _law(analysis: Analysis) -> Figure:
         "law": Line2D([], [], color="0.3"),
         "extrapolated": Line2D([], [], color="0.3", ls="--"),
     }
-    _sizes_legend(row[1], groups, extra)
+    _sizes_legend(row[1], runs, extra)
     return figure
 
 
@@ -162,11 +161,11 @@ def _solid_and_dashed(axes: Axes, x: np.ndarray, y: np.ndarray, measured: np.nda
 def _residuals(analysis: Analysis) -> Figure:
     """Draws measured over fitted loss against N and against D, the held-out run marked."""
     figure, (row,) = _axes(2, width=10.5, height=3.6)
-    groups, runs = sizes(analysis.runs), analysis.runs
+    runs = analysis.runs
     percent = 100 * np.expm1(analysis.fit.residuals_n)
     for axes, name, label in zip(row, ("parameters", "pictures"), (PARAMETERS, PICTURES), strict=True):
         axes.axhline(0, color="0.4", lw=1)
-        for group, colour in zip(groups, _colours(groups), strict=True):
+        for group, colour in _coloured(analysis.runs):
             chosen = [i for i, run in enumerate(runs) if run in group]
             _dots(axes, column(runs, name)[chosen], percent[chosen], colour)
         check = analysis.held_out
@@ -177,7 +176,7 @@ def _residuals(analysis: Analysis) -> Figure:
     extra = {"fitted": _MEASURED}
     if analysis.held_out is not None:
         extra["held out"] = Line2D([], [], color="crimson", marker="x", linestyle="", ms=8, mew=1.8)
-    _sizes_legend(row[1], groups, extra)
+    _sizes_legend(row[1], runs, extra)
     return figure
 
 
@@ -249,9 +248,8 @@ def _metrics(analysis: Analysis) -> Figure:
     columns = min(len(shown), 3)
     rows = -(-len(shown) // columns)
     figure, grid = _axes(columns, rows, width=1.4 + 3.4 * columns, height=0.4 + 3.1 * rows)
-    groups = sizes(analysis.runs)
     for axes, found in zip(grid.flat, shown, strict=False):
-        for group, colour in zip(groups, _colours(groups), strict=True):
+        for group, colour in _coloured(analysis.runs):
             having = [run for run in group if found.metric in run.metrics]
             values = [run.metrics[found.metric] for run in having]
             _dots(axes, column(having, "loss"), values, colour)
@@ -265,7 +263,7 @@ def _metrics(analysis: Analysis) -> Figure:
         axes.set_title(f"r = {found.pearson:.3f}", fontsize=10)
     for axes in list(grid.flat)[len(shown) :]:
         axes.set_axis_off()
-    _sizes_legend(grid[0, -1], groups, {})
+    _sizes_legend(grid[0, -1], analysis.runs, {})
     return figure
 
 

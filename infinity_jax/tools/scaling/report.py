@@ -87,6 +87,10 @@ def _group(group: Mapping[str, Any], drawn: Mapping[str, bytes], paper: Mapping[
     return "\n".join(part for part in parts if part)
 
 
+def _estimated(name: str, found: Mapping[str, Any], *more: str) -> tuple[str, ...]:
+    return (name, number(found["value"]), between(found["interval"]), *more)
+
+
 def _warnings(warnings: Sequence[str]) -> str:
     items = "".join(f"<li>{escape(warning)}</li>" for warning in warnings)
     return f'<ul class="warnings">{items}</ul>' if warnings else ""
@@ -112,18 +116,11 @@ def _constants(group: Mapping[str, Any]) -> str:
         "B": "of the term of pictures",
         "b": "its exponent",
     }
-    rows = [
-        (name, number(found["value"]), between(found["interval"]), meaning[name])
-        for name, found in group["constants"].items()
-    ]
     terms = group["terms_at_centre"]
-    where = {
-        "A / N^a": f"at N = {short(terms['parameters'])}",
-        "B / D^b": f"at D = {short(terms['pictures'])}",
-    }
-    rows += [
-        (name, number(terms[name]["value"]), between(terms[name]["interval"]), text)
-        for name, text in where.items()
+    rows = [
+        *(_estimated(name, found, meaning[name]) for name, found in group["constants"].items()),
+        _estimated("A / N^a", terms["A / N^a"], f"at N = {short(terms['parameters'])}"),
+        _estimated("B / D^b", terms["B / D^b"], f"at D = {short(terms['pictures'])}"),
     ]
     return (
         "<h3>L = E + A / N<sup>a</sup> + B / D<sup>b</sup></h3>"
@@ -192,12 +189,9 @@ def _frontier(group: Mapping[str, Any]) -> str:
     if found is None:
         return ""
     closed = [
-        (name, number(found[key]["value"]), between(found[key]["interval"]))
-        for name, key in (
-            ("N_opt exponent", "size_exponent"),
-            ("D_opt exponent", "data_exponent"),
-            ("G", "G"),
-        )
+        _estimated("N_opt exponent", found["size_exponent"]),
+        _estimated("D_opt exponent", found["data_exponent"]),
+        _estimated("G", found["G"]),
     ]
     # Of 49 points each sixth: enough to read off.
     rows = [
