@@ -1,4 +1,4 @@
-"""The command line, `infinity-jax COMMAND`: each command has a file here, its work is done in the rooms below."""
+"""The command line, `infinity-jax COMMAND`: the commands have files here, their work is done in the rooms below."""
 
 import argparse
 import signal
@@ -7,11 +7,8 @@ from collections.abc import Sequence
 
 from infinity_jax.cli import exit_codes
 from infinity_jax.cli.compile import compile
-from infinity_jax.cli.convert import convert
-from infinity_jax.cli.evaluate import evaluate
-from infinity_jax.cli.evaluate_tokenizer import evaluate_tokenizer
-from infinity_jax.cli.export import export
-from infinity_jax.cli.fid import fid
+from infinity_jax.cli.convert import convert, export
+from infinity_jax.cli.evaluate import evaluate, evaluate_tokenizer, fid
 from infinity_jax.cli.generate import generate
 from infinity_jax.cli.prepare import prepare
 from infinity_jax.cli.sample import sample

@@ -89,18 +89,16 @@ def add_rewriting(command: argparse.ArgumentParser) -> None:
 
 def rewriter_of(arguments: argparse.Namespace) -> "Rewriter | None":
     """Makes the rewriter that the options ask for; UserError if one of the two is missing."""
-    if arguments.rewrite is None and arguments.rewrite_model is None:
+    url, model = arguments.rewrite, arguments.rewrite_model
+    if url is None and model is None:
         return None
-    if arguments.rewrite is None or arguments.rewrite_model is None:
-        given, missing = (
-            ("--rewrite-model", "--rewrite")
-            if arguments.rewrite is None
-            else ("--rewrite", "--rewrite-model")
+    if url is None or model is None:
+        raise UserError(
+            f"--rewrite{'-model' * (url is None)} needs --rewrite{'-model' * (model is None)} too"
         )
-        raise UserError(f"{given} needs {missing} too")
     from infinity_jax.text.rewriting import Rewriter
 
-    return Rewriter(arguments.rewrite, arguments.rewrite_model)
+    return Rewriter(url, model)
 
 
 def add_processes(command: argparse.ArgumentParser) -> None:

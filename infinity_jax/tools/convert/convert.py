@@ -26,9 +26,8 @@ from infinity_jax.files.tensors import SAFETENSORS, TORCH_SUFFIXES, TensorFiles,
 from infinity_jax.files.torch_writer import write_torch_file
 from infinity_jax.tools.convert.configs import resolve_config
 from infinity_jax.tools.convert.kinds import KINDS
-from infinity_jax.tools.convert.links import Buffer, Link
+from infinity_jax.tools.convert.links import Buffer, Link, check_ours, published_arrays, size_of, write_ours
 from infinity_jax.tools.convert.transformer_names import CAPTION_TABLE
-from infinity_jax.tools.convert.weights import check_ours, published_arrays, size_of, write_ours
 
 
 @dataclasses.dataclass(frozen=True)

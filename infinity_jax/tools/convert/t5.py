@@ -14,8 +14,7 @@ from infinity_jax.files.lazy_tensor import LazyTensor
 from infinity_jax.files.tensors import open_tensors
 from infinity_jax.text import t5_encoder
 from infinity_jax.text.t5 import NAMES, T5Config
-from infinity_jax.tools.convert.links import Link, differences, linear, same
-from infinity_jax.tools.convert.weights import size_of, write_ours
+from infinity_jax.tools.convert.links import Link, differences, linear, same, size_of, write_ours
 
 
 def convert_t5(source: str, config: str, out: str) -> None:

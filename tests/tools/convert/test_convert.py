@@ -32,10 +32,9 @@ from infinity_jax.files.tensors import open_tensors
 from infinity_jax.presets import PRESETS, TOKENIZERS
 from infinity_jax.runtime import trees
 from infinity_jax.tools.convert.convert import main, to_torch
-from infinity_jax.tools.convert.links import Link
+from infinity_jax.tools.convert.links import Link, our_shapes
 from infinity_jax.tools.convert.tokenizer_names import tokenizer_links
 from infinity_jax.tools.convert.transformer_names import transformer_links
-from infinity_jax.tools.convert.weights import our_shapes
 
 NAMES = GOLDEN / "names"
 COUNTS = {
