@@ -92,10 +92,10 @@ def rewriter_of(arguments: argparse.Namespace) -> "Rewriter | None":
     url, model = arguments.rewrite, arguments.rewrite_model
     if url is None and model is None:
         return None
-    if url is None or model is None:
-        raise UserError(
-            f"--rewrite{'-model' * (url is None)} needs --rewrite{'-model' * (model is None)} too"
-        )
+    if url is None:
+        raise UserError("--rewrite-model needs --rewrite too")
+    if model is None:
+        raise UserError("--rewrite needs --rewrite-model too")
     from infinity_jax.text.rewriting import Rewriter
 
     return Rewriter(url, model)
