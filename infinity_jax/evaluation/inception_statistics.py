@@ -32,7 +32,7 @@ class Network:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the file, in hexadecimal."""
+        """Hashes the file, in hexadecimal."""
         with open(self.file, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -1,4 +1,4 @@
-"""AdamW with its learning-rate schedule and the choice of parameters that are not decayed (spec section 6)."""
+"""AdamW with its learning-rate schedule and the choice of parameters that are not decayed (docs/spec.md section 6)."""
 
 import dataclasses
 from collections.abc import Callable
