@@ -24,6 +24,15 @@ from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
 from infinity_jax.training.transformer_step import LossConfig, StepConfig
 
+_SECTIONS: dict[str, type[Any]] = {
+    "model": TransformerConfig,
+    "data": DataConfig,
+    "correction": CorrectionConfig,
+    "loss": LossConfig,
+    "optim": OptimConfig,
+    "sample": SampleConfig,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class RunConfig:
@@ -53,14 +62,9 @@ class RunConfig:
 
     def step_config(self, tokenizer: TokenizerConfig) -> StepConfig:
         """Picks what the train step is made of."""
+        loss, train = self.loss, self.train
         return StepConfig(
-            model=self.model,
-            tokenizer=tokenizer,
-            correction=self.correction,
-            loss=self.loss,
-            optim=self.optim,
-            steps=self.train.steps,
-            microbatches=self.train.microbatches,
+            self.model, tokenizer, self.correction, loss, self.optim, train.steps, train.microbatches
         )
 
 
@@ -72,23 +76,13 @@ def read_config(config: Any) -> RunConfig:
     Raises:
       UserError: a value stands in the way, or the mesh cannot share the model or the batch.
     """
-    model = from_dict(TransformerConfig, config.model, "model")
-    data = from_dict(DataConfig, config.data, "data")
-    correction = from_dict(CorrectionConfig, config.correction, "correction")
-    loss = from_dict(LossConfig, config.loss, "loss")
-    optim = from_dict(OptimConfig, config.optim, "optim")
-    sample = from_dict(SampleConfig, config.sample, "sample")
-    layout = sharding.layout_from_config(config.mesh, model)
-    source, records = _open(data)
+    sections = {name: from_dict(cls, config[name], name) for name, cls in _SECTIONS.items()}
+    layout = sharding.layout_from_config(config.mesh, sections["model"])
+    source, records = _open(sections["data"])
     train = train_config.from_section(config.train, len(source))
     layout.batch(train.batch_size, train.microbatches)
     return RunConfig(
-        model=model,
-        correction=correction,
-        loss=loss,
-        optim=optim,
-        sample=sample,
-        data=data,
+        **sections,
         train=train,
         tokenizer=config.tokenizer,
         text=config.text.to_dict(),

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from infinity_jax.checkpoints import origin, pretrained
+from infinity_jax.checkpoints import origin
+from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.data.encoded import features_on_device
 from infinity_jax.runtime import distributed
 from infinity_jax.training import loop, run_config
@@ -44,8 +45,8 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         workdir,
         train,
         step,
-        loop.Data(batches, on_device=to_features),
+        loop.Data(batches, lambda step: step * train.batch_size, to_features),
         config=config.to_dict() | {"origin": origin.describe()},
         hooks=hooks,
-        load_params=pretrained.load_transformer_params,
+        load_params=lambda path, wanted: open_checkpoint(path).transformer_params(wanted),
     )

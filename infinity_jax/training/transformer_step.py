@@ -19,7 +19,7 @@ from infinity_jax.training import correction, transformer_losses
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig, make_optimiser
-from infinity_jax.training.step import StepFunction, TrainStep
+from infinity_jax.training.state import StepFunction, TrainStep
 from infinity_jax.transformer.transformer import Transformer, draw_path_factors, init_variables
 
 
