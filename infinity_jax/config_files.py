@@ -95,7 +95,7 @@ def section(values: Any, **durations: str) -> ConfigDict:
     """Makes a section of a config file from its dataclass, so that every field can be changed by `--config.KEY=VALUE`.
 
     Args:
-      values: an instance of the section's dataclass, like `training.config.TrainConfig`.
+      values: an instance of the section's dataclass, see `training.sections`.
       durations: fields that are text in the file, like start_step="10%", and a number of steps in the dataclass.
     """
     return ConfigDict(dataclasses.asdict(dataclasses.replace(values)) | durations)

@@ -22,16 +22,8 @@ from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.training import config as train_config
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
+from infinity_jax.training.sections import SECTIONS
 from infinity_jax.training.transformer_step import LossConfig, StepConfig
-
-_SECTIONS: dict[str, type[Any]] = {
-    "model": TransformerConfig,
-    "data": DataConfig,
-    "correction": CorrectionConfig,
-    "loss": LossConfig,
-    "optim": OptimConfig,
-    "sample": SampleConfig,
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +68,8 @@ def read_config(config: Any) -> RunConfig:
     Raises:
       UserError: a value stands in the way, or the mesh cannot share the model or the batch.
     """
-    sections = {name: from_dict(cls, config[name], name) for name, cls in _SECTIONS.items()}
+    plain = {name: cls for name, cls in SECTIONS["train"].items() if name not in ("text", "train", "mesh")}
+    sections = {name: from_dict(cls, config[name], name) for name, cls in plain.items()}
     layout = sharding.layout_from_config(config.mesh, sections["model"])
     source, records = _open(sections["data"])
     train = train_config.from_section(config.train, len(source))

@@ -1,47 +1,14 @@
 """The files of configs/: each documented key of each section can be changed, and what is changed is what is read."""
 
 import dataclasses
-from typing import Any
 
 import pytest
 
 from infinity_jax import config_files
-from infinity_jax.config import SampleConfig, TextConfig, TokenizerConfig, TransformerConfig, from_dict
-from infinity_jax.data.prepared.config import DataConfig
-from infinity_jax.data.resolutions import PictureConfig
+from infinity_jax.config import from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.sharding import MeshSection
-from infinity_jax.training.config import TokenizerTrainConfig, TrainConfig, from_section
-from infinity_jax.training.correction import CorrectionConfig
-from infinity_jax.training.discriminator import DiscriminatorConfig
-from infinity_jax.training.optim import OptimConfig
-from infinity_jax.training.tokenizer_step import TokenizerLossConfig
-from infinity_jax.training.transformer_step import LossConfig
-
-# The sections of both trainers' config files: the dataclass that documents and checks the keys of each. A transformer's
-# config also has the key `tokenizer`; a grid of `infinity-jax sweep` has the keys of `tools.scaling.grid.GridConfig`.
-SECTIONS: dict[str, dict[str, type[Any]]] = {
-    "train": {
-        "model": TransformerConfig,
-        "text": TextConfig,
-        "data": DataConfig,
-        "correction": CorrectionConfig,
-        "loss": LossConfig,
-        "optim": OptimConfig,
-        "train": TrainConfig,
-        "mesh": MeshSection,
-        "sample": SampleConfig,
-    },
-    "train-tokenizer": {
-        "model": TokenizerConfig,
-        "loss": TokenizerLossConfig,
-        "discriminator": DiscriminatorConfig,
-        "optim": OptimConfig,
-        "data": PictureConfig,
-        "train": TokenizerTrainConfig,
-        "mesh": MeshSection,
-    },
-}
+from infinity_jax.training.config import from_section
+from infinity_jax.training.sections import SECTIONS
 
 ARGUMENTS = ("", ":debug", ":index", ":stage2", ":8b,1M", ":2b,v5e_256", ":4.7b,0.25M")
 GRIDS = [name for name in config_files.packed() if name.startswith(("sweeps/", "ablations/"))]
