@@ -42,11 +42,7 @@ def resolve(path: str | Path) -> Path:
 
 
 def open_checkpoint(path: str | Path) -> "ExportedFolder | TrainingRun":
-    """Opens an exported or converted folder, the workdir of a training run, or "bundled".
-
-    Raises:
-      UserError: there is none of them, or its config is damaged.
-    """
+    """Opens an exported or converted folder, a run's workdir, or "bundled". UserError if it is none or damaged."""
     folder = resolve(path)
     if (folder / disk.CONFIG).is_file():
         return ExportedFolder(folder)

@@ -19,11 +19,7 @@ def load_tokenizer(path: str | Path) -> TrainedTokenizer:
 
 
 def load_model(path: str | Path) -> TrainedModel:
-    """Loads the whole system of an exported folder or of a transformer's training workdir.
-
-    Raises:
-      UserError: the folder is missing or holds something else, or a file does not fit its config.
-    """
+    """Loads the whole system of an exported folder or of a transformer's workdir. UserError if a part is amiss."""
     return open_checkpoint(path).model()
 
 

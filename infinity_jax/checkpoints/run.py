@@ -184,12 +184,12 @@ class Checkpointer:
         )
         return dataclasses.replace(target, **restored["state"]), restored["data"]
 
-    def restore_params(self, target_params: PyTree, step: int | None = None) -> PyTree:
+    def restore_params(self, target_params: PyTree) -> PyTree:
         """Reads only the model: the averaged parameters (EMA) where the run kept them, else the parameters.
 
-        Arguments and errors as in `restore`.
+        The newest checkpoint's, errors as in `restore`.
         """
-        step = self._existing_step(step)
+        step = self._existing_step()
         stored = self._stored_shapes(step)
         key = "ema_params" if any(name.startswith("ema_params/") for name in stored) else "params"
         self._check_same_tree(step, stored, trees.shapes({key: target_params}), key)
@@ -206,17 +206,17 @@ class Checkpointer:
             )
         return restored[key]
 
-    def config(self, step: int | None = None) -> dict[str, Any]:
-        """The config of the run that wrote the checkpoint, as plain dicts (tuples have become lists)."""
+    def config(self) -> dict[str, Any]:
+        """The config of the run that wrote the newest checkpoint, as plain dicts (tuples have become lists)."""
         args = ocp.args.Composite(config=ocp.args.JsonRestore())
-        return self._manager.restore(self._existing_step(step), args=args)["config"]
+        return self._manager.restore(self._existing_step(), args=args)["config"]
 
     def close(self) -> None:
         """Waits as `wait` does, and releases the threads that orbax holds."""
         with self._explained():
             self._manager.close()
 
-    def _existing_step(self, step: int | None) -> int:
+    def _existing_step(self, step: int | None = None) -> int:
         steps = sorted(self._manager.all_steps())
         if not steps:
             raise UserError(f"no complete checkpoint in {self.directory}")

@@ -74,9 +74,7 @@ def run(
 
     Args:
       workdir: gets checkpoints/, metrics.jsonl, evaluations.jsonl and tensorboard/.
-      train: lengths and intervals.
       step: the step, compiled here, and how its state begins.
-      data: what it reads.
       config: the whole config as plain dicts, stored in every checkpoint.
       hooks: sample sheets and evaluations; run before the checkpoint of the same step.
       load_params: (path, params like those wanted) -> params, for `train.init_from`.
@@ -236,11 +234,7 @@ def _check_finite(step: int, metrics: Mapping[str, Any], saved: int | None) -> N
     """Raises UserError if a number of the step's metrics, of which some are arrays, is not finite."""
     for name in sorted(metrics, key=lambda name: name != "loss"):
         if np.ndim(metrics[name]) == 0 and not np.isfinite(metrics[name]):
-            kept = (
-                "no checkpoint was saved before"
-                if saved is None
-                else f"the checkpoint of step {saved} is kept"
-            )
+            kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved before"
             raise UserError(
                 f"{name} is {float(metrics[name])} at step {step}; {kept}. Try a lower optim.learning_rate, "
                 "a longer optim.warmup_steps, a lower optim.clip, or compute_dtype float32"

@@ -110,7 +110,6 @@ def make_optimiser(
     """AdamW after clipping the gradients by their global norm.
 
     Args:
-      config: rates and decay.
       steps: length of the whole run, where a cosine ends.
       no_decay: told a parameter's name ("a/b/kernel"), says whether it is exempt from decay.
         1-D parameters always are.

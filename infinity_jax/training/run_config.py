@@ -10,7 +10,7 @@ import jax
 from infinity_jax import scales
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.checkpoints.trained import TrainedTokenizer
-from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig, from_dict
+from infinity_jax.config import SampleConfig, TransformerConfig, from_dict
 from infinity_jax.data import sources
 from infinity_jax.data.feeds import EncodedFeed, RecordFeed
 from infinity_jax.data.prepared.config import RECORDS, DataConfig
@@ -23,7 +23,7 @@ from infinity_jax.training import config as train_config
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
 from infinity_jax.training.sections import SECTIONS
-from infinity_jax.training.transformer_step import LossConfig, StepConfig
+from infinity_jax.training.transformer_step import LossConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,13 +51,6 @@ class RunConfig:
     layout: sharding.Layout
     source: Source
     records: tuple[MixedRecords, MixedRecords | None] | None
-
-    def step_config(self, tokenizer: TokenizerConfig) -> StepConfig:
-        """Picks what the train step is made of."""
-        loss, train = self.loss, self.train
-        return StepConfig(
-            self.model, tokenizer, self.correction, loss, self.optim, train.steps, train.microbatches
-        )
 
 
 def read_config(config: Any) -> RunConfig:
@@ -107,11 +100,7 @@ def keep_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
 
 
 def fitting_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
-    """Loads the tokenizer to train with: the workdir's copy, or the config's if there is none yet.
-
-    Raises:
-      UserError: it does not fit the model or the scale preset.
-    """
+    """Loads the workdir's copy of the tokenizer, else the config's. UserError if it does not fit the config."""
     copy, preset = workdir / "tokenizer", run.data.scales
     tokenizer = pretrained.load_tokenizer(copy if copy.is_dir() else run.tokenizer)
     bits = tokenizer.config.transformer_bits

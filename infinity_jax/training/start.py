@@ -28,8 +28,6 @@ def first_state(
     """Makes the first state: resume -> restore_from -> init_from -> scratch, whichever comes first.
 
     Args:
-      checkpointer: of the run.
-      train: names the other sources.
       step: makes a fresh state, and says where each array lies, whatever it comes from.
       load_params: (path, params like those wanted) -> params, for `train.init_from`.
       examples_before: step (0-based) -> examples of all batches before it.

@@ -74,9 +74,7 @@ def apply_gradients(
     """Takes one step of the optimiser and one of the moving average.
 
     Args:
-      state: before the step.
       grads: gradients, same tree and shapes as `state.params`.
-      optimiser: the one that `create` was given.
       ema_decay: the average's decay; early on min(ema_decay, (1 + step) / (10 + step)) is used,
         so that the random start is soon forgotten.
     """

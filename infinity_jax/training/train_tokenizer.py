@@ -15,7 +15,7 @@ from infinity_jax import scales
 from infinity_jax.checkpoints import origin
 from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.config import TokenizerConfig, from_dict, numbers_by_name
-from infinity_jax.data import batches, pictures, records, resolutions, sources
+from infinity_jax.data import batches, pictures, resolutions, sources
 from infinity_jax.data.resolutions import ResolutionMix
 from infinity_jax.errors import UserError
 from infinity_jax.metrics.efficientnet import load_efficientnet
@@ -46,8 +46,6 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     Args:
       config: a ConfigDict as configs/emoji_tokenizer.py makes it: model, loss, discriminator, optim, data, train, mesh.
       workdir: gets checkpoints, metrics and picture sheets.
-    Returns:
-      the last state.
     Raises:
       UserError: a value of the config, the data or the disk stands in the way; the message says which.
     """
@@ -78,38 +76,26 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     step = TrainStep(function, new_state, shardings, layout)
     if adversary is not None:
         step = with_adversary(step, adversary, min(mix.sides), train.seed)
-    data = loop.Data(
-        functools.partial(_batches, source, mix, adversary),
-        examples_before=lambda step: int(mix.starts[step]),
-    )
-    return loop.run(
-        workdir,
-        train,
-        step,
-        data,
-        config=config.to_dict() | {"origin": origin.describe()},
-        hooks=tokenizer_hooks(tokenizer, test_schedule, config.data.source, train, layout, Path(workdir)),
-        load_params=lambda path, wanted: open_checkpoint(path).tokenizer_params(wanted),
-    )
-
-
-def _batches(
-    source: records.Source,
-    mix: ResolutionMix,
-    adversary: Adversary | None,
-    first_step: int,
-    rows_of: loop.RowsOf,
-) -> Iterator[batches.Batch]:
-    """Reads batches {image}, with the adversary's key from its start on."""
 
     def decode(record, side: int):
         return {"image": pictures.decode(record["image"], side, side)}
 
-    stream = resolutions.batches(source, mix, first_step, decode, rows_of)
-    for step, batch in enumerate(stream, first_step):
-        if adversary is not None and step >= adversary.config.start_step:
-            batch[ADVERSARIAL] = np.ones(len(batch["image"]), bool)
-        yield batch
+    def read(first_step: int, rows_of: loop.RowsOf) -> Iterator[batches.Batch]:
+        stream = resolutions.batches(source, mix, first_step, decode, rows_of)
+        for number, batch in enumerate(stream, first_step):
+            if adversary is not None and number >= adversary.config.start_step:
+                batch[ADVERSARIAL] = np.ones(len(batch["image"]), bool)
+            yield batch
+
+    return loop.run(
+        workdir,
+        train,
+        step,
+        loop.Data(read, examples_before=lambda step: int(mix.starts[step])),
+        config=config.to_dict() | {"origin": origin.describe()},
+        hooks=tokenizer_hooks(tokenizer, test_schedule, config.data.source, train, layout, Path(workdir)),
+        load_params=lambda path, wanted: open_checkpoint(path).tokenizer_params(wanted),
+    )
 
 
 def _resolutions(

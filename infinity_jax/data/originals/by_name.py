@@ -19,11 +19,7 @@ _FINDERS: dict[str, Callable[[str], Sequence[Part]]] = {
 
 
 def find_parts(name: str) -> Sequence[Part]:
-    """Finds the parts of the original called `name`, always the same in the same order.
-
-    Raises:
-      UserError: a name of another form, or nothing is there.
-    """
+    """Finds the parts of the original called `name`, always in the same order. UserError if there are none."""
     kind, _, place = name.partition(":")
     if kind not in _FINDERS:
         raise UserError(f"cannot prepare {name!r} into shards; give --source as {FORMS}")
