@@ -35,8 +35,7 @@ from infinity_jax.training import state as train_state
 from infinity_jax.training import transformer_step
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
-from infinity_jax.training.state import TrainState
-from infinity_jax.training.step import TrainStep
+from infinity_jax.training.state import TrainState, TrainStep
 from infinity_jax.training.transformer_step import LossConfig, StepConfig
 from infinity_jax.transformer.transformer import Transformer
 

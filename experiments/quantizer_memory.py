@@ -33,8 +33,7 @@ from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.scales import make_schedule
 from infinity_jax.tokenizer.model import Tokenizer, initial_variables
 from infinity_jax.training import optim, state, train_tokenizer
-from infinity_jax.training.tokenizer_step import TokenizerLossConfig, make_train_step
-from infinity_jax.training.training_scales import training_scales
+from infinity_jax.training.tokenizer_step import TokenizerLossConfig, make_train_step, training_scales
 from infinity_jax.transformer.heads import BitHead, IndexHead
 
 BITS = (16, 18, 20, 32, 64)

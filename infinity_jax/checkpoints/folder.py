@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
@@ -149,15 +150,9 @@ def read_arrays(path: Path) -> PyTree:
         raise UserError(
             f"cannot read the weights {path}: {error}; copy, export or convert the checkpoint again"
         ) from error
-    tree: dict[str, Any] = {}
-    for name in list(flat):
-        *parents, leaf = name.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        # Popped: never two copies of all weights. By NumPy: nothing is compiled for each of the shapes.
-        node[leaf] = jnp.asarray(np.asarray(flat.pop(name)).astype(np.float32))
-    return tree
+    # Popped: never two copies of all weights. By NumPy: nothing is compiled for each of the shapes.
+    arrays = {name: jnp.asarray(np.asarray(flat.pop(name)).astype(np.float32)) for name in list(flat)}
+    return unflatten_dict(arrays, sep="/")
 
 
 def write_arrays(path: Path, params: PyTree, dtype: str) -> None:

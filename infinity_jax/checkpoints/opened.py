@@ -1,17 +1,16 @@
 """A checkpoint that is read: a folder to share (`checkpoints/folder.py`) or the workdir that training left.
 
-Both answer alike: `tokenizer()`, `model()`, `tokenizer_params(target)`, `transformer_params(target)`,
-`has_transformer`, and `origin(part)`.
+Both answer alike. All but `origin`, {} if unknown, raise UserError where a part is missing, damaged, or not like the
+`target` it is to replace.
 """
 
 import contextlib
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 from jaxtyping import PyTree
 
 from infinity_jax.checkpoints import folder as disk
@@ -34,35 +33,6 @@ _OWN_CONFIG = "its config; export it again"
 _THIS_RUN = "this run's config; start from another checkpoint, or make config.model the same"
 
 
-class Checkpoint(Protocol):
-    """What can be asked of a checkpoint. All but `origin` raise UserError where a part is missing or damaged."""
-
-    @property
-    def has_transformer(self) -> bool:
-        """Whether it holds a whole system, not a tokenizer alone."""
-        ...
-
-    def origin(self, part: str) -> Mapping[str, Any]:
-        """Tells commit, command and config of the run that made the "tokenizer" or the "transformer"; {} if unknown."""
-        ...
-
-    def tokenizer(self) -> TrainedTokenizer:
-        """Reads the tokenizer."""
-        ...
-
-    def model(self) -> TrainedModel:
-        """Reads the whole system."""
-        ...
-
-    def tokenizer_params(self, target: PyTree) -> PyTree:
-        """Reads the tokenizer's parameters. Raises UserError if they are not like `target`."""
-        ...
-
-    def transformer_params(self, target: PyTree) -> PyTree:
-        """Reads the transformer's parameters. Raises UserError if they are not like `target`."""
-        ...
-
-
 def resolve(path: str | Path) -> Path:
     """Finds a checkpoint's folder; "bundled" is the one in the package. Raises UserError if it is missing."""
     folder = paths.bundled_checkpoint() if str(path) == BUNDLED else Path(path).expanduser()
@@ -71,12 +41,8 @@ def resolve(path: str | Path) -> Path:
     return folder
 
 
-def open_checkpoint(path: str | Path) -> Checkpoint:
-    """Opens an exported or converted folder, the workdir of a training run, or "bundled".
-
-    Raises:
-      UserError: there is none of them, or its config is damaged.
-    """
+def open_checkpoint(path: str | Path) -> "ExportedFolder | TrainingRun":
+    """Opens an exported or converted folder, a run's workdir, or "bundled". UserError if it is none or damaged."""
     folder = resolve(path)
     if (folder / disk.CONFIG).is_file():
         return ExportedFolder(folder)
@@ -137,13 +103,7 @@ class ExportedFolder:
     def _params(self, part: str, wanted: PyTree, whose: str) -> PyTree:
         self._section(part)
         params = disk.read_arrays(self._folder / disk.WEIGHTS[part])
-        have, want = (
-            {
-                trees.parameter_name(key): np.shape(leaf)
-                for key, leaf in jax.tree_util.tree_leaves_with_path(tree)
-            }
-            for tree in (params, wanted)
-        )
+        have, want = trees.shapes(params), trees.shapes(wanted)
         for name in sorted(have.keys() | want.keys()):
             if have.get(name) != want.get(name):
                 raise UserError(

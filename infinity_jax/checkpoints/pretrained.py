@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from absl import logging
-from jaxtyping import PyTree
 
 from infinity_jax.checkpoints import folder as disk
 from infinity_jax.checkpoints.opened import on_host, open_checkpoint
@@ -20,11 +19,7 @@ def load_tokenizer(path: str | Path) -> TrainedTokenizer:
 
 
 def load_model(path: str | Path) -> TrainedModel:
-    """Loads the whole system of an exported folder or of a transformer's training workdir.
-
-    Raises:
-      UserError: the folder is missing or holds something else, or a file does not fit its config.
-    """
+    """Loads the whole system of an exported folder or of a transformer's workdir. UserError if a part is amiss."""
     return open_checkpoint(path).model()
 
 
@@ -32,16 +27,6 @@ def load_on_host(path: str | Path) -> TrainedModel:
     """Loads as `load_model` does, with the weights in the host's memory."""
     with on_host():
         return load_model(path)
-
-
-def load_transformer_params(path: str | Path, target: PyTree) -> PyTree:
-    """Loads only the transformer's parameters, to start from. Raises UserError if they are not like `target`."""
-    return open_checkpoint(path).transformer_params(target)
-
-
-def load_tokenizer_params(path: str | Path, target: PyTree) -> PyTree:
-    """Loads only the tokenizer's parameters, to start from. Raises UserError if they are not like `target`."""
-    return open_checkpoint(path).tokenizer_params(target)
 
 
 def save_tokenizer(folder: Path, tokenizer: TrainedTokenizer, dtype: str = "float32") -> None:

@@ -22,7 +22,7 @@ from jaxtyping import PyTree
 
 from infinity_jax.checkpoints import keeping
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.trees import parameter_name
+from infinity_jax.runtime import trees
 
 State = TypeVar("State", bound=Any)
 _Shapes = Mapping[str, tuple[int, ...]]
@@ -173,7 +173,7 @@ class Checkpointer:
         step = self._existing_step(step)
         stored = self._stored_shapes(step)
         for field in dataclasses.fields(target):
-            wanted = _shapes({field.name: getattr(target, field.name)})
+            wanted = trees.shapes({field.name: getattr(target, field.name)})
             self._check_same_tree(step, stored, wanted, field.name, optional=field.default is None)
         restored = self._manager.restore(
             step,
@@ -184,15 +184,15 @@ class Checkpointer:
         )
         return dataclasses.replace(target, **restored["state"]), restored["data"]
 
-    def restore_params(self, target_params: PyTree, step: int | None = None) -> PyTree:
+    def restore_params(self, target_params: PyTree) -> PyTree:
         """Reads only the model: the averaged parameters (EMA) where the run kept them, else the parameters.
 
-        Arguments and errors as in `restore`.
+        The newest checkpoint's, errors as in `restore`.
         """
-        step = self._existing_step(step)
+        step = self._existing_step()
         stored = self._stored_shapes(step)
         key = "ema_params" if any(name.startswith("ema_params/") for name in stored) else "params"
-        self._check_same_tree(step, stored, _shapes({key: target_params}), key)
+        self._check_same_tree(step, stored, trees.shapes({key: target_params}), key)
         path = self.directory / str(step) / "state"
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             target = {key: _abstract(target_params)}
@@ -206,17 +206,17 @@ class Checkpointer:
             )
         return restored[key]
 
-    def config(self, step: int | None = None) -> dict[str, Any]:
-        """The config of the run that wrote the checkpoint, as plain dicts (tuples have become lists)."""
+    def config(self) -> dict[str, Any]:
+        """The config of the run that wrote the newest checkpoint, as plain dicts (tuples have become lists)."""
         args = ocp.args.Composite(config=ocp.args.JsonRestore())
-        return self._manager.restore(self._existing_step(step), args=args)["config"]
+        return self._manager.restore(self._existing_step(), args=args)["config"]
 
     def close(self) -> None:
         """Waits as `wait` does, and releases the threads that orbax holds."""
         with self._explained():
             self._manager.close()
 
-    def _existing_step(self, step: int | None) -> int:
+    def _existing_step(self, step: int | None = None) -> int:
         steps = sorted(self._manager.all_steps())
         if not steps:
             raise UserError(f"no complete checkpoint in {self.directory}")
@@ -225,7 +225,7 @@ class Checkpointer:
         return steps[-1] if step is None else step
 
     def _stored_shapes(self, step: int) -> dict[str, tuple[int, ...]]:
-        return _shapes(self._manager.item_metadata(step)["state"].tree)
+        return trees.shapes(self._manager.item_metadata(step)["state"].tree)
 
     def _check_same_tree(
         self, step: int, stored: _Shapes, wanted: _Shapes, part: str, optional: bool = False
@@ -258,12 +258,6 @@ class _Barrier:
             self.after_failure = True
             return
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
-
-
-def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-    """Names every array of a tree, and tells its shape."""
-    leaves = jax.tree_util.tree_flatten_with_path(tree)[0]
-    return {parameter_name(path): tuple(leaf.shape) for path, leaf in leaves}
 
 
 def _tree(state: PyTree) -> dict[str, Any]:

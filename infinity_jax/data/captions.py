@@ -23,12 +23,8 @@ def clean(caption: str) -> str:
 
 def first_sentences(caption: str, count: int) -> str:
     """Returns the first `count` sentences of a caption."""
-    position = 0
-    for number, end in enumerate(_SENTENCE_END.finditer(caption), start=1):
-        position = end.end()
-        if number == count:
-            return caption[:position].rstrip()
-    return caption
+    ends = [end.end() for end in _SENTENCE_END.finditer(caption)]
+    return caption[: ends[count - 1]].rstrip() if count <= len(ends) else caption
 
 
 def sentences(caption: str) -> int:

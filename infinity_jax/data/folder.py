@@ -76,7 +76,7 @@ def usable_entries(folder: Path, data_dir: Path) -> list[Entry]:
     Raises UserError if the folder or its captions file is missing or nothing is usable.
     """
     captions = find_captions(folder)
-    rows = list(read_captions(captions))
+    rows = [row if isinstance(row, Skipped) else _entry(*row) for row in read_rows(captions)]
     entries = [row for row in rows if isinstance(row, Entry)]
     skipped = [row for row in rows if isinstance(row, Skipped)]
     faults = check_pictures(folder, sorted({entry.file for entry in entries}), data_dir)
@@ -126,12 +126,6 @@ def find_captions(folder: Path) -> Path:
         names = ", ".join(file.name for file in files)
         raise UserError(f"{folder} has several captions files ({names}); keep one")
     return files[0]
-
-
-def read_captions(captions: Path) -> Iterator[Entry | Skipped]:
-    """Yields the rows of a captions file, usable or skipped. Raises UserError if the file cannot be read."""
-    for row in read_rows(captions):
-        yield row if isinstance(row, Skipped) else _entry(*row)
 
 
 def read_rows(captions: Path) -> Iterator[tuple[int, dict[str, Any]] | Skipped]:
@@ -201,11 +195,16 @@ def check_pictures(folder: Path, files: list[str], data_dir: Path) -> dict[str, 
     cache = data_dir / "folder_checks" / f"{name}.json"
     known = _read_cache(cache)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        checks = dict(
-            zip(files, pool.map(lambda file: _check(folder / file, known.get(file)), files), strict=True)
-        )
+        found = pool.map(lambda file: _check(folder / file, known.get(file)), files)
+        checks = dict(zip(files, found, strict=True))
     if checks != known:
-        _write_cache(cache, checks)
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            atomic.write_text(cache, json.dumps(checks))
+        except OSError as error:
+            logging.warning(
+                "cannot keep the findings in %s (%s): pictures are checked again next time", cache, error
+            )
     return {file: reason for file, (_, _, reason) in checks.items()}
 
 
@@ -231,13 +230,3 @@ def _read_cache(cache: Path) -> dict[str, list]:
     except (OSError, ValueError):  # Absent or damaged: everything is checked again.
         return {}
     return known if isinstance(known, dict) else {}
-
-
-def _write_cache(cache: Path, checks: dict[str, list]) -> None:
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        atomic.write_text(cache, json.dumps(checks))
-    except OSError as error:
-        logging.warning(
-            "cannot keep the findings in %s (%s): pictures are checked again next time", cache, error
-        )

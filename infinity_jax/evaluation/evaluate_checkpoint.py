@@ -46,8 +46,6 @@ def main(
       settings: values of fields of `SampleConfig`; the others, and those that are None, are the checkpoint's own.
       prompts: train prompts for retrieval, of pictures without look-alikes.
       sheet: a PNG to draw, or None.
-    Returns:
-      what was written.
     Raises:
       UserError: `json_file` cannot be written, or the checkpoint, its data set or a setting is wrong.
     """

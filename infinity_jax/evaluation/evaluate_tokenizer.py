@@ -88,12 +88,12 @@ def main(
 
     through_bits = ThroughBits(tokenizer)
     usage = BitUsage(tokenizer.config.bits, through_bits.schedule.n_scales)
-    reconstructed = _reconstruct(through_bits, usage, chosen)
+    quality, kid = _reconstruct(through_bits, usage, chosen)
     numbers = {
-        **_likeness(chosen.quality, reconstructed.quality),
-        "lpips": _mean_lpips(lpips_params, chosen.quality, reconstructed.quality, through_bits.batch_size),
-        **_kid(chosen, reconstructed.kid),
-        "fid": _fid(inception, chosen, reconstructed),
+        **_likeness(chosen.quality, quality),
+        "lpips": _mean_lpips(lpips_params, chosen.quality, quality, through_bits.batch_size),
+        **_kid(chosen, kid),
+        "fid": _fid(inception, chosen, quality, kid),
         **usage.numbers(),
         "split": chosen.split,
         "pictures": len(chosen.quality),
@@ -132,15 +132,8 @@ def choose_pictures(data: str, side: int, most: int) -> Chosen:
     return Chosen("validation", *decoded(validation, places), kid, reference)
 
 
-class Reconstructed(NamedTuple):
-    """Reconstructions uint8 of the pictures of the same names in `Chosen`."""
-
-    quality: np.ndarray
-    kid: np.ndarray
-
-
-def _reconstruct(through_bits: ThroughBits, usage: BitUsage, chosen: Chosen) -> Reconstructed:
-    """Reconstructs the chosen pictures and counts their bits; those that are both `quality` and `kid` once."""
+def _reconstruct(through_bits: ThroughBits, usage: BitUsage, chosen: Chosen) -> tuple[np.ndarray, np.ndarray]:
+    """Reconstructs `quality` and `kid`, uint8, and counts their bits; pictures that are both once."""
 
     def through(image_NHW3: np.ndarray) -> np.ndarray:
         images = []
@@ -150,7 +143,7 @@ def _reconstruct(through_bits: ThroughBits, usage: BitUsage, chosen: Chosen) -> 
         return np.concatenate(images)
 
     kid = through(chosen.kid)
-    return Reconstructed(kid if chosen.split == "train" else through(chosen.quality), kid)
+    return kid if chosen.split == "train" else through(chosen.quality), kid
 
 
 def _likeness(original: np.ndarray, reconstructed: np.ndarray) -> dict[str, Any]:
@@ -182,11 +175,8 @@ def _mean_lpips(
 
 def _kid(chosen: Chosen, reconstructed: np.ndarray) -> dict[str, Any]:
     """Measures EffNet-KID of reconstructions against other real pictures, beside that of the originals against them."""
-    features, real, reference = (
-        gallery.features_of(reconstructed),
-        gallery.gallery_features(chosen.kid),
-        gallery.gallery_features(chosen.reference),
-    )
+    features = gallery.features_of(reconstructed)
+    real, reference = (gallery.gallery_features(images) for images in (chosen.kid, chosen.reference))
     (kid, error), (real_kid, real_error) = (effnet_kid(x, reference) for x in (features, real))
     return {
         "kid": kid,
@@ -199,13 +189,13 @@ def _kid(chosen: Chosen, reconstructed: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _fid(inception: Any, chosen: Chosen, reconstructed: Reconstructed) -> float | None:
+def _fid(inception: Any, chosen: Chosen, quality: np.ndarray, kid: np.ndarray) -> float | None:
     """Measures FID between all pictures and their reconstructions, as it is published for tokenizers."""
     if inception is None:
         return None
-    pairs = [(chosen.kid, reconstructed.kid)]
+    pairs = [(chosen.kid, kid)]
     if chosen.split == "validation":
-        pairs.append((chosen.quality, reconstructed.quality))
+        pairs.append((chosen.quality, quality))
     real_features, features = (
         np.concatenate([inception_features(inception, images) for images in side])
         for side in zip(*pairs, strict=True)

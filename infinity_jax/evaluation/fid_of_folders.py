@@ -26,8 +26,6 @@ def main(
         KID, which needs the features of single pictures).
       inception: see `load_inception`.
       json_file: gets fid, kid (the unbiased estimate over all pictures) with its standard error, and what they are of.
-    Returns:
-      what was written.
     Raises:
       UserError: a folder or file is missing, damaged, or has too few pictures.
     """

@@ -109,12 +109,8 @@ def quality(real: RealPictures, generated: Generated, prompts: int) -> dict[str,
       held-out compositions, None where there are none.
     """
     features = gallery.gallery_features(real.train.images)
-    everything = np.concatenate(
-        [
-            features,
-            *(gallery.gallery_features(s.images) for s in (real.compositions, real.validation) if s.captions),
-        ]
-    )
+    others = [gallery.gallery_features(s.images) for s in (real.compositions, real.validation) if s.captions]
+    everything = np.concatenate([features, *others])
     chosen = generated.chosen
     drawn = gallery.features_of(generated.images)
     unchosen = np.setdiff1d(np.arange(len(features)), chosen)

@@ -1,10 +1,13 @@
 """The section `train` of a config file."""
 
 import dataclasses
+from typing import TypeVar
 
 from infinity_jax.config import Section, from_dict
 from infinity_jax.config_files import DURATION
 from infinity_jax.errors import UserError
+
+Config = TypeVar("Config", bound="TrainConfig")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,8 +87,15 @@ class TokenizerTrainConfig(TrainConfig):
 
     adversarial: bool = False
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.microbatches != 1:
+            raise UserError(
+                f"train.microbatches is {self.microbatches}; a tokenizer is trained on whole batches, with 1"
+            )
 
-def from_section(section: Section, examples: int) -> TrainConfig:
+
+def from_section(section: Section, examples: int, cls: type[Config] = TrainConfig) -> Config:
     """Reads a config file's `train` section, with durations ("2 epochs", "10%") in steps; `examples` make an epoch."""
     values = dict(section)
     size = values.get("batch_size", 0)
@@ -95,7 +105,7 @@ def from_section(section: Section, examples: int) -> TrainConfig:
     for name in ("log_every", "checkpoint_every", "keep_every", "sample_every", "evaluate_every"):
         if name in values:
             values[name] = in_steps(values[name], steps=values["steps"], batch_size=size, examples=examples)
-    return from_dict(TrainConfig, values, "train")
+    return from_dict(cls, values, "train")
 
 
 def in_steps(duration: int | str, *, steps: int | None, batch_size: int, examples: int) -> int:

@@ -13,7 +13,6 @@ from jaxtyping import Array, Bool, Float, Int8, Key
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import bsq, pyramid
-from infinity_jax.tokenizer import pyramid as patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +77,7 @@ def self_correction(
     schedule = schedule.times(patchify)
 
     def sequence(x_BHWd: jax.Array) -> jax.Array:
-        x_BhwD = patches.to_transformer(x_BHWd, patchify)
+        x_BhwD = pyramid.to_transformer(x_BHWd, patchify)
         return x_BhwD.reshape(len(x_BhwD), -1, x_BhwD.shape[-1])
 
     seen_sum = explained_sum = jnp.zeros_like(features_BHWd)

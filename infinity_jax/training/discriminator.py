@@ -18,7 +18,6 @@ LOSSES = ("hinge", "non-saturating")
 # Of LeCAM-style regularisation: mean logits up to this size cost nothing (docs/spec.md section 2).
 LECAM_FREE = 0.1
 _CONV_AXES = (None, None, "conv_in", "conv_out")
-_ACTIVATION = ("batch", None, None, None)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +85,7 @@ class Discriminator(nn.Module):
             stride = 2 if layer < layers else 1
             x = _conv(width * min(2**layer, 8), stride, f"conv_{layer}", use_bias=False)(x)
             x = nn.leaky_relu(nn.GroupNorm(32, name=f"norm_{layer}")(x), 0.2)
-            x = constrain(x, *_ACTIVATION)
+            x = constrain(x, "batch", None, None, None)
         return _conv(1, 1, "conv_out")(x)[..., 0]
 
 

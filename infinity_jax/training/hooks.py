@@ -32,20 +32,7 @@ Feed = EncodedFeed | RecordFeed
 ToFeatures = Callable[[dict[str, Any]], dict[str, Any]]
 
 
-def transformer_hooks(run: RunConfig, feed: Feed, to_features: ToFeatures, workdir: Path) -> list[Hook]:
-    """Plans validation and sample sheets of a transformer's run.
-
-    Args:
-      to_features: see `encoded.features_on_device`.
-      workdir: gets the sheets, in samples/.
-    """
-    return [
-        Hook(run.train.evaluate_every, _validation(run, feed, to_features)),
-        Hook(run.train.sample_every, _sample_sheet(run, feed, workdir / "samples")),
-    ]
-
-
-def _sample_sheet(run: RunConfig, feed: Feed, folder: Path) -> Callable[[int, TrainState], None]:
+def sample_sheet(run: RunConfig, feed: Feed, folder: Path) -> Callable[[int, TrainState], None]:
     """Makes the hook that draws the same few train captions each time, to see them become better."""
     seed = run.train.seed
     chosen = np.random.default_rng(seed).permutation(len(run.source))[:SHEET_PICTURES]
@@ -70,10 +57,13 @@ def _sample_sheet(run: RunConfig, feed: Feed, folder: Path) -> Callable[[int, Tr
     return draw
 
 
-def _validation(
+def validation(
     run: RunConfig, feed: Feed, to_features: ToFeatures
 ) -> Callable[[int, TrainState], dict[str, Any]]:
-    """Makes the hook that measures loss and accuracies on the validation split, with the averaged parameters."""
+    """Makes the hook that measures loss and accuracies on the validation split, with the averaged parameters.
+
+    `to_features` is that of `encoded.features_on_device`.
+    """
     tokenizer, layout, model = feed.tokenizer.config, run.layout, Transformer(run.model)
     by_ratio = of_ratio(
         feed.schedules.values(),
@@ -125,11 +115,8 @@ def tokenizer_hooks(
     """Plans a tokenizer's validation PSNR and sheets of originals above reconstructions, by averaged parameters.
 
     Args:
-      tokenizer: what is trained.
       schedule: the scales that it is judged with, in its own tokens.
       source: the data, of which the validation split is used; without one there are no hooks.
-      train: batch size and intervals.
-      layout: the mesh.
       workdir: gets the sheets, in samples/.
     """
     validation = sources.open_source(source, "validation")

@@ -25,8 +25,7 @@ from infinity_jax.runtime.sharding import Layout
 from infinity_jax.training import start
 from infinity_jax.training.config import TrainConfig
 from infinity_jax.training.run_log import MetricsWriter, Progress
-from infinity_jax.training.state import TrainState
-from infinity_jax.training.step import StepFunction, TrainStep
+from infinity_jax.training.state import StepFunction, TrainState, TrainStep
 
 Batch = Mapping[str, np.ndarray]
 RowsOf = Callable[[int], np.ndarray]
@@ -39,12 +38,12 @@ class Data:
     Attributes:
       batches: told the first step (0-based) and, for any batch size, the rows that this process reads of such a batch,
         gives those rows of the batches from there on, dicts of numpy arrays.
-      examples_before: step (0-based) -> examples of all batches before it; None is `train.batch_size` a step.
+      examples_before: step (0-based) -> examples of all batches before it.
       on_device: what is made of each batch on the devices before the step sees it.
     """
 
     batches: Callable[[int, RowsOf], Iterator[Batch]]
-    examples_before: Callable[[int], int] | None = None
+    examples_before: Callable[[int], int]
     on_device: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = lambda batch: batch
 
 
@@ -66,7 +65,8 @@ def run(
     data: Data,
     config: Mapping[str, Any],
     hooks: Sequence[Hook] = (),
-    load_params: Callable[[str, Any], Any] = start.load_params,
+    *,
+    load_params: Callable[[str, Any], Any],
 ) -> TrainState:
     """Trains to `train.steps`, from the newest complete checkpoint of `workdir` if there is one.
 
@@ -74,9 +74,7 @@ def run(
 
     Args:
       workdir: gets checkpoints/, metrics.jsonl, evaluations.jsonl and tensorboard/.
-      train: lengths and intervals.
       step: the step, compiled here, and how its state begins.
-      data: what it reads.
       config: the whole config as plain dicts, stored in every checkpoint.
       hooks: sample sheets and evaluations; run before the checkpoint of the same step.
       load_params: (path, params like those wanted) -> params, for `train.init_from`.
@@ -86,12 +84,10 @@ def run(
       UserError: a number of a step is not finite; a full disk; a checkpoint of another model or another seed.
       SystemExit: after SIGTERM (code 0) or SIGINT (130), once a checkpoint is saved.
     """
-    examples_before = data.examples_before or (lambda step: step * train.batch_size)
-    data = dataclasses.replace(data, examples_before=examples_before)
     checkpointer = Checkpointer(
         Path(workdir) / "checkpoints", train.keep_checkpoints, train.keep_every, train.keep_best
     )
-    state = start.first_state(checkpointer, train, step, load_params, examples_before)
+    state = start.first_state(checkpointer, train, step, load_params, data.examples_before)
     first = int(state.step)
     if first >= train.steps:
         logging.info("the run already has its %d steps; raise train.steps to train further", train.steps)
@@ -100,57 +96,55 @@ def run(
     # A shorter run's last line stands outside the rhythm of log_every; a run that resumes has no such line.
     writer = MetricsWriter(workdir, first if first % train.log_every == 0 else first - 1)
     with contextlib.closing(checkpointer), contextlib.closing(writer):
-        record = _Record(checkpointer, writer, tuple(hooks), config)
-        return _Loop(train, CompiledStep(step.jitted()), step.layout, data, record).run(state)
+        step_fn = CompiledStep(step.jitted())
+        return _Loop(train, step_fn, step.layout, data, checkpointer, writer, hooks, config).run(state)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Record:
-    """Where a run's numbers and states go."""
-
-    checkpointer: Checkpointer
-    writer: MetricsWriter
-    hooks: tuple[Hook, ...] = ()
-    config: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-
-
 class _Loop:
     """One run's fixed parts, so that each part of the loop is a short method."""
 
-    def __init__(
-        self, train: TrainConfig, step_fn: StepFunction, layout: Layout, data: Data, record: _Record
-    ):
-        self.train, self.step_fn, self.layout, self.data, self.record = train, step_fn, layout, data, record
-        self.examples_before: Any = data.examples_before
+    train: TrainConfig
+    step_fn: StepFunction
+    layout: Layout
+    data: Data
+    checkpointer: Checkpointer
+    writer: MetricsWriter
+    hooks: Sequence[Hook]
+    config: Mapping[str, Any]
 
     def run(self, state: TrainState) -> TrainState:
         train, first = self.train, int(state.step)
         seed_key = jax.jit(lambda: jax.random.key(train.seed), out_shardings=self.layout.replicated)()
         sharding_of = functools.cache(self.layout.batch)
         rows_of = functools.cache(lambda size: global_batch.rows_here(sharding_of(size), size))
-        log = _Log(train, self.record, self.examples_before, first)
+        examples_before = self.data.examples_before
+        log = _Log(self, first)
         with (
             stop_signals.received() as stop_asked,
-            contextlib.closing(log),
-            _closing(self.data.batches(first, rows_of)) as stream,
+            contextlib.closing(log.progress),
+            contextlib.ExitStack() as at_end,
         ):
+            stream = self.data.batches(first, rows_of)
+            # It may hold threads, and then can be closed.
+            at_end.callback(getattr(stream, "close", lambda: None))
             stop = None
             for step in range(first + 1, train.steps + 1):
                 with log.waiting():
                     batch = next(stream, None)
                 if batch is None:
                     raise UserError(f"the data ended before step {step}; it needs at least one batch")
-                size = self.examples_before(step) - self.examples_before(step - 1)
+                size = examples_before(step) - examples_before(step - 1)
                 batch = self.data.on_device(global_batch.put(batch, rows_of(size), size, sharding_of(size)))
                 with jax.transfer_guard("disallow"):
                     state, metrics = self.step_fn(state, batch, seed_key)
                 log.taken(step, metrics)
                 stop = stop_asked()
                 self.after_step(step, state, metrics, log, stop is not None)
-                log.advance()
+                log.progress.advance()
                 if stop is not None:
                     break
-            self.record.checkpointer.wait()
+            self.checkpointer.wait()
             # Also after the last step, which another run may follow: the next stage.
             stop = stop or stop_asked()
             if stop is not None:
@@ -162,24 +156,24 @@ class _Loop:
         self, step: int, state: TrainState, metrics: Mapping[str, Any], log: "_Log", stopping: bool
     ) -> None:
         """Runs hooks, then saves. A checkpoint of step n promises that all lines up to n are written."""
-        checkpointer = self.record.checkpointer
-        checkpointer.check()
+        self.checkpointer.check()
         last = step == self.train.steps
-        due = [hook for hook in self.record.hooks if hook.every and (last or step % hook.every == 0)]
+        due = [hook for hook in self.hooks if hook.every and (last or step % hook.every == 0)]
         save = last or stopping or step % self.train.checkpoint_every == 0
         if not due and not save:
             return
         log.write_pending()
-        _check_finite(step, jax.device_get(dict(metrics)), checkpointer.latest_step())
+        _check_finite(step, jax.device_get(dict(metrics)), self.checkpointer.latest_step())
         evaluated: dict[str, Any] = {}
         for hook in due:
             values = hook.call(step, state)
             if values:
-                self.record.writer.write(step, values, "evaluations.jsonl")
+                self.writer.write(step, values, "evaluations.jsonl")
                 evaluated |= values
         if save:
-            data = {"seed": self.train.seed, "next_step": step, "examples": self.examples_before(step)}
-            checkpointer.save(step, state, data, self.record.config, self.judged_by(evaluated))
+            examples = self.data.examples_before(step)
+            data = {"seed": self.train.seed, "next_step": step, "examples": examples}
+            self.checkpointer.save(step, state, data, self.config, self.judged_by(evaluated))
         # Time spent here is not training time.
         log.count_time_from(step)
 
@@ -195,14 +189,11 @@ class _Loop:
 class _Log:
     """Lines of metrics.jsonl and the progress bar, each a step late: numbers are awaited once more work is queued."""
 
-    def __init__(
-        self, train: TrainConfig, record: _Record, examples_before: Callable[[int], int], first: int
-    ):
-        self._train, self._record, self._examples_before = train, record, examples_before
-        self._progress = Progress(first, train.steps)
+    def __init__(self, loop: _Loop, first: int):
+        self._loop, self.progress = loop, Progress(first, loop.train.steps)
         # (step, metrics on the device) of a step that is to be logged but not yet waited for.
         self._pending: tuple[int, Mapping[str, Any]] | None = None
-        self._first, self._started, self._waited = first, time.perf_counter(), 0.0
+        self.count_time_from(first)
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
@@ -214,7 +205,7 @@ class _Log:
     def taken(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the line of the step before, and keeps this one's metrics if they are to be logged."""
         self.write_pending()
-        if step % self._train.log_every == 0 or step == self._train.steps:
+        if step % self._loop.train.log_every == 0 or step == self._loop.train.steps:
             self._pending = (step, metrics)
 
     def write_pending(self) -> None:
@@ -223,50 +214,28 @@ class _Log:
             return
         (step, metrics), self._pending = self._pending, None
         values = jax.device_get(dict(metrics))
-        _check_finite(step, values, self._record.checkpointer.latest_step())
+        _check_finite(step, values, self._loop.checkpointer.latest_step())
         passed, steps = time.perf_counter() - self._started, max(1, step - self._first)
         seconds = passed / steps
-        examples = (self._examples_before(step) - self._examples_before(self._first)) / steps
+        examples_before = self._loop.data.examples_before
+        examples = (examples_before(step) - examples_before(self._first)) / steps
         timing = {"seconds_per_step": seconds, "images_per_second": examples / seconds}
         timing["data_wait_share"] = self._waited / passed
         self.count_time_from(step)
-        self._record.writer.write(step, {**values, **timing})
-        self._progress.show(step, values, seconds)
+        self._loop.writer.write(step, {**values, **timing})
+        self.progress.show(step, values, seconds)
 
     def count_time_from(self, step: int) -> None:
         """Starts the clock of the numbers that are logged next."""
         self._first, self._started, self._waited = step, time.perf_counter(), 0.0
-
-    def advance(self) -> None:
-        """Shows that one more step is done."""
-        self._progress.advance()
-
-    def close(self) -> None:
-        """Ends the progress bar."""
-        self._progress.close()
 
 
 def _check_finite(step: int, metrics: Mapping[str, Any], saved: int | None) -> None:
     """Raises UserError if a number of the step's metrics, of which some are arrays, is not finite."""
     for name in sorted(metrics, key=lambda name: name != "loss"):
         if np.ndim(metrics[name]) == 0 and not np.isfinite(metrics[name]):
-            kept = (
-                "no checkpoint was saved before"
-                if saved is None
-                else f"the checkpoint of step {saved} is kept"
-            )
+            kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved before"
             raise UserError(
                 f"{name} is {float(metrics[name])} at step {step}; {kept}. Try a lower optim.learning_rate, "
                 "a longer optim.warmup_steps, a lower optim.clip, or compute_dtype float32"
             )
-
-
-@contextlib.contextmanager
-def _closing(stream: Iterator[Batch]) -> Iterator[Iterator[Batch]]:
-    """Closes the batches' iterator at the end if it can be closed (it may hold threads)."""
-    try:
-        yield stream
-    finally:
-        close = getattr(stream, "close", None)
-        if close is not None:
-            close()

@@ -79,16 +79,12 @@ def joining_rate(config: OptimConfig, steps: int, start: int) -> Callable[[Any],
     return lambda own: of_run(own + start) * jnp.minimum(1.0, (own + 1) / max(1, config.warmup_steps))
 
 
-def decayed(
-    params: PyTree, no_decay: Callable[[str], bool], stacked: Callable[[str], bool] = lambda name: False
-) -> PyTree:
+def decayed(params: PyTree, no_decay: Callable[[str], bool]) -> PyTree:
     """Which parameters are decayed: a tree of bool like `params`; arguments as in `make_optimiser`."""
 
-    def is_decayed(path: jax.tree_util.KeyPath, parameter: jax.Array) -> bool:
-        name = parameter_name(path)
-        return parameter.ndim - stacked(name) > 1 and not no_decay(name)
-
-    return jax.tree_util.tree_map_with_path(is_decayed, params)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, parameter: parameter.ndim > 1 and not no_decay(parameter_name(path)), params
+    )
 
 
 def _clip_by_global_norm(largest: float) -> optax.GradientTransformation:
@@ -109,17 +105,14 @@ def make_optimiser(
     config: OptimConfig,
     steps: int,
     no_decay: Callable[[str], bool] = lambda name: False,
-    stacked: Callable[[str], bool] = lambda name: False,
     start: int = 0,
 ) -> optax.GradientTransformation:
     """AdamW after clipping the gradients by their global norm.
 
     Args:
-      config: rates and decay.
       steps: length of the whole run, where a cosine ends.
       no_decay: told a parameter's name ("a/b/kernel"), says whether it is exempt from decay.
         1-D parameters always are.
-      stacked: told a name, says whether its first axis counts scanned layers (and so not as a dimension).
       start: the run's step at which these parameters begin to be trained.
     """
     return optax.chain(
@@ -129,6 +122,6 @@ def make_optimiser(
             config.b1,
             config.b2,
             weight_decay=config.weight_decay,
-            mask=lambda params: decayed(params, no_decay, stacked),
+            mask=lambda params: decayed(params, no_decay),
         ),
     )

@@ -10,7 +10,7 @@ import jax
 from infinity_jax import scales
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.checkpoints.trained import TrainedTokenizer
-from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig, from_dict
+from infinity_jax.config import SampleConfig, TransformerConfig, from_dict
 from infinity_jax.data import sources
 from infinity_jax.data.feeds import EncodedFeed, RecordFeed
 from infinity_jax.data.prepared.config import RECORDS, DataConfig
@@ -22,7 +22,8 @@ from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.training import config as train_config
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
-from infinity_jax.training.transformer_step import LossConfig, StepConfig
+from infinity_jax.training.sections import SECTIONS
+from infinity_jax.training.transformer_step import LossConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,18 +52,6 @@ class RunConfig:
     source: Source
     records: tuple[MixedRecords, MixedRecords | None] | None
 
-    def step_config(self, tokenizer: TokenizerConfig) -> StepConfig:
-        """Picks what the train step is made of."""
-        return StepConfig(
-            model=self.model,
-            tokenizer=tokenizer,
-            correction=self.correction,
-            loss=self.loss,
-            optim=self.optim,
-            steps=self.train.steps,
-            microbatches=self.train.microbatches,
-        )
-
 
 def read_config(config: Any) -> RunConfig:
     """Reads and checks a config; nothing is encoded, which may take hours, and nothing is written.
@@ -72,23 +61,14 @@ def read_config(config: Any) -> RunConfig:
     Raises:
       UserError: a value stands in the way, or the mesh cannot share the model or the batch.
     """
-    model = from_dict(TransformerConfig, config.model, "model")
-    data = from_dict(DataConfig, config.data, "data")
-    correction = from_dict(CorrectionConfig, config.correction, "correction")
-    loss = from_dict(LossConfig, config.loss, "loss")
-    optim = from_dict(OptimConfig, config.optim, "optim")
-    sample = from_dict(SampleConfig, config.sample, "sample")
-    layout = sharding.layout_from_config(config.mesh, model)
-    source, records = _open(data)
+    plain = {name: cls for name, cls in SECTIONS["train"].items() if name not in ("text", "train", "mesh")}
+    sections = {name: from_dict(cls, config[name], name) for name, cls in plain.items()}
+    layout = sharding.layout_from_config(config.mesh, sections["model"])
+    source, records = _open(sections["data"])
     train = train_config.from_section(config.train, len(source))
     layout.batch(train.batch_size, train.microbatches)
     return RunConfig(
-        model=model,
-        correction=correction,
-        loss=loss,
-        optim=optim,
-        sample=sample,
-        data=data,
+        **sections,
         train=train,
         tokenizer=config.tokenizer,
         text=config.text.to_dict(),
@@ -120,11 +100,7 @@ def keep_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
 
 
 def fitting_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
-    """Loads the tokenizer to train with: the workdir's copy, or the config's if there is none yet.
-
-    Raises:
-      UserError: it does not fit the model or the scale preset.
-    """
+    """Loads the workdir's copy of the tokenizer, else the config's. UserError if it does not fit the config."""
     copy, preset = workdir / "tokenizer", run.data.scales
     tokenizer = pretrained.load_tokenizer(copy if copy.is_dir() else run.tokenizer)
     bits = tokenizer.config.transformer_bits

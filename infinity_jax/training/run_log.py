@@ -62,7 +62,12 @@ class MetricsWriter:
         self.workdir.mkdir(parents=True, exist_ok=True)
         for name in ("metrics.jsonl", "evaluations.jsonl"):
             _cut(self.workdir / name, start_step)
-        self._board = TensorBoardFile(self.workdir / "tensorboard", purge_step=start_step + 1)
+        folder, first = self.workdir / "tensorboard", start_step + 1
+        folder.mkdir(exist_ok=True)
+        # The process in the name: two starts within a second must not write one file.
+        self._board = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}.{first}")
+        # Hides what earlier files hold of the steps that will be taken again.
+        self._board.write_event(Event(step=first, session_log=SessionLog(status=SessionLog.START)))
 
     def write(self, step: int, values: Mapping[str, Any], file: str = "metrics.jsonl") -> None:
         """Appends one line and mirrors it to TensorBoard. Raises OSError when the disk is full."""
@@ -71,7 +76,9 @@ class MetricsWriter:
         record = {"step": step} | {key: _plain(value) for key, value in values.items()}
         with (self.workdir / file).open("a") as lines:
             lines.write(json.dumps(record, allow_nan=False) + "\n")
-        self._board.write(step, _scalars(values))
+        for name, value in _scalars(values).items():
+            self._board.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+        self._board.flush()
 
     def close(self) -> None:
         """Closes TensorBoard's file."""
@@ -97,26 +104,6 @@ def _cut(path: Path, last_step: int) -> None:
         return
     kept = [record for record in read_lines(path) if record["step"] <= last_step]
     atomic.write_text(path, "".join(json.dumps(record) + "\n" for record in kept))
-
-
-class TensorBoardFile:
-    """One new event file in a folder; it hides what earlier files there hold from `purge_step` on."""
-
-    def __init__(self, folder: Path, purge_step: int):
-        folder.mkdir(parents=True, exist_ok=True)
-        # The process in the name: two starts within a second must not write one file.
-        self._events = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}.{purge_step}")
-        self._events.write_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
-
-    def write(self, step: int, scalars: dict[str, float]) -> None:
-        """Appends the scalars of one step. Raises OSError when the disk is full."""
-        for name, value in scalars.items():
-            self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
-        self._events.flush()
-
-    def close(self) -> None:
-        """Closes the file."""
-        self._events.close()
 
 
 # Between lines when stderr is not a terminal.

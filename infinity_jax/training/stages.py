@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
 
 from infinity_jax.checkpoints import trained
@@ -105,8 +106,7 @@ def _check(configs: Mapping[str, Any], workdir: Path) -> list[int]:
 
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
-    leaves = jax.tree_util.tree_leaves_with_path(trained.transformer_shapes(model))
-    return {trees.parameter_name(path): leaf.shape for path, leaf in leaves}
+    return trees.shapes(trained.transformer_shapes(model))
 
 
 def _newest_step(workdir: Path) -> int:
@@ -138,8 +138,8 @@ def _check_order(names: Sequence[str], done: Sequence[int], steps: Sequence[int]
 def _name_changes(name: str, config: Any, workdir: Path) -> None:
     """Warns of what a finished stage was trained with and the config now says otherwise."""
     with contextlib.closing(Checkpointer(workdir / name / "checkpoints", read_only=True)) as reader:
-        was = _flat(reader.config())
-    now = _flat(json.loads(json.dumps(config.to_dict())))
+        was = flatten_dict(reader.config(), sep=".")
+    now = flatten_dict(json.loads(json.dumps(config.to_dict())), sep=".")
     changed = [key for key in now if key in was and was[key] != now[key] and not key.startswith(_HARMLESS)]
     if changed:
         logging.warning(
@@ -147,11 +147,3 @@ def _name_changes(name: str, config: Any, workdir: Path) -> None:
             "%s and the folders of the stages after it",
             *(name, ", ".join(f"{key} was {was[key]!r}" for key in changed), workdir / name),
         )
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Flattens nested dicts into one of "section.key"."""
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat

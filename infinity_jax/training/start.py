@@ -15,20 +15,7 @@ from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import put
 from infinity_jax.training.config import TrainConfig
-from infinity_jax.training.state import TrainState
-from infinity_jax.training.step import TrainStep
-
-
-def load_params(path: str, target_params: Any) -> Any:
-    """Reads the parameters of the newest checkpoint in a workdir or its folder of checkpoints.
-
-    Raises:
-      UserError: there is none, or they are not like `target_params`.
-    """
-    folder = Path(path)
-    nested = folder / "checkpoints"
-    with contextlib.closing(Checkpointer(nested if nested.is_dir() else folder, read_only=True)) as reader:
-        return reader.restore_params(target_params)
+from infinity_jax.training.state import TrainState, TrainStep
 
 
 def first_state(
@@ -41,8 +28,6 @@ def first_state(
     """Makes the first state: resume -> restore_from -> init_from -> scratch, whichever comes first.
 
     Args:
-      checkpointer: of the run.
-      train: names the other sources.
       step: makes a fresh state, and says where each array lies, whatever it comes from.
       load_params: (path, params like those wanted) -> params, for `train.init_from`.
       examples_before: step (0-based) -> examples of all batches before it.

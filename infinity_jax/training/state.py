@@ -1,6 +1,7 @@
-"""What a training run carries from step to step, and how one gradient changes it."""
+"""What a training run carries from step to step, how one gradient changes it, and the step that does so."""
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -8,7 +9,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree
+from jaxtyping import Array, Key, PyTree
 
 from infinity_jax.runtime.sharding import Layout
 
@@ -73,9 +74,7 @@ def apply_gradients(
     """Takes one step of the optimiser and one of the moving average.
 
     Args:
-      state: before the step.
       grads: gradients, same tree and shapes as `state.params`.
-      optimiser: the one that `create` was given.
       ema_decay: the average's decay; early on min(ema_decay, (1 + step) / (10 + step)) is used,
         so that the random start is soon forgotten.
     """
@@ -93,3 +92,44 @@ def apply_gradients(
 def averaged(state: TrainState) -> PyTree:
     """Picks the parameters to judge a model by: the moving average, or the parameters of a run without one."""
     return state.params if state.ema_params is None else state.ema_params
+
+
+StepFunction = Callable[[TrainState, Any, Key[Array, ""]], tuple[TrainState, Mapping[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainStep:
+    """A step, not yet compiled, and how its state begins; the loop runs it, `infinity-jax compile` lowers it.
+
+    Attributes:
+      function: (state, batch, seed key) -> (state, metrics with "loss"), a pure function. Random numbers come from
+        `infinity_jax.runtime.seeds.stream(seed key, name, state.step)`.
+      new_state: makes a fresh state, of which a restored one has the shapes. See `state.new_state`.
+      shardings: the state's tree with a NamedSharding for each array.
+      layout: where batches and activations go.
+    """
+
+    function: StepFunction
+    new_state: Callable[[], TrainState]
+    shardings: TrainState
+    layout: Layout
+
+    def jitted(self) -> jax.stages.Wrapped:
+        """Jits the step. The new state takes the memory and the place of the old, metrics are replicated."""
+        return jax.jit(
+            self.layout.traced(self.function),
+            donate_argnums=0,
+            out_shardings=(self.shardings, self.layout.replicated),
+        )
+
+    def fresh_state(self) -> TrainState:
+        """Makes a fresh state where it belongs, so that no device ever holds the whole."""
+        return jax.jit(self.new_state, out_shardings=self.shardings)()
+
+    def state_shapes(self) -> TrainState:
+        """Tells the state's shapes, dtypes and shardings as ShapeDtypeStructs; no array is made."""
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            jax.eval_shape(self.new_state),
+            self.shardings,
+        )

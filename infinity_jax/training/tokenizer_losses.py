@@ -42,21 +42,17 @@ def bsq_entropies(
       UserError: a group that does not divide d, or of more than 24 bits.
     """
     d = z.shape[-1]
-    _check_group(group, d)
+    if not 1 <= group <= _LARGEST_TABLE_BITS or d % group:
+        fitting = [str(g) for g in range(1, min(d, _LARGEST_TABLE_BITS) + 1) if d % g == 0]
+        raise UserError(
+            f"entropy_group {group} must divide the {d} bits and be at most {_LARGEST_TABLE_BITS}; "
+            f"use one of {', '.join(fitting)}"
+        )
     logit = -4.0 * inverse_temperature * z / d**0.5
     p, q = jax.nn.sigmoid(logit), jax.nn.sigmoid(-logit)
     per_sample = jnp.mean(jnp.sum(_entropy(p, q), axis=-1))
     mean_p = jnp.clip(jnp.mean(_code_probabilities(p, q, group), axis=1), 1e-8, 1.0)
     return per_sample, -jnp.sum(mean_p * jnp.log(mean_p))
-
-
-def _check_group(group: int, bits: int) -> None:
-    if not 1 <= group <= _LARGEST_TABLE_BITS or bits % group:
-        fitting = [g for g in range(1, min(bits, _LARGEST_TABLE_BITS) + 1) if bits % g == 0]
-        raise UserError(
-            f"entropy_group {group} must divide the {bits} bits and be at most {_LARGEST_TABLE_BITS}; "
-            f"use one of {', '.join(map(str, fitting))}"
-        )
 
 
 def _code_probabilities(p: jax.Array, q: jax.Array, group: int) -> jax.Array:
@@ -78,8 +74,8 @@ def lfq_entropies(
     d = z.shape[-1]
     if d > _LARGEST_TABLE_BITS:
         raise UserError(
-            f"LFQ's entropy needs 2^{d} codes in memory: {lfq_table_bytes(z.shape):.2g} bytes for one array of tokens "
-            f"x codes; use quantizer='bsq' above {_LARGEST_TABLE_BITS} bits"
+            f"LFQ's entropy needs 2^{d} codes in memory: {4 * math.prod(z.shape[:-1]) * 2**d:.2g} bytes for one array "
+            f"of tokens x codes; use quantizer='bsq' above {_LARGEST_TABLE_BITS} bits"
         )
     codes_Vd = _all_codes(d)
     logits_NV = 2.0 * inverse_temperature * z.reshape(-1, d) @ codes_Vd.T
@@ -88,11 +84,6 @@ def lfq_entropies(
     per_sample = -jnp.mean(jnp.sum(p * log_p, axis=-1))
     mean_p = jnp.clip(jnp.mean(p, axis=0), 1e-12, 1.0)
     return per_sample, -jnp.sum(mean_p * jnp.log(mean_p))
-
-
-def lfq_table_bytes(shape: tuple[int, ...]) -> int:
-    """Bytes of one float32 array of tokens x 2^d codes, for projected residuals of `shape` [..., d]."""
-    return 4 * math.prod(shape[:-1]) * 2 ** shape[-1]
 
 
 def _all_codes(d: int) -> jax.Array:

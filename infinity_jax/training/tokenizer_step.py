@@ -11,18 +11,18 @@ from typing import Any, NamedTuple, cast
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float, Int, Key
 
 from infinity_jax.errors import UserError
+from infinity_jax.runtime import seeds
+from infinity_jax.scales import ScaleSchedule, dense_schedule
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.training import discriminator
 from infinity_jax.training import state as train_state
 from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.training.optim import OptimConfig
-from infinity_jax.training.state import TrainState
-from infinity_jax.training.step import StepFunction
+from infinity_jax.training.state import StepFunction, TrainState
 from infinity_jax.training.tokenizer_losses import quantizer_loss
-from infinity_jax.training.training_scales import TrainingScales
 
 FEATURE_NETWORKS = ("efficientnet", "lpips")
 # A batch with this key takes part in adversarial training. So the steps before are a program of their own, without it.
@@ -74,6 +74,39 @@ class TokenizerLossConfig:
             )
 
 
+@dataclasses.dataclass(frozen=True)
+class TrainingScales:
+    """A schedule, of which each batch uses some scales; the last always.
+
+    Attributes:
+      schedule: all of them.
+      drop: each other scale is left out with this probability; "dense" training.
+      short: half of the batches use only so many scales, drawn evenly; "short" training. 0 is never.
+    """
+
+    schedule: ScaleSchedule
+    drop: float = 0.0
+    short: int = 0
+
+    def draw_kept(self, key: Key[Array, ""], step: Int[Array, ""]) -> Bool[Array, " K"]:
+        """Which scales the batch of a step uses: bool [K]."""
+        n = self.schedule.n_scales
+        key_drop = seeds.stream(key, "scale drop", step)
+        keep_K = jax.random.bernoulli(key_drop, 1.0 - self.drop, (n,))
+        if 0 < self.short < n:
+            key_short, key_which = jax.random.split(seeds.stream(key, "short schedule", step))
+            chosen_K = jnp.append(jax.random.permutation(key_which, n - 1) < self.short - 1, True)
+            keep_K &= chosen_K | ~jax.random.bernoulli(key_short, 0.5)
+        return keep_K.at[-1].set(True)
+
+
+def training_scales(kind: str, test_schedule: ScaleSchedule, drop: float, short: int) -> TrainingScales:
+    """The scales to train on towards a square `test_schedule`: "dense" or "short"."""
+    if kind == "short":
+        return TrainingScales(test_schedule, short=short)
+    return TrainingScales(dense_schedule(test_schedule.last[0]), drop=drop)
+
+
 class Adversary(NamedTuple):
     """What the step needs to train a discriminator."""
 
@@ -104,12 +137,12 @@ def make_train_step(
 
     def train_step(state, batch, key):
         image = batch["image"].astype(jnp.float32) / 127.5 - 1.0
-        training_scales = scales[image.shape[1]]
-        keep_K = training_scales.draw_kept(key, state.step)
+        of_picture = scales[image.shape[1]]
+        keep_K = of_picture.draw_kept(key, state.step)
 
         def reconstruct(params):
             made, pyramid = cast(Any, tokenizer.apply)(
-                {"params": params}, image, training_scales.schedule, keep_K, config.detach_residuals
+                {"params": params}, image, of_picture.schedule, keep_K, config.detach_residuals
             )
             return made, pyramid.projected
 

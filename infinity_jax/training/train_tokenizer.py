@@ -12,9 +12,10 @@ import numpy as np
 from absl import logging
 
 from infinity_jax import scales
-from infinity_jax.checkpoints import origin, pretrained
+from infinity_jax.checkpoints import origin
+from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.config import TokenizerConfig, from_dict, numbers_by_name
-from infinity_jax.data import batches, pictures, records, resolutions, sources
+from infinity_jax.data import batches, pictures, resolutions, sources
 from infinity_jax.data.resolutions import ResolutionMix
 from infinity_jax.errors import UserError
 from infinity_jax.metrics.efficientnet import load_efficientnet
@@ -26,18 +27,17 @@ from infinity_jax.training import loop, optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.training.hooks import tokenizer_hooks
-from infinity_jax.training.state import TrainState
-from infinity_jax.training.step import TrainStep
+from infinity_jax.training.state import TrainState, TrainStep
 from infinity_jax.training.tokenizer_losses import efficientnet_feature_loss
 from infinity_jax.training.tokenizer_step import (
     ADVERSARIAL,
     Adversary,
     FeatureLoss,
     TokenizerLossConfig,
+    TrainingScales,
     make_train_step,
+    training_scales,
 )
-from infinity_jax.training.training_scales import TrainingScales
-from infinity_jax.training.training_scales import training_scales as make_training_scales
 
 
 def main(config: Any, workdir: str | Path) -> TrainState:
@@ -46,8 +46,6 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     Args:
       config: a ConfigDict as configs/emoji_tokenizer.py makes it: model, loss, discriminator, optim, data, train, mesh.
       workdir: gets checkpoints, metrics and picture sheets.
-    Returns:
-      the last state.
     Raises:
       UserError: a value of the config, the data or the disk stands in the way; the message says which.
     """
@@ -56,18 +54,18 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     optim_config = from_dict(optim.OptimConfig, config.optim, "optim")
     test_schedule = scales.make_schedule(config.data.scales).times(model.patchify)
     source = sources.open_source(config.data.source, "train")
-    train, is_adversarial = _train_section(config.train, len(source))
+    train = train_config.from_section(config.train, len(source), train_config.TokenizerTrainConfig)
     layout = sharding.layout_from_config(config.mesh)
-    mix, training_scales = _resolutions(config.data, model, loss, train)
+    mix, scales_of = _resolutions(config.data, model, loss, train)
     adversary = None
-    if is_adversarial:
+    if train.adversarial:
         adversary = _adversary(config.get("discriminator", {}), optim_config, train, len(source))
     for size in mix.batch_sizes:
         layout.batch(size)  # refuses one that the mesh cannot split
 
     tokenizer, optimiser = Tokenizer(model), optim.make_optimiser(optim_config, train.steps)
     function = make_train_step(
-        tokenizer, loss, optim_config, optimiser, training_scales, feature_loss(loss), adversary
+        tokenizer, loss, optim_config, optimiser, scales_of, feature_loss(loss), adversary
     )
     new_state, shardings = train_state.new_state(
         lambda: initial_variables(tokenizer, max(mix.sides), train.seed),
@@ -78,50 +76,26 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     step = TrainStep(function, new_state, shardings, layout)
     if adversary is not None:
         step = with_adversary(step, adversary, min(mix.sides), train.seed)
-    data = loop.Data(
-        functools.partial(_batches, source, mix, adversary),
-        examples_before=lambda step: int(mix.starts[step]),
-    )
-    return loop.run(
-        workdir,
-        train,
-        step,
-        data,
-        config=config.to_dict() | {"origin": origin.describe()},
-        hooks=tokenizer_hooks(tokenizer, test_schedule, config.data.source, train, layout, Path(workdir)),
-        load_params=pretrained.load_tokenizer_params,
-    )
-
-
-def _batches(
-    source: records.Source,
-    mix: ResolutionMix,
-    adversary: Adversary | None,
-    first_step: int,
-    rows_of: loop.RowsOf,
-) -> Iterator[batches.Batch]:
-    """Reads batches {image}, with the adversary's key from its start on."""
 
     def decode(record, side: int):
         return {"image": pictures.decode(record["image"], side, side)}
 
-    stream = resolutions.batches(source, mix, first_step, decode, rows_of)
-    for step, batch in enumerate(stream, first_step):
-        if adversary is not None and step >= adversary.config.start_step:
-            batch[ADVERSARIAL] = np.ones(len(batch["image"]), bool)
-        yield batch
+    def read(first_step: int, rows_of: loop.RowsOf) -> Iterator[batches.Batch]:
+        stream = resolutions.batches(source, mix, first_step, decode, rows_of)
+        for number, batch in enumerate(stream, first_step):
+            if adversary is not None and number >= adversary.config.start_step:
+                batch[ADVERSARIAL] = np.ones(len(batch["image"]), bool)
+            yield batch
 
-
-def _train_section(section: Any, examples: int) -> tuple[train_config.TrainConfig, bool]:
-    """Reads how the run goes, and whether it has an adversary."""
-    values = dict(section)
-    is_adversarial = bool(values.pop("adversarial", False))
-    train = train_config.from_section(values, examples)
-    if train.microbatches != 1:
-        raise UserError(
-            f"train.microbatches is {train.microbatches}; a tokenizer is trained on whole batches, with 1"
-        )
-    return train, is_adversarial
+    return loop.run(
+        workdir,
+        train,
+        step,
+        loop.Data(read, examples_before=lambda step: int(mix.starts[step])),
+        config=config.to_dict() | {"origin": origin.describe()},
+        hooks=tokenizer_hooks(tokenizer, test_schedule, config.data.source, train, layout, Path(workdir)),
+        load_params=lambda path, wanted: open_checkpoint(path).tokenizer_params(wanted),
+    )
 
 
 def _resolutions(
@@ -136,7 +110,7 @@ def _resolutions(
             f"data.mix {data.mix!r} has two schedules for pictures of the same size; leave one out"
         )
     by_side = {
-        side: make_training_scales(loss.scales, schedule, loss.scale_drop, loss.short_scales)
+        side: training_scales(loss.scales, schedule, loss.scale_drop, loss.short_scales)
         for side, schedule in zip(sides, schedules, strict=True)
     }
     return ResolutionMix(sides, tuple(batch_sizes.values()), train.seed, train.steps), by_side

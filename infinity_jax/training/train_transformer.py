@@ -3,13 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-from infinity_jax.checkpoints import origin, pretrained
+from infinity_jax.checkpoints import origin
+from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.data.encoded import features_on_device
 from infinity_jax.runtime import distributed
 from infinity_jax.training import loop, run_config
-from infinity_jax.training.hooks import transformer_hooks
+from infinity_jax.training.hooks import sample_sheet, validation
 from infinity_jax.training.state import TrainState
-from infinity_jax.training.transformer_step import build_step
+from infinity_jax.training.transformer_step import StepConfig, build_step
 
 
 def main(config: Any, workdir: str | Path) -> TrainState:
@@ -20,8 +21,6 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         optim, train, mesh, sample and the key tokenizer. Prepared shards (data.source "records:DIR") are read during
         the run, in batches of one aspect ratio; other data sets are encoded whole at the start.
       workdir: gets checkpoints, metrics, sample sheets and a copy of the tokenizer.
-    Returns:
-      the last state.
     Raises:
       UserError: a value of the config, the data, a checkpoint or the disk stands in the way; the message says which.
     """
@@ -30,9 +29,15 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     tokenizer = distributed.lead_first(lambda: run_config.keep_tokenizer(run, workdir))
     text_encoder = run_config.fitting_text_encoder(run)
     feed = run_config.open_feed(run, tokenizer, text_encoder, workdir)
-    step = build_step(run.step_config(tokenizer.config), feed.schedules.values(), layout, train.seed)
+    step_config = StepConfig(
+        run.model, tokenizer.config, run.correction, run.loss, run.optim, train.steps, train.microbatches
+    )
+    step = build_step(step_config, feed.schedules.values(), layout, train.seed)
     to_features = features_on_device(tokenizer, layout)
-    hooks = transformer_hooks(run, feed, to_features, workdir)
+    hooks = [
+        loop.Hook(train.evaluate_every, validation(run, feed, to_features)),
+        loop.Hook(train.sample_every, sample_sheet(run, feed, workdir / "samples")),
+    ]
     if not feed.encodes_text:
         # All captions are encoded by now; from here on the encoder takes its share of every device, not all of one.
         text_encoder.place(layout)
@@ -44,8 +49,8 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         workdir,
         train,
         step,
-        loop.Data(batches, on_device=to_features),
+        loop.Data(batches, lambda step: step * train.batch_size, to_features),
         config=config.to_dict() | {"origin": origin.describe()},
         hooks=hooks,
-        load_params=pretrained.load_transformer_params,
+        load_params=lambda path, wanted: open_checkpoint(path).transformer_params(wanted),
     )

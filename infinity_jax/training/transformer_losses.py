@@ -60,7 +60,6 @@ def index_loss(
 
     Args:
       logits_BLV: float32, of the indices in the order of `tokenizer.indices`.
-      bits_BLd, schedule, weights: as in `bit_loss`.
       label_smoothing: share of the probability that the target spreads evenly over all indices.
     Returns:
       as `bit_loss`; bits are right where those of the likeliest index are.

@@ -19,7 +19,7 @@ from infinity_jax.training import correction, transformer_losses
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig, make_optimiser
-from infinity_jax.training.step import StepFunction, TrainStep
+from infinity_jax.training.state import StepFunction, TrainStep
 from infinity_jax.transformer.transformer import Transformer, draw_path_factors, init_variables
 
 
@@ -52,11 +52,7 @@ class StepConfig:
     """What a train step of the transformer is made of.
 
     Attributes:
-      model: the transformer.
       tokenizer: whose features the batches hold.
-      correction: how bits are flipped.
-      loss: how the loss is weighed.
-      optim: how parameters are updated.
       steps: length of the run, which the learning rate's schedule follows.
       microbatches: parts of a batch that the transformer sees one after the other; the gradients are those of the
         whole batch.
@@ -82,9 +78,7 @@ def build_step(
     """Builds the step that trains, that `infinity-jax compile` lowers, and that the benchmark measures.
 
     Args:
-      config: what it is made of.
       schedules: those that a batch may have; each becomes a program of its own. A batch is as in `make_train_step`.
-      layout: the mesh it runs on.
       seed: of the fresh parameters.
     Raises:
       UserError: a parameter cannot be split over the mesh.

@@ -1,21 +1,25 @@
 """A tiny linear model trained by the real loop; `python tests/helpers/toy_run.py WORKDIR STEPS [KILL_AT]` runs it."""
 
+import contextlib
 import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.runtime.seeds import stream
 from infinity_jax.training import loop, optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.config import TrainConfig
-from infinity_jax.training.step import TrainStep
+from infinity_jax.training.state import TrainStep
 
 OPTIM = optim.OptimConfig(learning_rate=0.05, warmup_steps=2)
 CONFIG = {"train": {"steps": 20}, "sizes": [1, 2]}
@@ -52,6 +56,23 @@ def train_step(step_fn=step_fn) -> TrainStep:
     return TrainStep(step_fn, fresh_state, shardings, layout())
 
 
+def load_params(path: str, target_params: Any) -> Any:
+    """Reads the parameters of the newest checkpoint in a workdir or its folder of checkpoints.
+
+    Raises:
+      UserError: there is none, or they are not like `target_params`.
+    """
+    folder = Path(path)
+    nested = folder / "checkpoints"
+    with contextlib.closing(Checkpointer(nested if nested.is_dir() else folder, read_only=True)) as reader:
+        return reader.restore_params(target_params)
+
+
+def data(batches) -> loop.Data:
+    """Batches of 8."""
+    return loop.Data(batches, lambda step: 8 * step)
+
+
 def batches(first: int, rows_of: loop.RowsOf) -> Iterator[dict[str, np.ndarray]]:
     step, rows = first, rows_of(8)
     while True:
@@ -76,7 +97,15 @@ def killed_at(step: int):
 def run(
     workdir, steps: int = 20, *, batches=batches, step_fn=step_fn, hooks=(), **changes
 ) -> train_state.TrainState:
-    return loop.run(workdir, config(steps, **changes), train_step(step_fn), loop.Data(batches), CONFIG, hooks)
+    return loop.run(
+        workdir,
+        config(steps, **changes),
+        train_step(step_fn),
+        data(batches),
+        CONFIG,
+        hooks,
+        load_params=load_params,
+    )
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from helpers import toy_run
 
 from infinity_jax.checkpoints import run
 from infinity_jax.cli import exit_codes
@@ -35,7 +36,7 @@ from infinity_jax.runtime.seeds import stream
 from infinity_jax.training import loop, optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.config import TrainConfig
-from infinity_jax.training.step import TrainStep
+from infinity_jax.training.state import TrainStep
 
 OPTIMISER = optim.make_optimiser(optim.OptimConfig(learning_rate=0.05, warmup_steps=2), 100)
 BATCH, WIDTH, HIDDEN = 8, 32, 64
@@ -111,8 +112,9 @@ def main(arguments: argparse.Namespace) -> int:
         arguments.workdir,
         TrainConfig(arguments.steps, BATCH, log_every=1, checkpoint_every=every, keep_checkpoints=2),
         step,
-        loop.Data(lambda first, rows_of: batches(first, rows_of(BATCH), events)),
+        loop.Data(lambda first, rows_of: batches(first, rows_of(BATCH), events), lambda step: step * BATCH),
         {"mesh": arguments.mesh},
+        load_params=toy_run.load_params,
     )
     return 0
 

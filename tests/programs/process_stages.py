@@ -16,13 +16,14 @@ if __name__ == "__main__":
     os.environ["JAX_PLATFORMS"] = "cpu"
     os.environ["XLA_FLAGS"] = "--xla_backend_optimization_level=0"
 
+from helpers import toy_run
 from programs import process_run, stage_run
 
 from infinity_jax.cli import exit_codes
 from infinity_jax.runtime import distributed, sharding, start_up
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.training import loop, stages, state
-from infinity_jax.training.step import TrainStep
+from infinity_jax.training.state import TrainStep
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -39,8 +40,12 @@ def main(arguments: argparse.Namespace) -> int:
             workdir,
             module.read_config(config).train,
             TrainStep(process_run.step_fn, *new_state, layout),
-            loop.Data(lambda first, rows_of: process_run.batches(first, rows_of(process_run.BATCH), events)),
+            loop.Data(
+                lambda first, rows_of: process_run.batches(first, rows_of(process_run.BATCH), events),
+                lambda step: step * process_run.BATCH,
+            ),
             config.to_dict(),
+            load_params=toy_run.load_params,
         )
 
     stages.run_config = module

@@ -44,8 +44,9 @@ def toy(batches_of=lambda name: toy_run.batches) -> Any:
             workdir,
             read_config(config).train,
             toy_run.train_step(),
-            loop.Data(batches_of(Path(workdir).name)),
+            toy_run.data(batches_of(Path(workdir).name)),
             config.to_dict(),
+            load_params=toy_run.load_params,
         )
 
     return SimpleNamespace(read_config=read_config, main=main, fitting_tokenizer=lambda *parts: None)

@@ -11,9 +11,8 @@ from infinity_jax.scales import ScaleSchedule, dense_schedule
 from infinity_jax.tokenizer.model import Tokenizer, initial_params, reconstruct
 from infinity_jax.training import optim
 from infinity_jax.training import state as train_state
-from infinity_jax.training.tokenizer_step import TokenizerLossConfig, make_train_step
+from infinity_jax.training.tokenizer_step import TokenizerLossConfig, TrainingScales, make_train_step
 from infinity_jax.training.train_tokenizer import feature_loss
-from infinity_jax.training.training_scales import TrainingScales
 
 SMALL = TokenizerConfig(
     bits=16, base_width=32, multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1, pixel_patch=4

@@ -106,8 +106,8 @@ class SilentWriter(run_log.MetricsWriter):
 
 def loop_with(train, step_fn, batches, events: list, checkpointer=None) -> training_loop._Loop:
     data = training_loop.Data(batches, lambda step: step * train.batch_size)
-    record = training_loop._Record(checkpointer or SilentCheckpointer(events), SilentWriter(events))
-    return training_loop._Loop(train, step_fn, toy_run.layout(), data, record)
+    checkpointer, writer = checkpointer or SilentCheckpointer(events), SilentWriter(events)
+    return training_loop._Loop(train, step_fn, toy_run.layout(), data, checkpointer, writer, (), {})
 
 
 def test_order_within_the_loop(monkeypatch):
@@ -215,7 +215,7 @@ def started(folder: Path, train: train_config.TrainConfig):
     """The state that a run begins with."""
     checkpointer = Checkpointer(folder)
     step = toy_run.train_step()
-    state = start.first_state(checkpointer, train, step, start.load_params, lambda step: 8 * step)
+    state = start.first_state(checkpointer, train, step, toy_run.load_params, lambda step: 8 * step)
     checkpointer.close()
     return state
 

@@ -11,8 +11,7 @@ from infinity_jax.scales import make_schedule
 from infinity_jax.tokenizer.model import Tokenizer, initial_params
 from infinity_jax.training import optim
 from infinity_jax.training import state as train_state
-from infinity_jax.training.tokenizer_step import TokenizerLossConfig, make_train_step
-from infinity_jax.training.training_scales import training_scales
+from infinity_jax.training.tokenizer_step import TokenizerLossConfig, make_train_step, training_scales
 
 SETTINGS = optim.OptimConfig(learning_rate=1e-3, warmup_steps=1)
 # Quantiser, bits, stride, preset of scales.

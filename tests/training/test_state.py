@@ -28,11 +28,11 @@ def test_constant_rate_stays(warmup_steps):
 
 def test_only_matrices_that_are_not_exempt_are_decayed():
     params = {
-        "blocks": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3))},
+        "blocks": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones(3)},
         "head": {"kernel": jnp.ones((3, 4)), "bias": jnp.ones(4)},
         "start": jnp.ones((1, 3)),
     }
-    decayed = optim.decayed(params, lambda name: name == "start", lambda name: name.startswith("blocks/"))
+    decayed = optim.decayed(params, lambda name: name == "start")
     assert decayed == {
         "blocks": {"kernel": True, "bias": False},
         "head": {"kernel": True, "bias": False},

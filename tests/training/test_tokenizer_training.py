@@ -21,9 +21,15 @@ from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.training import discriminator, optim, train_tokenizer
 from infinity_jax.training import state as train_state
 from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
-from infinity_jax.training.step import TrainStep
-from infinity_jax.training.tokenizer_step import ADVERSARIAL, Adversary, TokenizerLossConfig, make_train_step
-from infinity_jax.training.training_scales import TrainingScales, training_scales
+from infinity_jax.training.state import TrainStep
+from infinity_jax.training.tokenizer_step import (
+    ADVERSARIAL,
+    Adversary,
+    TokenizerLossConfig,
+    TrainingScales,
+    make_train_step,
+    training_scales,
+)
 
 SIDE = 16
 TOKENIZER = Tokenizer(

@@ -1,38 +1,26 @@
 """Originals by name: `jsonl:DIR`, `folder:DIR`, `tfds:NAME`, `tar:GLOB`."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from infinity_jax.data.originals import captioned_folder, json_lines, tar_shards, tfds_set
 from infinity_jax.data.originals.rows import Part
 from infinity_jax.errors import UserError
 
 FORMS = "jsonl:DIR, folder:DIR, tfds:NAME or tar:GLOB"
 # What training cannot read before it is prepared into shards.
 ONLY_SHARDS = ("jsonl", "tfds", "tar")
+_FINDERS: dict[str, Callable[[str], Sequence[Part]]] = {
+    "jsonl": lambda place: json_lines.find_parts(Path(place).expanduser()),
+    "folder": lambda place: captioned_folder.find_parts(Path(place).expanduser()),
+    "tar": lambda place: tar_shards.find_parts(str(Path(place).expanduser())),
+    "tfds": tfds_set.find_parts,
+}
 
 
 def find_parts(name: str) -> Sequence[Part]:
-    """Finds the parts of the original called `name`, always the same in the same order.
-
-    Raises:
-      UserError: a name of another form, or nothing is there.
-    """
+    """Finds the parts of the original called `name`, always in the same order. UserError if there are none."""
     kind, _, place = name.partition(":")
-    # Imported on demand: tensorflow-datasets takes seconds.
-    if kind == "jsonl":
-        from infinity_jax.data.originals import json_lines
-
-        return json_lines.find_parts(Path(place).expanduser())
-    if kind == "folder":
-        from infinity_jax.data.originals import captioned_folder
-
-        return captioned_folder.find_parts(Path(place).expanduser())
-    if kind == "tar":
-        from infinity_jax.data.originals import tar_shards
-
-        return tar_shards.find_parts(str(Path(place).expanduser()))
-    if kind == "tfds":
-        from infinity_jax.data.originals import tfds_set
-
-        return tfds_set.find_parts(place)
-    raise UserError(f"cannot prepare {name!r} into shards; give --source as {FORMS}")
+    if kind not in _FINDERS:
+        raise UserError(f"cannot prepare {name!r} into shards; give --source as {FORMS}")
+    return _FINDERS[kind](place)

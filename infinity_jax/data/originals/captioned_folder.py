@@ -17,11 +17,8 @@ class FolderPart:
     rows_read: tuple[tuple[int, dict[str, Any]] | folder_module.Skipped, ...]
 
     def name(self) -> str:
-        first, last = (row.line if isinstance(row, folder_module.Skipped) else row[0] for row in self._ends())
-        return f"{self.folder} lines {first} to {last}, {len(self.rows_read)} rows"
-
-    def _ends(self):
-        return self.rows_read[0], self.rows_read[-1]
+        # A row and one that is skipped both begin with the line.
+        return f"{self.folder} lines {self.rows_read[0][0]} to {self.rows_read[-1][0]}, {len(self.rows_read)} rows"
 
     def rows(self) -> Iterator[Row | Skipped]:
         for row in self.rows_read:

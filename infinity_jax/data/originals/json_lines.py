@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import logging
@@ -27,13 +27,15 @@ class LinesPart:
         return f"{self.file} line {self.first_line} +{self.lines} byte {self.first_byte}"
 
     def rows(self) -> Iterator[Row | Skipped]:
-        base = _Base(self.file.parent)
+        # Where relative picture paths begin: the file's folder, one above it, or where the command was started.
+        # Always in this order, so that what a path means does not depend on the rows before it.
+        places = [self.file.parent, *self.file.parent.resolve().parents, Path()]
         with open(self.file, "rb") as file:
             file.seek(self.first_byte)
             for number in range(self.first_line, self.first_line + self.lines):
                 line = file.readline()
                 if line.strip():
-                    yield _row(f"{self.file.name}:{number}", line, base)
+                    yield _row(f"{self.file.name}:{number}", line, places)
 
 
 def find_parts(folder: Path) -> list[LinesPart]:
@@ -80,24 +82,11 @@ def _line_starts(file: Path) -> list[int]:
     return starts
 
 
-class _Base:
-    """Where relative picture paths begin: the file's folder, one above it, or where the command was started.
-
-    Always tried in this order, so that what a path means does not depend on the rows before it.
-    """
-
-    def __init__(self, folder: Path):
-        self._places = [folder, *folder.resolve().parents, Path()]
-
-    def find(self, path: Path) -> Path | None:
-        return next((place / path for place in self._places if (place / path).is_file()), None)
-
-
-def _row(name: str, line: bytes, base: _Base) -> Row | Skipped:
+def _row(name: str, line: bytes, places: Sequence[Path]) -> Row | Skipped:
     try:
         fields = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
         return Skipped(name, "not JSON", str(error))
     if not isinstance(fields, dict):
         return Skipped(name, "not JSON", f"not an object but {type(fields).__name__}")
-    return row_of(name, fields, base.find)
+    return row_of(name, fields, lambda path: next((p / path for p in places if (p / path).is_file()), None))

@@ -12,6 +12,7 @@ SHORT_KEYS = ("text", "caption", "captions", "short_caption")
 IMAGE_KEYS = ("image_path", "file_name", "image", "file")
 # Known, and not needed: the ratio is measured on the picture itself.
 NOT_USED = ("h_div_w", "long_caption_type", "short_caption_type", "width", "height", "id", "key", "url")
+_KNOWN = {*LONG_KEYS, *SHORT_KEYS, *IMAGE_KEYS, *NOT_USED}
 # A part is what one process works on at a time, and what is done again after a kill.
 _PARTS, _SMALLEST_PART, _LARGEST_PART = 16, 256, 16384
 
@@ -82,10 +83,9 @@ def _texts(value: Any) -> Sequence[str]:
 
 def scores_of(fields: Mapping[str, Any]) -> dict[str, float]:
     """Returns the numbers among a row's other fields, by column; text that is a number counts too (csv)."""
-    known = {*LONG_KEYS, *SHORT_KEYS, *IMAGE_KEYS, *NOT_USED}
     scores = {}
     for key, value in fields.items():
-        if key in known or isinstance(value, bool) or not isinstance(value, (int, float, str)):
+        if key in _KNOWN or isinstance(value, bool) or not isinstance(value, (int, float, str)):
             continue
         try:
             scores[_column(key)] = float(value)
@@ -96,9 +96,8 @@ def scores_of(fields: Mapping[str, Any]) -> dict[str, float]:
 
 def unread_columns(fields: Mapping[str, Any]) -> set[str]:
     """Returns the columns that are neither known nor scores."""
-    known = {*LONG_KEYS, *SHORT_KEYS, *IMAGE_KEYS, *NOT_USED}
     filled = {_column(key) for key, value in fields.items() if value not in (None, "")}
-    return filled - known - scores_of(fields).keys()
+    return filled - _KNOWN - scores_of(fields).keys()
 
 
 def _column(key: Any) -> str:

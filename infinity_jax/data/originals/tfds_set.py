@@ -28,10 +28,11 @@ class TfdsPart:
         return f"{self.dataset}@{self.split}[{self.first}:{self.first + self.count}]"
 
     def rows(self) -> Iterator[Row | Skipped]:
+        import tensorflow_datasets as tfds
+
         builder = _builder(self.dataset)
         picture = _feature(builder, _PICTURES)
-        raw = _skip_decoding(picture)
-        records = builder.as_data_source(self.split, decoders=raw)
+        records = builder.as_data_source(self.split, decoders={picture: tfds.decode.SkipDecoding()})
         for index in range(self.first, self.first + self.count):
             name = f"{self.split}:{index}"
             record = records[index]
@@ -98,12 +99,6 @@ def _feature(builder: Any, names: Sequence[str]) -> str:
             f"one of them must be {', '.join(names)}"
         )
     return feature
-
-
-def _skip_decoding(picture: str) -> dict[str, Any]:
-    import tensorflow_datasets as tfds
-
-    return {picture: tfds.decode.SkipDecoding()}
 
 
 def _texts(value: Any) -> list[str]:

@@ -28,7 +28,6 @@ def batches(
     first_step: int = 0,
     finish: Callable[[Batch], Batch] = lambda batch: batch,
     threads: int = 2,
-    prefetch: int = 2,
 ) -> Iterator[Batch]:
     """Endless batches from step `first_step` on, of each only its places `rows`.
 
@@ -37,7 +36,6 @@ def batches(
     Args:
       transform: makes the record of a picture ready, in one of `threads` threads.
       finish: what is done with a whole batch then, for example the encoding of its captions.
-      prefetch: batches that are kept ready.
     """
     pool = ThreadPoolExecutor(threads)
 
@@ -56,5 +54,5 @@ def batches(
         return finish(pipeline.stack(list(pool.map(lambda picture: read(ratio, picture), chosen))))
 
     # The threads share the pictures of a batch, so that few batches are under way at a time.
-    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=prefetch)
+    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
     return pipeline.prefetched(batch, range(first_step, _ENDLESS), reading)

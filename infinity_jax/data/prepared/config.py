@@ -75,11 +75,7 @@ class DataConfig:
 
 
 def parse_limits(text: str) -> list[Limit]:
-    """Reads "aesthetic>=5,watermark<=0.5": columns have any name, and few are limited, so this is one text.
-
-    Raises:
-      UserError: it is not of that form.
-    """
+    """Reads "aesthetic>=5,watermark<=0.5", one text as columns have any name. UserError if it is not of that form."""
     limits = []
     for part in filter(str.strip, text.split(",")):
         match = _LIMIT.fullmatch(part)

@@ -65,8 +65,9 @@ def prepare(source: str, out: Path, workers: int) -> dict[str, Any]:
         if done := len(parts) - len(todo):
             logging.info("%d of %d parts were prepared before", done, len(parts))
         _write_parts(out, parts, todo, workers)
-        index.write(out, [_folder(out, number) for number in range(len(parts))])
-        summary = report.write(out, source, [_folder(out, n) for n in range(len(parts))])
+        folders = [_folder(out, number) for number in range(len(parts))]
+        index.write(out, folders)
+        summary = report.write(out, source, folders)
     if not summary["pictures"]:
         raise UserError(f"{source} has no usable picture; {out / 'report.json'} says why each was skipped")
     logging.info(

@@ -1,15 +1,17 @@
 """The evaluation card, card.json: what pictures were made from and how, and what is to be run on them next."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging
+from flax.traverse_util import flatten_dict
 
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.checkpoints import opened
@@ -110,7 +112,7 @@ def keep(folder: Path, card: Mapping[str, Any]) -> None:
         there = json.loads(file.read_text())
     except ValueError as error:
         raise UserError(f"{file} is damaged ({error}); name another folder") from error
-    old, new = (dict(_leaves(values)) for values in (there, card))
+    old, new = (flatten_dict(values, sep=".") for values in (there, card))
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name) and not name.startswith(_FREE):
             raise UserError(
@@ -135,20 +137,9 @@ def checkpoint_identity(checkpoint: str) -> dict[str, Any]:
     if (folder / checkpoint_folder.CONFIG).is_file():
         names = (checkpoint_folder.CONFIG, *checkpoint_folder.WEIGHTS.values())
         return {"sha256": prompt_files.sha256(folder / name for name in names)}
-    reader = Checkpointer(folder / "checkpoints", read_only=True)
-    try:
+    with contextlib.closing(Checkpointer(folder / "checkpoints", read_only=True)) as reader:
         config = json.dumps(reader.config(), sort_keys=True).encode()
         return {"step": reader.latest_step(), "sha256": hashlib.sha256(config).hexdigest()}
-    finally:
-        reader.close()
-
-
-def _leaves(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from _leaves(value, f"{prefix}{key}.")
-        else:
-            yield prefix + key, value
 
 
 def _version() -> str:

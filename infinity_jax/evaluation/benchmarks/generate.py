@@ -109,7 +109,8 @@ def _files(
     prompts, each = prompt_set.prompts, prompt_set.benchmark.pictures
     texts = [prompts[number].text for number in numbers]
     drawn_texts = texts if rewriter is None else rewriter(texts)
-    common = {name: values[name] for name in (*_names(SampleConfig), "budget", "aspect_ratio")}
+    settings = [field.name for field in dataclasses.fields(SampleConfig)]
+    common = {name: values[name] for name in (*settings, "budget", "aspect_ratio")}
     common["checkpoint"] = values["checkpoint"]["sha256"]
     files = []
     for number, text in zip(numbers, drawn_texts, strict=True):
@@ -120,10 +121,6 @@ def _files(
             metadata = {"prompt": prompt.text, "drawn": text, "seeds": own.tolist(), **common}
             files.append(_File(folder / name, json.loads(json.dumps(metadata)), text, tuple(own.tolist())))
     return files
-
-
-def _names(config: type) -> list[str]:
-    return [field.name for field in dataclasses.fields(config)]
 
 
 def _drawn(

@@ -68,8 +68,7 @@ def json_lines(file: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
 
 def prompt_of(entry: Any, key: str, where: str) -> str:
     """Returns the prompt under `key` of an object, with its white space made plain; UserError if there is none."""
-    text = value_of(entry, key, where)
-    return plain(text, where)
+    return plain(value_of(entry, key, where), where)
 
 
 def plain(text: Any, where: str) -> str:
