@@ -26,8 +26,8 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import resize
+from infinity_jax.transformer.block import ChosenTokens, TokenChoice, all_tokens
 from infinity_jax.transformer.kernels.storage import from_storage, to_storage
-from infinity_jax.transformer.token_choice import ChosenTokens, TokenChoice, all_tokens
 
 # The release: of 32 layers 3 to 27 prune; scale 9 (32x32) runs 60%, 10 (40x40) 50%, 11 and 12 are skipped.
 _RELEASED_LAYERS, _RELEASED_START, _RELEASED_END = 32, 3, 28
@@ -127,11 +127,7 @@ def _parse(text: str) -> tuple[tuple[int, float], ...]:
 
 @dataclasses.dataclass(frozen=True)
 class AllTokens:
-    """The `tokens` hook of a sampler without pruning: one part of all layers, which run all tokens.
-
-    Attributes:
-      layers: of the model.
-    """
+    """The `tokens` hook of a sampler without pruning: one part of all the model's layers, which run all tokens."""
 
     layers: int
 

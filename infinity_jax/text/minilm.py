@@ -95,9 +95,7 @@ class MiniLMEncoder(BatchedEncoder):
         """See `BatchedEncoder.apply`."""
         # Full float32 products on every device, so that a cache made on one serves another.
         with jax.default_matmul_precision("highest"):
-            features_BTC = self._model.apply({"params": params}, ids_BT, mask_BT)
-        assert isinstance(features_BTC, jax.Array)
-        return features_BTC
+            return jnp.asarray(self._model.apply({"params": params}, ids_BT, mask_BT))
 
     def _is_unknown(self, ids: list[int]) -> bool:
         return set(ids[1:-1]) <= {self._tokenizer.token_to_id("[UNK]")}

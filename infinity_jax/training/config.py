@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from infinity_jax.config import Section, from_dict
-from infinity_jax.config_files import DURATION
+from infinity_jax.config_files import DURATION, Section, from_dict
 from infinity_jax.errors import UserError
 
 

@@ -13,7 +13,8 @@ from absl import logging
 
 from infinity_jax import scales
 from infinity_jax.checkpoints import origin, pretrained
-from infinity_jax.config import TokenizerConfig, from_dict, numbers_by_name
+from infinity_jax.config import TokenizerConfig
+from infinity_jax.config_files import from_dict, numbers_by_name
 from infinity_jax.data import batches, pictures, records, resolutions, sources
 from infinity_jax.data.resolutions import ResolutionMix
 from infinity_jax.errors import UserError
