@@ -35,9 +35,7 @@ def write_torch_file(
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         _add(archive, "data.pkl", _pickle(shapes, nesting))
         _add(archive, "byteorder", b"little")
-        for i, (name, (dtype, shape), array) in enumerate(
-            zip(shapes.keys(), shapes.values(), arrays, strict=True)
-        ):
+        for i, ((name, (dtype, shape)), array) in enumerate(zip(shapes.items(), arrays, strict=True)):
             if array.dtype != dtype or array.shape != shape:
                 raise ValueError(f"{name} is {dtype} {shape}, not {array.dtype} {array.shape}")
             _add(archive, f"data/{i}", np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)

@@ -72,7 +72,8 @@ def guided_logits(
 
     Of each bit this is logit of 1 minus logit of 0.
     """
-    x_BGNC = constrain(_pictures_first(hidden_GBNC), "batch", None, "tokens", None).astype(jnp.float32)
+    # Pictures first, as the sampler keeps it: XLA cancels this with the sampler's own exchange of axes.
+    x_BGNC = constrain(hidden_GBNC.swapaxes(0, 1), "batch", None, "tokens", None).astype(jnp.float32)
     # Statistics of both rows at once, since XLA:CPU copies a slice that has several uses.
     mean = x_BGNC.mean(-1, keepdims=True)
     factor = jax.lax.rsqrt(jnp.square(x_BGNC - mean).mean(-1, keepdims=True) + NORM_EPS)
@@ -84,11 +85,6 @@ def guided_logits(
     if unconditional:
         mixed = guidance.mix(mixed, unconditional[0], cfg)
     return matmul(mixed, head.weight_Cn, head.weight_Cn.dtype.name) + head.bias_n
-
-
-def _pictures_first(hidden_GBNC: jax.Array) -> jax.Array:
-    """Returns [B,G,N,C], as the sampler keeps it: XLA cancels this with the sampler's own exchange of axes."""
-    return hidden_GBNC.swapaxes(0, 1)
 
 
 def _by_kernel(
@@ -108,4 +104,4 @@ def _by_kernel(
     axes = ("batch", None, "tokens", None), *of_head, (), ("batch",), (), (), ("tokens",)
     on_devices = on_each_device(on_a_device, axes, ("batch", "tokens", None))
     numbers = cfg, settings.seeds_B, settings.tau, settings.top_p
-    return on_devices(_pictures_first(hidden_GBNC), *head, *numbers, number_N)
+    return on_devices(hidden_GBNC.swapaxes(0, 1), *head, *numbers, number_N)

@@ -22,7 +22,7 @@ from infinity_jax.sampling import bits, guidance, head_bits, head_index
 from infinity_jax.sampling.bits import DrawSettings, LinearHead
 from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.sampling.guidance import Rows
-from infinity_jax.sampling.token_pruning import AllTokens, PrunedTokens
+from infinity_jax.sampling.token_pruning import ALL_TOKENS, PrunedTokens
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import resize
 
@@ -47,7 +47,7 @@ class Hooks:
     """
 
     rows_of_scale: Callable[[int], Rows]
-    tokens: AllTokens | PrunedTokens
+    tokens: PrunedTokens
     guide_features: GuideFeatures
     draw_bits: DrawBits
 
@@ -60,9 +60,7 @@ def hooks_of(config: SamplerConfig) -> Hooks:
     draw_bits: DrawBits = functools.partial(_draw_bits, draw, config.mixed != "features")
     return Hooks(
         config.rows_of_scale,
-        AllTokens(model.layers)
-        if config.pruning is None
-        else PrunedTokens(config.pruning, config.schedule, model.layers, model.compute_dtype),
+        PrunedTokens(config.pruning or ALL_TOKENS, config.schedule, model.layers, model.compute_dtype),
         GuidedFeatures(tuple(layer % model.layers for layer in config.feature_layers))
         if config.mixes_features
         else _leave_features,
