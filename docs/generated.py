@@ -13,11 +13,12 @@ from collections.abc import Iterable
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 
-from infinity_jax import config_files, presets
+from infinity_jax import presets
 from infinity_jax.cli.main import COMMANDS, build_parser
 from infinity_jax.tools.convert.links import Link
 from infinity_jax.tools.convert.tokenizer_names import tokenizer_links
 from infinity_jax.tools.convert.transformer_names import transformer_links
+from infinity_jax.training.sections import SECTIONS
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -62,20 +63,20 @@ def config_page() -> str:
         "# Config files",
         "A config file's keys are the fields of these dataclasses. `--config.SECTION.KEY=VALUE` changes one of them.",
     ]
-    for kind, sections in config_files.sections().items():
+    for kind, sections in SECTIONS.items():
         text.append(f"## {kind}")
         for section, cls in sections.items():
             doc = inspect.getdoc(cls) or ""
             text += [f"### {kind}: `{section}`", f"`{cls.__module__}.{cls.__name__}`: {doc.splitlines()[0]}"]
-            meanings = attributes(doc)
+            meanings = dict(pair for c in reversed(cls.__mro__) for pair in attributes(c).items())
             rows = ((f"`{f.name}`", _default(f), meanings[f.name]) for f in dataclasses.fields(cls))
             text.append(_table(("key", "default", "meaning"), rows))
     return "\n\n".join(text) + "\n"
 
 
-def attributes(doc: str) -> dict[str, str]:
-    """Reads the section "Attributes" of a docstring: name -> meaning. One entry may name several, "a, b: ..."."""
-    _, _, listed = doc.partition("Attributes:\n")
+def attributes(cls: type) -> dict[str, str]:
+    """Reads the section "Attributes" of a class's own docstring: name -> meaning. An entry may name several fields."""
+    _, _, listed = inspect.cleandoc(cls.__doc__ or "").partition("Attributes:\n")
     found: dict[str, str] = {}
     names: list[str] = []
     for line in listed.splitlines():

@@ -1,4 +1,4 @@
-"""What an adversary brings: a trained tokenizer, trained on with and without one, all else alike (spec section 2).
+"""What an adversary brings: a trained tokenizer, trained on with and without one, all else alike.
 
 python experiments/adversarial.py --workdir runs/adversarial --json adversarial.json
 

@@ -32,7 +32,7 @@ class Network:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the file, in hexadecimal."""
+        """Hashes the file, in hexadecimal."""
         with open(self.file, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -113,7 +113,7 @@ def _write(path: Path, statistics: Statistics, network: Network) -> None:
 def read(path: Path, network: Network) -> Statistics:
     """Reads an .npz of `cached` or of pytorch-fid; UserError if it is missing, damaged or of other weights."""
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = dict(file)
         mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
         features = arrays.get("features")

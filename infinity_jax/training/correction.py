@@ -45,7 +45,7 @@ def draw_flips(
 ) -> tuple[Bool[Array, "B _ _ d"], ...]:
     """Which bits are flipped: K arrays bool [B,h_k,w_k,d].
 
-    The probability is drawn once per scale and batch, in steps of 0.01 (spec section 3).
+    The probability is drawn once per scale and batch, in steps of 0.01 (docs/spec.md section 3).
     """
     flips = []
     for k, (h, w) in enumerate(schedule.sizes):

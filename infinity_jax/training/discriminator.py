@@ -1,4 +1,4 @@
-"""The adversary of the tokenizer's training: a PatchGAN discriminator and its losses (spec section 2).
+"""The adversary of the tokenizer's training: a PatchGAN discriminator and its losses (docs/spec.md section 2).
 
 Isola et al., arXiv 1611.07004; GroupNorm stands where they have BatchNorm, so that a picture's judgement depends
 neither on its batch nor on how a mesh splits it, and there are no running statistics.
@@ -15,7 +15,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import constrain
 
 LOSSES = ("hinge", "non-saturating")
-# Of LeCAM-style regularisation: mean logits up to this size cost nothing (spec section 2).
+# Of LeCAM-style regularisation: mean logits up to this size cost nothing (docs/spec.md section 2).
 LECAM_FREE = 0.1
 _CONV_AXES = (None, None, "conv_in", "conv_out")
 _ACTIVATION = ("batch", None, None, None)

@@ -1,4 +1,4 @@
-"""AdamW with its learning-rate schedule and the choice of parameters that are not decayed (spec section 6)."""
+"""AdamW with its learning-rate schedule and the choice of parameters that are not decayed (docs/spec.md section 6)."""
 
 import dataclasses
 from collections.abc import Callable
@@ -99,7 +99,7 @@ def _clip_by_global_norm(largest: float) -> optax.GradientTransformation:
     """
 
     def clip(grads: PyTree, params: PyTree) -> PyTree:
-        factor = jnp.minimum(1.0, largest / optax.global_norm(grads))
+        factor = jnp.minimum(1.0, largest / optax.tree.norm(grads))
         return jax.tree.map(lambda g: g * factor, grads)
 
     return optax.stateless(clip)

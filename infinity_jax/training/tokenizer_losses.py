@@ -1,4 +1,4 @@
-"""The quantiser's own loss: commitment and entropy penalty (paper section 3.2, spec section 2)."""
+"""The quantiser's own loss: commitment and entropy penalty (paper section 3.2, docs/spec.md section 2)."""
 
 import math
 from typing import Any
@@ -105,7 +105,7 @@ def _all_codes(d: int) -> jax.Array:
 def quantizer_loss(
     z: Float[Array, "*n d"], quantizer: str, gamma: float = 1.0, entropy_group: int = 1
 ) -> Float[Array, ""]:
-    """Loss of one scale: 0.25 * commitment + 0.1 * entropy / inverse temperature (spec section 2).
+    """Loss of one scale: 0.25 * commitment + 0.1 * entropy / inverse temperature (docs/spec.md section 2).
 
     Args:
       z: float32 [..., d], the projected residuals.

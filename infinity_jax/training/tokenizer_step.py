@@ -133,7 +133,7 @@ def make_train_step(
             to_fool, of_adversary = _fool(opponent.config, state, made, to_made, gradient_of, to_projected)
             to_made, metrics = to_made + to_fool, metrics | of_adversary
         (grads,) = gradient_of((to_made, to_projected))
-        metrics["gradient_norm"] = optax.global_norm(grads)
+        metrics["gradient_norm"] = optax.tree.norm(grads)
         state = train_state.apply_gradients(state, grads, optimiser, optim.ema_decay)
         if opponent is not None:
             state, of_adversary = _train_discriminator(opponent, state, image, made)

@@ -1,4 +1,4 @@
-"""Which scales a batch of the tokenizer's training uses (spec section 2)."""
+"""Which scales a batch of the tokenizer's training uses (docs/spec.md section 2)."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""Cross-entropy of bits, or of whole tokens, and its metrics per scale (spec section 5, paper Table 5)."""
+"""Cross-entropy of bits, or of whole tokens, and its metrics per scale (docs/spec.md section 5, paper Table 5)."""
 
 import jax
 import jax.numpy as jnp

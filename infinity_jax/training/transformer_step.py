@@ -121,7 +121,7 @@ def make_train_step(config: StepConfig, schedule: ScaleSchedule) -> StepFunction
         texts = {"text": batch["text"], "text_mask": batch["text_mask"]}
         examples = {"inputs": inputs, "bits": bits, **texts, **draws}
         (loss, metrics), grads = _mean_over_parts(gradient_fn, state.params, examples, config.microbatches)
-        metrics = {"loss": loss, **metrics, "gradient_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(grads)}
         return train_state.apply_gradients(state, grads, config.optimiser, config.optim.ema_decay), metrics
 
     return train_step

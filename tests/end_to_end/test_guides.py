@@ -1,4 +1,7 @@
-"""The commands of the documentation: blocks marked `bash exec` run as they stand, each in an empty folder."""
+"""The commands of the documentation: blocks marked `bash exec` run as they stand, each in an empty folder.
+
+Those marked `bash exec checkout` read results/ of a checkout, which is all that they see of it.
+"""
 
 import os
 import re
@@ -10,7 +13,7 @@ import pytest
 from helpers.paths import ROOT
 
 PAGES = sorted(page for page in (ROOT / "docs").rglob("*.md"))
-BLOCK = re.compile(r"^```bash exec\n(.*?)^```", re.MULTILINE | re.DOTALL)
+BLOCK = re.compile(r"^```bash exec(?: checkout)?\n(.*?)^```", re.MULTILINE | re.DOTALL)
 # Each block once, though several pages may show it.
 BLOCKS = {
     block: f"{page.relative_to(ROOT)}:{page.read_text()[: match.start()].count(chr(10)) + 1}"

@@ -76,7 +76,7 @@ class RecordIndex:
 def _numbers(shard: Shard, name: str) -> np.ndarray:
     file, key = shard.part / "columns.npz", f"{shard.ratio}/{name}"
     try:
-        with np.load(file) as table:
+        with open(file, "rb") as stream, np.load(stream) as table:
             numbers = table[key] if key in table else np.full(shard.count, np.nan, np.float32)
         if len(numbers) != shard.count:
             raise ValueError(f"{len(numbers)} numbers of {shard.count} records")
