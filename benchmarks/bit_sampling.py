@@ -51,7 +51,7 @@ def unfused(x_BGNC, modulation_BG2C, kernel_C2d, cfg, seeds_B, tau, top_p, dtype
 
 def difference(x_BGNC, head, cfg, seeds_B, tau, top_p) -> jax.Array:
     """Half the rows and half the columns."""
-    difference_BNd = head_bits.logit_difference(x_BGNC.swapaxes(0, 1), head, cfg)
+    difference_BNd = head_bits.guided_logits(x_BGNC.swapaxes(0, 1), head, cfg)
     return bits.draw_bits(difference_BNd, bits.DrawSettings(seeds_B, tau, top_p, 0))
 
 
@@ -111,7 +111,7 @@ def timed_forms(width: int, tokens: int, batch: int, dtype: str) -> dict[str, Ca
     x_BGNC, modulation_BG2C = normal(batch, 2, tokens, width), normal(batch, 2, 2, width, over=3)
     kernel_C2d = normal(width, 2 * BITS, over=np.sqrt(width))
     weight_Cd = (kernel_C2d[:, 1::2] - kernel_C2d[:, ::2]).astype(dtype)
-    head = head_bits.DifferenceHead(modulation_BG2C, weight_Cd, jnp.zeros(BITS))
+    head = head_bits.LinearHead(modulation_BG2C, weight_Cd, jnp.zeros(BITS))
     cfg, tau, top_p = jnp.float32([4, 1, 0.97])
     settings = cfg, jnp.arange(batch, dtype=jnp.uint32), tau, top_p
     two_logits = functools.partial(jax.jit(unfused, static_argnames="dtype"), dtype=dtype)

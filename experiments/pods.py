@@ -14,7 +14,8 @@ from pathlib import Path
 
 from infinity_jax import config_files, scales
 from infinity_jax.cli.compile import DOES_NOT_FIT
-from infinity_jax.config import TransformerConfig, from_dict
+from infinity_jax.config import TransformerConfig
+from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.devices import GIB
 from infinity_jax.runtime.mesh import parse_mesh

@@ -25,7 +25,8 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 
 from infinity_jax import config_files
-from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
+from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.compiled_step import planned_bytes

@@ -1,22 +1,16 @@
 """What the models are: frozen values that modules read, checked once when they are made.
 
-Files under `configs/` give an ml_collections.ConfigDict; `from_dict` turns its sections into these.
+Files under `configs/` give an ml_collections.ConfigDict; `config_files.from_dict` turns its sections into these.
 """
 
 import dataclasses
 import difflib
-import numbers
-from collections.abc import Mapping, Sequence
-from types import UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
-
-from ml_collections import ConfigDict
+from collections.abc import Sequence
+from typing import Any
 
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule, make_schedule
 
-T = TypeVar("T")
-Section = Mapping[str, Any] | ConfigDict
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "block", "dots", "offload")
 HEADS = ("bits", "index")
@@ -30,6 +24,11 @@ WEIGHT_DTYPES = ("float32", "bfloat16", "float16")  # of weights on disk
 def _check(condition: bool, message: str):
     if not condition:
         raise UserError(message)
+
+
+def check_choice(value: str, known: Sequence[str], what: str) -> None:
+    """Raises UserError, with the names that exist, unless `value` is one of those known."""
+    _check(value in known, f"unknown {what} {value!r}; use one of {', '.join(known)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,14 +67,10 @@ class TokenizerConfig:
             "a single bit on a sphere has no gradient; use 2 bits or more, or quantizer 'lfq'",
         )
         _check(self.patchify >= 1, f"tokenizer patchify {self.patchify} must be at least 1 (1 = off)")
-        _check(self.quantizer in ("bsq", "lfq"), f"unknown quantizer {self.quantizer!r}; use 'bsq' or 'lfq'")
-        _check(
-            self.compute_dtype in DTYPES, f"unknown compute_dtype {self.compute_dtype!r}; use one of {DTYPES}"
-        )
-        for width in (self.base_width * m for m in self.multipliers):
-            _check(
-                width % 32 == 0, f"tokenizer width {width} is not divisible by 32, the groups of GroupNorm"
-            )
+        check_choice(self.quantizer, ("bsq", "lfq"), "quantizer")
+        check_choice(self.compute_dtype, DTYPES, "compute_dtype")
+        for w in (self.base_width * m for m in self.multipliers):
+            _check(w % 32 == 0, f"tokenizer width {w} is not divisible by 32, the groups of GroupNorm")
 
     @property
     def stride(self) -> int:
@@ -131,9 +126,8 @@ class TransformerConfig:
 
     def __post_init__(self):
         w, h = self.width, self.heads
-        if w % h:
-            below, above = w // h * h, (w // h + 1) * h
-            raise UserError(f"width {w} is not divisible by heads {h}; nearest: {below}, {above}")
+        near = f"{w // h * h}, {(w // h + 1) * h}"
+        _check(w % h == 0, f"width {w} is not divisible by heads {h}; nearest: {near}")
         _check(
             self.head_size % 4 == 0,
             f"head size {self.head_size} (= {w} / {h}) is not a multiple of 4, as RoPE2d needs",
@@ -143,11 +137,9 @@ class TransformerConfig:
             f"width {w} is too small: its feed-forward layer would be empty; use 64 or more",
         )
         _check(0 <= self.drop_path < 1, f"drop_path {self.drop_path} must be in [0, 1)")
-        _check(
-            self.compute_dtype in DTYPES, f"unknown compute_dtype {self.compute_dtype!r}; use one of {DTYPES}"
-        )
-        _check(self.remat in REMAT, f"unknown remat {self.remat!r}; use one of {', '.join(REMAT)}")
-        _check(self.head in HEADS, f"unknown head {self.head!r}; use one of {', '.join(HEADS)}")
+        check_choice(self.compute_dtype, DTYPES, "compute_dtype")
+        check_choice(self.remat, REMAT, "remat")
+        check_choice(self.head, HEADS, "head")
         _check(
             self.head == "bits" or self.bits <= MOST_INDEX_BITS,
             f"head 'index' would have 2^{self.bits} classes, {self.head_logits * w:.3g} weights with width {w}; it "
@@ -220,69 +212,6 @@ def nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
     return f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
 
 
-def from_dict(cls: type[T], values: Section, section: str) -> T:
-    """Makes a config dataclass from a section of a config file, strict about names and types.
-
-    Args:
-      cls: the dataclass.
-      values: the section's keys and values; lists become tuples. Missing keys keep the dataclass's defaults.
-      section: its name, for the error.
-    Raises:
-      UserError: a key that does not exist (the nearest one is named) or one without a default that is not there, a
-        value of another type, or one that `cls` refuses.
-    """
-    hints, fields = get_type_hints(cls), dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
-    given = {}
-    for key in values:
-        if key not in hints:
-            raise UserError(
-                f"unknown config key {section}.{key}; {nearest(key, sorted(hints), f'{section}.')}"
-            )
-        value: Any = values[key]
-        value = given[key] = tuple(value) if isinstance(value, list) else value
-        if not _is_of(value, hints[key]):
-            wanted = getattr(hints[key], "__name__", None) if isinstance(hints[key], type) else None
-            raise UserError(f"{section}.{key} is {value!r}; it must be of type {wanted or hints[key]}")
-    for field in fields:
-        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
-            raise UserError(f"{section} lacks the key {field.name}; add it")
-    return cls(**given)
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; a whole number is also a float."""
-    if hint is Any:
-        return True
-    if isinstance(hint, UnionType):
-        return any(_is_of(value, one) for one in get_args(hint))
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_is_of(element, get_args(hint)[0]) for element in value)
-    if hint in (int, float):
-        number = numbers.Integral if hint is int else numbers.Real
-        return isinstance(value, number) and not isinstance(value, bool)
-    return isinstance(value, get_origin(hint) or hint)
-
-
-def numbers_by_name(text: str, what: str, form: str) -> dict[str, int]:
-    """Reads "a=8,b=2" as names with whole numbers of at least 1, in order; "" has none.
-
-    Args:
-      what: the text is, for the error.
-      form: of each part, for the error, like "AXIS=NUMBER".
-    Raises:
-      UserError: a part is not of that form, or a name is there twice.
-    """
-    found: dict[str, int] = {}
-    for part in filter(None, map(str.strip, text.split(","))):
-        name, _, number = part.partition("=")
-        if not (name and number.isdecimal() and int(number)):
-            raise UserError(f"{what} {text!r}: {part!r} is not {form} with a number of at least 1")
-        if name in found:
-            raise UserError(f"{what} {text!r} names {name} twice; name each at most once")
-        found[name] = int(number)
-    return found
-
-
 GUIDANCE = ("logits", "features", "both", "pyramid", "none")
 
 
@@ -293,17 +222,11 @@ def _setting(default: Any, form: str | tuple[str, ...], text: str) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
-    """How bits are drawn (docs/spec.md section 7). The command line makes an option of each field.
+    """How bits are drawn (docs/spec.md section 7). The command line makes an option of each field, with its text.
 
-    Attributes:
-      cfg: strength of guidance, one value or one a scale; 1 is none.
-      tau: temperature of the bits, one value or one a scale; 0 takes the likelier value.
-      top_p: a bit value with probability <= 1 - top_p is never drawn.
-      guidance: where it acts: "logits", "features" (the output of the fifth layer from the end), "both", "pyramid"
-        (logits, cfg grows from 1 linearly over the scales) or "none".
-      unguided_scales: numbers of scales (from 0) that draw with the caption alone, at half the cost; often the last.
-      reuse_guidance: guides them by what the caption changed at the last guided scale.
-      pruning: "fastvar" runs fewer tokens at late scales: faster, not the same pictures; see `token_pruning.named`.
+    With cfg 1 there is no guidance, with tau 0 the likelier value of a bit is taken. Guidance on "features" mixes the
+    output of the fifth layer from the end; with "pyramid" it is on logits, and cfg grows from 1 linearly over the
+    scales. For `pruning` see `token_pruning.named`.
     """
 
     cfg: float | tuple[float, ...] = _setting(
@@ -328,10 +251,8 @@ class SampleConfig:
     )
 
     def __post_init__(self):
-        if self.guidance not in GUIDANCE:
-            raise UserError(f"unknown guidance {self.guidance!r}; use one of {', '.join(GUIDANCE)}")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"top_p {self.top_p} must be above 0 and at most 1")
+        check_choice(self.guidance, GUIDANCE, "guidance")
+        _check(0 < self.top_p <= 1, f"top_p {self.top_p} must be above 0 and at most 1")
 
     def changed(self, **values: Any) -> "SampleConfig":
         """Returns a copy with new values of some fields; None keeps a field, cfg and tau of one element become numbers.
@@ -343,12 +264,8 @@ class SampleConfig:
         for name in values:
             if name not in known:
                 raise UserError(f"unknown setting {name!r}; {nearest(name, known)}")
-        new = {
-            name: tuple(value) if isinstance(value, Sequence) and not isinstance(value, str) else value
-            for name, value in values.items()
-            if value is not None
-        }
-        for name in {"cfg", "tau"} & new.keys():
-            if isinstance(new[name], tuple) and len(new[name]) == 1:
-                (new[name],) = new[name]
+        new = {name: value for name, value in values.items() if value is not None}
+        for name, value in new.items():
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                new[name] = value[0] if name in ("cfg", "tau") and len(value) == 1 else tuple(value)
         return dataclasses.replace(self, **new)

@@ -5,11 +5,12 @@ NAME is the path of a Python file, or a config that comes with the package witho
 
 import dataclasses
 import importlib.util
+import numbers
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
-from typing import Any
+from types import ModuleType, UnionType
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from ml_collections import ConfigDict
 from ml_collections.config_flags.tuple_parser import TupleParser
@@ -17,6 +18,8 @@ from ml_collections.config_flags.tuple_parser import TupleParser
 from infinity_jax.config import nearest
 from infinity_jax.errors import UserError
 
+T = TypeVar("T")
+Section = Mapping[str, Any] | ConfigDict
 # A wheel has the folder `configs/` of a checkout inside the package.
 _PACKAGE = Path(__file__).parent
 PACKED = next(folder / "configs" for folder in (_PACKAGE, _PACKAGE.parent) if (folder / "configs").is_dir())
@@ -191,3 +194,66 @@ def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
         value = config.get_ref(key).get()
         keys += _keys(value, f"{prefix}{key}.") if isinstance(value, ConfigDict) else [f"{prefix}{key}"]
     return keys
+
+
+def from_dict(cls: type[T], values: Section, section: str) -> T:
+    """Makes a config dataclass from a section of a config file, strict about names and types.
+
+    Args:
+      cls: the dataclass.
+      values: the section's keys and values; lists become tuples. Missing keys keep the dataclass's defaults.
+      section: its name, for the error.
+    Raises:
+      UserError: a key that does not exist (the nearest one is named) or one without a default that is not there, a
+        value of another type, or one that `cls` refuses.
+    """
+    hints, fields = get_type_hints(cls), dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
+    given = {}
+    for key in values:
+        if key not in hints:
+            raise UserError(
+                f"unknown config key {section}.{key}; {nearest(key, sorted(hints), f'{section}.')}"
+            )
+        value: Any = values[key]
+        value = given[key] = tuple(value) if isinstance(value, list) else value
+        if not _is_of(value, hints[key]):
+            wanted = hints[key].__name__ if isinstance(hints[key], type) else hints[key]
+            raise UserError(f"{section}.{key} is {value!r}; it must be of type {wanted}")
+    for field in fields:
+        if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{section} lacks the key {field.name}; add it")
+    return cls(**given)
+
+
+def _is_of(value: Any, hint: Any) -> bool:
+    """Whether a value is of an annotated type; a whole number is also a float."""
+    if hint is Any:
+        return True
+    if isinstance(hint, UnionType):
+        return any(_is_of(value, one) for one in get_args(hint))
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_is_of(element, get_args(hint)[0]) for element in value)
+    if hint in (int, float):
+        number = numbers.Integral if hint is int else numbers.Real
+        return isinstance(value, number) and not isinstance(value, bool)
+    return isinstance(value, get_origin(hint) or hint)
+
+
+def numbers_by_name(text: str, what: str, form: str) -> dict[str, int]:
+    """Reads "a=8,b=2" as names with whole numbers of at least 1, in order; "" has none.
+
+    Args:
+      what: the text is, for the error.
+      form: of each part, for the error, like "AXIS=NUMBER".
+    Raises:
+      UserError: a part is not of that form, or a name is there twice.
+    """
+    found: dict[str, int] = {}
+    for part in filter(None, map(str.strip, text.split(","))):
+        name, _, number = part.partition("=")
+        if not (name and number.isdecimal() and int(number)):
+            raise UserError(f"{what} {text!r}: {part!r} is not {form} with a number of at least 1")
+        if name in found:
+            raise UserError(f"{what} {text!r} names {name} twice; name each at most once")
+        found[name] = int(number)
+    return found

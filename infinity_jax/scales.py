@@ -5,6 +5,7 @@ A schedule is a frozen, hashable value, so it can be a static argument of `jax.j
 
 import dataclasses
 import functools
+import itertools
 import math
 
 from infinity_jax.errors import UserError
@@ -84,10 +85,7 @@ class ScaleSchedule:
     @property
     def offsets(self) -> tuple[int, ...]:
         """K + 1 numbers: scale k holds the tokens offsets[k] .. offsets[k + 1]."""
-        ends = [0]
-        for n in self.tokens:
-            ends.append(ends[-1] + n)
-        return tuple(ends)
+        return tuple(itertools.accumulate(self.tokens, initial=0))
 
     @property
     def scale_of_token(self) -> tuple[int, ...]:

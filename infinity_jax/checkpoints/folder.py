@@ -21,7 +21,8 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
-from infinity_jax.config import WEIGHT_DTYPES, TokenizerConfig, TransformerConfig, from_dict
+from infinity_jax.config import WEIGHT_DTYPES, TokenizerConfig, TransformerConfig
+from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 from infinity_jax.runtime import trees

@@ -20,7 +20,8 @@ from infinity_jax.checkpoints.trained import (
     tokenizer_shapes,
     transformer_shapes,
 )
-from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
+from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import paths
 from infinity_jax.runtime import trees

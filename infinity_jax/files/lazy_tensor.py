@@ -13,7 +13,7 @@ from jaxtyping import Shaped
 from infinity_jax.errors import UserError
 
 # dtype: its name in a .safetensors file, and that of torch's storage.
-_NAMES = {
+DTYPE_NAMES = {
     "float64": ("F64", "DoubleStorage"),
     "float32": ("F32", "FloatStorage"),
     "float16": ("F16", "HalfStorage"),
@@ -29,27 +29,17 @@ _NAMES = {
 
 def dtype_named(name: str) -> np.dtype:
     """Returns the NumPy dtype called "float32", "bfloat16", ...; UserError if weights cannot have it."""
-    if name not in _NAMES:
-        raise UserError(f"unknown dtype {name!r} of weights; known: {', '.join(_NAMES)}")
+    if name not in DTYPE_NAMES:
+        raise UserError(f"unknown dtype {name!r} of weights; known: {', '.join(DTYPE_NAMES)}")
     return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
 
 
 SAFETENSORS_DTYPES: Mapping[str, np.dtype] = MappingProxyType(
-    {names[0]: dtype_named(dtype) for dtype, names in _NAMES.items()}
+    {names[0]: dtype_named(dtype) for dtype, names in DTYPE_NAMES.items()}
 )
 TORCH_STORAGES: Mapping[str, np.dtype] = MappingProxyType(
-    {names[1]: dtype_named(dtype) for dtype, names in _NAMES.items()}
+    {names[1]: dtype_named(dtype) for dtype, names in DTYPE_NAMES.items()}
 )
-
-
-def safetensors_name(dtype: np.dtype) -> str:
-    """Returns what a .safetensors file calls a dtype."""
-    return _NAMES[dtype.name][0]
-
-
-def torch_storage_name(dtype: np.dtype) -> str:
-    """Returns the name of torch's storage of a dtype."""
-    return _NAMES[dtype.name][1]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -47,10 +47,8 @@ def write_all(
             for numbers, images in drawn:
                 progress.finish(writing)
                 writing = [
-                    threads.submit(
-                        picture_files.write, Image.fromarray(x), pictures[i].path, pictures[i].metadata
-                    )
-                    for i, x in zip(numbers, images, strict=True)
+                    threads.submit(picture_files.write, Image.fromarray(x), wanted.path, wanted.metadata)
+                    for wanted, x in zip([pictures[i] for i in numbers], images, strict=True)
                 ]
             progress.finish(writing)
         except BaseException:

@@ -10,7 +10,7 @@ from types import TracebackType
 import numpy as np
 from jaxtyping import Shaped
 
-from infinity_jax.files.lazy_tensor import safetensors_name
+from infinity_jax.files.lazy_tensor import DTYPE_NAMES
 
 
 class SafetensorsWriter:
@@ -32,7 +32,7 @@ class SafetensorsWriter:
         self._starts: dict[str, int] = {}
         for name, (dtype, shape) in arrays.items():
             start, end = end, end + math.prod(shape) * dtype.itemsize
-            header[name] = {"dtype": safetensors_name(dtype), "shape": shape, "data_offsets": [start, end]}
+            header[name] = {"dtype": DTYPE_NAMES[dtype.name][0], "shape": shape, "data_offsets": [start, end]}
             self._starts[name] = start
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)

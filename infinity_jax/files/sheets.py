@@ -143,28 +143,16 @@ def _write_grid(
             names[i].draw(draw, MARGIN, top + (cell_h - names[i].height) // 2)
         for j, image in enumerate(row):
             x = left + j * (cell_w + GAP)
-            _paste(sheet, draw, image, x, top, cell_w, cell_h, scale)
+            # In the middle of its cell, with a hairline, as many pictures are white.
+            h, w = image.shape[0] * scale, image.shape[1] * scale
+            at_x, at_y = x + (cell_w - w) // 2, top + (cell_h - h) // 2
+            enlarged = Image.fromarray(np.asarray(image)).resize((w, h), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (at_x, at_y))
+            draw.rectangle((at_x - 1, at_y - 1, at_x + w, at_y + h), outline=PICTURE_FRAME)
             under[i][j].draw(draw, x + cell_w // 2, top + cell_h + 8, "ma")
         top += row_heights[i]
     path.parent.mkdir(parents=True, exist_ok=True)
     pictures.write_png(sheet, path, smallest=True)
-
-
-def _paste(
-    sheet: Image.Image,
-    draw: ImageDraw.ImageDraw,
-    image: Picture,
-    x: int,
-    y: int,
-    cell_w: int,
-    cell_h: int,
-    scale: int,
-) -> None:
-    """Puts an enlarged picture into the middle of its cell, with a hairline, as many pictures are white."""
-    h, w = image.shape[0] * scale, image.shape[1] * scale
-    x, y = x + (cell_w - w) // 2, y + (cell_h - h) // 2
-    sheet.paste(Image.fromarray(np.asarray(image)).resize((w, h), Image.Resampling.NEAREST), (x, y))
-    draw.rectangle((x - 1, y - 1, x + w, y + h), outline=PICTURE_FRAME)
 
 
 def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont, most_lines: int) -> list[str]:

@@ -1,7 +1,7 @@
 """Published weights as named tensors, from one file or a folder of shards, of torch or of safetensors."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ _NESTINGS: Mapping[str, Sequence[tuple[str, ...]]] = {
 }
 
 
-class TensorFiles(Mapping[str, LazyTensor]):
+class TensorFiles(dict[str, LazyTensor]):
     """Tensors by name, in the order in which they lie in their files.
 
     Attributes:
@@ -32,16 +32,7 @@ class TensorFiles(Mapping[str, LazyTensor]):
     def __init__(self, tensors: Mapping[str, LazyTensor], nesting: tuple[str, ...] | None = None) -> None:
         self.nesting = nesting
         self.prefix = "module." if all(name.startswith("module.") for name in tensors) and tensors else ""
-        self._tensors = {name.removeprefix(self.prefix): tensor for name, tensor in tensors.items()}
-
-    def __getitem__(self, name: str) -> LazyTensor:
-        return self._tensors[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+        super().__init__({name.removeprefix(self.prefix): tensor for name, tensor in tensors.items()})
 
 
 def open_tensors(path: Path, kind: str) -> TensorFiles:

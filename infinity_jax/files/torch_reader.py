@@ -9,6 +9,7 @@ stand-ins of our own; every other name becomes an object that takes anything and
 """
 
 import io
+import math
 import pickle
 import zipfile
 from collections.abc import Callable, Sequence
@@ -138,7 +139,8 @@ class TorchFile:
         """Returns the state dict under the keys `nesting`; UserError if something in it is not a whole tensor."""
         state = follow(self.content, nesting)
         if not isinstance(state, dict):
-            raise UserError(f"{self.path} has no dictionary of tensors{_under(nesting)}; {describe(state)}")
+            under = f" under {' -> '.join(nesting)}" if nesting else ""
+            raise UserError(f"{self.path} has no dictionary of tensors{under}; {describe(state)}")
         return {str(name): self._tensor(str(name), value) for name, value in state.items()}
 
     def _tensor(self, name: str, value: Any) -> LazyTensor:
@@ -159,7 +161,8 @@ class TorchFile:
                 f"{self.path} is damaged: {name!r} of shape {list(shape)} leaves its storage of {length} values "
                 f"and {size} bytes; download it again"
             )
-        steps = None if strides == _contiguous(shape) else strides
+        contiguous = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
+        steps = None if strides == contiguous else strides
         return LazyTensor(self.path, begin + value.offset * kind.dtype.itemsize, kind.dtype, shape, steps)
 
 
@@ -183,17 +186,6 @@ def describe(value: Any) -> str:
     if isinstance(value, dict):
         return f"is a dictionary of {', '.join(map(repr, list(value)[:8])) or 'nothing'}"
     return f"is of type {type(value).__name__}"
-
-
-def _under(nesting: Sequence[str]) -> str:
-    return f" under {' -> '.join(nesting)}" if nesting else ""
-
-
-def _contiguous(shape: tuple[int, ...]) -> tuple[int, ...]:
-    strides = [1]
-    for length in reversed(shape[1:]):
-        strides.insert(0, strides[0] * length)
-    return tuple(strides[: len(shape)])
 
 
 def _guess(start: bytes, error: Exception) -> str:

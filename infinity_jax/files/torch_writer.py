@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from infinity_jax.files.lazy_tensor import torch_storage_name
+from infinity_jax.files.lazy_tensor import DTYPE_NAMES
 
 _ALIGNMENT = 64  # of the values in the file, as torch has it
 _PADDING_ID = b"FB"
@@ -35,9 +35,7 @@ def write_torch_file(
     with zipfile.ZipFile(path, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         _add(archive, "data.pkl", _pickle(shapes, nesting))
         _add(archive, "byteorder", b"little")
-        for i, (name, (dtype, shape), array) in enumerate(
-            zip(shapes.keys(), shapes.values(), arrays, strict=True)
-        ):
+        for i, ((name, (dtype, shape)), array) in enumerate(zip(shapes.items(), arrays, strict=True)):
             if array.dtype != dtype or array.shape != shape:
                 raise ValueError(f"{name} is {dtype} {shape}, not {array.dtype} {array.shape}")
             _add(archive, f"data/{i}", np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
@@ -62,7 +60,7 @@ def _pickle(shapes: Mapping[str, tuple[np.dtype, tuple[int, ...]]], nesting: Seq
     program.append(b"}(")
     for i, (name, (dtype, shape)) in enumerate(shapes.items()):
         strides = [math.prod(shape[axis + 1 :]) for axis in range(len(shape))]
-        storage = b"(" + _text("storage") + _global("torch", torch_storage_name(dtype)) + _text(str(i))
+        storage = b"(" + _text("storage") + _global("torch", DTYPE_NAMES[dtype.name][1]) + _text(str(i))
         storage += _text("cpu") + _integer(math.prod(shape)) + b"tQ"  # tuple; look up the storage
         tensor = storage + _integer(0) + _tuple(shape) + _tuple(strides) + b"\x89"  # no gradient
         tensor += _global("collections", "OrderedDict") + b")R"  # no hooks

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, UInt8
 
 from infinity_jax.errors import UserError
 from infinity_jax.files.torch_reader import read_torch_file
-from infinity_jax.metrics.network_weights import convolution_kernel, fold_batch_norm
+from infinity_jax.metrics.network_weights import convolution_kernel, filled_batches, fold_batch_norm
 
 FEATURES = 1280
 BATCH_NORM_EPSILON = 1e-3
@@ -262,10 +262,8 @@ def picture_features(
     METRIC_SIZE x METRIC_SIZE. Batches are of one static size; the last one is filled up.
     """
     features = [np.zeros((0, FEATURES), np.float32)]
-    for start in range(0, len(image_NHW3), METRIC_BATCH):
-        batch = image_NHW3[start : start + METRIC_BATCH]
-        full = np.pad(batch, [(0, METRIC_BATCH - len(batch)), (0, 0), (0, 0), (0, 0)])
-        features.append(np.asarray(_batch_features(variables, full))[: len(batch)])
+    for batch, n in filled_batches(image_NHW3, METRIC_BATCH):
+        features.append(np.asarray(_batch_features(variables, batch))[:n])
     return np.concatenate(features)
 
 

@@ -25,11 +25,8 @@ def fid(features_a: Float[np.ndarray, "M D"], features_b: Float[np.ndarray, "N D
 def warn_of_few(pictures_a: int, pictures_b: int) -> None:
     """Warns that FID of so few pictures cannot be compared with published values."""
     if min(pictures_a, pictures_b) <= FEATURES:
-        logging.warning(
-            "FID of %d and %d pictures is far above that of many: papers take 10,000 to 50,000",
-            pictures_a,
-            pictures_b,
-        )
+        text = "FID of %d and %d pictures is far above that of many: papers take 10,000 to 50,000"
+        logging.warning(text, pictures_a, pictures_b)
 
 
 def mean_and_covariance(

@@ -9,7 +9,8 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
-from infinity_jax.config import TransformerConfig, numbers_by_name
+from infinity_jax.config import TransformerConfig
+from infinity_jax.config_files import numbers_by_name
 from infinity_jax.errors import UserError
 
 # The axes a user names. "fsdp" becomes two mesh axes, see `device_mesh`.

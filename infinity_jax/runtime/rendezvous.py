@@ -17,9 +17,8 @@ from infinity_jax.errors import UserError
 
 _GREETING = "infinity-jax"
 _LONGEST_LINE = 1 << 16
-Hello = dict[
-    str, Any
-]  # "run", "process", "processes" and "jax" of a process, or "run" and "error" of the answer
+# "run", "process", "processes" and "jax" of a process, or "run" and "error" of the answer.
+Hello = dict[str, Any]
 
 
 def meet(coordinator: str, processes: int, process: int, seconds: float) -> None:

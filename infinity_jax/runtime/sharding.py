@@ -17,7 +17,8 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
-from infinity_jax.config import Section, TransformerConfig, from_dict
+from infinity_jax.config import TransformerConfig
+from infinity_jax.config_files import Section, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import MESH_AXES, USER_AXES, MeshConfig, device_mesh, parse_mesh
 from infinity_jax.runtime.trees import parameter_name

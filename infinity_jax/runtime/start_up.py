@@ -106,9 +106,8 @@ def _ask_for_huge_pages(libc: ctypes.CDLL) -> None:
     if start is None:  # the process may not have so many addresses
         return
     first_page = -(-start // page) * page
-    libc.madvise(
-        first_page, (half - 1) * page, _MADV_HUGEPAGE
-    )  # refused by a kernel without huge pages: no harm
+    # Refused by a kernel without huge pages: no harm.
+    libc.madvise(first_page, (half - 1) * page, _MADV_HUGEPAGE)
     libc.free(start)
 
 

@@ -36,18 +36,18 @@ class DrawSettings:
     scale: int = flax.struct.field(pytree_node=False)
 
 
-class DifferenceHead(NamedTuple):
-    """The head as the last step of every scale reads it (made by `head_bits.difference_head`).
+class LinearHead(NamedTuple):
+    """The head as the last step of every scale reads it: one column a bit (`head_bits`) or an index (`head_index`).
 
     Attributes:
       modulation_BG2C: float32, scale and shift of the head's norm for each row of a picture.
-      weight_Cd: the linear map's weights of class 1 minus those of class 0, in the type of the product's operands.
-      bias_d: float32, the same of its biases.
+      weight_Cn: the linear map's weights, in the type of the product's operands.
+      bias_n: float32.
     """
 
     modulation_BG2C: Float[Array, "B G 2 C"]
-    weight_Cd: Float[Array, "C d"]
-    bias_d: Float[Array, " d"]
+    weight_Cn: Float[Array, "C n"]
+    bias_n: Float[Array, " n"]
 
 
 def threefry2x32(key: Pair, counter: Pair) -> Pair:

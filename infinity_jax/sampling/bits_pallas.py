@@ -39,7 +39,7 @@ def tpu_token_block(tokens: int, width: int) -> int:
 
 def draw_on_tpu(
     hidden_BGNC: Float[Array, "B G N C"],
-    head: bits.DifferenceHead,
+    head: bits.LinearHead,
     cfg: Float[Array, ""],
     settings: bits.DrawSettings,
     first_token: UInt32[Array, ""],
@@ -62,7 +62,7 @@ def draw_on_tpu(
     whole = pl.BlockSpec(memory_space=pallas_tpu.VMEM)
     of_tokens = pl.BlockSpec((1, rows, block, width), lambda picture, i: (picture, 0, i, 0))
     of_picture = pl.BlockSpec((1, rows, 2, width), lambda picture, i: (picture, 0, 0, 0))
-    d = len(head.bias_d)
+    d = len(head.bias_n)
     return pl.pallas_call(
         _tpu_kernel,
         out_shape=jax.ShapeDtypeStruct((batch, tokens, d), jnp.int8),
@@ -70,18 +70,18 @@ def draw_on_tpu(
         in_specs=[scalars, scalars, scalars, of_tokens, of_picture, whole, whole],
         out_specs=pl.BlockSpec((1, block, d), lambda picture, i: (picture, i, 0)),
         compiler_params=pallas_tpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
-        cost_estimate=_cost(hidden_BGNC, head.weight_Cd),
+        cost_estimate=_cost(hidden_BGNC, head.weight_Cn),
         interpret=interpret,
         name="draw_bits_tpu",
     )(
         *_scalars(cfg, settings, first_token),
-        hidden_BGNC, head.modulation_BG2C, head.weight_Cd, head.bias_d[None],
+        hidden_BGNC, head.modulation_BG2C, head.weight_Cn, head.bias_n[None],
     )  # fmt: skip
 
 
 def draw_on_gpu(
     hidden_BGNC: Float[Array, "B G N C"],
-    head: bits.DifferenceHead,
+    head: bits.LinearHead,
     cfg: Float[Array, ""],
     settings: bits.DrawSettings,
     first_token: UInt32[Array, ""],
@@ -93,7 +93,7 @@ def draw_on_gpu(
     block = token_block or (GPU_TOKENS if tokens > GPU_SMALLEST_DOT else GPU_SMALLEST_DOT)
     # Triton's blocks are powers of two, and none may reach beyond an array's end. Of published models this copies
     # only scales of fewer tokens than a block has, and the head's weights where bits are no power of two.
-    d = len(head.bias_d)
+    d = len(head.bias_n)
     channels = pl.cdiv(width, GPU_SMALLEST_DOT) * GPU_SMALLEST_DOT
     columns = max(GPU_SMALLEST_DOT, pl.next_power_of_2(d))
     hidden = _padded(hidden_BGNC.reshape(-1, tokens, width), (None, max(tokens, block), channels))
@@ -103,12 +103,12 @@ def draw_on_gpu(
         out_shape=jax.ShapeDtypeStruct((batch, hidden.shape[1], columns), jnp.int8),
         grid=(batch, pl.cdiv(tokens, block)),
         compiler_params=pallas_triton.CompilerParams(num_warps=4, num_stages=3),
-        cost_estimate=_cost(hidden_BGNC, head.weight_Cd),
+        cost_estimate=_cost(hidden_BGNC, head.weight_Cn),
         interpret=interpret,
         name="draw_bits_gpu",
     )(
         *_scalars(cfg, settings, first_token),
-        hidden, modulation, _padded(head.weight_Cd, (channels, columns)), _padded(head.bias_d, (columns,)),
+        hidden, modulation, _padded(head.weight_Cn, (channels, columns)), _padded(head.bias_n, (columns,)),
     )  # fmt: skip
     return drawn[:, :tokens, :d]
 
@@ -127,10 +127,10 @@ def _scalars(
     return numbers, counters, settings.seeds_B
 
 
-def _cost(hidden_BGNC: jax.Array, weight_Cd: jax.Array) -> pl.CostEstimate:
+def _cost(hidden_BGNC: jax.Array, weight_Cn: jax.Array) -> pl.CostEstimate:
     batch, _, tokens, width = hidden_BGNC.shape
-    drawn = batch * tokens * weight_Cd.shape[1]
-    read = sum(x.size * x.dtype.itemsize for x in (hidden_BGNC, weight_Cd))
+    drawn = batch * tokens * weight_Cn.shape[1]
+    read = sum(x.size * x.dtype.itemsize for x in (hidden_BGNC, weight_Cn))
     return pl.CostEstimate(flops=2 * drawn * width, bytes_accessed=read + drawn, transcendentals=drawn)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import jax
 
-from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig
+from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig, check_choice
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import Layout, put
 from infinity_jax.sampling.guidance import Rows
@@ -65,8 +65,7 @@ class SamplerConfig:
         )
 
     def __post_init__(self):
-        if self.mixed not in MIXED:
-            raise UserError(f"unknown place of guidance {self.mixed!r}; use one of {', '.join(MIXED)}")
+        check_choice(self.mixed, MIXED, "place of guidance")
         if self.tokenizer.transformer_bits != self.model.bits:
             raise UserError(
                 f"the tokenizer gives {self.tokenizer.transformer_bits} bits a token, "

@@ -6,14 +6,13 @@ by side among the N rows of a batch, so that a mesh keeps them on one device.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from infinity_jax.config import SampleConfig
 from infinity_jax.errors import UserError
 
 T = TypeVar("T")
@@ -39,11 +38,6 @@ def separate(x_N: jax.Array, rows: int) -> jax.Array:
     return x_N.reshape(-1, rows, *x_N.shape[1:]).swapaxes(0, 1)
 
 
-def conditional_only(x_N: jax.Array) -> jax.Array:
-    """Picks the conditional rows [B, ...] of interleaved ones [2B, ...]."""
-    return separate(x_N, 2)[0]
-
-
 @dataclasses.dataclass(frozen=True)
 class Rows:
     """The rows of each picture that run at one scale.
@@ -58,7 +52,7 @@ class Rows:
 
     def select(self, tree: T) -> T:
         """Picks the rows that run at this scale from arrays with all rows."""
-        return tree if self.running == self.cached else jax.tree.map(conditional_only, tree)
+        return tree if self.running == self.cached else jax.tree.map(lambda x: separate(x, 2)[0], tree)
 
     def restore(self, tree: T) -> T:
         """Returns all rows from those that ran: to later scales the conditional row stands for the other one too."""
@@ -67,20 +61,6 @@ class Rows:
     def repeat(self, x_B: jax.Array) -> jax.Array:
         """Feeds one row [B, ...] for each picture to all of its rows that run."""
         return interleave(*[x_B] * self.running)
-
-
-class ScaleSettings(NamedTuple):
-    """Settings as the sampler reads them: cfg_K and tau_K float32 [K], one for each scale; top_p of all."""
-
-    cfg_K: Float[np.ndarray, " K"]
-    tau_K: Float[np.ndarray, " K"]
-    top_p: np.float32
-
-
-def scale_settings(settings: SampleConfig, n_scales: int) -> ScaleSettings:
-    """Spreads settings over the scales; raises UserError as `per_scale`."""
-    cfg_K = strengths(settings.guidance, settings.cfg, n_scales)
-    return ScaleSettings(cfg_K, per_scale(settings.tau, n_scales, "tau"), np.float32(settings.top_p))
 
 
 def per_scale(value: float | Sequence[float], n_scales: int, name: str) -> Float[np.ndarray, " K"]:

@@ -17,7 +17,7 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.runtime.devices import on_each_device, platform
 from infinity_jax.runtime.sharding import constrain
 from infinity_jax.sampling import bits, bits_pallas, guidance
-from infinity_jax.sampling.bits import DifferenceHead
+from infinity_jax.sampling.bits import LinearHead
 from infinity_jax.transformer.heads import BitHead
 from infinity_jax.transformer.kernels.matmul import matmul
 from infinity_jax.transformer.layers import NORM_EPS
@@ -27,8 +27,8 @@ KERNELS = {"gpu": bits_pallas.draw_on_gpu, "tpu": bits_pallas.draw_on_tpu}
 
 def difference_head(
     config: TransformerConfig, params: Any, vector_NC: Float[Array, "N C"], rows: int
-) -> DifferenceHead:
-    """Prepares the head of a batch, once for all scales.
+) -> LinearHead:
+    """Prepares the head of a batch, once for all scales: class 1 of each bit minus class 0.
 
     Args:
       params: the transformer's.
@@ -39,8 +39,8 @@ def difference_head(
     modulation_BG2C = modulations(config, head, vector_NC, rows)
     kernel_Cd2 = head["logits"]["kernel"].reshape(config.width, config.bits, 2).astype(jnp.float32)
     bias_d2 = head["logits"]["bias"].reshape(config.bits, 2).astype(jnp.float32)
-    weight_Cd = (kernel_Cd2[..., 1] - kernel_Cd2[..., 0]).astype(config.compute_dtype)
-    return DifferenceHead(modulation_BG2C, weight_Cd, bias_d2[:, 1] - bias_d2[:, 0])
+    weight_Cn = (kernel_Cd2[..., 1] - kernel_Cd2[..., 0]).astype(config.compute_dtype)
+    return LinearHead(modulation_BG2C, weight_Cn, bias_d2[:, 1] - bias_d2[:, 0])
 
 
 def modulations(config: TransformerConfig, head: Any, vector_NC: jax.Array, rows: int) -> jax.Array:
@@ -50,10 +50,7 @@ def modulations(config: TransformerConfig, head: Any, vector_NC: jax.Array, rows
 
 
 def draw_head_bits(
-    hidden_GBNC: Float[Array, "G B N C"],
-    head: DifferenceHead,
-    cfg: Float[Array, ""],
-    settings: bits.DrawSettings,
+    hidden_GBNC: Float[Array, "G B N C"], head: LinearHead, cfg: Float[Array, ""], settings: bits.DrawSettings
 ) -> Bool[Array, "B N d"]:
     """Draws the bits of one scale: one kernel on TPU and NVIDIA GPUs, plain jax on CPU; the same bits on all.
 
@@ -64,64 +61,47 @@ def draw_head_bits(
       cfg: float32, strength of guidance; not used without an unconditional row.
     """
     if platform() not in KERNELS:
-        return bits.draw_bits(logit_difference(hidden_GBNC, head, cfg), settings)
+        return bits.draw_bits(guided_logits(hidden_GBNC, head, cfg), settings)
     return _by_kernel(hidden_GBNC, head, cfg, settings).astype(bool)
 
 
-def logit_difference(
-    hidden_GBNC: Float[Array, "G B N C"], head: DifferenceHead, cfg: Float[Array, ""]
-) -> Float[Array, "B N d"]:
-    """Returns logit of 1 minus logit of 0 of each bit, float32, after guidance; arguments as in `draw_head_bits`."""
-    return guided_product(hidden_GBNC, head.modulation_BG2C, head.weight_Cd, head.bias_d, cfg)
-
-
-def guided_product(
-    hidden_GBNC: Float[Array, "G B N C"],
-    modulation_BG2C: Float[Array, "B G2 2 C"],
-    weight_Cn: Float[Array, "C n"],
-    bias_n: Float[Array, " n"],
-    cfg: Float[Array, ""],
+def guided_logits(
+    hidden_GBNC: Float[Array, "G B N C"], head: LinearHead, cfg: Float[Array, ""]
 ) -> Float[Array, "B N n"]:
-    """Applies a head's norm, guidance and linear map: float32 [B,N,n]; arguments as in `draw_head_bits`."""
-    x_BGNC = constrain(_pictures_first(hidden_GBNC), "batch", None, "tokens", None).astype(jnp.float32)
+    """Applies a head's norm, guidance and linear map: float32 [B,N,n]; arguments as in `draw_head_bits`.
+
+    Of each bit this is logit of 1 minus logit of 0.
+    """
+    # Pictures first, as the sampler keeps it: XLA cancels this with the sampler's own exchange of axes.
+    x_BGNC = constrain(hidden_GBNC.swapaxes(0, 1), "batch", None, "tokens", None).astype(jnp.float32)
     # Statistics of both rows at once, since XLA:CPU copies a slice that has several uses.
     mean = x_BGNC.mean(-1, keepdims=True)
     factor = jax.lax.rsqrt(jnp.square(x_BGNC - mean).mean(-1, keepdims=True) + NORM_EPS)
-    scale, shift = jnp.split(modulation_BG2C, 2, 2)
+    scale, shift = jnp.split(head.modulation_BG2C, 2, 2)
     mixed, *unconditional = (
         (x_BGNC[:, g] - mean[:, g]) * factor[:, g] * (1 + scale[:, g]) + shift[:, g]
         for g in range(x_BGNC.shape[1])
     )
     if unconditional:
         mixed = guidance.mix(mixed, unconditional[0], cfg)
-    return matmul(mixed, weight_Cn, weight_Cn.dtype.name) + bias_n
-
-
-def _pictures_first(hidden_GBNC: jax.Array) -> jax.Array:
-    """Returns [B,G,N,C], as the sampler keeps it: XLA cancels this with the sampler's own exchange of axes."""
-    return hidden_GBNC.swapaxes(0, 1)
+    return matmul(mixed, head.weight_Cn, head.weight_Cn.dtype.name) + head.bias_n
 
 
 def _by_kernel(
-    hidden_GBNC: jax.Array, head: DifferenceHead, cfg: jax.Array, settings: bits.DrawSettings
+    hidden_GBNC: jax.Array, head: LinearHead, cfg: jax.Array, settings: bits.DrawSettings
 ) -> jax.Array:
     draw = KERNELS[platform()]
     rows, _, tokens, _ = hidden_GBNC.shape
     head = head._replace(modulation_BG2C=head.modulation_BG2C[:, :rows])
     number_N = jnp.arange(tokens, dtype=jnp.uint32)  # of a token in its picture
 
-    def on_a_device(hidden_BGNC, modulation_BG2C, weight_Cd, bias_d, cfg, seeds_B, tau, top_p, number_N):
-        of_device = DifferenceHead(modulation_BG2C, weight_Cd, bias_d)
-        return draw(
-            hidden_BGNC,
-            of_device,
-            cfg,
-            dataclasses.replace(settings, seeds_B=seeds_B, tau=tau, top_p=top_p),
-            number_N[0],
-        )
+    def on_a_device(hidden_BGNC, modulation_BG2C, weight_Cn, bias_n, cfg, seeds_B, tau, top_p, number_N):
+        of_device = LinearHead(modulation_BG2C, weight_Cn, bias_n)
+        its_settings = dataclasses.replace(settings, seeds_B=seeds_B, tau=tau, top_p=top_p)
+        return draw(hidden_BGNC, of_device, cfg, its_settings, number_N[0])
 
     of_head = ("batch", None, None, None), (None, None), (None,)
     axes = ("batch", None, "tokens", None), *of_head, (), ("batch",), (), (), ("tokens",)
     on_devices = on_each_device(on_a_device, axes, ("batch", "tokens", None))
     numbers = cfg, settings.seeds_B, settings.tau, settings.top_p
-    return on_devices(_pictures_first(hidden_GBNC), *head, *numbers, number_N)
+    return on_devices(hidden_GBNC.swapaxes(0, 1), *head, *numbers, number_N)

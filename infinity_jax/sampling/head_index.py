@@ -5,7 +5,7 @@ g_i = -log(-log(u_i)) and u_i uniform. As in `bits` the random numbers are numbe
 picture, scale, token, index), so that a draw depends on nothing beside it.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,44 +14,26 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.runtime.sharding import constrain
-from infinity_jax.sampling.bits import DrawSettings, threefry2x32
-from infinity_jax.sampling.head_bits import guided_product, modulations
+from infinity_jax.sampling.bits import DrawSettings, LinearHead, threefry2x32
+from infinity_jax.sampling.head_bits import guided_logits, modulations
 from infinity_jax.tokenizer import indices
 
 
-class IndexLogits(NamedTuple):
-    """What the last step of every scale reads of the parameters and the text.
-
-    Attributes:
-      modulation_BG2C: float32, scale and shift of the head's norm for each row of a picture.
-      weight_CV: the linear map's weights, in the type of the product's operands.
-      bias_V: float32.
-    """
-
-    modulation_BG2C: Float[Array, "B G 2 C"]
-    weight_CV: Float[Array, "C V"]
-    bias_V: Float[Array, " V"]
-
-
-def index_logits(
+def index_head(
     config: TransformerConfig, params: Any, vector_NC: Float[Array, "N C"], rows: int
-) -> IndexLogits:
+) -> LinearHead:
     """Prepares the head of a batch, once for all scales; arguments as in `head_bits.difference_head`."""
     head = params["index_head"]
     weight_CV = head["logits"]["kernel"].astype(config.compute_dtype)
     bias_V = head["logits"]["bias"].astype(jnp.float32)
-    return IndexLogits(modulations(config, head, vector_NC, rows), weight_CV, bias_V)
+    return LinearHead(modulations(config, head, vector_NC, rows), weight_CV, bias_V)
 
 
 def draw_indices(
-    hidden_GBNC: Float[Array, "G B N C"],
-    head: IndexLogits,
-    cfg: Float[Array, ""],
-    settings: DrawSettings,
+    hidden_GBNC: Float[Array, "G B N C"], head: LinearHead, cfg: Float[Array, ""], settings: DrawSettings
 ) -> Bool[Array, "B N d"]:
     """Draws an index for each token of one scale and returns its bits; arguments as in `head_bits.draw_head_bits`."""
-    logits_BNV = guided_product(hidden_GBNC, head.modulation_BG2C, head.weight_CV, head.bias_V, cfg)
-    logits_BNV = constrain(logits_BNV, "batch", "tokens", "indices")
+    logits_BNV = constrain(guided_logits(hidden_GBNC, head, cfg), "batch", "tokens", "indices")
     index_BN = draw_index(logits_BNV, settings)
     return indices.to_bits(index_BN, logits_BNV.shape[-1].bit_length() - 1)
 

@@ -14,47 +14,25 @@ in-painting) wrap `draw_bits`; a preset for speed names options that exist.
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
 
 from infinity_jax.sampling import bits, guidance, head_bits, head_index
-from infinity_jax.sampling.bits import DrawSettings
+from infinity_jax.sampling.bits import DrawSettings, LinearHead
 from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.sampling.guidance import Rows
-from infinity_jax.sampling.token_pruning import AllTokens, PrunedTokens
+from infinity_jax.sampling.token_pruning import ALL_TOKENS, PrunedTokens
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import resize
 
-Head = bits.DifferenceHead | head_index.IndexLogits
-
-
-class GuideFeatures(Protocol):
-    """Changes the residual stream after a layer."""
-
-    def __call__(self, x_NLC: jax.Array, layer: jax.Array, rows: Rows, cfg: jax.Array, /) -> jax.Array:
-        """Reads the stream float32 [N,L,C], the layer's number (int32, traced), and cfg of the scale."""
-        ...
-
-
-class DrawBits(Protocol):
-    """Turns the last block's output at one scale into bits."""
-
-    def __call__(
-        self,
-        hidden_GBNC: jax.Array,
-        head: Any,
-        cfg: jax.Array,
-        settings: DrawSettings,
-        carried: jax.Array | None,
-        /,
-    ) -> tuple[jax.Array, jax.Array | None]:
-        """Returns bits bool [B,N,D] and what this hook hands to the next scale.
-
-        `head` is a `Head`, of the kind that the model has; the other arguments are those of `draw_head_bits`.
-        """
-        ...
+# (residual stream float32 [N,L,C], number of the layer just run (traced), its rows, cfg of the scale) -> the stream.
+GuideFeatures = Callable[[jax.Array, jax.Array, Rows, jax.Array], jax.Array]
+# (arguments of `head_bits.draw_head_bits`, what this hook handed on at the scale before) -> bits bool [B,N,D], and what
+# it hands to the next scale.
+DrawBits = Callable[
+    [jax.Array, LinearHead, jax.Array, DrawSettings, jax.Array | None], tuple[jax.Array, jax.Array | None]
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +47,7 @@ class Hooks:
     """
 
     rows_of_scale: Callable[[int], Rows]
-    tokens: AllTokens | PrunedTokens
+    tokens: PrunedTokens
     guide_features: GuideFeatures
     draw_bits: DrawBits
 
@@ -82,9 +60,7 @@ def hooks_of(config: SamplerConfig) -> Hooks:
     draw_bits: DrawBits = functools.partial(_draw_bits, draw, config.mixed != "features")
     return Hooks(
         config.rows_of_scale,
-        AllTokens(model.layers)
-        if config.pruning is None
-        else PrunedTokens(config.pruning, config.schedule, model.layers, model.compute_dtype),
+        PrunedTokens(config.pruning or ALL_TOKENS, config.schedule, model.layers, model.compute_dtype),
         GuidedFeatures(tuple(layer % model.layers for layer in config.feature_layers))
         if config.mixes_features
         else _leave_features,
@@ -100,7 +76,7 @@ def _draw_bits(
     draw: Callable[..., jax.Array],
     mixes_logits: bool,
     hidden_GBNC: jax.Array,
-    head: Any,
+    head: LinearHead,
     cfg: jax.Array,
     settings: DrawSettings,
     carried: jax.Array | None,
@@ -138,16 +114,16 @@ class ReusedGuidance:
     def __call__(
         self,
         hidden_GBNC: jax.Array,
-        head: bits.DifferenceHead,
+        head: LinearHead,
         cfg: jax.Array,
         settings: DrawSettings,
         carried: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
         """Measures the caption's effect where both rows run, and resizes the last one where they do not."""
         size = self.schedule.sizes[settings.scale]
-        conditional_BND = head_bits.logit_difference(hidden_GBNC[:1], head, cfg)
+        conditional_BND = head_bits.guided_logits(hidden_GBNC[:1], head, cfg)
         if len(hidden_GBNC) == 2:
-            unconditional_BND = head_bits.logit_difference(hidden_GBNC, head, jnp.float32(0))
+            unconditional_BND = head_bits.guided_logits(hidden_GBNC, head, jnp.float32(0))
             effect_BND = conditional_BND - unconditional_BND
             effect_BhwD = effect_BND.reshape(len(effect_BND), *size, -1)
         else:

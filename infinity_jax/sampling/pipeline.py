@@ -8,22 +8,27 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
+from jaxtyping import Bool, Float, UInt8
 from PIL import Image
 
 from infinity_jax import scales
 from infinity_jax.checkpoints import pretrained, trained
-from infinity_jax.config import SampleConfig, from_dict
+from infinity_jax.config import SampleConfig
+from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import Layout, layout_of
-from infinity_jax.sampling import batches, guidance
-from infinity_jax.sampling.config import SamplerConfig
+from infinity_jax.sampling import guidance
+from infinity_jax.sampling.config import SamplerConfig, SamplerInputs, placed
 from infinity_jax.sampling.request import SampleRequest
-from infinity_jax.sampling.sampler import rounded
+from infinity_jax.sampling.sampler import make_sampler, rounded
+from infinity_jax.text.batching import bucket_length
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 
 _MOST_ROWS, _MOST_TOKENS = 16, 8192
+# Texts are padded to this length at least: a few tokens more cost nothing beside the picture's, and there are fewer
+# lengths to compile for.
+_SHORTEST_TEXT = 32
 
 
 class InfinityPipeline:
@@ -144,12 +149,51 @@ class InfinityPipeline:
         request = request.checked()
         model, tokenizer = self.model.config, self.model.tokenizer
         config = SamplerConfig.from_settings(model, tokenizer.config, schedule, settings, self.scan_layers)
-        batch, of_scales = (
-            self._rows_at_once(schedule, request.batch),
-            guidance.scale_settings(settings, schedule.n_scales),
-        )
-        trained = batches.Trained(self.text_encoder, self._rounded_params, tokenizer.params, self.layout)
-        return batches.batches(request, batch, config, of_scales, trained)
+        batch, n_scales = self._rows_at_once(schedule, request.batch), schedule.n_scales
+        cfg_K = guidance.strengths(settings.guidance, settings.cfg, n_scales)
+        tau_K = guidance.per_scale(settings.tau, n_scales, "tau")
+        return self._batches(request, batch, config, (cfg_K, tau_K, np.float32(settings.top_p)))
+
+    def _batches(
+        self, request: SampleRequest, batch: int, config: SamplerConfig, cfg_tau_top_p: tuple[Any, Any, Any]
+    ) -> Iterator[tuple[range, UInt8[np.ndarray, "n H W 3"]]]:
+        """Draws a checked request batch by batch: each is started, with its texts, before the one before is fetched."""
+        draw = make_sampler(config, self.layout)
+        texts = [*request.prompts, *(request.negative_prompts or [])]
+        text_length = max(padded_lengths(self.text_encoder, texts))
+        running: tuple[range, Any] | None = None
+        for start in range(0, len(request.prompts), batch):
+            part = range(start, min(start + batch, len(request.prompts)))
+            # Always the same shapes, filled up with copies: one compilation, and a picture's rounding
+            # cannot depend on how many others are drawn with it.
+            rows = request.part([*part, *[part[-1]] * (batch - len(part))])
+            inputs = self._inputs(rows, cfg_tau_top_p, text_length)
+            inputs = inputs if self.layout is None else placed(inputs, self.layout)
+            images = draw(self._rounded_params, self.model.tokenizer.params, inputs)
+            images.copy_to_host_async()
+            if running is not None:
+                yield _fetched(*running)
+            running = part, images
+        if running is not None:
+            yield _fetched(*running)
+
+    def _inputs(
+        self, request: SampleRequest, cfg_tau_top_p: tuple[Any, Any, Any], text_length: int
+    ) -> SamplerInputs:
+        """Gathers a batch's arguments in the host's memory: the sampler moves them, without waiting for what runs."""
+        seeds_B, negative = np.asarray(request.seeds, np.uint32), (None, None)
+        if request.negative_prompts is not None:
+            negative = self._text(request.negative_prompts, text_length)
+        arrays: Any = (*self._text(request.prompts, text_length), seeds_B, *cfg_tau_top_p, *negative)
+        return SamplerInputs(*arrays)
+
+    def _text(
+        self, texts: Sequence[str], length: int
+    ) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
+        """Encodes texts: features and mask with T = `length`, at least that of the longest text."""
+        features_BTC, mask_BT = self.text_encoder.encode(texts)
+        missing = length - mask_BT.shape[1]
+        return np.pad(features_BTC, ((0, 0), (0, missing), (0, 0))), np.pad(mask_BT, ((0, 0), (0, missing)))
 
     def picture_size(self, aspect_ratio: str = "1:1", budget: str | None = None) -> tuple[int, int]:
         """Returns (height, width) in pixels of a request's pictures. Raises UserError for what cannot be drawn."""
@@ -186,3 +230,16 @@ class InfinityPipeline:
         while rows > 1 and rows * schedule.length > _MOST_TOKENS:
             rows //= 2
         return rows if self.layout is None else math.lcm(rows, self.layout.batch_parts)
+
+
+def padded_lengths(text_encoder: TextEncoder, texts: Sequence[str]) -> list[int]:
+    """Returns the length that each text would be padded to in a request of its own: 32, 64, ..., at most the longest.
+
+    All texts of a request are padded to that of the longest one.
+    """
+    counts = text_encoder.token_counts(texts)
+    return [bucket_length(max(int(n), _SHORTEST_TEXT), text_encoder.max_length) for n in counts]
+
+
+def _fetched(part: range, images: Any) -> tuple[range, np.ndarray]:
+    return part, np.asarray(images)[: len(part)]

@@ -72,9 +72,8 @@ def _wanted(folder: Path, request: SampleRequest, common: Mapping[str, Any]) -> 
     digits = max(4, len(str(len(request.prompts) - 1)))
     negative_prompts = request.negative_prompts or [""] * len(request.prompts)
     wanted = []
-    for i, (prompt, seed, negative) in enumerate(
-        zip(request.prompts, request.seeds, negative_prompts, strict=True)
-    ):
+    each = zip(request.prompts, request.seeds, negative_prompts, strict=True)
+    for i, (prompt, seed, negative) in enumerate(each):
         metadata = {"prompt": prompt, "seed": seed, "negative_prompt": negative, **common}
         # As JSON gives them back, lists for tuples, so that notes can be compared.
         metadata = json.loads(json.dumps(metadata))

@@ -17,9 +17,9 @@ from jaxtyping import Array, Bool, Float, UInt8
 from infinity_jax.config import TransformerConfig
 from infinity_jax.runtime.sharding import Layout, constrain
 from infinity_jax.sampling import guidance, head_bits, head_index
-from infinity_jax.sampling.bits import DrawSettings
+from infinity_jax.sampling.bits import DrawSettings, LinearHead
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
-from infinity_jax.sampling.hooks import Head, hooks_of
+from infinity_jax.sampling.hooks import hooks_of
 from infinity_jax.sampling.token_pruning import Updates
 from infinity_jax.tokenizer import bsq, pyramid
 from infinity_jax.tokenizer.model import Tokenizer
@@ -51,7 +51,7 @@ class Prepared(NamedTuple):
 
     condition: Condition
     text_kv: KeysValues
-    head: Head
+    head: LinearHead
 
 
 class LayerCache(NamedTuple):
@@ -108,9 +108,8 @@ def rounded(config: TransformerConfig, params: Any) -> Any:
     The sampler reads them once a scale. It rounds them itself; who draws often does it once. The numbers are the same.
     """
 
-    def of_block(
-        path: Any, x: jax.Array | np.ndarray
-    ) -> Any:  # of a training run they are read as NumPy arrays
+    # Of a training run they are read as NumPy arrays.
+    def of_block(path: Any, x: jax.Array | np.ndarray) -> Any:
         is_rounded = path[-1].key != "kernel" or x.dtype == jnp.uint16
         return x if is_rounded else to_storage(x.astype(config.compute_dtype))
 
@@ -147,7 +146,7 @@ def prepare(config: SamplerConfig, params: Any, inputs: SamplerInputs) -> Prepar
         model.apply({"params": params}, text, mask, method="text_condition") for text, mask in texts
     ]
     vectors_NC = jnp.concatenate([condition.vector_BC for condition in conditions])
-    head_of = head_bits.difference_head if config.model.head == "bits" else head_index.index_logits
+    head_of = head_bits.difference_head if config.model.head == "bits" else head_index.index_head
     head = head_of(config.model, params, vectors_NC, config.rows)
 
     def text_kv(layer_params: Any) -> KeysValues:

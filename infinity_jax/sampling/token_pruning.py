@@ -26,8 +26,8 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import resize
+from infinity_jax.transformer.block import ChosenTokens, TokenChoice, all_tokens
 from infinity_jax.transformer.kernels.storage import from_storage, to_storage
-from infinity_jax.transformer.token_choice import ChosenTokens, TokenChoice, all_tokens
 
 # The release: of 32 layers 3 to 27 prune; scale 9 (32x32) runs 60%, 10 (40x40) 50%, 11 and 12 are skipped.
 _RELEASED_LAYERS, _RELEASED_START, _RELEASED_END = 32, 3, 28
@@ -93,6 +93,9 @@ class TokenPruning:
         return any(share > 0 and self.source(k) == scale for k, share in self.shares if k > scale)
 
 
+ALL_TOKENS = TokenPruning((), (0, 0))  # at all scales
+
+
 def named(text: str, schedule: ScaleSchedule, layers: int) -> TokenPruning | None:
     """Reads the pruning that a setting names, for a model of `layers` layers; None for "none".
 
@@ -126,32 +129,8 @@ def _parse(text: str) -> tuple[tuple[int, float], ...]:
 
 
 @dataclasses.dataclass(frozen=True)
-class AllTokens:
-    """The `tokens` hook of a sampler without pruning: one part of all layers, which run all tokens.
-
-    Attributes:
-      layers: of the model.
-    """
-
-    layers: int
-
-    @property
-    def parts(self) -> tuple[range, ...]:
-        """Numbers of all layers in order, in the parts that are scanned one after the other."""
-        return (range(self.layers),)
-
-    def choose(self, part: range, scale: int, updates: Updates | None) -> TokenChoice:
-        """Says which tokens a layer of a part runs at a scale, given its updates at an earlier one."""
-        return all_tokens
-
-    def keep(self, part: range, scale: int, updates: Updates) -> Updates | None:
-        """Returns the updates of a layer that later scales need; None where they need none of this scale."""
-        return None
-
-
-@dataclasses.dataclass(frozen=True)
 class PrunedTokens:
-    """The `tokens` hook with pruning; methods as in `AllTokens`.
+    """The `tokens` hook. Where no scale has a share all layers are one part, which runs all tokens.
 
     Attributes:
       pruning, schedule: which tokens run, of which scales.
@@ -172,13 +151,13 @@ class PrunedTokens:
 
     @property
     def parts(self) -> tuple[range, ...]:
-        """All layers: before those that prune, these, and after them."""
+        """Numbers of all layers, in the parts that are scanned in turn: before those that prune, these, after them."""
         pruned = self.pruned
         parts = (range(pruned.start), pruned, range(pruned.stop, self.layers))
         return tuple(part for part in parts if part) if pruned else (range(self.layers),)
 
     def choose(self, part: range, scale: int, updates: Updates | None) -> TokenChoice:
-        """Chooses the most deviating tokens of pruned scales, in layers that prune."""
+        """Says which tokens a layer runs, given its updates at an earlier scale: pruned layers the most deviating."""
         if part != self.pruned or not self.pruning.prunes(scale):
             return all_tokens
         assert updates is not None  # an earlier scale runs all tokens: the first one does
@@ -186,7 +165,7 @@ class PrunedTokens:
         return pivotal_tokens(self.pruning.kept(scale, math.prod(size)), size, source, updates)
 
     def keep(self, part: range, scale: int, updates: Updates) -> Updates | None:
-        """Keeps updates in storage form at scales that later ones are filled from."""
+        """Returns the updates of a layer, in storage form, at scales that later ones are filled from; else None."""
         if part != self.pruned or not self.pruning.is_source(scale):
             return None
         return tuple(to_storage(x.astype(self.dtype)) for x in updates)

@@ -99,30 +99,21 @@ def encode_in_buckets(
     number of rows for a bucket, so it is compiled once per bucket and a text's features do not depend
     on the texts beside it.
     """
-    buckets = np.array([bucket_length(len(ids), max_length) for ids in token_ids])
-    mask_BT = np.zeros((len(token_ids), buckets.max()), bool)
+    counts = np.array([len(ids) for ids in token_ids])
+    buckets = np.array([bucket_length(count, max_length) for count in counts.tolist()])
+    mask_BT = np.arange(buckets.max()) < counts[:, None]
     features_BTC: np.ndarray | None = None
     for length in np.unique(buckets):
         rows = max(1, _TOKENS_PER_CALL // int(length))
         members = np.flatnonzero(buckets == length)
         for start in range(0, len(members), rows):
             chosen = members[start : start + rows]
-            ids, mask = _pad([token_ids[i] for i in chosen], rows, int(length))
+            ids, mask = np.zeros((rows, length), np.int32), np.zeros((rows, length), bool)
+            mask[: len(chosen)] = mask_BT[chosen, :length]
+            ids[mask] = np.concatenate([token_ids[i] for i in chosen])
             features = np.asarray(apply(ids, mask), np.float32) * mask[..., None]
             if features_BTC is None:
                 features_BTC = np.zeros((*mask_BT.shape, features.shape[-1]), np.float32)
             features_BTC[chosen, :length] = features[: len(chosen)]
-            mask_BT[chosen, :length] = mask[: len(chosen)]
     assert features_BTC is not None, "no texts"
     return features_BTC, mask_BT
-
-
-def _pad(
-    token_ids: list[list[int]], rows: int, length: int
-) -> tuple[Int[np.ndarray, "rows T"], Bool[np.ndarray, "rows T"]]:
-    ids = np.zeros((rows, length), np.int32)
-    mask = np.zeros((rows, length), bool)
-    for row, text_ids in enumerate(token_ids):
-        ids[row, : len(text_ids)] = text_ids
-        mask[row, : len(text_ids)] = True
-    return ids, mask

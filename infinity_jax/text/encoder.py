@@ -15,27 +15,19 @@ from infinity_jax.text.t5_encoder import HOW_TO_MAKE, load_t5
 
 @runtime_checkable
 class TextEncoder(Protocol):
-    """A frozen text encoder. Each text's features depend on that text alone."""
+    """A frozen text encoder. Each text's features depend on that text alone.
 
-    @property
-    def name(self) -> str:
-        """The name that `load_text_encoder` knows it by."""
-        ...
+    Attributes:
+      name: by which `load_text_encoder` knows it.
+      channels: C, of a feature.
+      max_length: the most tokens of one text, start and end tokens included; more is cut with a warning.
+      fingerprint: a hash of weights and vocabulary: equal fingerprints give equal features (for caches).
+    """
 
-    @property
-    def channels(self) -> int:
-        """C, the channels of a feature."""
-        ...
-
-    @property
-    def max_length(self) -> int:
-        """The most tokens of one text, start and end tokens included; more is cut with a warning."""
-        ...
-
-    @property
-    def fingerprint(self) -> str:
-        """A hash of weights and vocabulary: equal fingerprints give equal features (for caches)."""
-        ...
+    name: str
+    channels: int
+    max_length: int
+    fingerprint: str
 
     def token_counts(self, texts: Sequence[str]) -> Int[np.ndarray, " B"]:
         """Counts the valid tokens that `encode` would give for each text: int32 [B], at most `max_length`."""

@@ -45,9 +45,8 @@ class MiniLMLayer(nn.Module):
         attended = nn.Dense(width, name="attention_out")(mixed_BTHd.reshape(x_BTC.shape))
         x_BTC = nn.LayerNorm(epsilon=_LAYER_NORM_EPS, name="attention_norm")(x_BTC + attended)
         hidden = nn.gelu(nn.Dense(self.ffn_width, name="ffn_in")(x_BTC), approximate=False)
-        return nn.LayerNorm(epsilon=_LAYER_NORM_EPS, name="ffn_norm")(
-            x_BTC + nn.Dense(width, name="ffn_out")(hidden)
-        )
+        x_BTC += nn.Dense(width, name="ffn_out")(hidden)
+        return nn.LayerNorm(epsilon=_LAYER_NORM_EPS, name="ffn_norm")(x_BTC)
 
 
 class MiniLM(nn.Module):
@@ -63,9 +62,8 @@ class MiniLM(nn.Module):
     @nn.compact
     def __call__(self, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]) -> Float[Array, "B T C"]:
         words = nn.Embed(self.vocabulary, self.width, name="word_embedding")(ids_BT)
-        positions = nn.Embed(self.positions, self.width, name="position_embedding")(
-            jnp.arange(ids_BT.shape[1])
-        )
+        places = jnp.arange(ids_BT.shape[1])
+        positions = nn.Embed(self.positions, self.width, name="position_embedding")(places)
         # Every text is of segment 0 of BERT's two.
         segment = self.param("segment_embedding", nn.initializers.normal(0.02), (self.width,))
         x_BTC = nn.LayerNorm(epsilon=_LAYER_NORM_EPS, name="embedding_norm")(words + positions + segment)
@@ -95,9 +93,7 @@ class MiniLMEncoder(BatchedEncoder):
         """See `BatchedEncoder.apply`."""
         # Full float32 products on every device, so that a cache made on one serves another.
         with jax.default_matmul_precision("highest"):
-            features_BTC = self._model.apply({"params": params}, ids_BT, mask_BT)
-        assert isinstance(features_BTC, jax.Array)
-        return features_BTC
+            return jnp.asarray(self._model.apply({"params": params}, ids_BT, mask_BT))
 
     def _is_unknown(self, ids: list[int]) -> bool:
         return set(ids[1:-1]) <= {self._tokenizer.token_to_id("[UNK]")}
@@ -119,9 +115,8 @@ def load_minilm(max_length: int) -> MiniLMEncoder:
         )
     vocabulary = _TOKENIZER.read_bytes()
     tokenizer = Tokenizer.from_buffer(vocabulary)
-    fingerprint = hashlib.sha256(
-        f"minilm {digest} {hashlib.sha256(vocabulary).hexdigest()}".encode()
-    ).hexdigest()
+    parts = f"minilm {digest} {hashlib.sha256(vocabulary).hexdigest()}"
+    fingerprint = hashlib.sha256(parts.encode()).hexdigest()
     return MiniLMEncoder(max_length, read_weights(content), tokenizer, fingerprint)
 
 

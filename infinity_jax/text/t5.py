@@ -259,17 +259,13 @@ class T5(nn.Module):
         return rms_norm(x_BTC, final_norm, c.norm_eps)
 
 
-def init_variables(config: T5Config, key: jax.Array) -> PyTree:
-    """Initialises variables with logical axis names attached; under `jax.eval_shape` only their shapes."""
-    return T5(config).init(key, jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
-
-
 def param_variables(config: T5Config) -> PyTree:
     """Returns the encoder's parameters as ShapeDtypeStructs, boxed with their logical axis names.
 
     The names are those of `model.layers`, and "vocabulary" and "position_buckets" for the rows of the two tables.
     """
-    return jax.eval_shape(lambda: init_variables(config, jax.random.key(0)))["params"]
+    ids, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
+    return jax.eval_shape(lambda: T5(config).init(jax.random.key(0), ids, mask))["params"]
 
 
 def param_shapes(config: T5Config) -> PyTree:

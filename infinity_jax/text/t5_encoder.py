@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, PyTree
 from safetensors import SafetensorError
@@ -48,9 +49,7 @@ class T5Encoder(BatchedEncoder):
         self, params: PyTree, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]
     ) -> Float[Array, "B T C"]:
         """See `BatchedEncoder.apply`."""
-        features_BTC = self._model.apply({"params": params}, ids_BT, mask_BT)
-        assert isinstance(features_BTC, jax.Array)
-        return features_BTC
+        return jnp.asarray(self._model.apply({"params": params}, ids_BT, mask_BT))
 
     def _tokenize(self, texts: Sequence[str]) -> list[list[int]]:
         return [_ended(ids) for ids in super()._tokenize(texts)]
@@ -82,13 +81,9 @@ def check_tokenizer(tokenizer: Tokenizer, config: T5Config) -> None:
 
 
 def load_t5(max_length: int, folder: Path) -> T5Encoder:
-    """Loads the encoder in a folder with config.json (keys of Hugging Face), weights.safetensors and tokenizer.json.
+    """Loads the encoder that `infinity-jax convert --kind t5` wrote as text_encoder/, for `max_length` of 2 to 512.
 
-    Args:
-      max_length: tokens of the longest text, end token included, within 2..512.
-      folder: what `infinity-jax convert --kind t5` writes as text_encoder/.
-    Raises:
-      UserError: a file is missing, unreadable or does not fit the others, or `max_length` is out of range.
+    Raises UserError if a file is missing, unreadable or does not fit the others, or `max_length` is out of range.
     """
     missing = [name for name in (CONFIG, WEIGHTS, TOKENIZER) if not (folder / name).is_file()]
     if missing:
@@ -139,13 +134,9 @@ def _read_params(path: Path, config: T5Config) -> PyTree:
 
 
 def _fingerprint(folder: Path, config: T5Config) -> str:
-    parts = [
-        json.dumps(dataclasses.asdict(config)),
-        "float32",  # what is computed in: part of the names of caches
-        _weights_hash(folder),
-        hash_of_file(folder / TOKENIZER),
-    ]
-    return hashlib.sha256(f"t5 {' '.join(parts)}".encode()).hexdigest()
+    # Names of caches hold what is computed in, float32.
+    parts = "t5", json.dumps(dataclasses.asdict(config)), "float32", _weights_hash(folder)
+    return hashlib.sha256(" ".join([*parts, hash_of_file(folder / TOKENIZER)]).encode()).hexdigest()
 
 
 def _weights_hash(folder: Path) -> str:

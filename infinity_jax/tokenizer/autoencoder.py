@@ -84,9 +84,8 @@ class Encoder(nn.Module):
                 x = ResidualBlock(c, c.base_width * multiplier, name=f"down_{level}_block_{block}")(x)
             if level < len(c.multipliers) - 1:
                 # The release pads bottom and right only.
-                x = _conv(
-                    c, x.shape[-1], stride=2, padding=((0, 1), (0, 1)), name=f"down_{level}_downsample"
-                )(x)
+                padding, name = ((0, 1), (0, 1)), f"down_{level}_downsample"
+                x = _conv(c, x.shape[-1], stride=2, padding=padding, name=name)(x)
         for block in range(2):
             x = ResidualBlock(c, x.shape[-1], name=f"mid_block_{block}")(x)
         return _conv(c, c.bits, name="conv_out")(_norm_swish(x, "norm_out")).astype(jnp.float32)

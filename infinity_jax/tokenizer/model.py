@@ -5,7 +5,6 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from infinity_jax import scales
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import pyramid, strips
@@ -63,7 +62,6 @@ def initial_params(tokenizer: Tokenizer, side: int, seed: int) -> PyTree:
 def initial_variables(tokenizer: Tokenizer, side: int, seed: int) -> PyTree:
     """Draws the parameters of `initial_params`, boxed with their logical axis names."""
     last = side // tokenizer.config.stride
-    schedule = scales.ScaleSchedule(((last, last),), (last, last))
-    return tokenizer.init(jax.random.key(seed), jnp.zeros((1, side, side, 3), jnp.float32), schedule)[
-        "params"
-    ]
+    schedule = ScaleSchedule(((last, last),), (last, last))
+    image = jnp.zeros((1, side, side, 3), jnp.float32)
+    return tokenizer.init(jax.random.key(seed), image, schedule)["params"]

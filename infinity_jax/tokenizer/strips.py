@@ -200,19 +200,16 @@ class _Strips:
         norm1, norm2 = strip_rows.norm(x.moments, params["norm1"]), strip_rows.norm(moments, params["norm2"])
 
         def activated_hidden(known: jax.Array, first: Row) -> jax.Array:
-            return strip_rows.activated(
-                self.convolve(known, params["conv1"]), norm2, height - first, self.dtype
-            )
+            h = self.convolve(known, params["conv1"])
+            return strip_rows.activated(h, norm2, height - first, self.dtype)
 
         def strip(first: Row, above: Any, written: Any) -> tuple[jax.Array, Any]:
             # Hidden rows one further down than the result: those above are carried.
-            new = strip_rows.activated(
-                strip_rows.read(written, first, n, 2), norm1, height - first, self.dtype
-            )
+            rows = strip_rows.read(written, first, n, 2)
+            new = strip_rows.activated(rows, norm1, height - first, self.dtype)
             known = jnp.concatenate([above, activated_hidden(new, first + 1)], 1)
-            return strip_rows.read(written, first, n, 0) + self.convolve(known, params["conv2"]), known[
-                :, -2:
-            ]
+            result = strip_rows.read(written, first, n, 0) + self.convolve(known, params["conv2"])
+            return result, known[:, -2:]
 
         top = strip_rows.activated(x.read(0, 1, 1), norm1, height, self.dtype)
         top = activated_hidden(jnp.concatenate([self.nothing_above(x), top], 1), 0)

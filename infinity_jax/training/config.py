@@ -3,8 +3,7 @@
 import dataclasses
 from typing import TypeVar
 
-from infinity_jax.config import Section, from_dict
-from infinity_jax.config_files import DURATION
+from infinity_jax.config_files import DURATION, Section, from_dict
 from infinity_jax.errors import UserError
 
 Config = TypeVar("Config", bound="TrainConfig")

@@ -10,7 +10,8 @@ import jax
 from infinity_jax import scales
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.checkpoints.trained import TrainedTokenizer
-from infinity_jax.config import SampleConfig, TransformerConfig, from_dict
+from infinity_jax.config import SampleConfig, TransformerConfig
+from infinity_jax.config_files import from_dict
 from infinity_jax.data import sources
 from infinity_jax.data.feeds import EncodedFeed, RecordFeed
 from infinity_jax.data.prepared.config import RECORDS, DataConfig

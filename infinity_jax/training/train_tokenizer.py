@@ -14,7 +14,8 @@ from absl import logging
 from infinity_jax import scales
 from infinity_jax.checkpoints import origin
 from infinity_jax.checkpoints.opened import open_checkpoint
-from infinity_jax.config import TokenizerConfig, from_dict, numbers_by_name
+from infinity_jax.config import TokenizerConfig
+from infinity_jax.config_files import from_dict, numbers_by_name
 from infinity_jax.data import batches, pictures, resolutions, sources
 from infinity_jax.data.resolutions import ResolutionMix
 from infinity_jax.errors import UserError

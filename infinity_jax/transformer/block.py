@@ -1,7 +1,8 @@
 """One transformer block: AdaLN self-attention, cross-attention to the text, AdaLN feed-forward (spec 4)."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import flax.struct
@@ -26,18 +27,33 @@ from infinity_jax.transformer.layers import (
     weight_init,
 )
 from infinity_jax.transformer.rope2d import rope_table, rotate
-from infinity_jax.transformer.token_choice import (
-    CROSS_ATTENTION,
-    FEED_FORWARD,
-    SELF_ATTENTION,
-    TokenChoice,
-    all_tokens,
-)
 
 MAX_LOG_SCALE = math.log(100.0)
 KeysValues = tuple[jax.Array, jax.Array]
 Table = jax.Array | np.ndarray
 INPUT = "block input"  # the name by which a remat policy knows what goes into a block
+SELF_ATTENTION, CROSS_ATTENTION, FEED_FORWARD = range(3)  # the sub-layers of a block, in order
+
+
+class ChosenTokens(NamedTuple):
+    """The n of N tokens of a scale that one sub-layer runs: all, unless the sampler prunes.
+
+    Attributes:
+      take: picks their rows [B, n, ...] from an array [B, N, ...], or from [1, N, ...] that all pictures share.
+      fill: makes the update [B, N, C] of all tokens from that [B, n, C] of those that ran.
+    """
+
+    take: Callable[[Any], Any]
+    fill: Callable[[jax.Array], jax.Array]
+
+
+# (residual stream float32 [B, N, C] before a sub-layer, number of the sub-layer) -> the tokens that it runs.
+TokenChoice = Callable[[jax.Array, int], ChosenTokens]
+
+
+def all_tokens(x_BNC: jax.Array, sublayer: int) -> ChosenTokens:
+    """Chooses every token."""
+    return ChosenTokens(lambda x: x, lambda update_BNC: update_BNC)
 
 
 @flax.struct.dataclass

@@ -1,5 +1,6 @@
 """The bitwise autoregressive transformer: text and coarser scales in, bit logits out (docs/spec.md section 4)."""
 
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -11,12 +12,68 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import constrain
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.transformer.attention import attend
 from infinity_jax.transformer.block import INPUT, Block, Condition
 from infinity_jax.transformer.heads import BitHead, IndexHead
-from infinity_jax.transformer.layers import LINEAR, Dense, adaln_init, parameter, weight_init
-from infinity_jax.transformer.text_condition import TextCondition
+from infinity_jax.transformer.layers import LINEAR, NORM_EPS, Dense, adaln_init, parameter, weight_init
 
 SCALE_ROWS = 15
+
+
+class AttentivePool(nn.Module):
+    """Attention of one learned query to the text tokens, then a linear map to width C."""
+
+    config: TransformerConfig
+
+    @nn.compact
+    def __call__(self, text_BTC: jax.Array, mask_BT: jax.Array) -> jax.Array:
+        """float32 [B, C] from normalised features [B, T, text_channels], or [1, T, text_channels] for all masks."""
+        c = self.config
+        heads = c.pool_heads
+        head = c.width // heads
+        init, dtype = weight_init(c), c.compute_dtype
+        query = parameter(self, "query", init, (heads, head), ("heads", "head_size"))
+        shape, axes = (c.text_channels, heads, head), ("text", "heads", "head_size")
+        k = Dense(shape, axes, init, dtype, bias=False, name="key")(text_BTC).swapaxes(1, 2)
+        v = Dense(shape, axes, init, dtype, name="value")(text_BTC).swapaxes(1, 2)
+        batch = len(mask_BT)
+        q = jnp.broadcast_to(query[None, :, None] / math.sqrt(head), (batch, heads, 1, head))
+        k, v = (jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in (k, v))
+        pooled = attend(q, k, v, dtype, mask_BT[:, None, None, :])
+        out = Dense((c.width, c.width), ("merged_heads", "embed"), init, dtype, name="out")
+        return out(pooled.reshape(-1, c.width))
+
+
+class TextCondition(nn.Module):
+    """Text features -> condition vector and cross-attention context, with the learned empty caption."""
+
+    config: TransformerConfig
+
+    def setup(self):
+        c = self.config
+        rows = (c.text_length, c.text_channels)
+        table_init = nn.initializers.truncated_normal(math.sqrt(1 / c.text_channels))
+        self.empty_caption = parameter(self, "empty_caption", table_init, rows, ("text_rows", "text"))
+        self.norm_scale = parameter(self, "norm_scale", nn.initializers.ones, (c.text_channels,), ("text",))
+        self.pool = AttentivePool(c)
+        init, dtype = weight_init(c), c.compute_dtype
+        self.fc1 = Dense((c.text_channels, c.width), ("text", "embed_out"), init, dtype)
+        self.fc2 = Dense((c.width, c.width), ("embed", "embed_out"), init, dtype)
+
+    def __call__(self, text_BTC: jax.Array, mask_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Condition vector float32 [B, C] and context float32 [B, T, C]; where one text serves all masks, [1, T, C]."""
+        mean_square = jnp.square(text_BTC).mean(-1, keepdims=True)
+        normed = text_BTC * jax.lax.rsqrt(mean_square + NORM_EPS) * self.norm_scale
+        return self.pool(normed, mask_BT), self.fc2(nn.gelu(self.fc1(normed), approximate=True))
+
+    def empty(self, length: int) -> jax.Array:
+        """Returns the learned features of an absent caption of `length` tokens, float32 [length, text_channels]."""
+        if length > self.config.text_length:
+            raise UserError(
+                f"text of {length} tokens is longer than the model's text_length {self.config.text_length}; "
+                "truncate the text or raise model.text_length"
+            )
+        return self.empty_caption[:length]
 
 
 class Transformer(nn.Module):
@@ -112,10 +169,8 @@ class Transformer(nn.Module):
     def text_condition(self, text_BTC: jax.Array, text_mask_BT: jax.Array) -> Condition:
         """Computes what blocks and head read of the text [B, T, channels], or [1, T, channels] for all masks [B, T]."""
         vector_BC, context_BTC = self.text(text_BTC, text_mask_BT)
-        vector_BC, context_BTC = (
-            constrain(vector_BC, "batch", None),
-            constrain(context_BTC, "batch", None, None),
-        )
+        vector_BC = constrain(vector_BC, "batch", None)
+        context_BTC = constrain(context_BTC, "batch", None, None)
         adaln_B6C = constrain(self.shared_adaln(nn.silu(vector_BC)), "batch", None, None)
         return Condition(vector_BC, adaln_B6C, context_BTC, text_mask_BT)
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 
 from infinity_jax import config_files
-from infinity_jax.config import from_dict
+from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.training.config import from_section
 from infinity_jax.training.sections import SECTIONS

@@ -40,7 +40,7 @@ def main() -> None:
         head = normal(batch, 2, 2, WIDTH), normal(WIDTH, BITS) / 5, normal(BITS)
 
         def draw(hidden, head, seeds):
-            head = head_bits.DifferenceHead(*head)
+            head = head_bits.LinearHead(*head)
             return head_bits.draw_head_bits(hidden, head, cfg, DrawSettings(seeds, tau, top_p, 2))
 
         one = jax.jit(draw)(hidden, head, seeds)

@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import Layout, layout_of
-from infinity_jax.sampling.bits import DifferenceHead, DrawSettings
+from infinity_jax.sampling.bits import DrawSettings, LinearHead
 from infinity_jax.sampling.head_bits import draw_head_bits
 
 # pictures, tokens, channels, bits: odd sizes, a first scale, the last scale of 1024x1024, wide.
@@ -40,7 +40,7 @@ def compile_case(layout: Layout, size: tuple[int, ...], rows_of_picture: int, hi
         return jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype), sharding=NamedSharding(layout.mesh, spec))
 
     def draw(hidden_BGNC, modulation, weight, bias, cfg, seeds, tau, top_p):
-        head = DifferenceHead(modulation, weight, bias)
+        head = LinearHead(modulation, weight, bias)
         return draw_head_bits(hidden_BGNC.swapaxes(0, 1), head, cfg, DrawSettings(seeds, tau, top_p, 3))
 
     hidden_spec = PartitionSpec(*split, None, layout.rules.tokens) if tokens > 1 else split

@@ -12,7 +12,8 @@ from helpers import toy_run
 from ml_collections import ConfigDict
 
 from infinity_jax import config_files
-from infinity_jax.config import TransformerConfig, from_dict
+from infinity_jax.config import TransformerConfig
+from infinity_jax.config_files import from_dict
 from infinity_jax.training import loop, stages
 from infinity_jax.training.config import TrainConfig
 

@@ -24,7 +24,7 @@ NEAR = 1e-5  # Closer to its threshold a logit difference may fall on either sid
 plain = jax.jit(head_bits.draw_head_bits)
 draw_bits = jax.jit(bits.draw_bits)
 thresholds = jax.jit(bits.thresholds, static_argnames="shape_BNd")
-logit_difference = jax.jit(head_bits.logit_difference)
+logit_difference = jax.jit(head_bits.guided_logits)
 interpreted = {
     kernel: jax.jit(functools.partial(kernel, interpret=True), static_argnames="token_block")
     for kernel in (bits_pallas.draw_on_tpu, bits_pallas.draw_on_gpu)
@@ -41,7 +41,7 @@ def arrays(batch, tokens, width, d, rows=2, hidden_type="float32", dtype="float3
 
     hidden_GBNC = (3 * normal(rows, batch, tokens, width) + 1).astype(hidden_type)
     weight_Cd = (normal(width, d, over=np.sqrt(width / 2))).astype(dtype)
-    return hidden_GBNC, head_bits.DifferenceHead(normal(batch, rows, 2, width, over=3), weight_Cd, normal(d))
+    return hidden_GBNC, head_bits.LinearHead(normal(batch, rows, 2, width, over=3), weight_Cd, normal(d))
 
 
 def settings(batch, cfg=3.0, scale=4, tau=1.0, top_p=1.0):
@@ -138,7 +138,7 @@ def test_mixing_before_the_linear_map_is_mixing_logits():
         head = head_bits.difference_head(config, {"bit_head": variables["params"]}, vector_NC, 2)
         logits = guidance.mix(conditional, unconditional, cfg), conditional
         hidden = x_NLC.reshape(2, 2, 5, 96), x_NLC[None, :2]
-        return logits, [head_bits.logit_difference(x, head, cfg) for x in hidden]
+        return logits, [head_bits.guided_logits(x, head, cfg) for x in hidden]
 
     for logits, difference in zip(*both(variables, x_NLC, vector_NC, jnp.float32(4)), strict=True):
         np.testing.assert_allclose(difference, logits[..., 1] - logits[..., 0], atol=1e-4)

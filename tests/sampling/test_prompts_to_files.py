@@ -16,7 +16,7 @@ from PIL import Image
 import infinity_jax
 from infinity_jax.errors import UserError
 from infinity_jax.files import pictures as picture_files
-from infinity_jax.sampling import batches, prompts_to_files
+from infinity_jax.sampling import pipeline, prompts_to_files
 from infinity_jax.sampling.request import SampleRequest, SystemOptions
 
 PROMPTS = [f"{word} {thing}" for word in ("red", "blue") for thing in ("heart", "ball", "cat")]
@@ -81,7 +81,7 @@ class FakePictures:
 def test_a_batch_is_started_before_the_last_one_is_fetched(system, monkeypatch):
     events: list[str] = []
     monkeypatch.setattr(
-        batches,
+        pipeline,
         "make_sampler",
         lambda config, layout: lambda p, t, inputs: FakePictures(events, len(inputs.seeds_B)),
     )
@@ -113,7 +113,7 @@ def test_texts_of_any_length_have_few_shapes(system, monkeypatch):
         shapes.append([x.shape[:2] for x in text if x is not None])
         return FakePictures([], len(inputs.seeds_B))
 
-    monkeypatch.setattr(batches, "make_sampler", lambda config, layout: draw)
+    monkeypatch.setattr(pipeline, "make_sampler", lambda config, layout: draw)
     for words in (1, 5, 20, 30, 31, 50, 100):  # and two tokens more
         list(system.stream(SampleRequest(["a " * words, *["b"] * 3], range(4), batch=2)))
     assert shapes == [[(2, 32)] * 2] * 8 + [[(2, 64)] * 2] * 6, "one for all batches of a call"
@@ -129,7 +129,7 @@ def test_longer_padding_draws_the_same(system, monkeypatch):
         return [images for _, images in system.stream(SampleRequest([PROMPTS[0]] * 4, range(4), batch=4))]
 
     with_32 = draw()
-    monkeypatch.setattr(batches, "padded_length", lambda encoder, texts: 64)
+    monkeypatch.setattr(pipeline, "padded_lengths", lambda encoder, texts: [64])
     np.testing.assert_array_equal(draw(), with_32)
 
 

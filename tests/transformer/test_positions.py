@@ -11,7 +11,8 @@ import pytest
 from helpers.arbitrary_params import arbitrary_params
 
 from infinity_jax.checkpoints import trained
-from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
+from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import MESH_AXES, axis_sizes, parse_mesh

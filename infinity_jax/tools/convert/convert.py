@@ -17,7 +17,8 @@ from absl import logging
 
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.checkpoints.opened import BUNDLED
-from infinity_jax.config import TransformerConfig, from_dict
+from infinity_jax.config import TransformerConfig
+from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import paths
 from infinity_jax.files.lazy_tensor import LazyTensor, dtype_named

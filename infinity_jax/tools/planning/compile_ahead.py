@@ -15,7 +15,8 @@ import jax
 from absl import logging
 
 from infinity_jax import config_files, scales
-from infinity_jax.config import TransformerConfig, from_dict
+from infinity_jax.config import TransformerConfig
+from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 from infinity_jax.runtime import sharding

@@ -14,7 +14,8 @@ from jax.sharding import NamedSharding
 
 from infinity_jax import presets, scales
 from infinity_jax.checkpoints import trained
-from infinity_jax.config import TokenizerConfig, TransformerConfig, from_dict
+from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config_files import from_dict
 from infinity_jax.runtime.sharding import Layout
 from infinity_jax.sampling.config import MIXED, SamplerConfig, SamplerInputs
 from infinity_jax.sampling.sampler import make_sampler, rounded

@@ -11,7 +11,8 @@ import numpy as np
 from absl import logging
 
 from infinity_jax.checkpoints import origin
-from infinity_jax.config import SampleConfig, from_dict
+from infinity_jax.config import SampleConfig
+from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 from infinity_jax.sampling.pipeline import InfinityPipeline

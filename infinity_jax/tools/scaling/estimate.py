@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from infinity_jax import scales
-from infinity_jax.config import TransformerConfig, from_dict
+from infinity_jax.config import TransformerConfig
+from infinity_jax.config_files import from_dict
 from infinity_jax.data import sources
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import parse_mesh

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from infinity_jax import config_files
-from infinity_jax.config import from_dict
+from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.metrics import kid
 from infinity_jax.tools.scaling import table

@@ -6,7 +6,8 @@ import runpy
 import pytest
 
 from infinity_jax import config_files, scales
-from infinity_jax.config import TransformerConfig, from_dict
+from infinity_jax.config import TransformerConfig
+from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.presets import preset
 from infinity_jax.runtime.mesh import MeshConfig, axis_sizes, parse_mesh
