@@ -76,11 +76,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="parts of a batch, one after the other; default: the config's",
     )
-    add(
-        "--remat",
-        choices=REMAT,
-        help="what is computed again in the backward pass; default: the config's",
-    )
+    add("--remat", choices=REMAT, help="what is computed again in the backward pass; default: the config's")
     add(
         "--sampler",
         action="store_true",

@@ -69,9 +69,7 @@ def add_drawing(command: argparse.ArgumentParser) -> None:
         help="draw on so many devices, each its share of a batch: short for --mesh data=N; default: on one",
     )
     devices.add_argument(
-        "--mesh",
-        metavar="AXIS=N[,...]",
-        help="the same with the model split too, like data=2,tensor=4",
+        "--mesh", metavar="AXIS=N[,...]", help="the same with the model split too, like data=2,tensor=4"
     )
     add(
         "--rules",

@@ -100,9 +100,7 @@ class Computed:
 
 
 def eval_batches(
-    source: RandomAccess,
-    batch_size: int,
-    transform: Callable[[Any], Mapping[str, Any]] | None = None,
+    source: RandomAccess, batch_size: int, transform: Callable[[Any], Mapping[str, Any]] | None = None
 ) -> Iterator[Batch]:
     """Yields one ordered pass over the source in batches of exactly `batch_size`, none of an empty source.
 

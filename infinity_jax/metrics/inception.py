@@ -69,11 +69,7 @@ def _halving(name: str, channels: int) -> Conv:
 
 def _with_5x5(projection: int) -> Block:
     five = (_conv("branch5x5_1", 48, 1), _conv("branch5x5_2", 64, 5))
-    three = (
-        _conv("branch3x3dbl_1", 64, 1),
-        _conv("branch3x3dbl_2", 96, 3),
-        _conv("branch3x3dbl_3", 96, 3),
-    )
+    three = (_conv("branch3x3dbl_1", 64, 1), _conv("branch3x3dbl_2", 96, 3), _conv("branch3x3dbl_3", 96, 3))
     return Block(((_conv("branch1x1", 64, 1),), five, three), "mean", projection)
 
 
@@ -118,11 +114,7 @@ BLOCKS = {
     "Mixed_6a": Block(
         (
             (_halving("branch3x3", 384),),
-            (
-                _conv("branch3x3dbl_1", 64, 1),
-                _conv("branch3x3dbl_2", 96, 3),
-                _halving("branch3x3dbl_3", 96),
-            ),
+            (_conv("branch3x3dbl_1", 64, 1), _conv("branch3x3dbl_2", 96, 3), _halving("branch3x3dbl_3", 96)),
         ),
         "halving",
     ),

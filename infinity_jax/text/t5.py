@@ -145,10 +145,7 @@ class T5Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x_BTC: Float[Array, "B T C"],
-        bias_HTT: Float[Array, "H T T"],
-        mask_BT: Bool[Array, "B T"],
+        self, x_BTC: Float[Array, "B T C"], bias_HTT: Float[Array, "H T T"], mask_BT: Bool[Array, "B T"]
     ) -> Float[Array, "B T C"]:
         c, dtype = self.config, self.compute_dtype
         shape, axes = (c.width, c.heads, c.head_size), ("embed", "heads", "head_size")
@@ -205,10 +202,7 @@ class T5Block(nn.Module):
 
     @nn.compact
     def __call__(
-        self,
-        x_BTC: Float[Array, "B T C"],
-        bias_HTT: Float[Array, "H T T"],
-        mask_BT: Bool[Array, "B T"],
+        self, x_BTC: Float[Array, "B T C"], bias_HTT: Float[Array, "H T T"], mask_BT: Bool[Array, "B T"]
     ) -> tuple[Float[Array, "B T C"], None]:
         """Returns the residual stream after this block (and None, as a scan over layers wants)."""
         c, dtype = self.config, self.compute_dtype

@@ -102,10 +102,7 @@ def _clip_by_global_norm(largest: float) -> optax.GradientTransformation:
 
 
 def make_optimiser(
-    config: OptimConfig,
-    steps: int,
-    no_decay: Callable[[str], bool] = lambda name: False,
-    start: int = 0,
+    config: OptimConfig, steps: int, no_decay: Callable[[str], bool] = lambda name: False, start: int = 0
 ) -> optax.GradientTransformation:
     """AdamW after clipping the gradients by their global norm.
 

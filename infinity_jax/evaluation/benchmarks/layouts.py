@@ -282,13 +282,5 @@ MJHQ = Benchmark(
     "https://huggingface.co/datasets/playgroundai/MJHQ-30K",
     (_FID,),
 )
-COCO = Benchmark(
-    "coco",
-    "captions_val2014.json",
-    _one_file,
-    _coco,
-    1,
-    "https://cocodataset.org",
-    (_FID,),
-)
+COCO = Benchmark("coco", "captions_val2014.json", _one_file, _coco, 1, "https://cocodataset.org", (_FID,))
 BENCHMARKS = {b.name: b for b in (GENEVAL, DPG, HPS, IMAGE_REWARD, MJHQ, COCO)}

@@ -49,10 +49,7 @@ def write(path: str | os.PathLike[str], rows: Iterable[Mapping[str, Any]]) -> No
     """
     path, rows = Path(path), list(rows)
     columns = [*COLUMNS, *dict.fromkeys(column for row in rows for column in row if column not in COLUMNS)]
-    with (
-        atomic.writing(path) as temporary,
-        open(temporary, "w", newline="", encoding="utf-8") as stream,
-    ):
+    with atomic.writing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, columns, lineterminator="\n")
         writer.writeheader()
         writer.writerows({column: _text(row.get(column)) for column in columns} for row in rows)
