@@ -239,8 +239,18 @@ def test_kernels_count_by_what_is_written_beside_them(caplog):
     assert "splash_mha_dkv_no_residuals.1: this kernel has no estimate of its costs" in caplog.text
 
 
+@pytest.fixture
+def nothing_is_kept():
+    """No program goes into the cache: one for a TPU cannot be read from there where there is none."""
+    name = "jax_persistent_cache_min_compile_time_secs"
+    before = getattr(jax.config, name)
+    jax.config.update(name, float("inf"))
+    yield
+    jax.config.update(name, before)
+
+
 @needs_libtpu
-def test_splash_attention_notes_its_costs(monkeypatch):
+def test_splash_attention_notes_its_costs(monkeypatch, nothing_is_kept):
     """Also in the backward pass, where the block is recomputed."""
     device = tpu(monkeypatch)
     layout = Layout(Mesh(np.array([device]), ("data",)), ShardingRules())
