@@ -29,8 +29,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from helpers import pictures as synthetic_pictures  # pyright: ignore[reportMissingImports]
 
 from infinity_jax import config_files, scales
-from infinity_jax.data import pictures
-from infinity_jax.data.prepared import bucket_batches, writer
+from infinity_jax.data import feeds, pictures
+from infinity_jax.data.prepared import writer
 from infinity_jax.data.prepared.buckets import BucketOrder
 from infinity_jax.data.prepared.record_set import MixedRecords
 from infinity_jax.runtime import start_up
@@ -94,7 +94,7 @@ def our_batches(shards: Path, sizes: dict[str, tuple[int, int]]) -> Iterator[int
         return {"image": pictures.decode(record["image"], *sizes[ratio])}
 
     order = BucketOrder(records.buckets, BATCH, seed=0)
-    for batch in bucket_batches.batches(records, order, transform, range(BATCH), threads=os.cpu_count() or 1):
+    for batch in feeds.bucket_batches(records, order, transform, range(BATCH), threads=os.cpu_count() or 1):
         yield len(batch["image"])
 
 

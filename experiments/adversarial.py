@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from infinity_jax import config_files
 from infinity_jax.checkpoints import pretrained
-from infinity_jax.evaluation import evaluate_tokenizer, gallery
+from infinity_jax.evaluation import evaluate_tokenizer, generation
 from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.metrics import bootstrap
 from infinity_jax.runtime import start_up
@@ -75,8 +75,10 @@ def _kid_change(workdir: Path) -> tuple[float, float]:
     tokenizers = [pretrained.load_tokenizer(workdir / name) for name in ("without", "with")]
     source = tokenizers[0].origin["data"]["source"]
     chosen = evaluate_tokenizer.choose_pictures(source, tokenizers[0].side, evaluate_tokenizer.PICTURES)
-    without, with_adversary = (gallery.features_of(ThroughBits(t)(chosen.kid)) for t in tokenizers)
-    return bootstrap.kid_change_interval(without, with_adversary, gallery.gallery_features(chosen.reference))
+    without, with_adversary = (generation.features_of(ThroughBits(t)(chosen.kid)) for t in tokenizers)
+    return bootstrap.kid_change_interval(
+        without, with_adversary, generation.gallery_features(chosen.reference)
+    )
 
 
 def _arguments() -> argparse.Namespace:

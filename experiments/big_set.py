@@ -28,8 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from helpers import pictures as synthetic_pictures  # pyright: ignore[reportMissingImports]
 
 from infinity_jax import scales
-from infinity_jax.data import captions, pictures
-from infinity_jax.data.prepared import bucket_batches
+from infinity_jax.data import captions, feeds, pictures
 from infinity_jax.data.prepared.buckets import BucketOrder
 from infinity_jax.data.prepared.record_set import MixedRecords
 
@@ -61,7 +60,7 @@ def read(shards: Path, process: int, processes: int, first: int, last: int, out:
         }
 
     rows = range(process, BATCH, processes)
-    stream = bucket_batches.batches(records, order_of(shards), transform, rows, first)
+    stream = feeds.bucket_batches(records, order_of(shards), transform, rows, first)
     peaks = [peak_bytes(resource.RUSAGE_SELF)]
     with open(out, "w") as file:
         for step in range(first, last):

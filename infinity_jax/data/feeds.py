@@ -7,9 +7,11 @@ import dataclasses
 import functools
 import os
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import grain
 import ml_dtypes
 import numpy as np
 
@@ -19,12 +21,17 @@ from infinity_jax.data import batches as pipeline
 from infinity_jax.data import captions, pictures, sources
 from infinity_jax.data.batches import Batch, Computed
 from infinity_jax.data.encoded import EncodedSource, encode_split
-from infinity_jax.data.prepared import bucket_batches, features
-from infinity_jax.data.prepared.buckets import BucketOrder
+from infinity_jax.data.prepared import features
+from infinity_jax.data.prepared.buckets import BucketOrder, Picture
 from infinity_jax.data.prepared.config import DataConfig
 from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
 from infinity_jax.data.records import Source
+from infinity_jax.errors import UserError
 from infinity_jax.text.encoder import TextEncoder
+
+_ENDLESS = 2**48
+# (ratio, record, random numbers of this picture at this time) -> arrays and text.
+Transform = Callable[[str, dict[str, Any], random.Random], Mapping[str, Any]]
 
 Rows = Sequence[int] | np.ndarray
 
@@ -111,7 +118,7 @@ class RecordFeed:
         """Yields the places `rows` of training batches from step `first_step` on; see `bucket_batches`."""
         order = BucketOrder(self.records.buckets, batch_size, seed)
         threads = max(2, min(16, os.cpu_count() or 2))  # Pillow lets go of Python's lock while it decodes
-        return bucket_batches.batches(
+        return bucket_batches(
             self.records, order, self._transform, rows, first_step, self._with_text, threads
         )
 
@@ -150,3 +157,41 @@ class RecordFeed:
         missing = self.text_encoder.max_length - mask_Bt.shape[1]
         text_BTC = np.pad(features_BtC.astype(ml_dtypes.bfloat16), ((0, 0), (0, missing), (0, 0)))
         return {**batch, "text": text_BTC, "text_mask": np.pad(mask_Bt, ((0, 0), (0, missing)))}
+
+
+def bucket_batches(
+    records: MixedRecords,
+    order: BucketOrder,
+    transform: Transform,
+    rows: Sequence[int] | np.ndarray,
+    first_step: int = 0,
+    finish: Callable[[Batch], Batch] = lambda batch: batch,
+    threads: int = 2,
+) -> Iterator[Batch]:
+    """Endless batches from step `first_step` on, of each only its places `rows`.
+
+    (seed, step, row) alone decides what is in a place, so any number of processes reads the same batches.
+
+    Args:
+      transform: makes the record of a picture ready, in one of `threads` threads.
+      finish: what is done with a whole batch then, for example the encoding of its captions.
+    """
+    pool = ThreadPoolExecutor(threads)
+
+    def read(ratio: str, picture: Picture) -> Mapping[str, Any]:
+        record = records.read(ratio, picture.part, picture.index)
+        try:
+            return transform(ratio, record, random.Random(f"{order.seed}/{ratio}/{picture}"))
+        except pictures.BrokenPicture as error:
+            folder = records.sets[picture.part].index.folder
+            raise UserError(
+                f"{record['id']} in {folder}: {error}; its shard has changed, prepare it again"
+            ) from error
+
+    def batch(step: int) -> Batch:
+        ratio, chosen = order.pictures(step, rows)
+        return finish(pipeline.stack(list(pool.map(lambda picture: read(ratio, picture), chosen))))
+
+    # The threads share the pictures of a batch, so that few batches are under way at a time.
+    reading = grain.ReadOptions(num_threads=1, prefetch_buffer_size=2)
+    return pipeline.prefetched(batch, range(first_step, _ENDLESS), reading)

@@ -14,7 +14,7 @@ from infinity_jax.checkpoints.opened import BUNDLED
 from infinity_jax.data.batches import eval_batches
 from infinity_jax.data.encoded import encode_split
 from infinity_jax.data.sources import attribution
-from infinity_jax.evaluation import gallery, generation
+from infinity_jax.evaluation import generation
 from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.files import atomic, sheets
 from infinity_jax.metrics.kid import effnet_kid
@@ -96,8 +96,8 @@ def _tokenizer_quality(
     """Measures PSNR on validation pictures, and EffNet-KID of reconstructed train pictures against other real ones."""
     through_bits = ThroughBits(pipeline.model.tokenizer)
     unchosen = np.setdiff1d(np.arange(len(train_split.images)), chosen)
-    real = gallery.gallery_features(train_split.images)
-    kid, error = effnet_kid(gallery.features_of(through_bits(train_split.images[chosen])), real[unchosen])
+    real = generation.gallery_features(train_split.images)
+    kid, error = effnet_kid(generation.features_of(through_bits(train_split.images[chosen])), real[unchosen])
     psnr = mean_psnr(validation.images, through_bits(validation.images)) if validation.captions else None
     return {"psnr": psnr, "reconstruction_kid": kid, "reconstruction_kid_error": error}
 

@@ -15,7 +15,7 @@ from infinity_jax.data import pictures, sources
 from infinity_jax.data.records import Source
 from infinity_jax.data.sources import attribution
 from infinity_jax.errors import UserError
-from infinity_jax.evaluation import gallery
+from infinity_jax.evaluation import generation
 from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.files import atomic, sheets
 from infinity_jax.metrics import bootstrap
@@ -175,8 +175,8 @@ def _mean_lpips(
 
 def _kid(chosen: Chosen, reconstructed: np.ndarray) -> dict[str, Any]:
     """Measures EffNet-KID of reconstructions against other real pictures, beside that of the originals against them."""
-    features = gallery.features_of(reconstructed)
-    real, reference = (gallery.gallery_features(images) for images in (chosen.kid, chosen.reference))
+    features = generation.features_of(reconstructed)
+    real, reference = (generation.gallery_features(images) for images in (chosen.kid, chosen.reference))
     (kid, error), (real_kid, real_error) = (effnet_kid(x, reference) for x in (features, real))
     return {
         "kid": kid,

@@ -1,17 +1,21 @@
 """How good generated pictures are: EffNet-KID, and whether the real picture of a prompt is the nearest one."""
 
 import functools
+import hashlib
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from absl import logging
+from jaxtyping import Bool, Float, Int, UInt8
 
 from infinity_jax.config import SampleConfig
 from infinity_jax.data import pictures, sources
 from infinity_jax.data.records import SPLITS, Source
 from infinity_jax.errors import UserError
-from infinity_jax.evaluation import gallery
+from infinity_jax.files import caches, paths
+from infinity_jax.metrics.efficientnet import METRIC_SIZE, load_efficientnet, picture_features
 from infinity_jax.metrics.kid import FEWEST, effnet_kid
 from infinity_jax.metrics.retrieval import retrieval
 from infinity_jax.sampling.pipeline import InfinityPipeline
@@ -108,11 +112,11 @@ def quality(real: RealPictures, generated: Generated, prompts: int) -> dict[str,
       the prompts whose own picture is the nearest, among the five nearest of `retrieval_gallery`; the same of the
       held-out compositions, None where there are none.
     """
-    features = gallery.gallery_features(real.train.images)
-    others = [gallery.gallery_features(s.images) for s in (real.compositions, real.validation) if s.captions]
+    features = gallery_features(real.train.images)
+    others = [gallery_features(s.images) for s in (real.compositions, real.validation) if s.captions]
     everything = np.concatenate([features, *others])
     chosen = generated.chosen
-    drawn = gallery.features_of(generated.images)
+    drawn = features_of(generated.images)
     unchosen = np.setdiff1d(np.arange(len(features)), chosen)
     kid, error = effnet_kid(drawn, features[unchosen])
     real_kid, real_error = effnet_kid(features[chosen], features[unchosen])
@@ -131,6 +135,37 @@ def quality(real: RealPictures, generated: Generated, prompts: int) -> dict[str,
     }
     if real.compositions.captions:
         places = np.arange(len(features), len(features) + len(generated.composed))
-        shares = retrieval(gallery.features_of(generated.composed), everything, places)
+        shares = retrieval(features_of(generated.composed), everything, places)
         numbers |= {f"retrieval_compositions_{name}": value for name, value in shares.items()}
     return numbers
+
+
+_CHUNK = 512
+
+
+def gallery_features(
+    image_NHW3: UInt8[np.ndarray, "N H W 3"], cache_dir: Path | None = None
+) -> Float[np.ndarray, "N 1280"]:
+    """Returns features float32 [N,1280] of uint8 pictures, from the cache where the same pictures were seen before."""
+    name = hashlib.sha256(np.ascontiguousarray(image_NHW3).tobytes()).hexdigest()[:24]
+    path = (cache_dir or paths.data_dir() / "features") / f"gallery-{METRIC_SIZE}-{name}.npy"
+    if path.exists():
+        try:
+            return np.load(path)
+        except (OSError, ValueError, EOFError) as error:
+            logging.warning("picture features in %s cannot be read (%s): recomputing them", path, error)
+    features = features_of(image_NHW3)
+    with caches.writing(path, features.nbytes) as temporary, open(temporary, "wb") as file:
+        np.save(file, features)
+    return features
+
+
+def features_of(images: Sequence[np.ndarray] | np.ndarray) -> Float[np.ndarray, "N 1280"]:
+    """Computes features float32 [N,1280] of uint8 pictures, which are not cached; the progress is logged."""
+    variables = load_efficientnet()
+    parts = []
+    for start in range(0, len(images), _CHUNK):
+        parts.append(picture_features(variables, np.asarray(images[start : start + _CHUNK])))
+        if len(images) > _CHUNK:
+            logging.info("picture features: %d of %d", min(start + _CHUNK, len(images)), len(images))
+    return np.concatenate(parts)

@@ -54,13 +54,8 @@ def reconstruct(
     return jnp.clip(image, -1.0, 1.0)
 
 
-def initial_params(tokenizer: Tokenizer, side: int, seed: int) -> PyTree:
-    """Draws fresh float32 parameters of a tokenizer for pictures of `side` x `side` pixels."""
-    return nn.meta.unbox(jax.jit(lambda: initial_variables(tokenizer, side, seed))())
-
-
 def initial_variables(tokenizer: Tokenizer, side: int, seed: int) -> PyTree:
-    """Draws the parameters of `initial_params`, boxed with their logical axis names."""
+    """Draws fresh float32 parameters for pictures of `side` x `side` pixels, boxed with their logical axis names."""
     last = side // tokenizer.config.stride
     schedule = ScaleSchedule(((last, last),), (last, last))
     image = jnp.zeros((1, side, side, 3), jnp.float32)

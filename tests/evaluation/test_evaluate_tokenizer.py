@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.networks import random_pictures, random_state
-from helpers.systems import TOKENIZER
+from helpers.systems import TOKENIZER, initial_params
 from PIL import Image
 
 from infinity_jax.checkpoints import pretrained, trained
@@ -20,7 +20,7 @@ from infinity_jax.metrics import inception, lpips
 from infinity_jax.metrics.bit_usage import BitUsage, binary_entropy
 from infinity_jax.metrics.bootstrap import kid_interval, mean_interval
 from infinity_jax.metrics.kid import effnet_kid
-from infinity_jax.tokenizer.model import Tokenizer, initial_params, reconstruct
+from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 
 PROMISED = """psnr psnr_interval ssim lpips kid kid_error kid_interval real_kid real_kid_error kid_pictures bits
 used_bits dead_bits bit_frequency entropy_per_scale bit_entropy tokens_per_scale codes_per_scale code_usage_per_scale

@@ -3,11 +3,15 @@
 import dataclasses
 from pathlib import Path
 
+import flax.linen as nn
+import jax
+from jaxtyping import PyTree
+
 from helpers.arbitrary_params import arbitrary_params
 from infinity_jax import scales
 from infinity_jax.checkpoints import pretrained, trained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.tokenizer.model import Tokenizer, initial_params
+from infinity_jax.tokenizer.model import Tokenizer, initial_variables
 
 TOKENIZER = TokenizerConfig(
     bits=3, base_width=32, multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1, patchify=2
@@ -15,6 +19,11 @@ TOKENIZER = TokenizerConfig(
 MODEL = TransformerConfig(
     layers=1, width=64, heads=2, bits=12, text_channels=384, text_length=8, compute_dtype="float32"
 )
+
+
+def initial_params(tokenizer: Tokenizer, side: int, seed: int) -> PyTree:
+    """Fresh float32 parameters of a tokenizer for pictures of `side` x `side` pixels."""
+    return nn.meta.unbox(jax.jit(lambda: initial_variables(tokenizer, side, seed))())
 
 
 def write_system(path: Path, text_length: int = 8) -> None:

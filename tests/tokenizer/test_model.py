@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.systems import initial_params
 
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule, dense_schedule
-from infinity_jax.tokenizer.model import Tokenizer, initial_params, reconstruct
+from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 from infinity_jax.training import optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.tokenizer_step import TokenizerLossConfig, TrainingScales, make_train_step

@@ -11,9 +11,9 @@ from helpers import pictures as synthetic_pictures
 
 from infinity_jax import scales
 from infinity_jax.checkpoints.trained import TrainedTokenizer
-from infinity_jax.data import pictures
+from infinity_jax.data import feeds, pictures
 from infinity_jax.data.feeds import RecordFeed
-from infinity_jax.data.prepared import bucket_batches, writer
+from infinity_jax.data.prepared import writer
 from infinity_jax.data.prepared.buckets import BucketOrder
 from infinity_jax.data.prepared.config import DataConfig, parse_limits, parse_sets
 from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
@@ -47,7 +47,7 @@ def reader(records, rows, batch_size=8, first_step=0, seed=3):
         return {"id": record["id"], "ratio": ratio, "draw": np.float64(draw.random())}
 
     order = BucketOrder(records.buckets, batch_size, seed)
-    return bucket_batches.batches(records, order, transform, rows, first_step), order
+    return feeds.bucket_batches(records, order, transform, rows, first_step), order
 
 
 def test_two_epochs_with_two_processes_then_four(shards):
@@ -82,8 +82,8 @@ def test_random_choices_belong_to_the_picture_and_not_to_the_process(shards):
 
 @pytest.mark.parametrize("cores, threads", [(1, 2), (8, 8), (96, 16), (None, 2)])
 def test_training_decodes_on_all_cores(shards, monkeypatch, cores, threads):
-    pools, make = [], bucket_batches.ThreadPoolExecutor
-    monkeypatch.setattr(bucket_batches, "ThreadPoolExecutor", lambda n: pools.append(n) or make(n))
+    pools, make = [], feeds.ThreadPoolExecutor
+    monkeypatch.setattr(feeds, "ThreadPoolExecutor", lambda n: pools.append(n) or make(n))
     monkeypatch.setattr("os.cpu_count", lambda: cores)
     unused = mock.Mock(spec=TrainedTokenizer), mock.Mock(spec=TextEncoder)  # before a batch is asked for
     feed = RecordFeed(opened(shards), None, DataConfig("records:x", "0.02M"), *unused)
