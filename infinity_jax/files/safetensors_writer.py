@@ -39,9 +39,13 @@ class SafetensorsWriter:
         self._path, self._data = path, 8 + len(text)
         self._missing: dict[str, set[int | None]] = {name: {None} for name in arrays}
         self._file = open(path, "wb")  # noqa: SIM115  (closed by __exit__)
-        self._write_at(0, np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8))
-        if end and hasattr(os, "posix_fallocate"):  # not on macOS
-            self._on_disk(lambda: os.posix_fallocate(self._file.fileno(), self._data, end))
+        try:
+            self._write_at(0, np.frombuffer(len(text).to_bytes(8, "little") + text, np.uint8))
+            if end and hasattr(os, "posix_fallocate"):  # not on macOS
+                self._on_disk(lambda: os.posix_fallocate(self._file.fileno(), self._data, end))
+        except BaseException:
+            self._file.close()
+            raise
 
     def write(self, name: str, array: Shaped[np.ndarray, "..."], row: int | None = None) -> None:
         """Writes the whole array `name`, or only its entry `row` along the first axis.

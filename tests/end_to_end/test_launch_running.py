@@ -99,7 +99,7 @@ def test_a_slurm_run_that_failed_fails(tmp_path):
 
 
 def test_the_words_of_a_stopped_run_are_those_the_scripts_look_for():
-    said = "".join(path.read_text() for path in (ROOT / "infinity_jax").glob("*.py"))
+    said = "".join(path.read_text() for path in (ROOT / "infinity_jax").rglob("*.py"))
     assert '"stopped at step %d' in said
     for script in ("slurm.sh", "tpu_vm.sh"):
         assert '"stopped at step"' in (ROOT / "launch" / script).read_text()

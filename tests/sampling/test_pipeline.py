@@ -98,7 +98,7 @@ def test_a_saved_system_draws_the_same(system, tmp_path):
         ({"guidance": "loud"}, "loud"),
         ({"pruning": "fast"}, "fastvar"),
         ({"pruning": "4:0.5"}, "scale 4"),
-        ({"temperature": 1.0}, "unknown setting 'temperature'; known: cfg, guidance"),
+        ({"temperature": 1.0}, "unknown setting 'temperature'; did you mean tau"),
         ({"unguided_scale": [3]}, "did you mean unguided_scales"),
     ],
 )
