@@ -85,7 +85,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--quick",
         action="store_true",
-        help="compile with less optimisation: several times faster, and memory comes out a few per cent different",
+        help="compile with less optimisation: several times faster, and other memory is planned",
     )
     add("--json", required=True, metavar="FILE", help="where the numbers are written")
 
