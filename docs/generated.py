@@ -69,6 +69,7 @@ def config_page() -> str:
             doc = inspect.getdoc(cls) or ""
             text += [f"### {kind}: `{section}`", f"`{cls.__module__}.{cls.__name__}`: {doc.splitlines()[0]}"]
             meanings = dict(pair for c in reversed(cls.__mro__) for pair in attributes(c).items())
+            meanings |= {f.name: f.metadata["help"] for f in dataclasses.fields(cls) if "help" in f.metadata}
             rows = ((f"`{f.name}`", _default(f), meanings[f.name]) for f in dataclasses.fields(cls))
             text.append(_table(("key", "default", "meaning"), rows))
     return "\n\n".join(text) + "\n"
