@@ -18,7 +18,7 @@ quickstart: .venv/installed
 	$(BIN)/infinity-jax train --config configs/emoji.py --workdir quickstart/train \
 		--config.train.init_from=bundled --config.train.steps=30 --config.train.log_every=5
 	@echo "pictures: quickstart/samples/sheet.png (the last 8 prompts were never trained on)"
-	@echo "training: quickstart/train (metrics.jsonl, checkpoints); the same train command goes on from there"
+	@echo "training: quickstart/train (metrics.jsonl, checkpoints); the same train command resumes there"
 	@echo "data:     $${INFINITY_DATA:-$$HOME/.cache/infinity_jax}"
 
 test: .venv/installed-test

@@ -12,7 +12,7 @@ EXAMPLES = """infinity-jax generate --benchmark geneval --prompts geneval/prompt
       --checkpoint infinity_2b --cfg 4 --out out/geneval
   infinity-jax generate --benchmark dpg --prompts ELLA/dpg_bench/prompts --out out/dpg --shard 0/8
   infinity-jax generate --benchmark coco --prompts captions_val2014.json --limit 30000 --out out/coco
-The same command again goes on: whole pictures are kept. DIR/card.json says how they were made, and what to run next;
+The same command again resumes: whole pictures are kept. DIR/card.json says how they were made, and what to run next;
 with other settings DIR is refused. Shards write into the same DIR, and draw the pictures of a single run."""
 
 
