@@ -36,6 +36,7 @@ _RELEASED = ((9, 0.6), (10, 0.5), (11, 0.0), (12, 0.0))
 _ROUNDING = 1e-9
 # What the three sub-layers of a layer added to the residual stream, [B,N,C] each.
 Updates = tuple[jax.Array, ...]
+# Text, since a setting is typed after --pruning and stands in a picture's metadata; shares are not whole numbers.
 FORM = "none, fastvar, or SCALE:SHARE[,...] with scales from 0, like 4:0.6,5:0.5; share 0 skips the scale"
 
 

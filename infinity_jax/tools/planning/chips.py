@@ -85,6 +85,7 @@ def main_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
+# A topology's text is libtpu's own name of it, so it is handed on as it is.
 def find_target(topology: str, slices: int = 1) -> Target:
     """Finds the devices that a name describes; UserError if there are none, or libtpu is not installed."""
     name, _, shape = topology.partition(":")

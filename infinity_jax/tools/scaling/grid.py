@@ -146,6 +146,7 @@ def tokenizer_configs(grid: GridConfig) -> dict[str, Any]:
     return configs
 
 
+# Text, not Python values: a label and its changes are typed in a config as on the command line, and name a folder.
 def _parse(text: str) -> tuple[str, list[str]]:
     """Splits a label from its changes "KEY=VALUE"."""
     label, _, changes = str(text).partition(":")
