@@ -5,6 +5,7 @@ bytes ask it for a table of 2^31 entries, forty for a key whose hash takes 2^45 
 need; every other name and object becomes a `Name` that takes anything and does nothing.
 """
 
+import functools
 import io
 import pickletools
 from collections.abc import Iterator
@@ -113,16 +114,11 @@ class PickleMachine:
         del stack[start:]
         return items
 
-    def _pop(self, _: Any) -> None:
-        self._stack.pop()
-
     def _pop_mark(self, _: Any) -> None:
         self._pop_to_mark()
 
     def _dup(self, _: Any) -> None:
         self._stack.append(self._stack[-1])
-
-    # Memory of objects by number.
 
     def _put(self, number: int) -> None:
         self._memo[number] = self._stack[-1]
@@ -136,8 +132,6 @@ class PickleMachine:
         self._stack.append(self._memo[number])
 
     _binget = _long_binget = _get
-
-    # Containers.
 
     def _empty_dict(self, _: Any) -> None:
         self._stack.append({})
@@ -155,19 +149,12 @@ class PickleMachine:
         self._pop_to_mark()
         self._stack.append(Name("a set"))
 
-    def _tuple_of(self, count: int) -> None:
+    def _tuple_of(self, count: int, _: Any) -> None:
         items = tuple(self._stack[-count:])
         del self._stack[-count:]
         self._stack.append(items)
 
-    def _tuple1(self, _: Any) -> None:
-        self._tuple_of(1)
-
-    def _tuple2(self, _: Any) -> None:
-        self._tuple_of(2)
-
-    def _tuple3(self, _: Any) -> None:
-        self._tuple_of(3)
+    _tuple1, _tuple2, _tuple3 = (functools.partialmethod(_tuple_of, count) for count in (1, 2, 3))
 
     def _dict(self, _: Any) -> None:
         items = self._pop_to_mark()
@@ -225,8 +212,10 @@ class PickleMachine:
     def _obj(self, _: Any) -> None:
         self._stack.append(self._pop_to_mark()[0])
 
-    def _build(self, _: Any) -> None:
-        self._stack.pop()  # state for an object that has none here
+    def _pop(self, _: Any) -> None:
+        self._stack.pop()
+
+    _build = _pop  # state for an object that has none here
 
     def _persid(self, _: Any) -> None:
         self._stack.append(Name("an object outside"))
