@@ -154,7 +154,9 @@ class PickleMachine:
         del self._stack[-count:]
         self._stack.append(items)
 
-    _tuple1, _tuple2, _tuple3 = (functools.partialmethod(_tuple_of, count) for count in (1, 2, 3))
+    _tuple1 = functools.partialmethod(_tuple_of, 1)
+    _tuple2 = functools.partialmethod(_tuple_of, 2)
+    _tuple3 = functools.partialmethod(_tuple_of, 3)
 
     def _dict(self, _: Any) -> None:
         items = self._pop_to_mark()
