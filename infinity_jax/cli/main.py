@@ -1,8 +1,6 @@
 """The command line, `infinity-jax COMMAND`: the commands have files here, their work is done in the rooms below."""
 
 import argparse
-import signal
-import sys
 from collections.abc import Sequence
 
 from infinity_jax.cli import exit_codes
@@ -15,6 +13,7 @@ from infinity_jax.cli.sample import sample
 from infinity_jax.cli.scaling import scaling
 from infinity_jax.cli.sweep import ablate, sweep
 from infinity_jax.cli.train import train, train_tokenizer
+from infinity_jax.runtime import stop_signals
 
 COMMANDS = (
     prepare,
@@ -64,10 +63,9 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def _prepare_process() -> None:
+    stop_signals.install()
     from infinity_jax.runtime import start_up
 
-    # Like Ctrl-C, so that what is half written gets removed; training sets a handler of its own.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     start_up.keep_freed_memory()
     start_up.log_to_stderr()
     start_up.keep_programs()
