@@ -8,6 +8,7 @@ import re
 from infinity_jax.cli import options
 from infinity_jax.cli.command import command
 from infinity_jax.config import REMAT
+from infinity_jax.errors import UserError
 
 EXAMPLES = """infinity-jax compile --config configs/t2i.py --size 2.2b --budget 0.06M --topology v5e:16x16 \\
       --mesh fsdp=256 --batch 4096 --json 2.2b.json
@@ -17,6 +18,8 @@ EXAMPLES = """infinity-jax compile --config configs/t2i.py --size 2.2b --budget 
       --batch 8 --json 125m.json
 exit code: 0, or 3 where it does not fit into the devices' memory (the numbers are written all the same)"""
 DOES_NOT_FIT = 3
+# Each virtual device has threads of its own.
+MOST_CPU_DEVICES = 1024
 # Lets libtpu describe devices on a machine without any, and two processes do so at once.
 LIBTPU = {
     "JAX_PLATFORMS": "cpu",
@@ -102,6 +105,10 @@ def compile(arguments: argparse.Namespace, _: list[str]) -> int:
     # The time that compiling takes is one of the numbers, and there is no device to load a kept program.
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     if cpu := re.fullmatch(r"cpu:(\d+)", arguments.topology):
+        if not 1 <= int(cpu[1]) <= MOST_CPU_DEVICES:
+            raise UserError(
+                f"--topology {arguments.topology} has {cpu[1]} virtual devices; use cpu:1 to cpu:{MOST_CPU_DEVICES}"
+            )
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={cpu[1]}".strip()
     from infinity_jax.tools.planning import compile_ahead
