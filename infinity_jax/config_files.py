@@ -4,6 +4,7 @@ NAME is the path of a Python file, or a config that comes with the package witho
 """
 
 import dataclasses
+import difflib
 import importlib.util
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ PACKED = next(folder / "configs" for folder in (_PACKAGE, _PACKAGE.parent) if (f
 # A number of steps, examples or epochs, or a part of a run; groups: number and unit. Text in a config file, as most
 # lengths are plain numbers of steps there, and `training.config.in_steps` reads both.
 DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(|steps?|%|epochs?|examples?)\s*")
+_MOST_MEANT = 4
 _BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
@@ -116,10 +118,23 @@ def _find(name: str) -> Path:
     file, known = Path(name), name.removeprefix("configs/").removesuffix(".py")
     if file.is_file():
         return file
+    if not file.suffix and file.with_suffix(".py").is_file():
+        return file.with_suffix(".py")
     if known in packed():
         return PACKED / f"{known}.py"
     beside = sorted(str(f) for f in file.parent.glob("*.py")) if name.endswith(".py") else []
-    raise UserError(f"no config file {name}; there are: {', '.join([*beside, *packed()])}")
+    near = difflib.get_close_matches(known, packed(), n=1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    raise UserError(f"no config file {name}{meant}; there are: {', '.join([*beside, *packed()])}")
+
+
+def exists(path: str) -> bool:
+    """Tells whether `load` would find a file or a packed config of this name, with `:argument` after it or not."""
+    try:
+        _find(path.partition(":")[0])
+    except UserError:
+        return False
+    return True
 
 
 def _in_every_stage(changes: Sequence[tuple[str, str]], config: Any) -> list[tuple[str, str]]:
@@ -163,8 +178,20 @@ def _split(override: str, known: Sequence[str]) -> tuple[str, str]:
     if not match:
         raise UserError(f"unknown argument {override!r}; a config's keys are changed with --config.key=value")
     if match[1] not in known:
-        raise UserError(f"unknown config key config.{match[1]}; {nearest(match[1], known, 'config.')}")
+        raise UserError(f"unknown config key config.{match[1]}; {_meant(match[1], known)}")
     return match[1], match[2]
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """Says which keys a short name may stand for: those that end so, or whose words begin so ("lr")."""
+    last = {key: key.rpartition(".")[2] for key in known if not key.startswith("stages.")}
+    same = [key for key, word in last.items() if f".{key}".endswith(f".{name}")]
+    initials = [key for key, word in last.items() if "".join(part[:1] for part in word.split("_")) == name]
+    part = [key for key, word in last.items() if name in word.split("_")]
+    for keys in (same, initials, part):
+        if 0 < len(keys) <= _MOST_MEANT:
+            return f"did you mean {' or '.join(f'config.{key}' for key in keys)}?"
+    return nearest(name, known, "config.")
 
 
 def _value(text: str, kind: type) -> Any:
