@@ -2,6 +2,7 @@
 
 import math
 import os
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -23,20 +24,25 @@ def main_memory() -> int:
 
 def device_memory(layout: Layout) -> int:
     """Counts the bytes that one device of a mesh has; devices of a CPU share the machine's."""
-    here = [device for device in layout.mesh.devices.flat if device.process_index == jax.process_index()]
+    devices: Any = layout.mesh.devices  # not of the mesh of a compilation ahead
+    here = [device for device in devices.flat if device.process_index == jax.process_index()]
     if here[0].platform == "cpu":
         return main_memory() // len(here)
     stats = here[0].memory_stats() or {}
     return stats.get("bytes_limit", 2**63 - 1)
 
 
-def check_training_fits(variables: PyTree, layout: Layout, average: bool, activations: int) -> None:
-    """Raises UserError where not even a part of what training needs fits into a device's memory.
+def check_training_fits(variables: PyTree, layout: Layout, average: bool, activations: int) -> int:
+    """Counts a model's parameters, and refuses one for which a device has not even a part of the memory it needs.
 
     Args:
       variables: float32 parameters as ShapeDtypeStructs, boxed with their logical axis names.
       average: whether a moving average of them is kept.
       activations: bytes of the largest array of activations that is surely held, of all devices together.
+    Returns:
+      the number of parameters.
+    Raises:
+      UserError: it does not fit.
     """
     shapes, shardings = jax.tree.leaves(nn.meta.unbox(variables)), jax.tree.leaves(layout.of(variables))
     parameters = sum(math.prod(leaf.shape) for leaf in shapes)
@@ -51,3 +57,4 @@ def check_training_fits(variables: PyTree, layout: Layout, average: bool, activa
             f"each has {there / GIB:,.4g} GiB; use a smaller config.model or train.batch_size, or more devices "
             "(config.mesh)"
         )
+    return parameters

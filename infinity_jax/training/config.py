@@ -90,6 +90,14 @@ class TokenizerTrainConfig(TrainConfig):
             )
 
 
+def check_best(train: TrainConfig, source: str, validation: int) -> None:
+    """Raises UserError where the best checkpoint is to be kept and the data has no pictures to evaluate on."""
+    if train.keep_best and not validation:
+        raise UserError(
+            f"train.keep_best {train.keep_best!r} needs a validation split, and {source!r} has none; leave it out"
+        )
+
+
 def from_section(section: Section, examples: int, cls: type[Config] = TrainConfig) -> Config:
     """Reads a config file's `train` section, with durations ("2 epochs", "10%") in steps; `examples` make an epoch."""
     values = dict(section)

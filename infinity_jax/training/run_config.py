@@ -39,6 +39,7 @@ class RunConfig:
       layout: the mesh.
       source: pictures and captions of the train split.
       records: prepared shards to train and to evaluate on, where the data is such.
+      validation: pictures to evaluate on.
     """
 
     model: TransformerConfig
@@ -53,6 +54,7 @@ class RunConfig:
     layout: sharding.Layout
     source: Source
     records: tuple[MixedRecords, MixedRecords | None] | None
+    validation: int
 
 
 def read_config(config: Any) -> RunConfig:
@@ -75,18 +77,26 @@ def read_config(config: Any) -> RunConfig:
         layout=layout,
         source=source,
         records=records,
+        validation=_validation_pictures(read["data"], records),
     )
-    _check_memory(run)
+    parameters(run)
+    train_config.check_best(train, run.data.source, run.validation)
     return run
 
 
-def _check_memory(run: RunConfig) -> None:
-    """Raises UserError where the parameters and one residual stream of a microbatch need more memory than there is."""
+def _validation_pictures(data: DataConfig, records: tuple[MixedRecords, MixedRecords | None] | None) -> int:
+    if records is None:
+        return len(sources.open_source(data.source, "validation"))
+    return 0 if records[1] is None else len(RecordSource(records[1]))
+
+
+def parameters(run: RunConfig) -> int:
+    """Counts the model's parameters; UserError where they and one residual stream need more memory than there is."""
     length, train = scales.make_schedule(run.data.scales).length, run.train
     stream = train.batch_size // train.microbatches * length * run.model.width * memory.FLOAT32
     # Scanned layers have the same parameters, and are traced once.
     variables = trained.transformer_variables(dataclasses.replace(run.model, scan_layers=True))
-    memory.check_training_fits(variables, run.layout, run.optim.ema_decay > 0, stream)
+    return memory.check_training_fits(variables, run.layout, run.optim.ema_decay > 0, stream)
 
 
 def _open(data: DataConfig) -> tuple[Source, tuple[MixedRecords, MixedRecords | None] | None]:

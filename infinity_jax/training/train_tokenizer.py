@@ -25,7 +25,7 @@ from infinity_jax.metrics.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpi
 from infinity_jax.runtime import memory, seeds, sharding
 from infinity_jax.tokenizer.model import Tokenizer, initial_variables
 from infinity_jax.training import config as train_config
-from infinity_jax.training import loop, optim, sections
+from infinity_jax.training import loop, optim, sections, summary
 from infinity_jax.training import state as train_state
 from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.training.hooks import tokenizer_hooks
@@ -67,12 +67,15 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     pixels = max(
         size * (side // model.pixel_patch) ** 2 for side, size in zip(mix.sides, mix.batch_sizes, strict=True)
     )
-    memory.check_training_fits(
+    parameters = memory.check_training_fits(
         tokenizer_variables(model),
         layout,
         optim_config.ema_decay > 0,
         pixels * model.base_width * memory.FLOAT32,
     )
+    validation = len(sources.open_source(data.source, "validation"))
+    train_config.check_best(train, data.source, validation)
+    summary.say("tokenizer", parameters, (len(source), validation), train, workdir)
 
     tokenizer, optimiser = Tokenizer(model), optim.make_optimiser(optim_config, train.steps)
     function = make_train_step(
