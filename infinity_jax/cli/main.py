@@ -89,6 +89,7 @@ def _prepare_process() -> None:
 
     # Like Ctrl-C, so that what is half written gets removed; training sets a handler of its own.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    start_up.quiet_libraries()
     start_up.keep_freed_memory()
     start_up.log_to_stderr()
     start_up.keep_programs()

@@ -38,7 +38,7 @@ class TrainConfig(Checked):
         step 0.
     """
 
-    steps: Count
+    steps: Annotated[int, Range(1, 10**7)]
     batch_size: Annotated[int, Range(1, 2**24)]
     seed: Seed = 0
     log_every: Count = 50

@@ -234,10 +234,10 @@ def test_what_the_discriminator_pays():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(loss="wgan"), r"unknown discriminator\.loss 'wgan'"),
+        (dict(loss="wgan"), "unknown loss 'wgan'; use one of hinge"),
         (dict(base_width=48), "multiple of 32"),
-        (dict(layers=0), "at least 1"),
-        (dict(weight=-1.0), "must not be negative"),
+        (dict(layers=0), "layers is 0; it must be a whole number from 1 to 10"),
+        (dict(weight=-1.0), "weight is -1.0; it must be a number from 0"),
     ],
 )
 def test_a_wrong_discriminator_is_refused(change, message):
