@@ -20,7 +20,7 @@ QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_
 
 
 def quiet_libraries() -> None:
-    """Keeps libraries in C++ from writing to the terminal; call it before jax is imported. Levels set by a user stay."""
+    """Keeps libraries in C++ off the terminal; call it before jax is imported. Levels that a user set stay."""
     for name, level in QUIET.items():
         os.environ.setdefault(name, level)
 
