@@ -242,9 +242,10 @@ class _Log:
         examples = (examples_before(step) - examples_before(self._first)) / steps
         timing = {"seconds_per_step": seconds, "images_per_second": examples / seconds}
         timing["data_wait_share"] = self._waited / passed
+        steady = self._first > self._begin
         self.count_time_from(step)
         self._loop.writer.write(step, {**values, **timing})
-        self.progress.show(step, values, seconds)
+        self.progress.show(step, values, seconds, steady)
 
     def count_time_from(self, step: int) -> None:
         """Starts the clock of the numbers that are logged next."""
