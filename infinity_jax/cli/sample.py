@@ -132,7 +132,8 @@ def sample(arguments: argparse.Namespace, _: list[str]) -> None:
     prompts = arguments.prompts or prompt.read_prompts(arguments.prompts_file)
     if len(prompts) * arguments.count > _MOST_PICTURES:
         raise UserError(
-            f"--count {arguments.count} of {len(prompts)} prompts are more than {_MOST_PICTURES:,} pictures; ask for fewer"
+            f"--count {arguments.count} of {len(prompts)} prompts are more than {_MOST_PICTURES:,} pictures; "
+            "ask for fewer"
         )
     if rewriter is not None:
         prompts = rewriter(prompts)
