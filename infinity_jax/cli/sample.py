@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from infinity_jax.cli import options
 from infinity_jax.cli.command import command
+from infinity_jax.errors import UserError
 
 if TYPE_CHECKING:
     from infinity_jax.sampling.request import SystemOptions
@@ -15,6 +16,7 @@ EXAMPLES = """infinity-jax sample "red heart" "woman astronaut" --out out/
 Each PNG holds its prompt, seed and settings as text ("infinity-jax"). sheet.png shows the first 64 pictures,
 large ones fewer."""
 ALL = "all"
+_MOST_PICTURES = 1_000_000
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
@@ -126,8 +128,13 @@ def sample(arguments: argparse.Namespace, _: list[str]) -> None:
     """Draws the pictures."""
     from infinity_jax.text import prompt
 
-    rewriter = options.rewriter_of(arguments)
+    rewriter, settings = options.rewriter_of(arguments), options.settings_of(arguments)
     prompts = arguments.prompts or prompt.read_prompts(arguments.prompts_file)
+    if len(prompts) * arguments.count > _MOST_PICTURES:
+        raise UserError(
+            f"--count {arguments.count} of {len(prompts)} prompts are more than {_MOST_PICTURES:,} pictures; "
+            "ask for fewer"
+        )
     if rewriter is not None:
         prompts = rewriter(prompts)
     prompts = [prompt for prompt in prompts for _ in range(arguments.count)]
@@ -143,9 +150,7 @@ def sample(arguments: argparse.Namespace, _: list[str]) -> None:
         arguments.budget,
         arguments.batch,
     )
-    prompts_to_files.main(
-        request, arguments.out, system_of(arguments), options.settings_of(arguments), arguments.skip_existing
-    )
+    prompts_to_files.main(request, arguments.out, system_of(arguments), settings, arguments.skip_existing)
 
 
 def system_of(arguments: argparse.Namespace) -> "SystemOptions":
