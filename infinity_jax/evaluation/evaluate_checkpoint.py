@@ -15,7 +15,7 @@ from infinity_jax.data.batches import eval_batches
 from infinity_jax.data.encoded import encode_split
 from infinity_jax.data.sources import attribution
 from infinity_jax.evaluation import generation
-from infinity_jax.evaluation.through_bits import ThroughBits
+from infinity_jax.data.through_bits import ThroughBits
 from infinity_jax.files import atomic, sheets
 from infinity_jax.metrics.kid import effnet_kid
 from infinity_jax.metrics.psnr import mean_psnr

@@ -16,7 +16,7 @@ from infinity_jax.data.records import Source
 from infinity_jax.data.sources import attribution
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import generation
-from infinity_jax.evaluation.through_bits import ThroughBits
+from infinity_jax.data.through_bits import ThroughBits
 from infinity_jax.files import atomic, sheets
 from infinity_jax.metrics import bootstrap
 from infinity_jax.metrics.bit_usage import BitUsage
