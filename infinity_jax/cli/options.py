@@ -46,6 +46,14 @@ def probability(text: str) -> float:
     return values[0]
 
 
+def minutes(text: str) -> float:
+    """Reads one number above 0."""
+    values = numbers(text)
+    if len(values) != 1 or not 0 < values[0] < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not one number above 0")
+    return values[0]
+
+
 # How the command line reads a field of `SampleConfig`, by the form in its metadata.
 SETTING_FORMS: dict[str, dict[str, Any]] = {
     "numbers": {"type": numbers, "metavar": "X[,X...]"},

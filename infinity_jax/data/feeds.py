@@ -53,12 +53,15 @@ class EncodedFeed:
 
     @functools.cached_property
     def _encoded(self) -> EncodedSource:
-        return encode_split(self.source, self.tokenizer, self.text_encoder)
+        return self._encode(self.source)
 
     @functools.cached_property
     def _validation(self) -> EncodedSource | None:
         split = sources.open_source(self.config.source, "validation")
-        return encode_split(split, self.tokenizer, self.text_encoder) if len(split) else None
+        return self._encode(split) if len(split) else None
+
+    def _encode(self, split: Source) -> EncodedSource:
+        return encode_split(split, self.tokenizer, self.text_encoder, self.config.fit)
 
     def batches(self, rows: Rows, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
         """Yields the places `rows` of training batches from step `first_step` on; see `batches.batches`."""

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from infinity_jax.config import check_choice
 from infinity_jax.data import batches as pipeline
+from infinity_jax.data.pictures import FITS
 from infinity_jax.runtime import seeds
 
 
@@ -24,11 +26,17 @@ class PictureConfig:
       scales: pixel budget or small preset.
       mix: batch size of each resolution to train on, like "64px=16,96px=8", each a name as in `scales`; "" trains on
         `scales` alone. Each step has one of them.
+      fit: how a picture of other proportions is brought to a square: "crop" cuts what stands over, "pad" puts it whole
+        on white, "stretch" distorts it.
     """
 
     source: str
     scales: str
     mix: str = ""
+    fit: str = "crop"
+
+    def __post_init__(self):
+        check_choice(self.fit, tuple(FITS), "data.fit")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -44,7 +44,9 @@ def read_picture(file: Path, data_dir: Path) -> bytes:
         kept.parent.mkdir(parents=True, exist_ok=True)
         atomic.write_bytes(kept, png)
     except OSError as error:
-        logging.warning("cannot keep the PNG of %s in %s (%s): it is drawn again each time", file, kept, error)
+        logging.warning(
+            "cannot keep the PNG of %s in %s (%s): it is drawn again each time", file, kept, error
+        )
     return png
 
 

@@ -32,7 +32,9 @@ def _check(svg: str) -> None:
             return
         for key, value in attributes.items():
             if key.rpartition(":")[2] == "href" and not value.strip().startswith(("#", "data:")):
-                raise ValueError(f"it shows {value.strip()[:80]!r}, and other files and addresses are not opened")
+                raise ValueError(
+                    f"it shows {value.strip()[:80]!r}, and other files and addresses are not opened"
+                )
 
     parser = expat.ParserCreate()
     parser.StartElementHandler = element
@@ -42,7 +44,9 @@ def _check(svg: str) -> None:
 def main() -> None:
     """Draws the picture; exits with a word on stderr if it cannot be drawn."""
     try:
-        svg = sys.stdin.buffer.read().decode("utf-8-sig")  # before the limit: Python reads the codec from a file
+        svg = sys.stdin.buffer.read().decode(
+            "utf-8-sig"
+        )  # before the limit: Python reads the codec from a file
         _limit()
         _check(svg)
         png = resvg_py.svg_to_bytes(svg_string=svg, width=int(sys.argv[1]), skip_system_fonts=True)

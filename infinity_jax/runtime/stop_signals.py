@@ -1,10 +1,11 @@
-"""SIGINT and SIGTERM as a wish to stop soon, so that work can be brought to a good end."""
+"""SIGINT, SIGTERM and a time limit as a wish to stop soon, so that work can be brought to a good end."""
 
 import contextlib
 import itertools
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,17 +17,25 @@ _asked = itertools.count(1)
 
 
 @contextlib.contextmanager
-def received() -> Iterator[Callable[[], int | None]]:
+def received(minutes: float = 0.0) -> Iterator[Callable[[], int | None]]:
     """Yields a function to be asked after every step: None, or the signal for which to stop after this step.
 
-    A second signal acts as it always does. Of several processes any may get the signal, and all are told to stop after
-    the same step, a second or so later: they agree on it through jax, which holds SIGTERM's handler there. So each must
-    ask equally often.
+    After `minutes`, unless that is 0, it answers as after SIGTERM. A second signal acts as it always does. Of several
+    processes any may get the signal, and all are told to stop after the same step, a second or so later: they agree on
+    it through jax, which holds SIGTERM's handler there. So each must ask equally often.
     """
     numbers: list[int] = []
+    end = time.monotonic() + 60 * minutes if minutes else float("inf")
     several = jax.process_count() > 1
 
+    def wish(number: int) -> None:
+        numbers.append(number)
+        if several:
+            os.kill(os.getpid(), signal.SIGTERM)  # tells jax
+
     def asked() -> int | None:
+        if not numbers and time.monotonic() > end:
+            wish(signal.SIGTERM)
         first = numbers[0] if numbers else None
         if several:
             stop = multihost_utils.reached_preemption_sync_point(next(_asked))
@@ -42,10 +51,8 @@ def received() -> Iterator[Callable[[], int | None]]:
             signal.signal(number, handler)
 
     def remember(number: int, frame: Any) -> None:
-        numbers.append(number)
         restore()
-        if several:
-            os.kill(os.getpid(), signal.SIGTERM)  # tells jax
+        wish(number)
 
     handled = (signal.SIGINT,) if several else (signal.SIGINT, signal.SIGTERM)
     before = {number: signal.signal(number, remember) for number in handled}

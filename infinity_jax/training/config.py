@@ -16,6 +16,8 @@ class TrainConfig:
     Attributes:
       steps: length of the run.
       batch_size: examples a step.
+      minutes: after so many the run stops as after SIGTERM, with a checkpoint from which the same command resumes; 0 is
+        no limit. The learning rate is that of a run of `steps` steps, which this may cut short.
       seed: of the data's order and of all random streams.
       log_every: steps between lines of metrics.jsonl.
       checkpoint_every: steps between checkpoints; the last step always has one.
@@ -34,6 +36,7 @@ class TrainConfig:
 
     steps: int
     batch_size: int
+    minutes: float = 0.0
     seed: int = 0
     log_every: int = 50
     checkpoint_every: int = 500
@@ -58,6 +61,8 @@ class TrainConfig:
         for name in positive:
             if getattr(self, name) < 1:
                 raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        if not self.minutes >= 0:
+            raise UserError(f"train.minutes is {self.minutes}; give a number of minutes, or 0 for no limit")
         if self.batch_size % self.microbatches:
             raise UserError(
                 f"train.batch_size {self.batch_size} cannot be split into {self.microbatches} equal parts "
@@ -114,6 +119,8 @@ def in_steps(duration: int | str, *, steps: int | None, batch_size: int, example
       duration: a number of steps, or text: "500", "500 steps", "10%" (of the run), "2 epochs", "1000 examples".
       steps: length of the run; None while that itself is being read, so that "%" is refused.
       batch_size: examples a step.
+      minutes: after so many the run stops as after SIGTERM, with a checkpoint from which the same command resumes; 0 is
+        no limit. The learning rate is that of a run of `steps` steps, which this may cut short.
       examples: examples an epoch.
     Raises:
       UserError: text of another form, or "%" without `steps`.

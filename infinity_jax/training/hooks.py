@@ -12,6 +12,7 @@ import numpy as np
 from infinity_jax.checkpoints.trained import TrainedModel
 from infinity_jax.data import batches, pictures, sources
 from infinity_jax.data.feeds import EncodedFeed, RecordFeed
+from infinity_jax.data.resolutions import PictureConfig
 from infinity_jax.files import sheets
 from infinity_jax.metrics.psnr import mean_psnr
 from infinity_jax.runtime import global_batch, sharding
@@ -107,7 +108,7 @@ def evaluate_loss(eval_step, params, batches: Iterator[Mapping[str, np.ndarray]]
 def tokenizer_hooks(
     tokenizer: Tokenizer,
     schedule: ScaleSchedule,
-    source: str,
+    data: PictureConfig,
     train: TrainConfig,
     layout: sharding.Layout,
     workdir: Path,
@@ -116,17 +117,17 @@ def tokenizer_hooks(
 
     Args:
       schedule: the scales that it is judged with, in its own tokens.
-      source: the data, of which the validation split is used; without one there are no hooks.
+      data: of its source the validation split is used; without one there are no hooks.
       workdir: gets the sheets, in samples/.
     """
-    validation = sources.open_source(source, "validation")
+    validation = sources.open_source(data.source, "validation")
     if len(validation) == 0:
         return []
     size, sharding_of_batch = train.batch_size, layout.batch(train.batch_size)
     height, width = (n * tokenizer.config.stride for n in schedule.last)
 
     def decode(record):
-        return {"image": pictures.decode(record["image"], height, width)}
+        return {"image": pictures.decode(record["image"], height, width, data.fit)}
 
     jitted = jax.jit(
         layout.traced(lambda params, image: reconstruct(tokenizer, params, image, schedule)),

@@ -121,7 +121,7 @@ class _Loop:
         examples_before = self.data.examples_before
         log = _Log(self, first)
         with (
-            stop_signals.received() as stop_asked,
+            stop_signals.received(train.minutes) as stop_asked,
             contextlib.closing(log.progress),
             contextlib.ExitStack() as at_end,
         ):
@@ -193,6 +193,7 @@ class _Log:
         self._loop, self.progress = loop, Progress(first, loop.train.steps)
         # (step, metrics on the device) of a step that is to be logged but not yet waited for.
         self._pending: tuple[int, Mapping[str, Any]] | None = None
+        self._begun, self._lines = time.monotonic(), 0
         self.count_time_from(first)
 
     @contextlib.contextmanager
@@ -224,6 +225,20 @@ class _Log:
         self.count_time_from(step)
         self._loop.writer.write(step, {**values, **timing})
         self.progress.show(step, values, seconds)
+        self._lines += 1
+        if self._lines == 2:  # the first one's time has the compiling in it
+            self._foresee_end(step, seconds)
+
+    def _foresee_end(self, step: int, seconds: float) -> None:
+        """Says where `train.minutes` will end the run, if that is before its last step."""
+        train, passed = self._loop.train, time.monotonic() - self._begun
+        last = step + int((60 * train.minutes - passed) / seconds)
+        if train.minutes and last < train.steps:
+            logging.warning(
+                "%g minutes end this run near step %d of %d, where the learning rate is still high; the same command "
+                "resumes it, or a new run with --config.train.steps=%d ends in that time with its rate",
+                *(train.minutes, last, train.steps, last),
+            )
 
     def count_time_from(self, step: int) -> None:
         """Starts the clock of the numbers that are logged next."""

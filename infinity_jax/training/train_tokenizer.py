@@ -17,7 +17,7 @@ from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.config_files import from_dict, numbers_by_name
 from infinity_jax.data import batches, pictures, resolutions, sources
-from infinity_jax.data.resolutions import ResolutionMix
+from infinity_jax.data.resolutions import PictureConfig, ResolutionMix
 from infinity_jax.errors import UserError
 from infinity_jax.metrics.efficientnet import load_efficientnet
 from infinity_jax.metrics.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
@@ -53,11 +53,12 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     model = from_dict(TokenizerConfig, config.model, "model")
     loss = from_dict(TokenizerLossConfig, config.loss, "loss")
     optim_config = from_dict(optim.OptimConfig, config.optim, "optim")
-    test_schedule = scales.make_schedule(config.data.scales).times(model.patchify)
-    source = sources.open_source(config.data.source, "train")
+    data = from_dict(PictureConfig, config.data, "data")
+    test_schedule = scales.make_schedule(data.scales).times(model.patchify)
+    source = sources.open_source(data.source, "train")
     train = train_config.from_section(config.train, len(source), train_config.TokenizerTrainConfig)
     layout = sharding.layout_from_config(config.mesh)
-    mix, scales_of = _resolutions(config.data, model, loss, train)
+    mix, scales_of = _resolutions(data, model, loss, train)
     adversary = None
     if train.adversarial:
         adversary = _adversary(config.get("discriminator", {}), optim_config, train, len(source))
@@ -79,7 +80,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         step = with_adversary(step, adversary, min(mix.sides), train.seed)
 
     def decode(record, side: int):
-        return {"image": pictures.decode(record["image"], side, side)}
+        return {"image": pictures.decode(record["image"], side, side, data.fit)}
 
     def read(first_step: int, rows_of: loop.RowsOf) -> Iterator[batches.Batch]:
         stream = resolutions.batches(source, mix, first_step, decode, rows_of)
@@ -94,16 +95,16 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         step,
         loop.Data(read, examples_before=lambda step: int(mix.starts[step])),
         config=config.to_dict() | {"origin": origin.describe()},
-        hooks=tokenizer_hooks(tokenizer, test_schedule, config.data.source, train, layout, Path(workdir)),
+        hooks=tokenizer_hooks(tokenizer, test_schedule, data, train, layout, Path(workdir)),
         load_params=lambda path, wanted: open_checkpoint(path).tokenizer_params(wanted),
     )
 
 
 def _resolutions(
-    data: Any, model: TokenizerConfig, loss: TokenizerLossConfig, train: train_config.TrainConfig
+    data: PictureConfig, model: TokenizerConfig, loss: TokenizerLossConfig, train: train_config.TrainConfig
 ) -> tuple[ResolutionMix, dict[int, TrainingScales]]:
     """Plans which resolution each step has, and the scales to train on by the pictures' height in pixels."""
-    batch_sizes = resolution_mix(data.get("mix", ""), data.scales, train.batch_size)
+    batch_sizes = resolution_mix(data.mix, data.scales, train.batch_size)
     schedules = [scales.make_schedule(preset).times(model.patchify) for preset in batch_sizes]
     sides = tuple(schedule.last[0] * model.stride for schedule in schedules)
     if len(set(sides)) < len(sides):

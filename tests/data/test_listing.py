@@ -44,7 +44,9 @@ def test_texts_beside_pictures_give_their_first_line_with_words(folder, log):
 def test_a_text_that_is_empty_or_not_utf8_leaves_its_picture_out(folder, log):
     (folder / "cat.txt").write_text(" \n")
     (folder / "dogs" / "dog.txt").write_bytes(b"\xff\xfe")
-    with pytest.raises(UserError, match=r"no usable picture; the first of 3, picture 1: cat\.png: no caption"):
+    with pytest.raises(
+        UserError, match=r"no usable picture; the first of 3, picture 1: cat\.png: no caption"
+    ):
         captions(folder)
     assert any("picture 3 skipped: no caption: dog.txt" in message for message in log.messages)
 

@@ -49,7 +49,9 @@ def entities(levels):
 
 def uses(levels):
     groups = "".join(f'<g id="a{i}">{f"""<use href="#a{i - 1}"/>""" * 10}</g>' for i in range(1, levels))
-    return f'{HEAD}<defs><rect id="a0" width="1" height="1"/>{groups}</defs><use href="#a{levels - 1}"/></svg>'
+    return (
+        f'{HEAD}<defs><rect id="a0" width="1" height="1"/>{groups}</defs><use href="#a{levels - 1}"/></svg>'
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ class FolderPart:
 
     def name(self) -> str:
         # A row and one that is skipped both begin with the number.
-        return f"{self.folder} {self.unit}s {self.rows_read[0][0]} to {self.rows_read[-1][0]}, {len(self.rows_read)} rows"
+        rows = self.rows_read
+        return f"{self.folder} {self.unit}s {rows[0][0]} to {rows[-1][0]}, {len(rows)} rows"
 
     def rows(self) -> Iterator[Row | Skipped]:
         for row in self.rows_read:

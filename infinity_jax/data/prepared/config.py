@@ -5,6 +5,8 @@ import re
 from pathlib import Path
 
 from infinity_jax import scales
+from infinity_jax.config import check_choice
+from infinity_jax.data.pictures import FITS
 from infinity_jax.errors import UserError
 
 RECORDS = "records:"
@@ -22,12 +24,14 @@ class Limit:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Which pictures and captions are trained on. The keys after `scales` are for prepared shards, "records:".
+    """Which pictures and captions are trained on. From `validation` on keys are for prepared shards, "records:".
 
     Attributes:
       source: "emoji_captions", "folder:PATH" or "records:DIR"; several prepared sets "records:DIR@WEIGHT,records:...",
         the weights are shares of what is seen.
       scales: pixel budget or small preset.
+      fit: how a picture of other proportions is brought to a square: "crop" cuts what stands over, "pad" puts it whole
+        on white, "stretch" distorts it; prepared shards are cropped, to the nearest aspect ratio.
       validation: another prepared set, for evaluation; "" is none.
       min_side: the least height and width in pixels of a picture.
       min_caption, max_caption: limits of the characters of a picture's longest caption; 0 is none.
@@ -38,6 +42,7 @@ class DataConfig:
 
     source: str
     scales: str
+    fit: str = "crop"
     validation: str = ""
     min_side: int = 0
     min_caption: int = 0
@@ -50,6 +55,11 @@ class DataConfig:
         for name in ("long_captions", "cut_captions"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"data.{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+        check_choice(self.fit, tuple(FITS), "data.fit")
+        if self.fit != "crop" and self.source.startswith(RECORDS):
+            raise UserError(
+                f"data.fit is {self.fit!r}, and prepared shards are cropped to the nearest aspect ratio; leave it out"
+            )
         parse_limits(self.scores)
         if self.validation:
             parse_sets(self.validation, "data.validation")
@@ -58,7 +68,7 @@ class DataConfig:
     @property
     def for_records(self) -> list[str]:
         """The keys that are set and that only prepared shards have a use for."""
-        keys = (field for field in dataclasses.fields(self) if field.name not in ("source", "scales"))
+        keys = (field for field in dataclasses.fields(self) if field.name not in ("source", "scales", "fit"))
         return [f"data.{field.name}" for field in keys if getattr(self, field.name) != field.default]
 
     @property
