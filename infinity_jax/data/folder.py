@@ -43,7 +43,7 @@ class FolderSource:
 
     def __init__(self, folder: Path, split: str, data_dir: Path):
         self._folder, self._data_dir = folder, data_dir
-        self._entries = split_entries(usable_entries(folder, data_dir))[split]
+        self._entries = split_entries(usable_entries(folder, data_dir, log=split == "train"))[split]
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -61,8 +61,8 @@ class FolderSource:
         return {"image": image, "caption": entry.caption, "id": f"{entry.file}:{entry.line}"}
 
 
-def usable_entries(folder: Path, data_dir: Path) -> list[Entry]:
-    """Reads all rows with a caption and a whole picture, in the file's order; each other row is logged.
+def usable_entries(folder: Path, data_dir: Path, log: bool = True) -> list[Entry]:
+    """Reads all rows with a caption and a whole picture, in the file's order; if `log`, each other row is logged.
 
     Raises UserError if the folder or its captions file is missing or nothing is usable.
     """
@@ -72,9 +72,9 @@ def usable_entries(folder: Path, data_dir: Path) -> list[Entry]:
     skipped = [row for row in rows if isinstance(row, Skipped)]
     faults = check_pictures(folder, sorted({entry.file for entry in entries}), data_dir)
     skipped += [Skipped(e.line, f"{e.file}: {faults[e.file]}") for e in entries if faults[e.file]]
-    for row in sorted(skipped):
+    for row in sorted(skipped) if log else ():
         logging.warning("%s, %s %d skipped: %s", place, unit, row.line, row.reason)
-    if skipped:
+    if skipped and log:
         logging.warning("%s: %d of %d rows skipped", place, len(skipped), len(rows))
     usable = [entry for entry in entries if not faults[entry.file]]
     if not usable:

@@ -58,11 +58,10 @@ def write_preview(source: str, file: Path, fit: str, tokenizer: str) -> str:
             f"below {ENOUGH_DB:.0f} dB drawn pictures look poor, too: train the tokenizer on these pictures first, "
             f"infinity-jax train-tokenizer --config finetune:tokenizer --config.data.source={source} --workdir DIR"
         )
-    if oblong:
-        others = " or ".join(f"--fit {name}" for name in pictures.FITS if name != fit)
+    if oblong and fit == "crop":
         lines.append(
-            f"{oblong} of {len(records)} are not square, and fed by {fit}; look at the second row, and try {others} "
-            "(in training: --config.data.fit)"
+            f"{oblong} of {len(records)} are not square, and what stands over is cut off; compare --fit pad and --fit "
+            "stretch (in training: --config.data.fit)"
         )
     return "\n".join(lines)
 

@@ -49,7 +49,8 @@ def main() -> None:
         )  # before the limit: Python reads the codec from a file
         _limit()
         _check(svg)
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=int(sys.argv[1]), skip_system_fonts=True)
+        # 96 is CSS's number: without one, lengths in points or millimetres are refused.
+        png = resvg_py.svg_to_bytes(svg_string=svg, width=int(sys.argv[1]), dpi=96, skip_system_fonts=True)
     except (ValueError, expat.ExpatError, MemoryError) as error:
         sys.exit(f"{error or type(error).__name__}")
     sys.stdout.buffer.write(bytes(png))

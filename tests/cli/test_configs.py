@@ -10,7 +10,17 @@ from infinity_jax.errors import UserError
 from infinity_jax.training.config import from_section
 from infinity_jax.training.sections import SECTIONS
 
-ARGUMENTS = ("", ":debug", ":index", ":stage2", ":8b,1M", ":2b,v5e_256", ":4.7b,0.25M")
+ARGUMENTS = (
+    "",
+    ":debug",
+    ":index",
+    ":stage2",
+    ":8b,1M",
+    ":2b,v5e_256",
+    ":4.7b,0.25M",
+    ":tokenizer",
+    ":tokenizer_debug",
+)
 GRIDS = [name for name in config_files.packed() if name.startswith(("sweeps/", "ablations/"))]
 CONFIGS = [name for name in config_files.packed() if name not in GRIDS]
 
@@ -37,7 +47,7 @@ CASES = dict(cases())
 
 def test_all_config_files_are_tried():
     assert (
-        {path.partition(":")[0] for path in CASES} == set(CONFIGS) and len(CONFIGS) == 9 and len(GRIDS) == 7
+        {path.partition(":")[0] for path in CASES} == set(CONFIGS) and len(CONFIGS) == 10 and len(GRIDS) == 7
     )
     assert {"t2i_progressive:debug", "emoji:index", "tokenizer:stage2", "pods/v5e_256:4.7b,0.25M"} <= set(
         CASES

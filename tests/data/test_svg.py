@@ -20,6 +20,12 @@ def test_an_svg_is_drawn_with_its_proportions_on_white():
     assert decoded[100, 100].tolist() == [255, 0, 0] and decoded[100, 400].tolist() == [255] * 3
 
 
+def test_lengths_in_points_are_understood():
+    points = RED.replace('"20" height="10">', '"20pt" height="10pt">')
+    width, height = pictures.decode_rgb(svg.draw(points.encode())).size
+    assert width == svg.WIDTH and abs(height - width // 2) < 20  # lengths are rounded to whole pixels first
+
+
 @pytest.mark.parametrize("name", ["FILE", "https://example.org/x.png", "file:///etc/passwd"])
 @pytest.mark.parametrize("key", ["href", "xlink:href"])
 def test_what_shows_another_file_or_address_is_refused(tmp_path, name, key):
