@@ -28,6 +28,8 @@ class TrainConfig:
         and a checkpoint compete. "" is none.
       microbatches: equal parts of a batch whose gradients are taken one after the other and added up, to save memory.
       sample_every: steps between sample sheets.
+      sample_prompts: a text file with a prompt a line, of which sheets show the first 24; "" shows captions of the data:
+        up to 12 that are held back for validation, then others.
       evaluate_every: steps between evaluations.
       restore_from: another run's checkpoints to resume from with its optimiser and step, in a new workdir.
       init_from: a workdir, an exported folder or "bundled", of which only the parameters are taken; the run starts at
@@ -45,6 +47,7 @@ class TrainConfig:
     keep_best: str = ""
     microbatches: int = 1
     sample_every: int = 0
+    sample_prompts: str = ""
     evaluate_every: int = 0
     restore_from: str = ""
     init_from: str = ""
@@ -93,6 +96,10 @@ class TokenizerTrainConfig(TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.sample_prompts:
+            raise UserError(
+                f"train.sample_prompts is {self.sample_prompts!r}; a tokenizer draws no prompts, leave it out"
+            )
         if self.microbatches != 1:
             raise UserError(
                 f"train.microbatches is {self.microbatches}; a tokenizer is trained on whole batches, with 1"

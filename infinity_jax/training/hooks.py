@@ -19,6 +19,7 @@ from infinity_jax.runtime import global_batch, sharding
 from infinity_jax.sampling.pipeline import InfinityPipeline
 from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.text.prompt import read_prompts
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 from infinity_jax.training.config import TrainConfig
 from infinity_jax.training.loop import Hook
@@ -34,10 +35,12 @@ ToFeatures = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def sample_sheet(run: RunConfig, feed: Feed, folder: Path) -> Callable[[int, TrainState], None]:
-    """Makes the hook that draws the same few train captions each time, to see them become better."""
-    seed = run.train.seed
-    chosen = np.random.default_rng(seed).permutation(len(run.source))[:SHEET_PICTURES]
-    captions = [feed.caption(int(i)) for i in chosen]
+    """Makes the hook that draws the same few prompts each time, to see them become better.
+
+    They are those of the file `train.sample_prompts`, else captions: held back ones, then ones that are trained on.
+    """
+    seed, file = run.train.seed, run.train.sample_prompts
+    captions = read_prompts(file)[:SHEET_PICTURES] if file else sheet_captions(feed, len(run.source), seed)
 
     def draw(step: int, state: TrainState) -> None:
         trained = TrainedModel(
@@ -56,6 +59,21 @@ def sample_sheet(run: RunConfig, feed: Feed, folder: Path) -> Callable[[int, Tra
             sheets.picture_sheet(images, captions, folder / f"samples-{step:07d}.png", title=f"step {step}")
 
     return draw
+
+
+def sheet_captions(feed: Feed, examples: int, seed: int) -> list[str]:
+    """Chooses captions for a sheet: half of them held back where there are such, none twice."""
+    captions: list[str] = []
+    for held_back, count, most in (
+        (True, len(feed.held_back), SHEET_PICTURES // 2),
+        (False, examples, SHEET_PICTURES),
+    ):
+        # A few more than are needed, as several pictures may have one caption.
+        for place in np.random.default_rng(seed).permutation(count)[: 4 * SHEET_PICTURES]:
+            caption = feed.caption(int(place), held_back)
+            if len(captions) < most and caption not in captions:
+                captions.append(caption)
+    return captions
 
 
 def validation(
