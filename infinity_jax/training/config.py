@@ -28,7 +28,7 @@ class TrainConfig:
         and a checkpoint compete. "" is none.
       microbatches: equal parts of a batch whose gradients are taken one after the other and added up, to save memory.
       sample_every: steps between sample sheets.
-      sample_prompts: a text file with a prompt a line, of which sheets show the first 24; "" shows captions of the data:
+      sample_prompts: a text file, one prompt a line; sheets show the first 24. "" shows captions of the data:
         up to 12 that are held back for validation, then others.
       evaluate_every: steps between evaluations.
       restore_from: another run's checkpoints to resume from with its optimiser and step, in a new workdir.

@@ -40,7 +40,10 @@ def sample_sheet(run: RunConfig, feed: Feed, folder: Path) -> Callable[[int, Tra
     They are those of the file `train.sample_prompts`, else captions: held back ones, then ones that are trained on.
     """
     seed, file = run.train.seed, run.train.sample_prompts
-    captions = read_prompts(file)[:SHEET_PICTURES] if file else sheet_captions(feed, len(run.source), seed)
+    if file:
+        captions = read_prompts(file)[:SHEET_PICTURES]
+    else:
+        captions = sheet_captions(feed.caption, len(feed.held_back), len(run.source), seed)
 
     def draw(step: int, state: TrainState) -> None:
         trained = TrainedModel(
@@ -61,16 +64,20 @@ def sample_sheet(run: RunConfig, feed: Feed, folder: Path) -> Callable[[int, Tra
     return draw
 
 
-def sheet_captions(feed: Feed, examples: int, seed: int) -> list[str]:
-    """Chooses captions for a sheet: half of them held back where there are such, none twice."""
+def sheet_captions(
+    caption_of: Callable[[int, bool], str], held_back: int, examples: int, seed: int
+) -> list[str]:
+    """Chooses captions for a sheet: half of them held back where there are such, none twice.
+
+    Args:
+      caption_of: (number of a picture, whether it is one that is held back) -> its caption.
+      held_back, examples: how many pictures there are of both kinds.
+    """
     captions: list[str] = []
-    for held_back, count, most in (
-        (True, len(feed.held_back), SHEET_PICTURES // 2),
-        (False, examples, SHEET_PICTURES),
-    ):
+    for kept, count, most in ((True, held_back, SHEET_PICTURES // 2), (False, examples, SHEET_PICTURES)):
         # A few more than are needed, as several pictures may have one caption.
         for place in np.random.default_rng(seed).permutation(count)[: 4 * SHEET_PICTURES]:
-            caption = feed.caption(int(place), held_back)
+            caption = caption_of(int(place), kept)
             if len(captions) < most and caption not in captions:
                 captions.append(caption)
     return captions

@@ -1,6 +1,9 @@
 """What a new run of a transformer finds out about its tokenizer before it trains: whether it suits the pictures."""
 
+import dataclasses
+import shlex
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -47,17 +50,29 @@ def check_tokenizer(run: RunConfig, tokenizer: TrainedTokenizer, workdir: Path) 
 
 def remedy(data: DataConfig, path: str, tokenizer: TrainedTokenizer, workdir: Path) -> str:
     """Says how to train a tokenizer further on these pictures, and what to do then."""
-    ours = load_tokenizer(BUNDLED).config
-    changes = [f"--config.data.source={data.source}"]
-    changes += [f"--config.data.fit={data.fit}"] * (data.fit != "crop")
-    changes += [f"--config.data.scales={data.scales}"] * (data.scales != "64px")
-    changes += [f"--config.train.init_from={path}"] * (path != BUNDLED)
-    config = "finetune:tokenizer" if tokenizer.config == ours else "THE_CONFIG_OF_YOUR_TOKENIZER"
-    trained = f"{workdir}_tokenizer"
-    return (
-        f"Train the tokenizer on your pictures first: infinity-jax train-tokenizer --config {config} "
-        f"{' '.join(changes)} --workdir {trained}; then give this command again with --config.tokenizer={trained}"
+    ours, trained = load_tokenizer(BUNDLED).config, shlex.quote(f"{workdir}_tokenizer")
+    changes = {"data.source": data.source} | _differences(
+        "data", data, DataConfig(data.source, "64px"), "fit", "scales"
     )
+    changes |= _differences(
+        "model", tokenizer.config, ours, *(field.name for field in dataclasses.fields(ours))
+    )
+    if path != BUNDLED:
+        changes["train.init_from"] = path
+    options = " ".join(f"--config.{key}={shlex.quote(value)}" for key, value in changes.items())
+    return (
+        "Train the tokenizer on your pictures first: infinity-jax train-tokenizer --config finetune:tokenizer "
+        f"{options} --workdir {trained}; then give this command again with --config.tokenizer={trained}"
+    )
+
+
+def _differences(section: str, values: Any, usual: Any, *names: str) -> dict[str, str]:
+    """Names the keys of a section whose values differ from the usual ones, as the command line has them."""
+    pairs = ((name, getattr(values, name)) for name in names if getattr(values, name) != getattr(usual, name))
+    return {
+        f"{section}.{name}": ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        for name, value in pairs
+    }
 
 
 def _tokenizer_before(init_from: str, tokenizer: TrainedTokenizer) -> TrainedTokenizer | None:
