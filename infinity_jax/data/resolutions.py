@@ -6,19 +6,20 @@ docs/spec.md section 2: stage 2 of the tokenizer.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Int
 
-from infinity_jax.config import check_choice
+from infinity_jax import scales
 from infinity_jax.data import batches as pipeline
 from infinity_jax.data.pictures import FITS
+from infinity_jax.fields import Checked, OneOf, Unlimited
 from infinity_jax.runtime import seeds
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureConfig:
+class PictureConfig(Checked):
     """Which pictures a tokenizer is trained on.
 
     Attributes:
@@ -30,13 +31,14 @@ class PictureConfig:
         on white, "stretch" distorts it.
     """
 
-    source: str
-    scales: str
-    mix: str = ""
-    fit: str = "crop"
+    source: Annotated[str, Unlimited("the name of a data set")]
+    scales: Annotated[str, Unlimited("a pixel budget or small preset")]
+    mix: Annotated[str, Unlimited("RESOLUTION=BATCH_SIZE,..., or nothing")] = ""
+    fit: Annotated[str, OneOf(tuple(FITS))] = "crop"
 
     def __post_init__(self):
-        check_choice(self.fit, tuple(FITS), "data.fit")
+        super().__post_init__()
+        scales.make_schedule(self.scales)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from infinity_jax.data import sources
 from infinity_jax.data.batches import eval_batches
 from infinity_jax.data.encoded import encode_split
 from infinity_jax.data.through_bits import ThroughBits
-from infinity_jax.evaluation import generation
+from infinity_jax.evaluation import generation, main_numbers
 from infinity_jax.files import atomic, sheets
 from infinity_jax.metrics.kid import effnet_kid
 from infinity_jax.metrics.psnr import mean_psnr
@@ -71,6 +71,7 @@ def main(
     }
     atomic.write_json(json_file, numbers)
     logging.info("wrote %s", json_file)
+    print(main_numbers.as_text(numbers, main_numbers.CHECKPOINT))
     if sheet:
         _draw(Path(sheet), pipeline.model.source, real, generated)
     return numbers

@@ -7,7 +7,7 @@ from infinity_jax.checkpoints import origin
 from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.data.encoded import features_on_device
 from infinity_jax.runtime import distributed
-from infinity_jax.training import loop, run_config, start
+from infinity_jax.training import loop, run_config, start, summary
 from infinity_jax.training.hooks import sample_sheet, validation
 from infinity_jax.training.state import TrainState
 from infinity_jax.training.tokenizer_check import check_tokenizer
@@ -27,6 +27,8 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     """
     workdir, run = Path(workdir), run_config.read_config(config)
     train, layout = run.train, run.layout
+    pictures = (len(run.source), run.validation)
+    summary.say("transformer", run_config.parameters(run), pictures, train, workdir)
     tokenizer = distributed.lead_first(lambda: run_config.keep_tokenizer(run, workdir))
     if not start.newest_step(workdir):
         check_tokenizer(run, tokenizer, workdir)
