@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import signal
 import sys
 from collections.abc import Sequence
 from importlib import metadata
@@ -18,6 +17,7 @@ from infinity_jax.cli.scaling import scaling
 from infinity_jax.cli.sweep import ablate, sweep
 from infinity_jax.cli.train import train, train_tokenizer
 from infinity_jax.config import nearest
+from infinity_jax.runtime import stop_signals
 
 COMMANDS = (
     prepare,
@@ -85,10 +85,9 @@ def _version() -> str:
 
 
 def _prepare_process() -> None:
+    stop_signals.install()
     from infinity_jax.runtime import start_up
 
-    # Like Ctrl-C, so that what is half written gets removed; training sets a handler of its own.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     start_up.quiet_libraries()
     start_up.keep_freed_memory()
     start_up.log_to_stderr()

@@ -107,10 +107,10 @@ def probability(text: str) -> float:
 
 
 def minutes(text: str) -> float:
-    """Reads one number above 0."""
+    """Reads one number of minutes above 0, up to a million."""
     values = numbers(text)
-    if len(values) != 1 or not 0 < values[0] < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is not one number above 0")
+    if len(values) != 1 or not 0 < values[0] <= 10**6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one number of minutes above 0, at most a million")
     return values[0]
 
 

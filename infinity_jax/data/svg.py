@@ -13,9 +13,8 @@ from pathlib import Path
 import resvg_py
 from absl import logging
 
-from infinity_jax.data.pictures import BrokenPicture
 from infinity_jax.errors import UserError
-from infinity_jax.files import atomic
+from infinity_jax.files import atomic, pictures
 
 SUFFIX = ".svg"
 WIDTH = 512  # of the PNG in pixels; its height follows
@@ -31,7 +30,7 @@ def read_picture(file: Path, data_dir: Path) -> bytes:
       OSError: it cannot be read.
       BrokenPicture: an SVG that cannot be drawn.
     """
-    content = file.read_bytes()
+    content = pictures.read(file)
     if file.suffix.lower() != SUFFIX:
         return content
     name = hashlib.sha256(f"{resvg_py.__version__} {WIDTH} ".encode() + content).hexdigest()[:32]
@@ -75,5 +74,5 @@ def draw(svg: bytes) -> bytes:
     return done.stdout
 
 
-def _broken(svg: bytes, reason: str) -> BrokenPicture:
-    return BrokenPicture(len(svg), UserError(reason))
+def _broken(svg: bytes, reason: str) -> pictures.BrokenPicture:
+    return pictures.BrokenPicture(len(svg), UserError(reason))

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from infinity_jax.data import pictures
 from infinity_jax.errors import UserError
 from infinity_jax.files import caches, paths
+from infinity_jax.files.pictures import read as read_picture
 from infinity_jax.files.progress import counted
 from infinity_jax.metrics import fid
 from infinity_jax.metrics.inception import FEATURES, SIDE, inception_features
@@ -133,7 +134,7 @@ def read(path: Path, network: Network) -> Statistics:
 def _resized(file: Path) -> Float[np.ndarray, "299 299 3"]:
     """Reads a picture 0..255 as the network wants it; here, as pictures of many sizes would be compiled for each."""
     try:
-        image = np.asarray(pictures.decode_rgb(file.read_bytes()), np.float32)
+        image = np.asarray(pictures.decode_rgb(read_picture(file)), np.float32)
     except pictures.BrokenPicture as error:
         raise UserError(f"{file}: {error.kind} ({error.detail}); draw or copy it again") from error
     rows, columns = (resize.bilinear_matrix(n, SIDE) for n in image.shape[:2])

@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,11 +18,32 @@ from infinity_jax.errors import UserError
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # ".NAME.TOKEN.unfinished"; the token is a process number, or missing, in what earlier versions left behind.
 _UNFINISHED = re.compile(r"\.(.+?)(\.[0-9a-f]+)?\.unfinished")
+# What this process is writing. Nothing gets its name while it is being removed, which would show half of it.
+_own: set[Path] = set()
+_naming = threading.RLock()
 
 
 def _temporary(path: Path) -> Path:
     """Names a file beside `path` that no other process names."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.unfinished")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.unfinished")
+    _own.add(temporary)
+    return temporary
+
+
+def remove_own_unfinished() -> None:
+    """Removes what this process is writing, before it ends without unwinding; from then on nothing gets its name."""
+    if _naming.acquire(timeout=1):  # for good
+        for temporary in list(_own):
+            _remove(temporary)
+
+
+def _remove(temporary: Path) -> None:
+    if temporary.is_dir():
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    _own.discard(temporary)
 
 
 @contextmanager
@@ -38,15 +60,15 @@ def writing(path: Path) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _naming:
+            os.replace(temporary, path)
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary)):
             raise
         # A full disk is found while writing, where Python does not know the name.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 @contextmanager
@@ -60,9 +82,10 @@ def writing_folder(path: Path) -> Iterator[Path]:
     try:
         temporary.mkdir()
         yield temporary
-        temporary.rename(path)
+        with _naming:
+            temporary.rename(path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
 @contextmanager

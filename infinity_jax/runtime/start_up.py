@@ -11,6 +11,7 @@ from pathlib import Path
 
 from absl import flags, logging
 
+from infinity_jax.errors import printable
 from infinity_jax.files import paths
 
 _MOST_BYTES = 2 << 30
@@ -129,12 +130,19 @@ def _wanted(record: python_logging.LogRecord) -> bool:
     return record.pathname.startswith(_PACKAGE) or record.levelno >= python_logging.WARNING
 
 
+class _Printable(python_logging.Formatter):
+    """Escapes what would steer the terminal: names of files, captions and answers of servers come from anybody."""
+
+    def format(self, record: python_logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def log_to_stderr() -> None:
     """Shows our information lines and everyone's warnings on stderr, each as its message alone."""
     flags.FLAGS.mark_as_parsed()  # absl warns about itself until its flags are read, which we do not use
     handler = logging.get_absl_handler()
     handler.addFilter(_wanted)
-    handler.setFormatter(python_logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable("%(message)s"))
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold(logging.INFO)

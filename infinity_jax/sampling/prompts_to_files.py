@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from PIL import Image
 
 from infinity_jax.data.sources import attribution
 from infinity_jax.files import picture_writer, sheets
+from infinity_jax.files import pictures as picture_files
 from infinity_jax.files.picture_writer import Wanted
 from infinity_jax.sampling.pipeline import InfinityPipeline
 from infinity_jax.sampling.request import SampleRequest, SystemOptions
@@ -83,12 +83,12 @@ def _wanted(folder: Path, request: SampleRequest, common: Mapping[str, Any]) -> 
 
 def _draw_sheet(pictures: Sequence[Wanted], path: Path, footer: str) -> int:
     """Draws a sheet of the first pictures, from their files; returns how many it shows."""
-    with Image.open(pictures[0].path) as first:
-        pixels = first.width * first.height
+    first = picture_files.read_rgb(pictures[0].path)
+    pixels = first.width * first.height
     # Small pictures are shown twice as large.
     scale = 2 if pixels <= 256 * 256 else 1
     shown = pictures[: max(1, min(_LARGEST_SHEET, _SHEET_PIXELS // (pixels * scale**2)))]
-    images = [np.asarray(Image.open(p.path).convert("RGB")) for p in shown]
+    images = [np.asarray(picture_files.read_rgb(p.path)) for p in shown]
     sheets.picture_sheet(images, [p.metadata["prompt"] for p in shown], path, scale=scale, footer=footer)
     return len(shown)
 

@@ -27,7 +27,7 @@ def cached_features(
     encoder, length and captions; what is missing or unreadable there is computed and written anew.
     Raises UserError for an empty caption and where the files cannot be written.
     """
-    captions = clean_prompts(captions)
+    captions = clean_prompts(captions, cut=True)
     key = _cache_key(encoder, captions)
     features_path = cache_dir / f"text-{key}.features.npy"
     mask_path = cache_dir / f"text-{key}.mask.npy"
