@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from infinity_jax.cli import options
 from infinity_jax.cli.command import command
+from infinity_jax.errors import UserError
 
 if TYPE_CHECKING:
     from infinity_jax.sampling.request import SystemOptions
@@ -15,6 +16,7 @@ EXAMPLES = """infinity-jax sample "red heart" "woman astronaut" --out out/
 Each PNG holds its prompt, seed and settings as text ("infinity-jax"). sheet.png shows the first 64 pictures,
 large ones fewer."""
 ALL = "all"
+_MOST_PICTURES = 1_000_000
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
@@ -47,7 +49,15 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--skip-existing",
         action="store_true",
-        help="keep pictures in DIR that an earlier run made of the same prompt, seed and settings, and draw the rest",
+        help="keep pictures in DIR that an earlier run made of the same prompt, seed, settings and batch, and draw the "
+        "rest",
+    )
+    add(
+        "--count",
+        type=options.count,
+        default=1,
+        metavar="N",
+        help="pictures of each prompt, with seeds that follow each other; default 1",
     )
     add("--aspect-ratio", type=options.text, default="1:1", metavar="H:W", help="height:width, default 1:1")
     add(
@@ -72,7 +82,7 @@ def add_drawing(command: argparse.ArgumentParser) -> None:
         "--batch",
         type=options.count,
         metavar="N",
-        help="pictures drawn at once; default: 16, fewer where they are large",
+        help="pictures drawn at once, at most; default: 1, 4 or 16, by how many there are, fewer where they are large",
     )
     add(
         "--no-scan-layers",
@@ -118,10 +128,16 @@ def sample(arguments: argparse.Namespace, _: list[str]) -> None:
     """Draws the pictures."""
     from infinity_jax.text import prompt
 
-    rewriter = options.rewriter_of(arguments)
+    rewriter, settings = options.rewriter_of(arguments), options.settings_of(arguments)
     prompts = arguments.prompts or prompt.read_prompts(arguments.prompts_file)
+    if len(prompts) * arguments.count > _MOST_PICTURES:
+        raise UserError(
+            f"--count {arguments.count} of {len(prompts)} prompts are more than {_MOST_PICTURES:,} pictures; "
+            "ask for fewer"
+        )
     if rewriter is not None:
         prompts = rewriter(prompts)
+    prompts = [prompt for prompt in prompts for _ in range(arguments.count)]
     from infinity_jax.sampling import prompts_to_files
     from infinity_jax.sampling.request import SampleRequest
 
@@ -134,9 +150,7 @@ def sample(arguments: argparse.Namespace, _: list[str]) -> None:
         arguments.budget,
         arguments.batch,
     )
-    prompts_to_files.main(
-        request, arguments.out, system_of(arguments), options.settings_of(arguments), arguments.skip_existing
-    )
+    prompts_to_files.main(request, arguments.out, system_of(arguments), settings, arguments.skip_existing)
 
 
 def system_of(arguments: argparse.Namespace) -> "SystemOptions":

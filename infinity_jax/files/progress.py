@@ -36,7 +36,8 @@ class Progress:
     def __init__(self, what: str, total: int, unit: str, done: int = 0):
         """`what` is being done, of `total` things called `unit`, of which `done` were done before."""
         self.done, self._what, self._total, self._unit = done, what, total, unit
-        self._start, self._first = time.monotonic(), done
+        self._start = time.monotonic()
+        self._first: tuple[float, int] | None = None
         self._said: float | None = None
         self._speaks = speaks()
         bar = self._speaks and sys.stderr.isatty()
@@ -46,27 +47,34 @@ class Progress:
 
     def advance(self, count: int = 1, line: bool = True) -> None:
         """Notes that so many more are done; `line`: it may be said by a line."""
+        if not count:
+            return
         self.done += count
         self._bar.update(count)
         now = time.monotonic()
+        left = self._left(now)
         since = now - (self._start if self._said is None else self._said)
         # The last line only where there were others.
         due = since >= SECONDS_BETWEEN_LINES or (self.done >= self._total and self._said is not None)
         if line and due and self._speaks and self._bar.disable:
             self._said = now
-            left = self.left()
-            end = f", {in_words(left)} left" if left else f", in {in_words(now - self._start)}"
+            end = "" if left is None else f", {in_words(left)} left"
+            end = f", in {in_words(now - self._start)}" if self.done >= self._total else end
             logging.info("%s: %d of %d %s%s", self._what, self.done, self._total, self._unit, end)
 
-    def left(self) -> float | None:
-        """Estimates the seconds that are left, by the speed so far; None where nothing tells, or nothing is left."""
-        done = self.done - self._first
-        if done <= 0 or self.done >= self._total:
+    def _left(self, now: float) -> float | None:
+        """Estimates the seconds that are left by the speed after the first part, which waits for the compiler."""
+        if self._first is None:
+            self._first = (now, self.done)
             return None
-        return (time.monotonic() - self._start) / done * (self._total - self.done)
+        since, before = self._first
+        return (now - since) / (self.done - before) * (self._total - self.done)
 
-    def show(self, done: int, numbers: Mapping[str, Any], seconds_each: float) -> None:
-        """Says the scalars among some numbers, those of the last one done; the time left by `seconds_each`."""
+    def show(self, done: int, numbers: Mapping[str, Any], seconds_each: float, steady: bool = True) -> None:
+        """Says the scalars among some numbers, those of the last one done, and what time is left by `seconds_each`.
+
+        `steady`: it tells of the others too; the first ones of a run wait for the compiler.
+        """
         named = {k: f"{float(v):.4g}" for k, v in numbers.items() if getattr(v, "ndim", 0) == 0}
         self._bar.set_postfix(named, refresh=False)
         now = time.monotonic()
@@ -75,7 +83,7 @@ class Progress:
             self._said = now
             words = " ".join(f"{k} {v}" for k, v in named.items())
             left = (self._total - done) * seconds_each
-            end = f", {in_words(left)} left" if left else ""
+            end = f", {in_words(left)} left" if left and steady else ""
             logging.info(
                 "%s %d/%d: %s (%.3g s a %s%s)",
                 self._unit,

@@ -1,7 +1,6 @@
 """How much memory there is, and whether a model can fit at all: asked before anything is allocated."""
 
 import math
-import os
 from typing import Any
 
 import flax.linen as nn
@@ -9,7 +8,7 @@ import jax
 from jaxtyping import PyTree
 
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.devices import GIB
+from infinity_jax.runtime.devices import GIB, main_memory, memory_bytes
 from infinity_jax.runtime.sharding import Layout
 
 FLOAT32 = 4
@@ -17,19 +16,11 @@ FLOAT32 = 4
 TRAINED_COPIES = 4
 
 
-def main_memory() -> int:
-    """Counts the bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
 def device_memory(layout: Layout) -> int:
     """Counts the bytes that one device of a mesh has; devices of a CPU share the machine's."""
     devices: Any = layout.mesh.devices  # not of the mesh of a compilation ahead
     here = [device for device in devices.flat if device.process_index == jax.process_index()]
-    if here[0].platform == "cpu":
-        return main_memory() // len(here)
-    stats = here[0].memory_stats() or {}
-    return stats.get("bytes_limit", 2**63 - 1)
+    return main_memory() // len(here) if here[0].platform == "cpu" else memory_bytes()
 
 
 def check_training_fits(variables: PyTree, layout: Layout, average: bool, activations: int) -> int:

@@ -243,9 +243,10 @@ class _Log:
         examples = (examples_before(step) - examples_before(self._first)) / steps
         timing = {"seconds_per_step": seconds, "images_per_second": examples / seconds}
         timing["data_wait_share"] = self._waited / passed
+        steady = self._first > self._begin
         self.count_time_from(step)
         self._loop.writer.write(step, {**values, **timing})
-        self.progress.show(step, values, seconds)
+        self.progress.show(step, values, seconds, steady)
 
     def _foresee_end(self, step: int, seconds: float) -> None:
         """Says where `train.minutes` will end the run, if that is before its last step."""

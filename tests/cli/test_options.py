@@ -131,6 +131,12 @@ def test_settings_are_checked_before_anything_is_loaded(capsys, monkeypatch):
     assert "tau is (-1.0,); it must be a number from 0" in capsys.readouterr().err
 
 
+def test_more_pictures_than_a_list_should_hold(capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_prepare_process", lambda: None)
+    assert cli.main(["sample", "a", "--out", "o", "--checkpoint", "none", "--count", "2000000000"]) == 2
+    assert "are more than 1,000,000 pictures; ask for fewer" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("topology", ["cpu:100000000", "cpu:0"])
 def test_a_crowd_of_virtual_devices_is_refused(topology, capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(cli, "_prepare_process", lambda: None)

@@ -44,23 +44,26 @@ def test_an_item_may_count_for_several_and_some_may_be_done_before(clock, lines)
     bar = Progress("encoding", 100, "pictures", done=40)
     clock[0] += 30
     bar.advance(30)
-    assert lines() == ["encoding: 70 of 100 pictures, 30 s left"]
+    clock[0] += 30
+    bar.advance(0)
+    bar.advance(20)
+    assert lines() == ["encoding: 70 of 100 pictures", "encoding: 90 of 100 pictures, 15 s left"]
     items = counted([[1] * 4, [1] * 2], "comparing", 6, "pictures", len)
     for _ in items:
         clock[0] += 11
-    assert lines()[1:] == ["comparing: 4 of 6 pictures, 6 s left", "comparing: 6 of 6 pictures, in 22 s"]
+    assert lines()[2:] == ["comparing: 4 of 6 pictures", "comparing: 6 of 6 pictures, in 22 s"]
 
 
 def test_numbers_of_a_step_are_shown_with_the_time_left(clock, lines):
     bar = Progress("training", 1000, "step")
-    bar.show(50, {"loss": 0.5, "name": 2}, 0.6)
+    bar.show(50, {"loss": 0.5, "name": 2}, 0.9, steady=False)
     clock[0] += 3
     bar.show(55, {"loss": 0.4}, 0.6)
     clock[0] += 8
     bar.show(60, {"loss": 0.3}, 0.6)
     bar.show(1000, {"loss": 0.1}, 0.6)
     assert lines() == [
-        "step 50/1000: loss 0.5 name 2 (0.6 s a step, 10 min left)",
+        "step 50/1000: loss 0.5 name 2 (0.9 s a step)",
         "step 60/1000: loss 0.3 (0.6 s a step, 9 min left)",
         "step 1000/1000: loss 0.1 (0.6 s a step)",
     ]

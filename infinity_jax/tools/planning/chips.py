@@ -12,8 +12,7 @@ import jax
 from jax.experimental import topologies
 
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.devices import GIB
-from infinity_jax.runtime.memory import main_memory
+from infinity_jax.runtime.devices import GIB, main_memory
 
 
 @dataclasses.dataclass(frozen=True)

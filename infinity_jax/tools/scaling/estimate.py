@@ -13,7 +13,7 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.data import sources
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.memory import main_memory
+from infinity_jax.runtime.devices import main_memory
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.tools.planning import flops, memory
 from infinity_jax.tools.planning.chips import CHIPS
