@@ -8,7 +8,6 @@
 Parts may arrive one by one (`infinity-jax convert`), in any order; parts that do not belong together are refused.
 """
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -25,7 +24,8 @@ from infinity_jax import scales
 from infinity_jax.config import WEIGHT_DTYPES, SampleConfig, TextConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.files import atomic
+from infinity_jax.files import atomic, reading
+from infinity_jax.files.tensors import check_safetensors
 from infinity_jax.runtime import trees
 from infinity_jax.text.minilm import MiniLM
 
@@ -42,7 +42,7 @@ WEIGHTS = {"tokenizer": "tokenizer.safetensors", "transformer": "transformer.saf
 def read_config(folder: Path) -> dict[str, Any]:
     """Reads config.json. Raises UserError if it is no checkpoint's."""
     try:
-        values = json.loads((folder / CONFIG).read_text())
+        values = reading.read_json(folder / CONFIG)
     except ValueError as error:
         raise UserError(
             f"{folder / CONFIG} is not readable JSON ({error}); export the checkpoint again"
@@ -157,7 +157,7 @@ def _text_channels(folder: Path, encoder: str | None) -> int | None:
     if encoder != "t5" or not path.is_file():
         return None
     try:
-        return json.loads(path.read_text())["d_model"]
+        return reading.read_json(path)["d_model"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged ({error!r}); convert the text encoder again") from error
 
@@ -171,6 +171,7 @@ def check_dtype(dtype: str) -> None:
 def read_arrays(path: Path) -> PyTree:
     """Reads float32 parameters, nested dicts, of a .safetensors file; UserError if it is missing or damaged."""
     try:
+        check_safetensors(path)
         flat = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(

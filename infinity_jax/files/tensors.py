@@ -137,8 +137,8 @@ def check_safetensors(path: Path) -> tuple[dict[str, Any], int]:
     Returns:
       the header's entries, by name, and the byte at which the values begin.
     Raises:
-      UserError: the file is damaged, or its header has more than `_MOST_HEADER` bytes (the package takes 100 MB, and
-        a gigabyte of memory to read them).
+      UserError: the file is damaged, has values of a dtype that is not read here, or a header of more than
+        `_MOST_HEADER` bytes (the package takes 100 MB, and a gigabyte of memory to read them).
     """
     with reading.opened(path) as file:
         length = int.from_bytes(file.read(8), "little")
@@ -154,6 +154,12 @@ def check_safetensors(path: Path) -> tuple[dict[str, Any], int]:
             said = shortened(str(error), 200, quoted=False)
             raise UserError(f"{path} is no whole .safetensors file ({said}); download it again") from error
     header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            raise UserError(
+                f"{path}: {shortened(name)} has dtype {entry['dtype']}, which is not read here; "
+                f"convert it to one of {', '.join(SAFETENSORS_DTYPES)}"
+            )
     return header, 8 + length
 
 
@@ -162,11 +168,6 @@ def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
     header, begin = check_safetensors(path)
     tensors = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        if entry["dtype"] not in SAFETENSORS_DTYPES:
-            raise UserError(
-                f"{path}: {shortened(name)} has dtype {entry['dtype']}, which is not read here; "
-                f"convert it to one of {', '.join(SAFETENSORS_DTYPES)}"
-            )
         start = begin + entry["data_offsets"][0]
         tensors[name] = LazyTensor(path, start, SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]))
     return tensors

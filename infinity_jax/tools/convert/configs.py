@@ -1,7 +1,6 @@
 """What `--config` names: a published model, a config file of training, or a JSON file of sections."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,7 +79,7 @@ def _sections(name_or_file: str, kind: str) -> dict[str, Any]:
 
 def _sections_of_json(file: Path, kind: str) -> dict[str, Any]:
     try:
-        values = json.loads(file.read_text())
+        values = reading.read_json(file)
     except FileNotFoundError:
         raise UserError(f"no config file {file}") from None
     except (ValueError, OSError) as error:
