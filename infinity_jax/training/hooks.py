@@ -41,9 +41,10 @@ def sample_sheet(run: RunConfig, feed: Feed, folder: Path) -> Callable[[int, Tra
     """
     seed, file = run.train.seed, run.train.sample_prompts
     if file:
-        captions = read_prompts(file)[:SHEET_PICTURES]
+        captions, title = read_prompts(file)[:SHEET_PICTURES], "step {}"
     else:
-        captions = sheet_captions(feed.caption, len(feed.held_back), len(run.source), seed)
+        captions, held = sheet_captions(feed.caption, len(feed.held_back), len(run.source), seed)
+        title = f"step {{}}: the first {held} captions are held back" if held else "step {}"
 
     def draw(step: int, state: TrainState) -> None:
         trained = TrainedModel(
@@ -59,28 +60,34 @@ def sample_sheet(run: RunConfig, feed: Feed, folder: Path) -> Callable[[int, Tra
         pipeline = InfinityPipeline(trained, feed.text_encoder, run.layout)
         images = pipeline.arrays(SampleRequest(captions, range(seed, seed + len(captions))))
         if jax.process_index() == 0:
-            sheets.picture_sheet(images, captions, folder / f"samples-{step:07d}.png", title=f"step {step}")
+            sheets.picture_sheet(
+                images, captions, folder / f"samples-{step:07d}.png", title=title.format(step)
+            )
 
     return draw
 
 
 def sheet_captions(
     caption_of: Callable[[int, bool], str], held_back: int, examples: int, seed: int
-) -> list[str]:
+) -> tuple[list[str], int]:
     """Chooses captions for a sheet: half of them held back where there are such, none twice.
 
     Args:
       caption_of: (number of a picture, whether it is one that is held back) -> its caption.
       held_back, examples: how many pictures there are of both kinds.
+    Returns:
+      the captions, and how many of them, the first ones, are held back.
     """
     captions: list[str] = []
+    counts: list[int] = []
     for kept, count, most in ((True, held_back, SHEET_PICTURES // 2), (False, examples, SHEET_PICTURES)):
         # A few more than are needed, as several pictures may have one caption.
         for place in np.random.default_rng(seed).permutation(count)[: 4 * SHEET_PICTURES]:
             caption = caption_of(int(place), kept)
             if len(captions) < most and caption not in captions:
                 captions.append(caption)
-    return captions
+        counts.append(len(captions))
+    return captions, counts[0]
 
 
 def validation(

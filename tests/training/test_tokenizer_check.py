@@ -111,7 +111,7 @@ def test_a_sheet_shows_held_back_captions_first_and_none_twice():
     def caption(index: int, held_back: bool) -> str:
         return f"held back {max(index, 1)}" if held_back else f"trained {index}"
 
-    captions = hooks.sheet_captions(caption, 5, 2, seed=0)
-    assert len(captions) == len(set(captions)) == 6
+    captions, held = hooks.sheet_captions(caption, 5, 2, seed=0)
+    assert held == 4 and len(captions) == len(set(captions)) == 6
     assert [text[:4] for text in captions] == ["held"] * 4 + ["trai"] * 2
-    assert len(hooks.sheet_captions(caption, 500, 500, seed=0)) == hooks.SHEET_PICTURES
+    assert len(hooks.sheet_captions(caption, 500, 500, seed=0)[0]) == hooks.SHEET_PICTURES
