@@ -20,9 +20,10 @@ _asked = itertools.count(1)
 def received(minutes: float = 0.0) -> Iterator[Callable[[], int | None]]:
     """Yields a function to be asked after every step: None, or the signal for which to stop after this step.
 
-    After `minutes`, unless that is 0, it answers as after SIGTERM. A second signal acts as it always does. Of several
-    processes any may get the signal, and all are told to stop after the same step, a second or so later: they agree on
-    it through jax, which holds SIGTERM's handler there. So each must ask equally often.
+    After `minutes`, unless that is 0, it answers SIGALRM, or SIGTERM where there are several processes. A second signal
+    acts as it always does. Of several processes any may get the signal, and all are told to stop after the same step, a
+    second or so later: they agree on it through jax, which holds SIGTERM's handler there. So each must ask equally
+    often.
     """
     numbers: list[int] = []
     end = time.monotonic() + 60 * minutes if minutes else float("inf")
@@ -35,7 +36,7 @@ def received(minutes: float = 0.0) -> Iterator[Callable[[], int | None]]:
 
     def asked() -> int | None:
         if not numbers and time.monotonic() > end:
-            wish(signal.SIGTERM)
+            wish(signal.SIGTERM if several else signal.SIGALRM)
         first = numbers[0] if numbers else None
         if several:
             stop = multihost_utils.reached_preemption_sync_point(next(_asked))
