@@ -127,8 +127,6 @@ def in_steps(duration: int | str, *, steps: int | None, batch_size: int, example
       duration: a number of steps, or text: "500", "500 steps", "10%" (of the run), "2 epochs", "1000 examples".
       steps: length of the run; None while that itself is being read, so that "%" is refused.
       batch_size: examples a step.
-      minutes: after so many the run stops with a sheet, an evaluation (in one process) and a checkpoint, from which the
-        same command resumes; 0 is no limit. The learning rate is that of a run of `steps` steps, which this may cut short.
       examples: examples an epoch.
     Raises:
       UserError: text of another form, or "%" without `steps`.
