@@ -19,7 +19,7 @@ from infinity_jax.errors import UserError
 
 HERE = Path(__file__).parent
 # Parts of the run, so that a short one has them too.
-OFTEN = dict(checkpoint_every="10%", sample_every="20%", evaluate_every="10%")
+OFTEN = dict(checkpoint_every="10%", sample_every="10%", evaluate_every="10%")
 
 
 def get_config(argument: str = "") -> ConfigDict:

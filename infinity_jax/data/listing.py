@@ -15,6 +15,7 @@ CAPTION_KEYS = ("caption", "text")
 # Files that are taken for pictures where no captions file names them.
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".svg")
 TEXT = ".txt"
+MOST_CHARACTERS = 10_000  # of a caption in a text of its own
 
 
 class Skipped(NamedTuple):
@@ -81,14 +82,20 @@ def _find_pictures(folder: Path) -> list[Path]:
 def _texts_beside(folder: Path, pictures: list[Path]) -> Iterator[Row]:
     for number, picture in enumerate(pictures, start=1):
         name, text = picture.relative_to(folder).as_posix(), picture.with_suffix(TEXT)
-        try:
-            lines = text.read_text("utf-8-sig").splitlines()
-        except FileNotFoundError:
+        if not text.is_file():  # a pipe would keep the reader waiting
             yield Skipped(number, f"no caption: there is no {text.name} beside {name}")
+            continue
+        try:
+            yield number, {FILE_KEYS[0]: name, CAPTION_KEYS[0]: _first_line(text)}
         except (OSError, UnicodeDecodeError) as error:
             yield Skipped(number, f"no caption: {text.name} beside {name} cannot be read: {error}")
-        else:
-            yield number, {FILE_KEYS[0]: name, CAPTION_KEYS[0]: next(filter(str.strip, lines), "")}
+
+
+def _first_line(text: Path) -> str:
+    """Reads the first line with words of a text that may be of any size; "" if the first hundred lines have none."""
+    with text.open(encoding="utf-8-sig") as file:
+        lines = (file.readline(MOST_CHARACTERS) for _ in range(100))
+        return next(filter(str.strip, lines), "")
 
 
 def _folder_names(folder: Path, pictures: list[Path]) -> Iterator[Row]:

@@ -126,10 +126,10 @@ def _watch(reading: int) -> None:
 def received(minutes: float = 0.0) -> Iterator[Callable[[], int | None]]:
     """Yields a function to be asked after every step: None, or the signal for which to stop after this step.
 
-    After `minutes`, unless that is 0, it answers as after SIGTERM. Until it is asked first there is nothing to save,
-    and a signal ends the process as it does elsewhere; a second signal does so too. Of several processes any may get
-    the signal, and all are told to stop after the same step, a second or so later: they agree on it through jax, which
-    holds SIGTERM's handler there. So each must ask equally often.
+    After `minutes`, unless that is 0, it answers SIGALRM, or SIGTERM where there are several processes. Until it is
+    asked first there is nothing to save, and a signal ends the process as it does elsewhere; a second signal does so
+    too. Of several processes any may get the signal, and all are told to stop after the same step, a second or so
+    later: they agree on it through jax, which holds SIGTERM's handler there. So each must ask equally often.
     """
     import jax
 
@@ -147,7 +147,7 @@ def received(minutes: float = 0.0) -> Iterator[Callable[[], int | None]]:
         if not before and not several:
             take()
         if not numbers and time.monotonic() > end:
-            wish(signal.SIGTERM)
+            wish(signal.SIGTERM if several else signal.SIGALRM)
         first = numbers[0] if numbers else None
         if several:
             from jax.experimental import multihost_utils

@@ -22,8 +22,9 @@ class TrainConfig(Checked):
     Attributes:
       steps: length of the run.
       batch_size: examples a step.
-      minutes: after so many the run stops as after SIGTERM, with a checkpoint from which the same command resumes; 0 is
-        no limit. The learning rate is that of a run of `steps` steps, which this may cut short.
+      minutes: after so many the run stops with a checkpoint, from which the same command resumes, and in one process
+        with a sheet and an evaluation too; 0 is no limit. The learning rate is that of a run of `steps` steps, which
+        this may cut short.
       seed: of the data's order and of all random streams.
       log_every: steps between lines of metrics.jsonl.
       checkpoint_every: steps between checkpoints; the last step always has one.
@@ -129,8 +130,6 @@ def in_steps(duration: int | str, *, steps: int | None, batch_size: int, example
       duration: a number of steps, or text: "500", "500 steps", "10%" (of the run), "2 epochs", "1000 examples".
       steps: length of the run; None while that itself is being read, so that "%" is refused.
       batch_size: examples a step.
-      minutes: after so many the run stops as after SIGTERM, with a checkpoint from which the same command resumes; 0 is
-        no limit. The learning rate is that of a run of `steps` steps, which this may cut short.
       examples: examples an epoch.
     Raises:
       UserError: text of another form, or "%" without `steps`.

@@ -85,7 +85,7 @@ def run(
       the last state.
     Raises:
       UserError: a number of a step is not finite; a full disk; a checkpoint of another model or another seed.
-      SystemExit: after SIGTERM (code 0) or SIGINT (130), once a checkpoint is saved.
+      SystemExit: after SIGTERM or `train.minutes` (code 0) or SIGINT (130), once a checkpoint is saved.
     """
     checkpointer = Checkpointer(
         Path(workdir) / "checkpoints", train.keep_checkpoints, train.keep_every, train.keep_best
@@ -143,7 +143,7 @@ class _Loop:
                     state, metrics = self.step_fn(state, batch, seed_key)
                 log.taken(step, metrics)
                 stop = stop_asked()
-                self.after_step(step, state, metrics, log, stop is not None)
+                self.after_step(step, state, metrics, log, stop)
                 log.progress.advance(line=False)
                 if stop is not None:
                     break
@@ -152,17 +152,18 @@ class _Loop:
             stop = stop or stop_asked()
             if stop is not None:
                 logging.warning("stopped at step %d, saved; the same command resumes there", int(state.step))
-                raise SystemExit(0 if stop == signal.SIGTERM else 130)
+                raise SystemExit(130 if stop == signal.SIGINT else 0)
         return state
 
     def after_step(
-        self, step: int, state: TrainState, metrics: Mapping[str, Any], log: "_Log", stopping: bool
+        self, step: int, state: TrainState, metrics: Mapping[str, Any], log: "_Log", stop: int | None
     ) -> None:
         """Runs hooks, then saves. A checkpoint of step n promises that all lines up to n are written."""
         self.checkpointer.check()
-        last = step == self.train.steps
+        # Where the time is over, and nobody waits for the end, what was made is shown and measured.
+        last = step == self.train.steps or stop == signal.SIGALRM
         due = [hook for hook in self.hooks if hook.every and (last or step % hook.every == 0)]
-        save = last or stopping or step % self.train.checkpoint_every == 0
+        save = last or stop is not None or step % self.train.checkpoint_every == 0
         if not due and not save:
             return
         log.write_pending()

@@ -1,10 +1,12 @@
 """Folders without a captions file: texts beside the pictures, and folders named for what they show."""
 
 import logging
+import os
 
 import pytest
 from PIL import Image
 
+from infinity_jax.data.listing import MOST_CHARACTERS
 from infinity_jax.data.prepared import writer
 from infinity_jax.data.sources import open_source
 from infinity_jax.errors import UserError
@@ -49,6 +51,14 @@ def test_a_text_that_is_empty_or_not_utf8_leaves_its_picture_out(folder, log):
     ):
         captions(folder)
     assert any("picture 3 skipped: no caption: dog.txt" in message for message in log.messages)
+
+
+def test_texts_that_are_no_files_or_huge_do_not_stop_the_reader(folder):
+    (folder / "cat.txt").write_text("word " * 10**6)
+    os.mkfifo(folder / "dogs" / "dog.txt")
+    (folder / "dogs" / "Big_Dog.txt").symlink_to("/dev/zero")
+    (caption,) = captions(folder).values()
+    assert len(caption) <= MOST_CHARACTERS
 
 
 def test_folders_name_what_their_pictures_show(folder, log):

@@ -290,9 +290,11 @@ def test_metrics_that_are_not_numbers_of_json_become_null(tmp_path):
 
 
 def test_after_its_minutes_a_run_is_saved_and_goes_on_as_if_it_had_not_stopped(undisturbed, tmp_path):
+    drawn = []
+    hook = training_loop.Hook(20, lambda step, state: drawn.append(step))
     with pytest.raises(SystemExit) as stopped:
-        toy_run.run(tmp_path, minutes=1e-9)
-    assert stopped.value.code == 0
+        toy_run.run(tmp_path, minutes=1e-9, hooks=[hook])
+    assert stopped.value.code == 0 and drawn == [1]
     assert Checkpointer(tmp_path / "checkpoints", read_only=True).latest_step() == 1
     assert_equal(toy_run.run(tmp_path, minutes=10.0), undisturbed[1])
 
