@@ -159,6 +159,6 @@ def _check_writable(path: Path, what: str) -> None:
     temporary = _temporary(path)
     try:
         temporary.touch(exist_ok=False)
-        temporary.unlink()
+        temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{what} cannot be written: {error.strerror}; name another place") from error

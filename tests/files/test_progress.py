@@ -88,7 +88,8 @@ def test_a_bar_on_a_terminal_and_no_control_characters_elsewhere(monkeypatch, cl
 
 
 def test_another_process_than_the_first_is_silent(monkeypatch, clock, lines):
-    monkeypatch.setattr("jax.process_index", lambda: 1)
+    monkeypatch.setattr(progress, "_silent", False)
+    progress.be_silent()
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     for _ in counted(range(3), "drawing", 3, "pictures"):
         clock[0] += 60
