@@ -1,6 +1,5 @@
 """The bundled data set: OpenMoji pictures with the Unicode names of the emoji as captions."""
 
-import fcntl
 import io
 import re
 import shutil
@@ -17,7 +16,7 @@ from absl import logging
 from PIL import Image
 
 from infinity_jax.data.records import Record, fraction
-from infinity_jax.files import paths
+from infinity_jax.files import locks, paths
 
 PICTURE_SIZE = 64
 HELD_OUT_COMPOSITIONS = 0.05
@@ -85,9 +84,7 @@ def prepare_emoji(data_dir: Path | str | None = None) -> Path:
     builder = open_builder(root)
     if builder.is_prepared():  # Without the lock, so that a folder that cannot be written can be read.
         return Path(builder.data_dir)
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / ".emoji_captions.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.alone(root / ".emoji_captions.lock", f"prepares the emoji pictures in {root}"):
         if not builder.is_prepared():
             logging.info("Preparing the emoji pictures in %s", builder.data_dir)
             for leftover in (root / EmojiCaptions.name).glob("*incomplete*"):

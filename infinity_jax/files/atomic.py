@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from infinity_jax.errors import UserError
+from infinity_jax.files import locks
 
 # The disk, the user's share of it, or (the limit of the file system or of the shell) the file is full.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -28,15 +29,20 @@ def _temporary(path: Path) -> Path:
 def writing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what was written there takes the name `path` at the end.
 
-    After an error `path` is as it was and the temporary file is gone.
+    After an error `path` is as it was and the temporary file is gone. The file may be read by whom the umask says,
+    whatever a library thinks of that.
 
     Raises:
       OSError: the file cannot be written, for example for want of space; it carries the name `path`.
     """
     temporary = _temporary(path)
     try:
-        yield temporary
+        with open(temporary, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+        with locks.hold(temporary):
+            yield temporary
         with open(temporary, "rb") as file:
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
@@ -59,7 +65,8 @@ def writing_folder(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         temporary.mkdir()
-        yield temporary
+        with locks.hold(temporary):
+            yield temporary
         temporary.rename(path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -93,17 +100,25 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def remove_unfinished(paths: Iterable[Path]) -> None:
-    """Removes what killed processes left beside these files or folders; no other process may be writing one of them."""
+    """Removes what killed processes left beside these files or folders; what a process is writing stays."""
     names_in: dict[Path, set[str]] = {}
     for path in paths:
         names_in.setdefault(path.parent, set()).add(path.name)
     for folder, names in names_in.items():
-        for file in folder.glob(".*.unfinished"):
-            if (match := _UNFINISHED.fullmatch(file.name)) and match[1] in names:
-                if file.is_dir():
-                    shutil.rmtree(file, ignore_errors=True)
-                else:
-                    file.unlink(missing_ok=True)
+        _remove(folder, names)
+
+
+def clean(folder: Path) -> None:
+    """Removes all that killed processes left unfinished in `folder`, which need not be there."""
+    _remove(folder, None)
+
+
+def _remove(folder: Path, names: set[str] | None) -> None:
+    for file in folder.glob(".*.unfinished"):
+        match = _UNFINISHED.fullmatch(file.name)
+        if match and (names is None or match[1] in names) and not locks.is_held(file):
+            with suppress(OSError):  # a folder that is only read
+                shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
 
 
 def check_target(file: Path, option: str) -> None:

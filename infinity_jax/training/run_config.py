@@ -1,6 +1,7 @@
 """A config of `infinity-jax train` as a run reads it: its sections, devices and opened data, and what must fit them."""
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ from typing import Any
 import jax
 
 from infinity_jax import scales
-from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints import folder, pretrained
 from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.config import SampleConfig, TransformerConfig
 from infinity_jax.config_files import from_dict
@@ -18,6 +19,7 @@ from infinity_jax.data.prepared.config import RECORDS, DataConfig
 from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
 from infinity_jax.data.records import Source
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 from infinity_jax.runtime import sharding
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.training import config as train_config
@@ -95,15 +97,26 @@ def _open(data: DataConfig) -> tuple[Source, tuple[MixedRecords, MixedRecords | 
 def keep_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
     """Loads `fitting_tokenizer`, and copies it into a new workdir so that the run is complete in itself."""
     tokenizer, copy = fitting_tokenizer(run, workdir), workdir / "tokenizer"
-    if not copy.is_dir():
-        pretrained.save_tokenizer(copy, tokenizer)
+    if not _has_copy(workdir):
+        shutil.rmtree(copy, ignore_errors=True)
+        with atomic.writing_folder(copy) as temporary:
+            pretrained.save_tokenizer(temporary, tokenizer)
     return tokenizer
+
+
+def _has_copy(workdir: Path) -> bool:
+    """Tells whether a run has its tokenizer; one that was never whole does not count. UserError if it was lost."""
+    copy, files = workdir / "tokenizer", (folder.CONFIG, folder.WEIGHTS["tokenizer"])
+    missing = [name for name in files if not (copy / name).is_file()]
+    if missing and any((workdir / "checkpoints").glob("[0-9]*")):
+        raise UserError(f"{copy} lacks {', '.join(missing)}, which this run trains with; restore that folder")
+    return not missing
 
 
 def fitting_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
     """Loads the workdir's copy of the tokenizer, else the config's. UserError if it does not fit the config."""
-    copy, preset = workdir / "tokenizer", run.data.scales
-    tokenizer = pretrained.load_tokenizer(copy if copy.is_dir() else run.tokenizer)
+    preset = run.data.scales
+    tokenizer = pretrained.load_tokenizer(workdir / "tokenizer" if _has_copy(workdir) else run.tokenizer)
     bits = tokenizer.config.transformer_bits
     if bits != run.model.bits:
         raise UserError(

@@ -23,7 +23,7 @@ from infinity_jax.checkpoints import trained
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import trees
-from infinity_jax.training import run_config, train_transformer
+from infinity_jax.training import run_config, start, train_transformer
 
 _STARTS = ("init_from", "restore_from")
 # What may be changed of a stage that is finished without a word: nothing that its weights depend on.
@@ -52,6 +52,11 @@ def main(config: Any, workdir: str | Path) -> None:
     workdir = Path(workdir)
     configs = linked(config, workdir)
     steps = _check(configs, workdir)
+    with start.alone_in(workdir):
+        _train(configs, steps, workdir)
+
+
+def _train(configs: Mapping[str, Any], steps: Sequence[int], workdir: Path) -> None:
     done = _agreed([_newest_step(workdir / name) for name in configs])
     _check_order(list(configs), done, steps, workdir)
     for number, (name, stage) in enumerate(configs.items()):

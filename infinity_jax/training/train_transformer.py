@@ -7,7 +7,7 @@ from infinity_jax.checkpoints import origin
 from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.data.encoded import features_on_device
 from infinity_jax.runtime import distributed
-from infinity_jax.training import loop, run_config
+from infinity_jax.training import loop, run_config, start
 from infinity_jax.training.hooks import sample_sheet, validation
 from infinity_jax.training.state import TrainState
 from infinity_jax.training.transformer_step import StepConfig, build_step
@@ -24,7 +24,12 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     Raises:
       UserError: a value of the config, the data, a checkpoint or the disk stands in the way; the message says which.
     """
-    workdir, run = Path(workdir), run_config.read_config(config)
+    run = run_config.read_config(config)
+    with start.alone_in(Path(workdir)):
+        return _train(config, run, Path(workdir))
+
+
+def _train(config: Any, run: run_config.RunConfig, workdir: Path) -> TrainState:
     train, layout = run.train, run.layout
     tokenizer = distributed.lead_first(lambda: run_config.keep_tokenizer(run, workdir))
     text_encoder = run_config.fitting_text_encoder(run)
