@@ -4,12 +4,14 @@
     tokenizer.safetensors      paths of parameters, joined by "/", to arrays
     transformer.safetensors    the same; blocks are stacked over layers
     text_encoder/              only with Flan-T5: config.json, weights.safetensors, tokenizer.json
+    checksums.json             of the weights, see `files/checksums.py`; text_encoder/ has its own
 
 Parts may arrive one by one (`infinity-jax convert`), in any order; parts that do not belong together are refused.
 """
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,39 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 from safetensors import SafetensorError
-from safetensors.flax import load_file, save_file
+from safetensors.flax import load_file
 
 from infinity_jax.config import WEIGHT_DTYPES, TokenizerConfig, TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.files import atomic
+from infinity_jax.files import atomic, checksums, locks
+from infinity_jax.files.lazy_tensor import dtype_named
+from infinity_jax.files.safetensors_writer import SafetensorsWriter
 from infinity_jax.runtime import trees
 from infinity_jax.text.minilm import MiniLM
 
 CONFIG, TEXT_ENCODER = "config.json", "text_encoder"
 WEIGHTS = {"tokenizer": "tokenizer.safetensors", "transformer": "transformer.safetensors"}
+
+
+DAMAGED = "copy, export or convert the checkpoint again"
+
+
+@contextlib.contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Makes a folder to share and keeps other processes from writing into it: they wait.
+
+    Raises:
+      UserError: it is a training's workdir, which config.json would hide from then on.
+    """
+    if (folder / "checkpoints").is_dir():
+        raise UserError(
+            f"{folder} is a training's workdir and would be read as an exported folder from then on; "
+            "give another folder"
+        )
+    with locks.alone(folder / ".lock", f"writes {folder}"):
+        atomic.clean(folder)
+        yield
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -63,6 +87,7 @@ def add_part(
     """Adds a tokenizer or a transformer to a folder that may hold the other one already.
 
     Args:
+      folder: within `changing`.
       part: "tokenizer" or "transformer".
       sections: goes into config.json, `part` among them. A transformer's replace those that are there; of a
         tokenizer's only its own does, and the others fill in what is not there yet.
@@ -80,8 +105,8 @@ def add_part(
             new.pop("source", None)  # the data of the transformer that was here before
     new["origin"] = old.get("origin", {}) | {part: dict(origin)}
     check_fit(folder, new)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / WEIGHTS[part], write)
+    with checksums.replacing(folder, WEIGHTS[part]):
+        replace(folder / WEIGHTS[part], write)
     write_config(folder, new)
 
 
@@ -146,11 +171,10 @@ def check_dtype(dtype: str) -> None:
 def read_arrays(path: Path) -> PyTree:
     """Reads float32 parameters, nested dicts, of a .safetensors file; UserError if it is missing or damaged."""
     try:
-        flat = load_file(path)
+        with checksums.beside(lambda: checksums.check(path.parent, [path.name], DAMAGED)):
+            flat = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot read the weights {path}: {error}; copy, export or convert the checkpoint again"
-        ) from error
+        raise UserError(f"cannot read the weights {path}: {error}; {DAMAGED}") from error
     # Popped: never two copies of all weights. By NumPy: nothing is compiled for each of the shapes.
     arrays = {name: jnp.asarray(np.asarray(flat.pop(name)).astype(np.float32)) for name in list(flat)}
     return unflatten_dict(arrays, sep="/")
@@ -159,11 +183,13 @@ def read_arrays(path: Path) -> PyTree:
 def write_arrays(path: Path, params: PyTree, dtype: str) -> None:
     """Writes parameters in `dtype`: "float32", "bfloat16" or "float16"."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    flat = {trees.parameter_name(key): jnp.asarray(leaf).astype(dtype) for key, leaf in leaves}
+    named = {trees.parameter_name(key): leaf for key, leaf in leaves}
+    shapes = {name: (dtype_named(dtype), tuple(named[name].shape)) for name in sorted(named)}
 
     def write(temporary: Path) -> None:
-        with atomic.os_errors(SafetensorError):
-            save_file(flat, temporary)
+        with SafetensorsWriter(temporary, shapes) as writer:
+            for name, (stored, _) in shapes.items():
+                writer.write(name, np.asarray(jnp.asarray(named[name]).astype(stored)))
 
     replace(path, write)
 

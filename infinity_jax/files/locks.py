@@ -1,4 +1,4 @@
-"""A folder or a file that one process at a time may write; the lock ends with the process that holds it, however it dies."""
+"""A folder or a file that one process at a time may write; the lock ends with its process, however that dies."""
 
 import contextlib
 import errno
@@ -40,7 +40,7 @@ def alone(file: Path, doing: str, remedy: str = "") -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     with contextlib.ExitStack() as held:
         while True:
-            lock = held.enter_context(open(file, "a+"))  # noqa: SIM115  (closed by the stack)
+            lock = held.enter_context(open(file, "a+"))
             if not _taken(lock, doing, remedy) or _is_still(file, lock):
                 break
             lock.close()  # its holder has removed it: the others lock a new one
