@@ -3,9 +3,12 @@
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,31 +55,25 @@ class Steps:
 
     @contextlib.contextmanager
     def reading(self, step: int, *items: str) -> Iterator[None]:
-        """Compares `items` of a checkpoint with their checksums while the block reads them.
+        """Compares `items` of a checkpoint with their checksums before the block reads them.
 
         Of several processes, which must all be here, each compares a part of the files.
 
         Raises:
           UserError: a file is damaged or the block fails; it names that and the newest earlier checkpoint that is
-            whole. A UserError of the block is raised as it is, unless the files are damaged.
+            whole. A UserError of the block is raised as it is.
         """
-        folder, failure = self.directory / str(step), None
+        folder = self.directory / str(step)
+        # Not at the same time: reads of orbax that fail leave others unfinished.
         with explained(folder, lambda: self.remedy(step)):
-            known = checksums.read(folder) if folder.is_dir() else {}
+            known = checksums.read(folder)
             names = sorted(name for name in known if name.split("/")[0] in items)
             here = names[jax.process_index() :: jax.process_count()]
-            with ThreadPoolExecutor(1) as thread:
-                found = thread.submit(checksums.changed, folder, {name: known[name] for name in here})
-                try:
-                    yield
-                except Exception as error:
-                    failure = error
-                damaged = _of_all(found.result(), names)
+            damaged = _of_all(checksums.changed(folder, {name: known[name] for name in here}), names)
         if damaged:
             checksums.raise_damaged(folder, damaged, self.remedy(step))
-        if failure is not None:
-            with explained(folder, lambda: self.remedy(step)):
-                raise failure
+        with explained(folder, lambda: self.remedy(step)):
+            yield
 
     def remedy(self, step: int) -> str:
         """Says what to do without the checkpoint of `step`."""
@@ -111,7 +108,7 @@ def _of_all(damaged: Mapping[str, str], names: Sequence[str]) -> Mapping[str, st
 
 
 @contextlib.contextmanager
-def explained(folder: Path, remedy) -> Iterator[None]:
+def explained(folder: Path, remedy: Callable[[], str]) -> Iterator[None]:
     """Turns whatever is raised while a checkpoint is read into UserError with the folder and a remedy.
 
     Args:
@@ -124,5 +121,18 @@ def explained(folder: Path, remedy) -> Iterator[None]:
     except (Exception, asyncio.CancelledError) as error:
         if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
             raise
+        _leave_out_what_was_not_awaited()
         words = " ".join(f"{type(error).__name__}: {error}".split())
         raise UserError(f"the checkpoint {folder} cannot be read ({words[:300]}); {remedy()}") from error
+
+
+@functools.cache
+def _leave_out_what_was_not_awaited() -> None:
+    """Keeps the traces of reads that orbax leaves behind when another one fails, whenever they end, from the screen."""
+    show = sys.unraisablehook
+
+    def show_others(unraisable: Any) -> None:
+        if not inspect.iscoroutine(unraisable.object) and str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
+
+    sys.unraisablehook = show_others
