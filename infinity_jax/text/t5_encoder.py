@@ -93,7 +93,8 @@ def load_t5(max_length: int, folder: Path) -> T5Encoder:
             f"the text encoder's folder {folder} lacks {', '.join(missing)}; {HOW_TO_MAKE} "
             "and take its folder DIR/text_encoder"
         )
-    with checksums.beside(lambda: checksums.check(folder, FILES, f"copy the folder again, or {HOW_TO_MAKE}")):
+    there = [name for name in FILES if (folder / name).is_file()]
+    with checksums.beside(lambda: checksums.check(folder, there, f"copy the folder again, or {HOW_TO_MAKE}")):
         config = read_config(folder / CONFIG)
         tokenizer = read_tokenizer(folder / TOKENIZER)
         params = _read_params(folder / WEIGHTS, config)
