@@ -10,7 +10,6 @@ Parts may arrive one by one (`infinity-jax convert`), in any order; parts that d
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ from safetensors.flax import load_file
 from infinity_jax.config import WEIGHT_DTYPES, TokenizerConfig, TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.files import atomic, checksums, locks
+from infinity_jax.files import atomic, checksums, json_files, locks
 from infinity_jax.files.lazy_tensor import dtype_named
 from infinity_jax.files.safetensors_writer import SafetensorsWriter
 from infinity_jax.runtime import trees
@@ -58,13 +57,8 @@ def changing(folder: Path) -> Iterator[None]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Reads config.json. Raises UserError if it is no checkpoint's."""
-    try:
-        values = json.loads((folder / CONFIG).read_text())
-    except ValueError as error:
-        raise UserError(
-            f"{folder / CONFIG} is not readable JSON ({error}); export the checkpoint again"
-        ) from error
-    if not isinstance(values, dict) or not values.keys() & {*WEIGHTS, "text"}:
+    values = json_files.read_object(folder / CONFIG, "export or convert the checkpoint again")
+    if not values.keys() & {*WEIGHTS, "text"}:
         raise UserError(
             f"{folder / CONFIG} has none of the sections {', '.join(WEIGHTS)}, text; "
             "it is not a checkpoint of this project"
@@ -156,10 +150,11 @@ def _text_channels(folder: Path, encoder: str | None) -> int | None:
     path = folder / TEXT_ENCODER / CONFIG
     if encoder != "t5" or not path.is_file():
         return None
-    try:
-        return json.loads(path.read_text())["d_model"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); convert the text encoder again") from error
+    remedy = "convert the text encoder again"
+    channels = json_files.read_object(path, remedy).get("d_model")
+    if not isinstance(channels, int):
+        raise UserError(f"{path} is damaged, its d_model is {channels!r}; {remedy}")
+    return channels
 
 
 def check_dtype(dtype: str) -> None:

@@ -1,5 +1,6 @@
 """The bundled data set: OpenMoji pictures with the Unicode names of the emoji as captions."""
 
+import contextlib
 import io
 import re
 import shutil
@@ -16,7 +17,8 @@ from absl import logging
 from PIL import Image
 
 from infinity_jax.data.records import Record, fraction
-from infinity_jax.files import locks, paths
+from infinity_jax.errors import UserError
+from infinity_jax.files import checksums, locks, paths
 
 PICTURE_SIZE = 64
 HELD_OUT_COMPOSITIONS = 0.05
@@ -81,7 +83,8 @@ def prepare_emoji(data_dir: Path | str | None = None) -> Path:
     so an interrupted preparation leaves nothing that looks finished; a lock keeps processes apart.
     """
     root = Path(data_dir) if data_dir is not None else paths.data_dir()
-    builder = open_builder(root)
+    with _explained(root):
+        builder = open_builder(root)
     if builder.is_prepared():  # Without the lock, so that a folder that cannot be written can be read.
         return Path(builder.data_dir)
     with locks.alone(root / ".emoji_captions.lock", f"prepares the emoji pictures in {root}"):
@@ -92,6 +95,8 @@ def prepare_emoji(data_dir: Path | str | None = None) -> Path:
             tfds.disable_progress_bar()
             with tempfile.TemporaryDirectory() as downloads:
                 builder.download_and_prepare(download_dir=downloads)
+            folder = Path(builder.data_dir)
+            checksums.write(folder, checksums.compute(folder, [file.name for file in folder.iterdir()]))
     return Path(builder.data_dir)
 
 
@@ -162,20 +167,42 @@ def rasterise(svg: str, size: int = PICTURE_SIZE) -> bytes:
     return out.getvalue()
 
 
+def _remedy(root: Path) -> str:
+    return f"remove {root / EmojiCaptions.name}: the pictures are prepared again"
+
+
+@contextlib.contextmanager
+def _explained(root: Path) -> Iterator[None]:
+    """Turns whatever is raised while prepared pictures are read into UserError."""
+    try:
+        yield
+    except (UserError, IndexError):
+        raise
+    except Exception as error:
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"the prepared pictures in {root / EmojiCaptions.name} cannot be read ({words[:300]}); {_remedy(root)}"
+        ) from error
+
+
 class EmojiSource:
     """One split of the data set as a sequence of {image (PNG bytes), caption, id (code points, "1F600")}."""
 
     def __init__(self, split: str, data_dir: Path):
-        prepare_emoji(data_dir)
-        builder = open_builder(data_dir)
+        self._root, folder = data_dir, prepare_emoji(data_dir)
+        # The records have their own checksums.
+        checksums.check(folder, [file.name for file in folder.glob("*.json")], _remedy(data_dir))
         raw = {"picture": tfds.decode.SkipDecoding()}
-        # The decorator of TFDS hides the parameters from the type checker.
-        self._records = builder.as_data_source(split, decoders=raw)  # pyright: ignore[reportCallIssue]
+        with _explained(data_dir):
+            builder = open_builder(data_dir)
+            # The decorator of TFDS hides the parameters from the type checker.
+            self._records = builder.as_data_source(split, decoders=raw)  # pyright: ignore[reportCallIssue]
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int, /) -> Record:
-        record = self._records[index]
+        with _explained(self._root):
+            record = self._records[index]
         caption, codepoint = record["caption"].decode(), record["codepoint"].decode()
         return {"image": record["picture"], "caption": caption, "id": codepoint}

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from infinity_jax.errors import UserError
-from infinity_jax.files import locks
+from infinity_jax.files import locks, paths
 
 # The disk, the user's share of it, or (the limit of the file system or of the shell) the file is full.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -121,9 +121,14 @@ def _remove(folder: Path, names: set[str] | None) -> None:
                 shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
 
 
-def check_target(file: Path, option: str) -> None:
-    """Raises UserError, before any work is done, where `file` of the command line's `option` cannot be written."""
+def check_target(file: Path, option: str, *inputs: str | Path | None) -> None:
+    """Raises UserError, before any work is done, where `file` of the command line's `option` cannot be written.
+
+    Args:
+      inputs: what the command reads, see `paths.check_not_read`.
+    """
     if not file.absolute().parent.is_dir():
         raise UserError(f"{option} {file}: its folder does not exist; make it first")
     if file.is_dir():
         raise UserError(f"{option} {file} is a folder; name a file in it")
+    paths.check_not_read(file, option, *inputs)

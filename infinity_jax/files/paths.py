@@ -7,6 +7,7 @@ from infinity_jax.errors import UserError
 
 _WEIGHTS = (".safetensors", ".pth", ".pt", ".bin")
 _NAMES = ("config.json", "checksums.json", "index.json", "tokenizer.json")
+_FOLDERS = ("tokenizer", "text_encoder", "checkpoints", "parts")
 
 
 def data_dir() -> Path:
@@ -24,8 +25,8 @@ def check_not_read(out: str | Path, option: str, *inputs: str | Path | None) -> 
 
     Args:
       out: the file or folder to write, of the command line's `option`.
-      inputs: files and folders that are read. In a folder its weights and their descriptions are what counts, so that
-        the numbers that are measured of a checkpoint may lie in it.
+      inputs: files and folders that are read. Of a folder its weights and their descriptions are meant; other things,
+        like the numbers that are measured of a checkpoint, may lie in it.
     """
     out = Path(out).expanduser()
     for source in map(Path, filter(None, inputs)):
@@ -33,6 +34,6 @@ def check_not_read(out: str | Path, option: str, *inputs: str | Path | None) -> 
         if not (source.exists() and out.exists()):
             continue
         within = source.is_dir() and out.resolve().is_relative_to(source.resolve())
-        part = out.suffix in _WEIGHTS or out.name in _NAMES or (out.is_dir() and any(out.iterdir()))
+        part = out.suffix in _WEIGHTS or out.name in (*_NAMES, *_FOLDERS)
         if out.samefile(source) or (within and part):
             raise UserError(f"{option} {out} is what this command reads ({source}); name another place")

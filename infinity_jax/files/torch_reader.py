@@ -19,7 +19,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from infinity_jax.errors import UserError
-from infinity_jax.files.lazy_tensor import TORCH_STORAGES, LazyTensor
+from infinity_jax.files.lazy_tensor import TORCH_STORAGES, Entry, LazyTensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
@@ -113,7 +113,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 # A storage -> the byte of the file at which it begins, and its length in bytes.
-_Locate = Callable[[_Storage], tuple[int, int]]
+_Locate = Callable[[_Storage], tuple[int, int, int]]
 
 
 class TorchFile:
@@ -154,7 +154,7 @@ class TorchFile:
         numbers = (value.offset, length, *shape, *strides)
         if len(shape) != len(strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
             raise UserError(f"{self.path} is damaged: {name!r} has shape {shape} and strides {strides}")
-        begin, size = self._locate(value.storage)
+        begin, size, crc = self._locate(value.storage)
         last = value.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         if (0 not in shape and last >= length) or length * kind.dtype.itemsize > size:
             raise UserError(
@@ -163,7 +163,10 @@ class TorchFile:
             )
         contiguous = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
         steps = None if strides == contiguous else strides
-        return LazyTensor(self.path, begin + value.offset * kind.dtype.itemsize, kind.dtype, shape, steps)
+        entry = Entry(self.path, begin, size, crc) if crc else None
+        return LazyTensor(
+            self.path, begin + value.offset * kind.dtype.itemsize, kind.dtype, shape, steps, entry
+        )
 
 
 def read_torch_file(path: Path) -> dict[str, np.ndarray]:
@@ -209,11 +212,12 @@ def _open_zip(file: io.BufferedReader) -> tuple[Any, _Locate]:
         content = _Unpickler(io.BytesIO(archive.read(pickles[0]))).load()
     path = Path(file.name)
 
-    def locate(storage: _Storage) -> tuple[int, int]:
+    def locate(storage: _Storage) -> tuple[int, int, int]:
         info = entries.get(f"{prefix}data/{storage.key}")
         if info is None or info.compress_type != zipfile.ZIP_STORED:
             raise UserError(f"{path} is damaged: storage {storage.key!r} is missing or compressed")
-        return _entry_start(path, info), info.file_size
+        # torch writes 0 where it was told to compute none.
+        return _entry_start(path, info), info.file_size, info.CRC
 
     return content, locate
 
@@ -250,4 +254,4 @@ def _open_legacy(file: io.BufferedReader) -> tuple[Any, _Locate]:
         if count != storage.length or end > file.seek(0, 2):
             raise EOFError(f"storage {key} should hold {storage.length} values")
         file.seek(end)
-    return content, lambda storage: places[storage.key]
+    return content, lambda storage: (*places[storage.key], 0)

@@ -16,7 +16,7 @@ from safetensors.flax import load_file
 from tokenizers import Tokenizer
 
 from infinity_jax.errors import UserError
-from infinity_jax.files import checksums
+from infinity_jax.files import checksums, json_files
 from infinity_jax.runtime.sharding import Layout, put
 from infinity_jax.text.batching import BatchedEncoder
 from infinity_jax.text.t5 import T5, T5Config, param_shapes, param_variables
@@ -103,13 +103,7 @@ def load_t5(max_length: int, folder: Path) -> T5Encoder:
 
 def read_config(path: Path) -> T5Config:
     """Reads the config in a Hugging Face config.json; UserError if it is no JSON object or not of a T5 v1.1."""
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise UserError(f"{path} is not readable JSON ({error}); copy it again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds a {type(values).__name__}, not the config of a model; copy it again")
-    return T5Config.from_hf(values)
+    return T5Config.from_hf(json_files.read_object(path, "copy it again"))
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

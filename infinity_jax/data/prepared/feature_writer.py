@@ -5,7 +5,6 @@ folder gets its name when it is whole; a killed run resumes where it stood.
 """
 
 import functools
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -75,7 +74,7 @@ def _write_part(index: RecordIndex, part: Path, out: Path, maker: "_Maker") -> N
                     writer.write(shard.ratio, shards.pack(record))
         writer.close()
         shutil.copyfile(part / "columns.npz", folder / "columns.npz")
-        columns = json.loads((part / "part.json").read_text())["columns"]
+        columns = record_index.read_part(part)["columns"]
         atomic.write_json(folder / "part.json", {"counts": writer.counts, "columns": columns})
 
 

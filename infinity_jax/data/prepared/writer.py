@@ -11,7 +11,6 @@ A part's folder gets its name when it is whole; parts that have it are not read 
 
 import contextlib
 import hashlib
-import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -36,7 +35,7 @@ from infinity_jax.data.originals.by_name import find_parts
 from infinity_jax.data.originals.rows import Part, Row, Skipped
 from infinity_jax.data.prepared import index, report, shards
 from infinity_jax.errors import UserError
-from infinity_jax.files import atomic, locks
+from infinity_jax.files import atomic, json_files, locks
 
 _LOG_EVERY_S = 10.0
 # What a killed process leaves of part 00012: .00012.TOKEN.unfinished; of earlier versions .00012.4711 or .00012.
@@ -120,10 +119,7 @@ def _claim(out: Path, note: Mapping[str, Any]) -> None:
     if not file.is_file():
         atomic.write_json(file, note)
         return
-    try:
-        claimed = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}); remove {out} or give another --out") from error
+    claimed = json_files.read_object(file, f"remove {out} or give another --out")
     for name, value in note.items():
         if claimed.get(name) != value:
             changed = " (its files have changed)" if name == "hash" else ""
