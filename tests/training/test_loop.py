@@ -285,3 +285,24 @@ def test_metrics_that_are_not_numbers_of_json_become_null(tmp_path):
     writer.close()
     text = (tmp_path / "metrics.jsonl").read_text()
     assert json.loads(text) == {"step": 1, "loss": 0.5, "per_scale": [1.0, None], "n": 3}
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"step": 4, "lo',
+        b"\xff\xfe\x00garbage",
+        b"5",
+        b"null",
+        b'{"loss": 1}',
+        b'{"step": "x"}',
+        b"[" * 99_999,
+    ],
+)
+def test_damaged_lines_of_metrics_are_left_out_and_counted(tmp_path, line, caplog):
+    whole = [b'{"step": 1, "loss": 2.0}', b'{"step": 2, "loss": 1.0}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([whole[0], line, whole[1], line]))
+    with caplog.at_level("WARNING"):
+        MetricsWriter(tmp_path, start_step=1).close()
+    assert "metrics.jsonl: 2 damaged lines are left out" in caplog.text
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole[0] + b"\n"

@@ -108,7 +108,7 @@ def read_part(part: Path) -> dict[str, Any]:
 
 def read(folder: Path) -> RecordIndex:
     """Reads the index of a prepared folder. Raises UserError if it is missing, unfinished, damaged or empty."""
-    checksums.check(folder, [INDEX], "restore it, or give the same prepare command again")
+    checksums.check(folder, [INDEX], "restore it, or prepare the set again")
     try:
         index = json.loads((folder / INDEX).read_text())
         if index["format"] != FORMAT:

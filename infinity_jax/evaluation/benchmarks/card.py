@@ -20,7 +20,7 @@ from infinity_jax.config import SampleConfig
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation.benchmarks import prompt_files
 from infinity_jax.evaluation.benchmarks.layouts import PromptSet
-from infinity_jax.files import atomic, pictures
+from infinity_jax.files import atomic, json_files, pictures
 from infinity_jax.sampling.pipeline import InfinityPipeline
 
 NAME = "card.json"
