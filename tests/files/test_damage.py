@@ -105,4 +105,4 @@ def test_a_flipped_bit_of_a_record_is_refused_or_changes_nothing(tmp_path):
                 assert str(damaged) in str(error)
                 refused += 1
         damaged.unlink()
-    assert refused > 50
+    assert refused > 20  # the file is padded

@@ -303,6 +303,6 @@ def test_damaged_lines_of_metrics_are_left_out_and_counted(tmp_path, line, caplo
     whole = [b'{"step": 1, "loss": 2.0}', b'{"step": 2, "loss": 1.0}']
     (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([whole[0], line, whole[1], line]))
     with caplog.at_level("WARNING"):
-        MetricsWriter(tmp_path, start_step=1).close()
+        run_log.MetricsWriter(tmp_path, start_step=1).close()
     assert "metrics.jsonl: 2 damaged lines are left out" in caplog.text
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole[0] + b"\n"
