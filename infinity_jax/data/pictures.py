@@ -1,15 +1,15 @@
 """From encoded pictures to arrays and back."""
 
-import io
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
-from infinity_jax.errors import UserError
+from infinity_jax.files import pictures as picture_files
+from infinity_jax.files.pictures import BrokenPicture as BrokenPicture
 
 # JPEGs of more pixels are decoded at a half, a quarter or an eighth of their size, at least twice what is wanted.
 HUGE = 1 << 24
@@ -23,33 +23,10 @@ _TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-# Pillow warns from 89 million pixels on and refuses from 179 million on; the refusal is enough.
+# Pillow warns from 89 million pixels on; `files.pictures` refuses.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # Of broken EXIF data and the like: of millions of pictures some have it, and they are whole.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
-
-class BrokenPicture(UserError):
-    """Bytes that are no whole picture.
-
-    Attributes:
-      kind: "empty file", "no known picture format", "truncated picture", "too many pixels" or "broken picture".
-      detail: what the decoder says.
-    """
-
-    def __init__(self, size: int, error: Exception):
-        self.detail = str(error) or type(error).__name__
-        if not size:
-            self.kind, self.detail = "empty file", "it has no bytes"
-        elif isinstance(error, UnidentifiedImageError):
-            self.kind, self.detail = "no known picture format", "no known picture format"
-        elif isinstance(error, Image.DecompressionBombError):
-            self.kind = "too many pixels"
-        else:
-            self.kind = "truncated picture" if "truncated" in self.detail.lower() else "broken picture"
-        super().__init__(
-            f"cannot decode a picture of {size} bytes: {self.detail}; give a whole PNG, JPEG or WebP"
-        )
 
 
 def decode(image_bytes: bytes, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
@@ -77,28 +54,22 @@ def decode_rgb(image_bytes: bytes, at_least: int = 0) -> Image.Image:
     Raises:
       BrokenPicture: the bytes are not a whole picture.
     """
-    try:
-        with Image.open(io.BytesIO(image_bytes)) as picture:
-            if at_least and picture.width * picture.height > HUGE:
-                picture.draft(None, (at_least, at_least))  # does nothing to other formats
-            picture.load()
-            return _on_white(_to_eight_bits(_upright(picture)))
-    except Exception as error:  # Pillow's decoders raise many types on damaged files, not only OSError.
-        raise BrokenPicture(len(image_bytes), error) from error
+    with picture_files.opened(image_bytes) as picture:
+        if at_least and picture.width * picture.height > HUGE:
+            picture.draft(None, (at_least, at_least))  # does nothing to other formats
+        picture_files.load(picture)
+        return _plain(_upright(picture))
 
 
 def check(image_bytes: bytes) -> tuple[int, int]:
     """Decodes a picture as cheaply as shows that it is whole; its upright (height, width). Raises BrokenPicture."""
-    try:
-        with Image.open(io.BytesIO(image_bytes)) as picture:
-            width, height = picture.size
-            picture.draft(None, (1, 1))  # a JPEG's bytes are all read, its pixels are not all computed
-            picture.load()
-            turned = 5 <= _orientation(picture) <= 8
-            _on_white(_to_eight_bits(picture))
-            return (width, height) if turned else (height, width)
-    except Exception as error:
-        raise BrokenPicture(len(image_bytes), error) from error
+    with picture_files.opened(image_bytes) as picture:
+        width, height = picture.size
+        picture.draft(None, (1, 1))  # a JPEG's bytes are all read, its pixels are not all computed
+        picture_files.load(picture)
+        turned = 5 <= _orientation(picture) <= 8
+        _plain(picture)
+        return (width, height) if turned else (height, width)
 
 
 def cover(picture: Image.Image, height: int, width: int) -> Image.Image:
@@ -137,6 +108,17 @@ def _orientation(picture: Image.Image) -> int:
 def _upright(picture: Image.Image) -> Image.Image:
     turn = _TURNS.get(_orientation(picture))
     return picture if turn is None else picture.transpose(turn)
+
+
+def _plain(picture: Image.Image) -> Image.Image:
+    """Converts to 8 bits on white; large pictures by rows, as what is made on the way takes many times their memory."""
+    if picture.width * picture.height <= HUGE:
+        return _on_white(_to_eight_bits(picture))
+    plain, rows = Image.new("RGB", picture.size), max(1, HUGE // 8 // picture.width)
+    for top in range(0, picture.height, rows):
+        part = picture.crop((0, top, picture.width, min(picture.height, top + rows)))
+        plain.paste(_on_white(_to_eight_bits(part)), (0, top))
+    return plain
 
 
 def _to_eight_bits(picture: Image.Image) -> Image.Image:

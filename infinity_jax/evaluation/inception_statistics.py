@@ -15,6 +15,8 @@ from jaxtyping import Float
 from infinity_jax.data import pictures
 from infinity_jax.errors import UserError
 from infinity_jax.files import caches, paths
+from infinity_jax.files.pictures import read as read_picture
+from infinity_jax.files.progress import counted
 from infinity_jax.metrics import fid
 from infinity_jax.metrics.inception import FEATURES, SIDE, inception_features
 from infinity_jax.tokenizer import resize
@@ -62,16 +64,12 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def compute(files: Sequence[Path], network: Network) -> Statistics:
-    """Computes the statistics of pictures; the progress is logged. UserError names a file that is no whole picture."""
+    """Computes the statistics of pictures, and shows the progress. UserError names a file that is no whole picture."""
     parts = []
     with ThreadPoolExecutor(_READERS) as threads:
-        for start in range(0, len(files), _CHUNK):
-            images = list(threads.map(_resized, files[start : start + _CHUNK]))
-            parts.append(inception_features(network.variables, np.stack(images)))
-            if len(files) > _CHUNK:
-                logging.info(
-                    "Inception features: %d of %d pictures", min(start + _CHUNK, len(files)), len(files)
-                )
+        chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
+        for chunk in counted(chunks, "comparing", len(files), "pictures", len):
+            parts.append(inception_features(network.variables, np.stack(list(threads.map(_resized, chunk)))))
     features = np.concatenate(parts)
     return Statistics(*fid.mean_and_covariance(features), features, len(files))
 
@@ -136,7 +134,7 @@ def read(path: Path, network: Network) -> Statistics:
 def _resized(file: Path) -> Float[np.ndarray, "299 299 3"]:
     """Reads a picture 0..255 as the network wants it; here, as pictures of many sizes would be compiled for each."""
     try:
-        image = np.asarray(pictures.decode_rgb(file.read_bytes()), np.float32)
+        image = np.asarray(pictures.decode_rgb(read_picture(file)), np.float32)
     except pictures.BrokenPicture as error:
         raise UserError(f"{file}: {error.kind} ({error.detail}); draw or copy it again") from error
     rows, columns = (resize.bilinear_matrix(n, SIDE) for n in image.shape[:2])

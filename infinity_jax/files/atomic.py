@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import shutil
+import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -18,11 +19,32 @@ from infinity_jax.files import locks, paths
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # ".NAME.TOKEN.unfinished"; the token is a process number, or missing, in what earlier versions left behind.
 _UNFINISHED = re.compile(r"\.(.+?)(\.[0-9a-f]+)?\.unfinished")
+# What this process is writing. Nothing gets its name while it is being removed, which would show half of it.
+_own: set[Path] = set()
+_naming = threading.RLock()
 
 
 def _temporary(path: Path) -> Path:
     """Names a file beside `path` that no other process names."""
-    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.unfinished")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}.unfinished")
+    _own.add(temporary)
+    return temporary
+
+
+def remove_own_unfinished() -> None:
+    """Removes what this process is writing, before it ends without unwinding; from then on nothing gets its name."""
+    if _naming.acquire(timeout=1):  # for good
+        for temporary in list(_own):
+            _remove(temporary)
+
+
+def _remove(temporary: Path) -> None:
+    if temporary.is_dir():
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+    _own.discard(temporary)
 
 
 @contextmanager
@@ -44,15 +66,15 @@ def writing(path: Path) -> Iterator[Path]:
         with open(temporary, "rb") as file:
             os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with _naming:
+            os.replace(temporary, path)
     except OSError as error:
         if error.errno is None or error.filename not in (None, str(temporary)):
             raise
         # A full disk is found while writing, where Python does not know the name.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
 
 
 @contextmanager
@@ -67,9 +89,10 @@ def writing_folder(path: Path) -> Iterator[Path]:
         temporary.mkdir()
         with locks.hold(temporary):
             yield temporary
-        temporary.rename(path)
+        with _naming:
+            temporary.rename(path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        _remove(temporary)
 
 
 @contextmanager
@@ -105,15 +128,15 @@ def remove_unfinished(paths: Iterable[Path]) -> None:
     for path in paths:
         names_in.setdefault(path.parent, set()).add(path.name)
     for folder, names in names_in.items():
-        _remove(folder, names)
+        _remove_left(folder, names)
 
 
 def clean(folder: Path) -> None:
     """Removes all that killed processes left unfinished in `folder`, which need not be there."""
-    _remove(folder, None)
+    _remove_left(folder, None)
 
 
-def _remove(folder: Path, names: set[str] | None) -> None:
+def _remove_left(folder: Path, names: set[str] | None) -> None:
     for file in folder.glob(".*.unfinished"):
         match = _UNFINISHED.fullmatch(file.name)
         if match and (names is None or match[1] in names) and not locks.is_held(file):
@@ -121,14 +144,39 @@ def _remove(folder: Path, names: set[str] | None) -> None:
                 shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
 
 
-def check_target(file: Path, option: str, *inputs: str | Path | None) -> None:
+def check_target(file: Path, option: str, *inputs: str | Path | None, makes_folder: bool = False) -> None:
     """Raises UserError, before any work is done, where `file` of the command line's `option` cannot be written.
 
     Args:
       inputs: what the command reads, see `paths.check_not_read`.
+      makes_folder: its folder is made where there is none.
     """
-    if not file.absolute().parent.is_dir():
+    if not file.absolute().parent.is_dir() and not makes_folder:
         raise UserError(f"{option} {file}: its folder does not exist; make it first")
     if file.is_dir():
         raise UserError(f"{option} {file} is a folder; name a file in it")
     paths.check_not_read(file, option, *inputs)
+    if file.absolute().parent.is_dir():
+        _check_writable(file, f"{option} {file}")
+    else:
+        check_folder(file.parent, option)
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Raises UserError, before any work is done, where a folder cannot be made or nothing can be written into it."""
+    missing, place = folder.absolute() / "file", folder.absolute()
+    while not os.path.lexists(place):
+        missing, place = place, place.parent
+    if not place.is_dir():
+        raise UserError(f"{option} {folder}: {place} is not a folder; name another one")
+    _check_writable(missing, f"{option} {folder}")
+
+
+def _check_writable(path: Path, what: str) -> None:
+    """Raises UserError unless a file can be made beside `path` under the longest name that is used for it."""
+    temporary = _temporary(path)
+    try:
+        temporary.touch(exist_ok=False)
+        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{what} cannot be written: {error.strerror}; name another place") from error

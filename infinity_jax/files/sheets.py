@@ -1,6 +1,8 @@
 """Picture sheets: many pictures with their prompts on one white PNG."""
 
+import bisect
 import importlib.util
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -14,6 +16,8 @@ from infinity_jax.files import pictures
 MARGIN = 28
 GAP = 18
 CAPTION_LINES = 4
+# Pixels of the narrowest letters that captions are made of, on average; and marks on one letter.
+_NARROWEST, _MOST_MARKS = 2, 2
 PICTURE_FRAME = (226, 226, 226)
 INK, FAINT_INK = (34, 34, 34), (120, 120, 120)
 
@@ -156,26 +160,44 @@ def _write_grid(
 
 
 def _wrapped(text: str, width: int, font: ImageFont.FreeTypeFont, most_lines: int) -> list[str]:
-    """Lines no wider than `width` pixels; wider words are broken, and an ellipsis stands for what is left over."""
+    """Lines no wider than `width` pixels; wider words are broken, and an ellipsis stands for what is left over.
+
+    Its time does not depend on the text's length: of a line no more is looked at than could stand there.
+    """
+    most = width // _NARROWEST + 1
+    # One line more shows that something is left over. What is cut here may be white space, so twice as much is kept.
+    rest = _drawable(text[: 2 * (most_lines + 1) * most])
     lines: list[str] = []
-    line = ""
-    for word in text.split():
-        longer = f"{line} {word}".strip()
-        if font.getlength(longer) <= width:
-            line = longer
-            continue
-        if line:
-            lines.append(line)
-        while len(word) > 1 and font.getlength(word) > width:
-            fits = max(n for n in range(1, len(word)) if n == 1 or font.getlength(word[:n]) <= width)
-            lines.append(word[:fits])
-            word = word[fits:]
-        line = word
-    if line:
-        lines.append(line)
+    while rest and len(lines) <= most_lines:
+        fits = _fitting(rest[:most], width, font)
+        if fits < len(rest) and rest[fits] != " " and " " in rest[:fits]:
+            fits = rest[:fits].rindex(" ")
+        lines.append(rest[:fits].rstrip())
+        rest = rest[fits:].lstrip()
     if len(lines) > most_lines:
         last = lines[most_lines - 1]
-        while last and font.getlength(last + "…") > width:
-            last = last[:-1]
+        last = last[: _fitting(last + "…", width, font, end="…")]
         lines = [*lines[: most_lines - 1], last.rstrip(" ,.;") + "…"]
     return lines
+
+
+def _fitting(text: str, width: int, font: ImageFont.FreeTypeFont, end: str = "") -> int:
+    """Counts the first characters of a text that are no wider than `width` together with `end`, at least 1."""
+    counts = range(1, len(text) + 1)
+    return max(1, bisect.bisect_right(counts, width, key=lambda count: font.getlength(text[:count] + end)))
+
+
+def _drawable(text: str) -> str:
+    """Makes single spaces of white space, and leaves out what has no place in a line of its own.
+
+    That is: control characters, marks of direction and halves of surrogate pairs, and combining characters beyond two
+    in a row, of which thousands may stand over one letter.
+    """
+    kept: list[str] = []
+    marks = 0
+    for character in " ".join(text.split()):
+        kind = unicodedata.category(character)
+        marks = marks + 1 if kind.startswith("M") else 0
+        if kind not in ("Cc", "Cf", "Cs") and marks <= _MOST_MARKS:
+            kept.append(character)
+    return "".join(kept)

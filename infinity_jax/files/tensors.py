@@ -1,19 +1,21 @@
 """Published weights as named tensors, from one file or a folder of shards, of torch or of safetensors."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, shortened
+from infinity_jax.files import reading
 from infinity_jax.files.lazy_tensor import SAFETENSORS_DTYPES, LazyTensor
 from infinity_jax.files.torch_reader import TorchFile, follow
 
 TORCH_SUFFIXES = (".pth", ".pt", ".bin")
 SAFETENSORS = ".safetensors"
 _INDEX = ".index.json"
+# The header of a model with 100,000 tensors has 10 MB.
+_MOST_HEADER = 1 << 24
 # Where torch files keep the state dict of a kind, the first that exists; after these, the file's own keys.
 _NESTINGS: Mapping[str, Sequence[tuple[str, ...]]] = {
     "transformer": (("trainer", "gpt_fsdp"), ("trainer", "gpt_wo_ddp"), ("trainer", "gpt_ema_fsdp")),
@@ -106,11 +108,12 @@ def _open_index(index: Path, kind: str) -> TensorFiles:
 
 def _weight_map(index: Path) -> dict[str, str]:
     try:
-        weight_map = json.loads(index.read_text())["weight_map"]
+        weight_map = reading.read_json(index)["weight_map"]
         return {str(name): str(shard) for name, shard in weight_map.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{index} is no index of shards with a weight_map ({error}); download it again"
+            f"{index} is no index of shards with a weight_map ({shortened(str(error), 200, quoted=False)}); "
+            "download it again"
         ) from error
 
 
@@ -128,21 +131,43 @@ def _together(files: Sequence[tuple[Path, TensorFiles]]) -> dict[str, LazyTensor
     return tensors
 
 
-def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
-    """Reads names and places from the header; the package checks the header and the file's length first."""
-    try:
-        with safe_open(path, framework="numpy"):
-            pass
-    except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{path} is no whole .safetensors file ({error}); download it again") from error
-    with open(path, "rb") as file:
+def check_safetensors(path: Path) -> tuple[dict[str, Any], int]:
+    """Checks header and length of a .safetensors file, so that loading it takes no more memory than its values.
+
+    Returns:
+      the header's entries, by name, and the byte at which the values begin.
+    Raises:
+      UserError: the file is damaged, has values of a dtype that is not read here, or a header of more than
+        `_MOST_HEADER` bytes (the package takes 100 MB, and a gigabyte of memory to read them).
+    """
+    with reading.opened(path) as file:
         length = int.from_bytes(file.read(8), "little")
-        header: dict[str, Any] = json.loads(file.read(length))
+        if length > _MOST_HEADER:
+            raise UserError(
+                f"{path} is no whole .safetensors file (its header would have {length} bytes); download it again"
+            )
+        try:
+            header = reading.parse_json(file.read(length))
+            with safe_open(path, framework="numpy"):
+                pass
+        except (SafetensorError, OSError, ValueError) as error:
+            said = shortened(str(error), 200, quoted=False)
+            raise UserError(f"{path} is no whole .safetensors file ({said}); download it again") from error
     header.pop("__metadata__", None)
+    for name, entry in header.items():
+        if entry["dtype"] not in SAFETENSORS_DTYPES:
+            raise UserError(
+                f"{path}: {shortened(name)} has dtype {entry['dtype']}, which is not read here; "
+                f"convert it to one of {', '.join(SAFETENSORS_DTYPES)}"
+            )
+    return header, 8 + length
+
+
+def _open_safetensors(path: Path) -> dict[str, LazyTensor]:
+    """Reads names and places from the header."""
+    header, begin = check_safetensors(path)
     tensors = {}
     for name, entry in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-        if entry["dtype"] not in SAFETENSORS_DTYPES:
-            raise UserError(f"{path}: {name!r} has dtype {entry['dtype']}, which is not read here")
-        dtype, start = SAFETENSORS_DTYPES[entry["dtype"]], 8 + length + entry["data_offsets"][0]
-        tensors[name] = LazyTensor(path, start, dtype, tuple(entry["shape"]))
+        start = begin + entry["data_offsets"][0]
+        tensors[name] = LazyTensor(path, start, SAFETENSORS_DTYPES[entry["dtype"]], tuple(entry["shape"]))
     return tensors

@@ -4,116 +4,31 @@ Two layouts. Since torch 1.6: a zip archive with one pickle, NAME/data.pkl, and 
 for each storage. Before ("legacy"): five pickles (a magic number, a protocol number, system facts, the object, the
 list of storage keys), followed by each storage as an int64 count and its raw little-endian values.
 
-A pickle is a program that calls what it names. Of the names, only those that a state dict needs are known here, as
-stand-ins of our own; every other name becomes an object that takes anything and does nothing.
+Pickles are run by `torch_pickle`. A file may claim anything: what it says is compared with what it holds before
+anything is allocated.
 """
 
 import io
 import math
-import pickle
 import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from infinity_jax.errors import UserError
-from infinity_jax.files.lazy_tensor import TORCH_STORAGES, Entry, LazyTensor
+from infinity_jax.errors import UserError, shortened
+from infinity_jax.files import reading, torch_pickle
+from infinity_jax.files.lazy_tensor import Entry, LazyTensor
+from infinity_jax.files.torch_pickle import PickleMachine, Storage, Tensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-
-
-class _Inert:
-    """Takes whatever a pickle does to an object, and does nothing."""
-
-    asks_for = ""
-
-    def __new__(cls, *_: Any, **__: Any) -> Any:
-        return super().__new__(cls)
-
-    def __init__(*_: Any, **__: Any) -> None:
-        pass
-
-    def __call__(self, *_: Any, **__: Any) -> Any:
-        return self
-
-    def __setstate__(*_: Any) -> None:  # called on the class too, where a pickle names it and changes it
-        pass
-
-    def __setitem__(*_: Any) -> None:
-        pass
-
-    append = extend = add = __setstate__
-
-
-class _Dict(dict):
-    """Stands for collections.OrderedDict; attributes that a pickle gives it are dropped."""
-
-    def __setstate__(*_: Any) -> None:
-        pass
-
-
-class _StorageType(_Inert):
-    def __init__(self, name: str, dtype: np.dtype) -> None:
-        self.asks_for, self.dtype = f"torch.{name}", dtype
-
-
-class _Storage(NamedTuple):
-    key: str
-    kind: Any  # a _StorageType where the dtype is one that we read
-    length: int
-
-
-class _Tensor(NamedTuple):
-    """Where a tensor lies in its storage; offset and strides count values, not bytes."""
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-
-
-class _RebuildTensor(_Inert):
-    def __call__(self, storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> _Tensor:
-        return _Tensor(storage, offset, tuple(shape), tuple(strides))
-
-
-class _RebuildParameter(_Inert):
-    def __call__(self, data: Any, *_: Any) -> Any:
-        return data
-
-
-class _Unpickler(pickle.Unpickler):
-    KNOWN: ClassVar = {
-        ("collections", "OrderedDict"): _Dict,
-        ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
-        ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
-        ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
-        ("torch._utils", "_rebuild_parameter_with_state"): _RebuildParameter(),
-        **{("torch", name): _StorageType(name, dtype) for name, dtype in TORCH_STORAGES.items()},
-    }
-
-    def __init__(self, file: io.BufferedIOBase) -> None:
-        super().__init__(file, encoding="utf-8")
-        self.storages: dict[str, _Storage] = {}
-
-    def find_class(self, module_name: str, global_name: str) -> Any:
-        known = self.KNOWN.get((module_name, global_name))
-        return known or type("_Unknown", (_Inert,), {"asks_for": f"{module_name}.{global_name}"})
-
-    def persistent_load(self, pid: Any) -> Any:
-        if pid[0] != "storage":  # ("module", class, its source): the class is what stands for it
-            return pid[1]
-        _, storage_type, key, _device, length, *view = pid
-        if any(part is not None for part in view):
-            return type("_Unknown", (_Inert,), {"asks_for": f"a storage that is a view ({view})"})()
-        self.storages[key] = _Storage(key, storage_type, length)
-        return self.storages[key]
+# torch and NumPy allow as many axes; and so many bytes list 500,000 entries.
+_MOST_AXES, _MOST_DIRECTORY = 64, 1 << 26
 
 
 # A storage -> the byte of the file at which it begins, and its length in bytes.
-_Locate = Callable[[_Storage], tuple[int, int, int]]
+_Locate = Callable[[Storage], tuple[int, int, int]]
 
 
 class TorchFile:
@@ -125,14 +40,14 @@ class TorchFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with open(path, "rb") as file:
+        with reading.opened(path) as file:
             start = file.read(64)
             file.seek(0)
             try:
                 self.content, self._locate = (_open_zip if start[:2] == b"PK" else _open_legacy)(file)
             except UserError as error:
                 raise UserError(f"{path} {error}") from error
-            except Exception as error:  # unpickling nonsense may raise anything
+            except Exception as error:  # nonsense may raise anything
                 raise UserError(f"{path} {_guess(start, error)}") from error
 
     def tensors(self, nesting: Sequence[str] = ()) -> dict[str, LazyTensor]:
@@ -141,25 +56,34 @@ class TorchFile:
         if not isinstance(state, dict):
             under = f" under {' -> '.join(nesting)}" if nesting else ""
             raise UserError(f"{self.path} has no dictionary of tensors{under}; {describe(state)}")
-        return {str(name): self._tensor(str(name), value) for name, value in state.items()}
+        return {name: self._tensor(name, value) for name, value in _with_texts(state, self.path)}
 
     def _tensor(self, name: str, value: Any) -> LazyTensor:
-        if not isinstance(value, _Tensor) or not isinstance(value.storage, _Storage):
-            not_tensor = value.storage if isinstance(value, _Tensor) else value
-            raise UserError(f"{self.path}: {name!r} {describe(not_tensor)}, which is not a tensor")
+        if not isinstance(value, Tensor) or not isinstance(value.storage, Storage):
+            not_tensor = value.storage if isinstance(value, Tensor) else value
+            raise UserError(
+                f"{self.path}: {shortened(name)} {describe(not_tensor)}, which is not a tensor; give the weights alone"
+            )
         kind, length = value.storage.kind, value.storage.length
-        if not isinstance(kind, _StorageType):
-            raise UserError(f"{self.path}: {name!r} {describe(kind)}, which is not a dtype that is read here")
+        if getattr(kind, "dtype", None) is None:
+            raise UserError(
+                f"{self.path}: {shortened(name)} {describe(kind)}, which is not a dtype that is read here"
+            )
         shape, strides = value.shape, value.strides
         numbers = (value.offset, length, *shape, *strides)
-        if len(shape) != len(strides) or not all(isinstance(n, int) and n >= 0 for n in numbers):
-            raise UserError(f"{self.path} is damaged: {name!r} has shape {shape} and strides {strides}")
+        sizes = all(isinstance(n, int) and 0 <= n < 2**60 for n in numbers)
+        if len(shape) != len(strides) or len(shape) > _MOST_AXES or not sizes:
+            raise UserError(
+                f"{self.path} is damaged: {shortened(name)} has shape {shortened(shape)} and strides "
+                f"{shortened(strides)}; download it again"
+            )
         begin, size, crc = self._locate(value.storage)
         last = value.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-        if (0 not in shape and last >= length) or length * kind.dtype.itemsize > size:
+        leaves = 0 not in shape and (last >= length or math.prod(shape) > length)
+        if leaves or length * kind.dtype.itemsize > size:
             raise UserError(
-                f"{self.path} is damaged: {name!r} of shape {list(shape)} leaves its storage of {length} values "
-                f"and {size} bytes; download it again"
+                f"{self.path} is damaged: {shortened(name)} of shape {list(shape)} leaves its storage of {length} "
+                f"values and {size} bytes; download it again"
             )
         contiguous = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
         steps = None if strides == contiguous else strides
@@ -167,6 +91,14 @@ class TorchFile:
         return LazyTensor(
             self.path, begin + value.offset * kind.dtype.itemsize, kind.dtype, shape, steps, entry
         )
+
+
+def _with_texts(state: dict, path: Path) -> list[tuple[str, Any]]:
+    """Lists names and values, with texts for names that are numbers."""
+    names = [name if isinstance(name, str) else shortened(name) for name in state]
+    if len(set(names)) < len(names):
+        raise UserError(f"{path} is damaged: two of its tensors have the same name; download it again")
+    return list(zip(names, state.values(), strict=True))
 
 
 def read_torch_file(path: Path) -> dict[str, np.ndarray]:
@@ -185,41 +117,67 @@ def describe(value: Any) -> str:
     """Describes what stands in place of a tensor, as the end of a sentence."""
     asks_for = getattr(value, "asks_for", "")
     if asks_for:
-        return f"asks for {asks_for}"
+        return f"asks for {shortened(asks_for, quoted=False)}"
     if isinstance(value, dict):
-        return f"is a dictionary of {', '.join(map(repr, list(value)[:8])) or 'nothing'}"
+        names = ", ".join(shortened(name, 40) for name in list(value)[:8])
+        return f"is a dictionary of {names or 'nothing'}"
     return f"is of type {type(value).__name__}"
 
 
 def _guess(start: bytes, error: Exception) -> str:
+    said = shortened(str(error) or type(error).__name__, quoted=False)
     if start.startswith(b"version https://git-lfs"):
         return "is a pointer of Git LFS in place of the weights; fetch them: git lfs pull"
     if start[:2] == b"PK":
-        return f"is a damaged or cut-off torch file ({error}); download it again"
-    return f"is damaged, or no file of torch.save ({type(error).__name__}: {error}); download it again"
+        return f"is a damaged or cut-off torch file ({said}); download it again"
+    return f"is damaged, or no file of torch.save ({type(error).__name__}: {said}); download it again"
 
 
 def _open_zip(file: io.BufferedReader) -> tuple[Any, _Locate]:
+    _check_directory(file)
     with zipfile.ZipFile(file) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         pickles = [name for name in entries if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise UserError("is a zip archive, but none of torch.save: it has no data.pkl")
         prefix = pickles[0].removesuffix("data.pkl")
-        order = archive.read(f"{prefix}byteorder") if f"{prefix}byteorder" in entries else b"little"
+        order = _small(archive, entries.get(f"{prefix}byteorder"), 64) or b"little"
         if order != b"little":
-            raise UserError(f"has values in {order!r} byte order; only little is read")
-        content = _Unpickler(io.BytesIO(archive.read(pickles[0]))).load()
-    path = Path(file.name)
+            raise UserError(f"has values in {shortened(order)} byte order; only little is read")
+        content = torch_pickle.load(_small(archive, entries[pickles[0]], torch_pickle.MOST_BYTES))
+    path, whole = Path(file.name), file.seek(0, io.SEEK_END)
 
-    def locate(storage: _Storage) -> tuple[int, int, int]:
+    def locate(storage: Storage) -> tuple[int, int, int]:
         info = entries.get(f"{prefix}data/{storage.key}")
         if info is None or info.compress_type != zipfile.ZIP_STORED:
-            raise UserError(f"{path} is damaged: storage {storage.key!r} is missing or compressed")
-        # torch writes 0 where it was told to compute none.
-        return _entry_start(path, info), info.file_size, info.CRC
+            raise UserError(f"{path} is damaged: storage {shortened(storage.key)} is missing or compressed")
+        begin = _entry_start(path, info)
+        # torch writes 0 as the CRC where it was told to compute none.
+        return begin, max(0, min(info.file_size, whole - begin)), info.CRC
 
     return content, locate
+
+
+def _check_directory(file: io.BufferedReader) -> None:
+    """Raises ValueError where the list of entries would fill the memory; `zipfile` reads all of it."""
+    length = file.seek(0, io.SEEK_END)
+    file.seek(max(0, length - (1 << 16) - 98))
+    tail = file.read()
+    for mark, at, width in ((b"PK\5\6", 12, 4), (b"PK\6\6", 40, 8)):
+        place = tail.rfind(mark)
+        size = int.from_bytes(tail[place + at : place + at + width], "little")
+        if place >= 0 and _MOST_DIRECTORY < size < 2 ** (8 * width) - 1:
+            raise ValueError(f"its list of entries has {size} bytes")
+    file.seek(0)
+
+
+def _small(archive: zipfile.ZipFile, info: zipfile.ZipInfo | None, most: int) -> bytes:
+    """Reads an entry whole, b"" if it is None; ValueError if it is compressed, as a bomb is, or longer than `most`."""
+    if info is None:
+        return b""
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size > most:
+        raise ValueError(f"{shortened(info.filename)} in it is compressed or longer than {most} bytes")
+    return archive.read(info)
 
 
 def _entry_start(path: Path, info: zipfile.ZipInfo) -> int:
@@ -234,24 +192,29 @@ def _entry_start(path: Path, info: zipfile.ZipInfo) -> int:
 
 
 def _open_legacy(file: io.BufferedReader) -> tuple[Any, _Locate]:
-    magic = _Unpickler(file).load()
+    magic = PickleMachine().load(file)
     if magic != LEGACY_MAGIC:
-        raise UserError(f"is no file of torch.save (magic number {magic!r})")
-    _protocol, system = (_Unpickler(file).load() for _ in range(2))
+        raise UserError(f"is no file of torch.save (magic number {shortened(magic)})")
+    _protocol, system = (PickleMachine().load(file) for _ in range(2))
     if not system.get("little_endian", True):
         raise UserError("has values in big byte order; only little is read")
-    unpickler = _Unpickler(file)
-    content = unpickler.load()
+    machine = PickleMachine()
+    content = machine.load(file)
     places: dict[str, tuple[int, int]] = {}
-    for key in _Unpickler(file).load():
-        storage = unpickler.storages[key]
-        if not isinstance(storage.kind, _StorageType):
-            raise UserError(f"storage {key!r} {describe(storage.kind)}, a dtype that is not read here")
-        size = storage.length * storage.kind.dtype.itemsize
+    keys = PickleMachine().load(file)
+    whole = file.seek(0, io.SEEK_CUR), file.seek(0, io.SEEK_END)
+    file.seek(whole[0])
+    for key in keys:
+        storage = machine.storages[key]
+        dtype = getattr(storage.kind, "dtype", None)
+        if dtype is None:
+            raise UserError(
+                f"storage {shortened(key)} {describe(storage.kind)}, a dtype that is not read here"
+            )
+        size = storage.length * dtype.itemsize
         count = int.from_bytes(file.read(8), "little")
         places[key] = file.tell(), size
-        end = file.seek(size, 1)
-        if count != storage.length or end > file.seek(0, 2):
-            raise EOFError(f"storage {key} should hold {storage.length} values")
-        file.seek(end)
+        if count != storage.length or file.tell() + size > whole[1]:
+            raise EOFError(f"storage {key} should hold {shortened(storage.length)} values")
+        file.seek(size, 1)
     return content, lambda storage: (*places[storage.key], 0)

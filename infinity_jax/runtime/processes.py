@@ -5,6 +5,7 @@ import dataclasses
 from infinity_jax.errors import UserError
 
 PLATFORMS = ("tpu", "gpu", "cpu")
+LONGEST_START = 7 * 24 * 3600
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,5 +38,7 @@ class Processes:
                 f"--coordinator {self.coordinator} needs --processes, how many there are, and --process, which of them "
                 "this is, from 0"
             )
-        if self.start_timeout <= 0:
-            raise UserError(f"--start-timeout {self.start_timeout:g} must be above 0 seconds")
+        if not 0 < self.start_timeout <= LONGEST_START:  # nor is nan
+            raise UserError(
+                f"--start-timeout {self.start_timeout:g} must be above 0 seconds, and at most {LONGEST_START}, a week"
+            )

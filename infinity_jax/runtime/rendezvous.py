@@ -6,17 +6,23 @@ become one message (tests/runtime/test_start.py): who was expected, who came, wh
 """
 
 import contextlib
+import dataclasses
 import json
 import os
+import selectors
 import socket
 import time
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any
 
 from infinity_jax.errors import UserError
+from infinity_jax.files import reading
 
 _GREETING = "infinity-jax"
-_LONGEST_LINE = 1 << 16
+_LONGEST_LINE = 1 << 14
+# Connections that have not said yet who they are: for so long, and so many of them.
+_PATIENCE_SECONDS, _MOST_STRANGERS = 5.0, 200
 # "run", "process", "processes" and "jax" of a process, or "run" and "error" of the answer.
 Hello = dict[str, Any]
 
@@ -48,7 +54,7 @@ def meet(coordinator: str, processes: int, process: int, seconds: float) -> None
 
 def _address(coordinator: str) -> tuple[str, int]:
     host, _, port = coordinator.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    if not host or not port.isdecimal() or len(port) > 5 or not 0 < int(port) < 2**16:
         raise UserError(f"--coordinator {coordinator!r} is not HOST:PORT, like 10.0.0.1:8476, nor auto")
     return host.strip("[]"), int(port)
 
@@ -72,37 +78,109 @@ def _host(port: int, hello: Hello, deadline: float, seconds: float) -> None:
         for connection in arrived.values():
             stack.enter_context(connection)
             with contextlib.suppress(OSError):  # one that has ended meanwhile
+                connection.settimeout(_PATIENCE_SECONDS)
                 connection.sendall(json.dumps({"run": _GREETING, "error": problem}).encode() + b"\n")
     if problem:
         raise UserError(problem)
 
 
+@dataclasses.dataclass
+class _Guest:
+    """A connection at process 0: what it has said so far, and until when it may say who it is."""
+
+    connection: socket.socket
+    address: str
+    until: float
+    line: bytes = b""
+
+
 def _gather(
     listener: socket.socket, arrived: dict[int, socket.socket], hello: Hello, deadline: float, seconds: float
 ) -> str | None:
-    """Fills `arrived`, by process; returns what is wrong, or None once all have come."""
+    """Fills `arrived`, by process; returns what is wrong, or None once all have come.
+
+    Many connections are read at once, so that one which says nothing, or a byte now and then, keeps nobody waiting. One
+    that is closed gives its place free.
+    """
     expected = set(range(1, hello["processes"]))
-    while expected - arrived.keys():
-        try:
-            listener.settimeout(max(0.01, deadline - time.monotonic()))
-            connection, (address, *_) = listener.accept()
-            address = address.removeprefix("::ffff:")  # of IPv4
-        except TimeoutError:
-            missing = ", ".join(map(str, sorted(expected - arrived.keys())))
-            return (
-                f"expected {hello['processes']} processes within {seconds:g} s, came: "
-                f"{', '.join(map(str, sorted([0, *arrived])))}; missing: {missing}. Look whether those were started "
-                "(their logs), with the same --coordinator and --processes, and reach this machine"
-            )
-        other = _read(connection, min(deadline, time.monotonic() + 5))
-        if other is None:  # a stranger, like a scan of ports
-            connection.close()
-            continue
-        if problem := _contradiction(hello, other, address, arrived):
-            arrived[-1] = connection  # gets the answer too
-            return problem
-        arrived[other["process"]] = connection
+    guests: dict[socket.socket, _Guest] = {}
+    listener.setblocking(False)
+
+    def drop(connection: socket.socket) -> None:
+        selector.unregister(connection)
+        connection.close()
+        guests.pop(connection, None)
+
+    with selectors.DefaultSelector() as selector:
+        selector.register(listener, selectors.EVENT_READ)
+        while expected - arrived.keys():
+            if time.monotonic() >= deadline:
+                return _missing(hello, arrived, seconds)
+            for guest in [guest for guest in guests.values() if guest.until < time.monotonic()]:
+                drop(guest.connection)
+            for key, _ in selector.select(min(0.5, max(0.0, deadline - time.monotonic()))):
+                if key.fileobj is listener:
+                    _accept(listener, guests, selector, drop)
+                    continue
+                connection: Any = key.fileobj
+                gone = [number for number, there in arrived.items() if there is connection]
+                if gone:  # it has nothing to say while it waits
+                    del arrived[gone[0]]
+                    drop(connection)
+                elif connection in guests:
+                    other = _heard(guests[connection])
+                    if other is None:
+                        continue
+                    address = guests.pop(connection).address
+                    if not other:
+                        drop(connection)
+                    elif problem := _contradiction(hello, other, address, arrived):
+                        arrived[-1] = connection  # gets the answer too
+                        return problem
+                    else:
+                        arrived[other["process"]] = connection
+        for guest in list(guests.values()):
+            drop(guest.connection)
     return None
+
+
+def _accept(
+    listener: socket.socket,
+    guests: dict[socket.socket, _Guest],
+    selector: selectors.BaseSelector,
+    drop: Callable[[socket.socket], None],
+) -> None:
+    with contextlib.suppress(OSError):  # it has gone again
+        connection, (address, *_) = listener.accept()
+        connection.setblocking(False)
+        if len(guests) >= _MOST_STRANGERS:
+            drop(next(iter(guests)))  # the one that has been silent for longest
+        until = time.monotonic() + _PATIENCE_SECONDS
+        guests[connection] = _Guest(connection, address.removeprefix("::ffff:"), until)  # of IPv4
+        selector.register(connection, selectors.EVENT_READ)
+
+
+def _heard(guest: _Guest) -> Hello | None:
+    """Reads what a guest says now: who it is; {} for a stranger, like a scan of ports; None if more is to come."""
+    try:
+        part = guest.connection.recv(4096)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return {}
+    guest.line += part
+    if part and not guest.line.endswith(b"\n") and len(guest.line) < _LONGEST_LINE:
+        return None
+    return _of_process(_message(guest.line)) or {}
+
+
+def _missing(hello: Hello, arrived: dict[int, socket.socket], seconds: float) -> str:
+    missing = ", ".join(map(str, sorted(set(range(1, hello["processes"])) - arrived.keys())))
+    return (
+        f"expected {hello['processes']} processes within {seconds:g} s, came: "
+        f"{', '.join(map(str, sorted([0, *arrived])))}; missing: {missing}. Look whether those were started "
+        "(their logs), with the same --coordinator and --processes, and reach this machine"
+    )
 
 
 def _contradiction(hello: Hello, other: Hello, address: str, arrived: dict[int, socket.socket]) -> str | None:
@@ -118,7 +196,7 @@ def _contradiction(hello: Hello, other: Hello, address: str, arrived: dict[int, 
             f"process 0 has jax {hello['jax']}, process {number} at {address} has {other['jax']}; "
             "install the same version everywhere"
         )
-    if number in arrived and not _ended(arrived[number]):
+    if number in arrived:
         return (
             f"two processes were started with --process {number}, the second at {address}; number them from 0 to "
             f"{hello['processes'] - 1}"
@@ -136,8 +214,8 @@ def _join(host: str, port: int, hello: Hello, deadline: float, seconds: float) -
             ) as connection:
                 connection.sendall(json.dumps(hello).encode() + b"\n")
                 answer = _read(connection, deadline + 0.5)  # process 0 may give up now, and say why
-        except OSError as error:
-            last = f"{error.strerror or error}"
+        except (OSError, ValueError) as error:  # ValueError: of a name that no host can have
+            last = str(getattr(error, "strerror", None) or error)
         else:
             if answer is not None and answer["error"]:
                 raise UserError(answer["error"])
@@ -153,29 +231,37 @@ def _join(host: str, port: int, hello: Hello, deadline: float, seconds: float) -
 
 
 def _read(connection: socket.socket, deadline: float) -> Hello | None:
-    """Reads one line of ours; None if what is there speaks otherwise, says nothing until `deadline`, or ends."""
+    """Reads the answer; None if what is there speaks otherwise, says nothing until `deadline`, or ends."""
     line = b""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(OSError):
         while not line.endswith(b"\n") and len(line) < _LONGEST_LINE:
-            connection.settimeout(max(0.01, deadline - time.monotonic()))
+            left = deadline - time.monotonic()
+            if left <= 0:
+                return None
+            connection.settimeout(left)
             part = connection.recv(4096)
             if not part:
                 break
             line += part
-        message = json.loads(line)
+    message = _message(line)
+    answers = message is not None and isinstance(message.get("error", 0), str | None)
+    return message if answers else None
+
+
+def _message(line: bytes) -> Hello | None:
+    """Parses a line of ours; None if it is none."""
+    with contextlib.suppress(ValueError):
+        message = reading.parse_json(line)
         if isinstance(message, dict) and message.get("run") == _GREETING:
             return message
     return None
 
 
-def _ended(connection: socket.socket) -> bool:
-    """Tells whether the process at the other end is gone (it sends nothing while it waits)."""
-    connection.setblocking(False)
-    try:
-        return connection.recv(1, socket.MSG_PEEK) == b""
-    except BlockingIOError:
-        return False
-    except OSError:
-        return True
-    finally:
-        connection.setblocking(True)
+def _of_process(message: Hello | None) -> Hello | None:
+    """Returns the message if a process can have sent it, which has looked at its own numbers."""
+    if message is None or not isinstance(message.get("jax"), str) or len(message["jax"]) > 100:
+        return None
+    process, processes = message.get("process"), message.get("processes")
+    if type(process) is not int or type(processes) is not int or not 0 < process < processes < 1 << 31:
+        return None
+    return message

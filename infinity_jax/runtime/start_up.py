@@ -11,18 +11,29 @@ from pathlib import Path
 
 from absl import flags, logging
 
+from infinity_jax.errors import printable
 from infinity_jax.files import paths
 
 _MOST_BYTES = 2 << 30
+# What libraries in C++ write to stderr on their own. XLA counts a compilation of two minutes as an error ("Very slow
+# compile?"); what is really wrong is raised besides. libtpu tells of the devices that a machine lacks.
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}
+
+
+def quiet_libraries() -> None:
+    """Keeps libraries in C++ off the terminal; call it before jax is imported. Levels that a user set stay."""
+    for name, level in QUIET.items():
+        os.environ.setdefault(name, level)
 
 
 def keep_programs() -> None:
     """Lets jax keep programs that took a second to compile in `data_dir()/compiled`, at most 2 GiB of them.
 
-    Call it before jax is imported. Whoever set JAX_COMPILATION_CACHE_DIR keeps their own folder; empty, it is off.
+    Whoever set JAX_COMPILATION_CACHE_DIR (empty, it is off) or jax.config's jax_compilation_cache_dir keeps their own.
     A folder that cannot be written is said in the log, and nothing is kept.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    jax = sys.modules.get("jax")  # nothing here needs it, and it takes seconds to import
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or (jax and jax.config.jax_compilation_cache_dir):
         return
     folder = paths.data_dir() / "compiled" / _machine()
     try:
@@ -41,6 +52,9 @@ def keep_programs() -> None:
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MOST_BYTES))
+    if jax:  # it has read the environment already
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", int(os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"]))
 
 
 def _machine() -> str:
@@ -120,12 +134,19 @@ def _wanted(record: python_logging.LogRecord) -> bool:
     return record.pathname.startswith(_PACKAGE) or record.levelno >= python_logging.WARNING
 
 
+class _Printable(python_logging.Formatter):
+    """Escapes what would steer the terminal: names of files, captions and answers of servers come from anybody."""
+
+    def format(self, record: python_logging.LogRecord) -> str:
+        return printable(super().format(record))
+
+
 def log_to_stderr() -> None:
     """Shows our information lines and everyone's warnings on stderr, each as its message alone."""
     flags.FLAGS.mark_as_parsed()  # absl warns about itself until its flags are read, which we do not use
     handler = logging.get_absl_handler()
     handler.addFilter(_wanted)
-    handler.setFormatter(python_logging.Formatter("%(message)s"))
+    handler.setFormatter(_Printable("%(message)s"))
     logging.use_absl_handler()
     logging.set_verbosity(logging.INFO)
     logging.set_stderrthreshold(logging.INFO)

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 from absl import logging
-from PIL import Image
 
 from infinity_jax.data.sources import attribution
 from infinity_jax.files import picture_writer, sheets
+from infinity_jax.files import pictures as picture_files
 from infinity_jax.files.picture_writer import Wanted
 from infinity_jax.sampling.pipeline import InfinityPipeline
 from infinity_jax.sampling.request import SampleRequest, SystemOptions
@@ -44,21 +44,24 @@ def main(
     folder = Path(out)
     pipeline = InfinityPipeline.from_pretrained(*dataclasses.astuple(system))
     chosen = pipeline.settings.changed(**settings or {})
+    request = dataclasses.replace(request, batch=pipeline.batch_of(request))
     common = {
         **dataclasses.asdict(chosen),
         "aspect_ratio": request.aspect_ratio,
         "budget": request.budget or pipeline.model.tokenizer.scales,
         "checkpoint": system.checkpoint,
+        # Single bits may be rounded otherwise in another one.
+        "batch": request.batch,
     }
     wanted = _wanted(folder, request, common)
     missing = [i for i, picture in enumerate(wanted) if not (skip_existing and picture.is_there())]
     if kept := len(wanted) - len(missing):
         logging.info("%d of %d pictures are there already and kept", kept, len(wanted))
     if missing:
-        drawn = pipeline.stream(request.part(missing), chosen)
+        drawn = pipeline.stream(request, chosen, only=missing)
         # Not before all that was asked for has been found to be possible.
         folder.mkdir(parents=True, exist_ok=True)
-        picture_writer.write_all([wanted[i] for i in missing], drawn, "--skip-existing resumes from there")
+        picture_writer.write_all({i: wanted[i] for i in missing}, drawn, "--skip-existing resumes from there")
     shown = _draw_sheet(wanted, folder / "sheet.png", attribution(pipeline.model.source))
     logging.info(
         "wrote %d pictures and sheet.png%s to %s",
@@ -83,12 +86,12 @@ def _wanted(folder: Path, request: SampleRequest, common: Mapping[str, Any]) -> 
 
 def _draw_sheet(pictures: Sequence[Wanted], path: Path, footer: str) -> int:
     """Draws a sheet of the first pictures, from their files; returns how many it shows."""
-    with Image.open(pictures[0].path) as first:
-        pixels = first.width * first.height
+    first = picture_files.read_rgb(pictures[0].path)
+    pixels = first.width * first.height
     # Small pictures are shown twice as large.
     scale = 2 if pixels <= 256 * 256 else 1
     shown = pictures[: max(1, min(_LARGEST_SHEET, _SHEET_PIXELS // (pixels * scale**2)))]
-    images = [np.asarray(Image.open(p.path).convert("RGB")) for p in shown]
+    images = [np.asarray(picture_files.read_rgb(p.path)) for p in shown]
     sheets.picture_sheet(images, [p.metadata["prompt"] for p in shown], path, scale=scale, footer=footer)
     return len(shown)
 

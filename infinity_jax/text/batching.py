@@ -69,12 +69,12 @@ class BatchedEncoder:
 
     def token_counts(self, texts: Sequence[str]) -> Int[np.ndarray, " B"]:
         """See `TextEncoder.token_counts`."""
-        counts = [min(len(ids), self.max_length) for ids in self._tokenize(clean_prompts(texts))]
+        counts = [min(len(ids), self.max_length) for ids in self._tokenize(clean_prompts(texts, cut=True))]
         return np.array(counts, np.int32)
 
     def encode(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
         """See `TextEncoder.encode`. A prompt without one known word is logged."""
-        texts = clean_prompts(texts)
+        texts = clean_prompts(texts, cut=True)
         token_ids = self._tokenize(texts)
         for text, ids in zip(texts, token_ids, strict=True):
             if self._is_unknown(ids):

@@ -6,21 +6,30 @@ from pathlib import Path
 
 from absl import logging
 
-from infinity_jax.errors import UserError
+from infinity_jax.errors import UserError, shortened
 
+# Characters of a prompt. The text encoders read at most 512 tokens of it, about 2,500 characters of English; the memory
+# that they take for the rest grows with it, 650 bytes a character.
+LONGEST = 10_000
 _WARNINGS_SHOWN = 5
+_MOST_BYTES = 1 << 28  # of a file of prompts
 
 
-def clean_prompts(texts: Sequence[str]) -> list[str]:
+def clean_prompts(texts: Sequence[str], cut: bool = False) -> list[str]:
     """Checks prompts and makes every run of white space in them one space, with none at the ends.
 
-    Raises UserError, naming the prompt, for one that is empty, not a string or not valid Unicode;
-    also for an empty list and for a bare string in place of a list.
+    Args:
+      cut: keeps the first `LONGEST` characters of a longer text, as is done with captions of a data set.
+    Raises:
+      UserError: naming the prompt, for one that is empty, not a string, not valid Unicode or longer than `LONGEST`
+        characters; also for an empty list and for a bare string in place of a list.
     """
     if isinstance(texts, str):
         raise UserError(f"expected a list of prompts, got one string {_start(texts)}; put it in a list")
     if len(texts) == 0:
         raise UserError("no prompts were given; give at least one")
+    if cut:
+        texts = [text.strip()[:LONGEST] if isinstance(text, str) else text for text in texts]
     return [_clean(text, f"prompt {i + 1} of {len(texts)}") for i, text in enumerate(texts)]
 
 
@@ -30,9 +39,15 @@ def read_prompts(path: str | Path) -> list[str]:
     Raises UserError for a file that cannot be read or has no prompts, and for a bad line, by its number.
     """
     try:
-        lines = Path(path).expanduser().read_bytes().removeprefix(codecs.BOM_UTF8).split(b"\n")
+        with open(Path(path).expanduser(), "rb") as file:  # a pipe is welcome
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         raise UserError(f"cannot read the prompts {path}: {error.strerror}; check the path") from error
+    if len(content) > _MOST_BYTES:
+        raise UserError(
+            f"the prompts {path} have more than {_MOST_BYTES >> 20} MiB; give them in several files"
+        )
+    lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     prompts = []
     for number, line in enumerate(lines, 1):
         try:
@@ -53,17 +68,24 @@ def read_prompts(path: str | Path) -> list[str]:
 
 def _clean(text: object, which: str) -> str:
     if not isinstance(text, str):
-        raise UserError(f"{which} is {text!r}, a {type(text).__name__}; a prompt must be a string")
+        raise UserError(f"{which} is {shortened(text)}, a {type(text).__name__}; a prompt must be a string")
+    if len(text) > LONGEST:
+        raise UserError(
+            f"{which} has {len(text)} characters, more than {LONGEST}: {_start(text)}; shorten it, the text encoder "
+            "reads at most 512 tokens"
+        )
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{which} ({text!a}) is not valid Unicode: {error.reason}; pass it as UTF-8"
+            f"{which} ({text[:80]!a}) is not valid Unicode: {error.reason}; pass it as UTF-8"
         ) from error
     cleaned = " ".join(text.split())
     # Zero-width and control characters alone would give the encoder nothing to read.
     if not any(char.isprintable() and char != " " for char in cleaned):
-        raise UserError(f"{which} is empty ({text!r}); write what the picture shows, for example 'red heart'")
+        raise UserError(
+            f"{which} is empty ({shortened(text)}); write what the picture shows, for example 'red heart'"
+        )
     return cleaned
 
 

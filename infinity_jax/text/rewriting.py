@@ -4,6 +4,7 @@ The paper's best GenEval result is with rewritten prompts (Infinity, arXiv 2412.
 disk, so that a prompt is asked for once and a run that resumes draws from the same text.
 """
 
+import functools
 import hashlib
 import http.client
 import json
@@ -13,14 +14,14 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from absl import logging
 
-from infinity_jax.errors import UserError
-from infinity_jax.files import atomic, paths
+from infinity_jax.errors import UserError, shortened
+from infinity_jax.files import atomic, paths, reading
+from infinity_jax.runtime import daemon_threads
 from infinity_jax.text.prompt import clean_prompts
 
 KEY = "OPENAI_API_KEY"
@@ -29,7 +30,8 @@ paragraph of at most 80 words that says what the picture shows. Keep every objec
 exactly as it is, and texts in quotation marks letter by letter. Add no object that changes what is asked for; you may \
 add surroundings, light, material and style. Answer with the paragraph alone."""
 LONGEST = 2000  # characters of an answer; five times what is asked for
-_TRIES, _TIMEOUT_S, _LONGEST_PAUSE_S, _AT_ONCE = 4, 120.0, 60.0, 8
+_LONGEST_REPLY = 1 << 20  # bytes, with all that a server says about it
+_TRIES, _TIMEOUT_S, _LONGEST_PAUSE_S, _AT_ONCE = 4, 120.0, 60.0, 8  # the timeout is of a whole exchange
 _BUSY = (408, 429)
 
 
@@ -89,12 +91,7 @@ class Rewriter:
         missing = [prompt for prompt in different if known[prompt] is None]
         if missing:
             logging.info("rewriting %d of %d prompts with %s", len(missing), len(different), self.model)
-        with ThreadPoolExecutor(_AT_ONCE) as threads:
-            try:
-                answers = list(threads.map(self._ask, missing))
-            except BaseException:
-                threads.shutdown(cancel_futures=True)
-                raise
+        answers = daemon_threads.in_order(self._ask, missing, _AT_ONCE)
         rewritten = {**known, **dict(zip(missing, answers, strict=True))}
         return [str(rewritten[prompt]) for prompt in clean_prompts(prompts)]
 
@@ -105,7 +102,7 @@ class Rewriter:
     def _kept(self, prompt: str) -> str | None:
         file = self._file(prompt)
         try:
-            kept = json.loads(file.read_text())
+            kept = reading.read_json(file)
             if kept["prompt"] == prompt:
                 return clean_prompts([kept["rewritten"]])[0]
             raise ValueError("it is of another prompt")
@@ -130,15 +127,16 @@ class Rewriter:
                 logging.info("prompt %r: %s; trying again", prompt[:40], problem)
             pause = 2.0**attempt
             try:
-                return json.loads(self._reply(prompt))["choices"][0]["message"]["content"]
+                reply = daemon_threads.within(_TIMEOUT_S, functools.partial(self._reply, prompt))
+                return reading.parse_json(reply)["choices"][0]["message"]["content"]
             except urllib.error.HTTPError as error:
-                problem = f"it answers {error.code} {error.reason}"
+                problem = f"it answers {error.code} {shortened(error.reason, quoted=False)}"
                 pause = _pause_asked_for(error) or pause
                 error.close()
                 if error.code < 500 and error.code not in _BUSY:
                     break
             except (OSError, http.client.HTTPException) as error:
-                problem = f"no connection ({error})"
+                problem = f"no connection ({shortened(str(error), 200, quoted=False)})"
             except (ValueError, KeyError, IndexError, TypeError):
                 problem = "its answer is no JSON of a chat completion"
             if attempt + 1 < _TRIES:
@@ -156,7 +154,10 @@ class Rewriter:
             headers["Authorization"] = f"Bearer {key.strip()}"
         request = urllib.request.Request(self._url, data=body, headers=headers, method="POST")
         with self._opener.open(request, timeout=_TIMEOUT_S) as reply:
-            return reply.read()
+            answer = reply.read(_LONGEST_REPLY + 1)
+        if len(answer) > _LONGEST_REPLY:
+            raise ValueError(f"more than {_LONGEST_REPLY} bytes")
+        return answer
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -169,13 +170,16 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
 def _checked(content: Any, prompt: str) -> str:
     which = f"the rewritten prompt of {prompt[:80]!r}"
     if not isinstance(content, str) or not content.strip():
-        raise UserError(f"{which} is empty ({content!r}); take another --rewrite-model, or none for this one")
+        raise UserError(
+            f"{which} is empty ({shortened(content)}); take another --rewrite-model, or none for this one"
+        )
     if len(content) > LONGEST:
         raise UserError(
             f"{which} has {len(content)} characters, more than {LONGEST}: {content[:80]!r}...; "
             "take another --rewrite-model"
         )
-    return clean_prompts([content])[0]
+    # What is not printable is of no use to the text encoder, and would reach the terminal and the pictures' notes.
+    return clean_prompts(["".join(c if c.isprintable() else " " for c in content)])[0]
 
 
 def _pause_asked_for(error: urllib.error.HTTPError) -> float | None:

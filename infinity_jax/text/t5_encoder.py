@@ -15,8 +15,9 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file
 from tokenizers import Tokenizer
 
-from infinity_jax.errors import UserError
-from infinity_jax.files import checksums, json_files
+from infinity_jax.errors import UserError, shortened
+from infinity_jax.files import checksums, reading
+from infinity_jax.files.tensors import check_safetensors
 from infinity_jax.runtime.sharding import Layout, put
 from infinity_jax.text.batching import BatchedEncoder
 from infinity_jax.text.t5 import T5, T5Config, param_shapes, param_variables
@@ -25,6 +26,8 @@ CONFIG, WEIGHTS, TOKENIZER, WEIGHTS_HASH = "config.json", "weights.safetensors",
 FILES = (CONFIG, WEIGHTS, TOKENIZER, WEIGHTS_HASH)
 HOW_TO_MAKE = "make it with: infinity-jax convert --from FLAN_T5_FOLDER --kind t5 --config xl --out DIR"
 LONGEST = 512
+# What is wrong with a vocabulary may show with a word, a letter or a sign that it does not have.
+_PROBE = "a red heart, \u00e9 \u6f22 \U0001f9ff"
 _END, _END_ID = "</s>", 1
 
 
@@ -103,19 +106,25 @@ def load_t5(max_length: int, folder: Path) -> T5Encoder:
 
 def read_config(path: Path) -> T5Config:
     """Reads the config in a Hugging Face config.json; UserError if it is no JSON object or not of a T5 v1.1."""
-    return T5Config.from_hf(json_files.read_object(path, "copy it again"))
+    return T5Config.from_hf(reading.read_object(path, "copy it again"))
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
     """Reads the tokenizer in a tokenizer.json; UserError if it cannot be read."""
     try:
-        return Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more special
-        raise UserError(f"cannot read the tokenizer {path}: {error}; copy it again") from error
+        tokenizer = Tokenizer.from_buffer(reading.read_bytes(path, reading.MOST_JSON))
+        tokenizer.encode(_PROBE)
+        return tokenizer
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library raises nothing more special, and its panics are no Exception
+        said = shortened(str(error), 200, quoted=False)
+        raise UserError(f"cannot read the tokenizer {path}: {said}; copy it again") from error
 
 
 def _read_params(path: Path, config: T5Config) -> PyTree:
     try:
+        check_safetensors(path)
         flat = load_file(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot read the weights {path}: {error}; copy or convert them again") from error

@@ -1,11 +1,14 @@
 """A start that cannot complete ends in time and says what was expected and what was seen."""
 
+import contextlib
+import json
 import re
 import socket
 import subprocess
 import sys
 import threading
 import time
+from importlib import metadata
 
 import jax
 import pytest
@@ -76,21 +79,106 @@ def test_a_taken_port_is_said():
         rendezvous.meet(f"127.0.0.1:{taken.getsockname()[1]}", 2, 0, 60.0)
 
 
-def test_a_stranger_at_the_port_does_not_matter():
+HELLO = {"run": "infinity-jax", "process": 1, "processes": 3, "jax": jax.__version__}
+STRANGERS = {
+    "http": b"GET / HTTP/1.1\n",
+    "no JSON": b"{\n",
+    "other JSON": b"[1]\n",
+    "deep": b"[" * 10_000 + b"\n",
+    "bytes": b"\xff\xfe\n",
+    "long": b"a" * 1_000_000,
+    "nothing": b"",
+    "half a line": b'{"run": "infinity-jax"',
+    **{
+        f"{name}={value!r}": json.dumps({**HELLO, name: value}).encode() + b"\n"
+        for name, values in {
+            "process": (-1, 0, 3, 1.0, True, "1", None, [], {}, 10**30, float("nan")),
+            "processes": (None, "2", 1.5, [2], -2, 10**30),
+            "jax": (None, 5, "x" * 1000),
+        }.items()
+        for value in values
+    },
+    "no numbers": b'{"run": "infinity-jax"}\n',
+}
+
+
+def test_strangers_at_the_port_do_not_matter():
+    """All of them at once, and they stay; one that takes a place and leaves gives it free."""
     port = free_port()
     told = []
-    lead = threading.Thread(target=lambda: told.append(rendezvous.meet(f"127.0.0.1:{port}", 2, 0, 60.0)))
+    lead = threading.Thread(target=lambda: told.append(rendezvous.meet(f"127.0.0.1:{port}", 3, 0, 20.0)))
     lead.start()
-    while lead.is_alive():
-        try:
-            with socket.create_connection(("127.0.0.1", port)) as stranger:
-                stranger.sendall(b"GET / HTTP/1.1\n")
-                break
-        except ConnectionRefusedError:
-            continue
-    rendezvous.meet(f"127.0.0.1:{port}", 2, 1, 60.0)
-    lead.join()
-    assert told == [None]
+    begin = time.monotonic()
+    with contextlib.ExitStack() as stack:
+        for content in [*STRANGERS.values(), *[b""] * 50]:
+            stranger = stack.enter_context(_connected(port))
+            with contextlib.suppress(OSError):
+                stranger.sendall(content)
+        with _connected(port) as impostor:
+            impostor.sendall(json.dumps({**HELLO, "jax": metadata.version("jax")}).encode() + b"\n")
+            time.sleep(0.2)
+        time.sleep(0.2)
+        second = threading.Thread(target=rendezvous.meet, args=(f"127.0.0.1:{port}", 3, 2, 20.0))
+        second.start()
+        rendezvous.meet(f"127.0.0.1:{port}", 3, 1, 20.0)
+        second.join()
+        lead.join()
+    assert told == [None] and time.monotonic() - begin < 5
+
+
+def _connected(port):
+    while True:
+        with contextlib.suppress(ConnectionRefusedError):
+            return socket.create_connection(("127.0.0.1", port))
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 400 Bad Request\n",
+        b'{"run": "infinity-jax"}\n',
+        b'{"run": "infinity-jax", "error": 3}\n',
+        b"[" * 10_000 + b"\n",
+        b"a" * 1_000_000,
+        b"",
+    ],
+)
+def test_a_stranger_in_the_place_of_process_0(answer):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with contextlib.suppress(OSError):
+                while True:
+                    with server.accept()[0] as connection:
+                        connection.recv(4096)
+                        connection.sendall(answer)
+
+        threading.Thread(target=serve, daemon=True).start()
+        begin = time.monotonic()
+        with pytest.raises(UserError, match=r"got no word from process 0 .*(its answer did not come|reset)"):
+            rendezvous.meet(f"127.0.0.1:{server.getsockname()[1]}", 2, 1, 0.5)
+        assert time.monotonic() - begin < 3
+
+
+def test_an_answer_that_drips_is_not_waited_for():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def serve():
+            with contextlib.suppress(OSError), server.accept()[0] as connection:
+                while True:
+                    connection.sendall(b"a")
+                    time.sleep(0.05)
+
+        threading.Thread(target=serve, daemon=True).start()
+        begin = time.monotonic()
+        with pytest.raises(UserError, match="got no word"):
+            rendezvous.meet(f"127.0.0.1:{server.getsockname()[1]}", 2, 1, 0.5)
+        assert time.monotonic() - begin < 3
+
+
+def test_a_name_that_no_host_can_have():
+    with pytest.raises(UserError, match="got no word"):
+        rendezvous.meet(f"{'a' * 300}:80", 2, 1, 0.3)
 
 
 @pytest.mark.parametrize(
@@ -100,6 +188,8 @@ def test_a_stranger_at_the_port_does_not_matter():
         (dict(coordinator="10.0.0.1:80"), "needs --processes, how many there are, and --process"),
         (dict(coordinator="auto", process=0), "leave out --process"),
         (dict(start_timeout=0.0), "must be above 0"),
+        (dict(start_timeout=float("nan")), "must be above 0"),
+        (dict(start_timeout=float("inf")), "must be above 0"),
     ],
 )
 def test_options_that_do_not_go_together(values, message):
@@ -112,6 +202,7 @@ def test_options_that_do_not_go_together(values, message):
     [
         (("nowhere", 2, 1), "is not HOST:PORT"),
         (("host:99999", 2, 1), "is not HOST:PORT"),
+        ((f"host:{'9' * 5000}", 2, 1), "is not HOST:PORT"),
         (("host:80", 2, 2), "process 2 of 2 cannot be"),
     ],
 )

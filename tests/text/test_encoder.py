@@ -11,11 +11,12 @@ from helpers import paths
 
 from infinity_jax.errors import UserError
 from infinity_jax.files import caches
+from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.text import minilm
 from infinity_jax.text.batching import bucket_length
 from infinity_jax.text.cache import cached_features
 from infinity_jax.text.encoder import load_text_encoder
-from infinity_jax.text.prompt import clean_prompts
+from infinity_jax.text.prompt import LONGEST, clean_prompts, read_prompts
 
 GOLDEN = paths.GOLDEN / "minilm" / "features.json"
 CAPTIONS = ["red heart", "woman astronaut", "red heart", "flag of Côte d’Ivoire", "a dog " * 6]
@@ -227,3 +228,35 @@ def test_full_disk(encoder, tmp_path, monkeypatch):
 def test_empty_caption_is_named(encoder, tmp_path):
     with pytest.raises(UserError, match="prompt 2 of 2 is empty"):
         cached_features(encoder, ["red heart", " "], tmp_path)
+
+
+def test_prompts_have_a_longest_length_and_captions_are_cut(encoder, tmp_path):
+    long = "red heart " * 1_000_000
+    for refuse in (clean_prompts, lambda texts: SampleRequest(texts, [0] * len(texts)).checked()):
+        with pytest.raises(
+            UserError, match=r"^prompt 2 of 2 has \d+ characters, more than 10000: 'red heart"
+        ) as error:
+            refuse(["a", long])
+        assert len(str(error.value)) < 250
+    (tmp_path / "prompts.txt").write_text(f"a\n{long}\n")
+    with pytest.raises(UserError, match="line 2: the prompt has 9999999 characters"):
+        read_prompts(tmp_path / "prompts.txt")
+    assert len(clean_prompts(["ab" * LONGEST], cut=True)[0]) == LONGEST
+    features, mask = encoder.encode(["red heart " * 50, long])
+    np.testing.assert_array_equal(features[0], features[1])
+    assert mask.all() and encoder.token_counts([long]).tolist() == [32]
+    np.testing.assert_array_equal(
+        cached_features(encoder, [long], tmp_path)[0][0], features[0].astype(np.float16)
+    )
+
+
+def test_messages_of_hostile_prompts_are_short():
+    for text in ("\x1b[31m\ud800" * 1000, "\u200b" * 9000, "\x00\r\n" * 3000):
+        with pytest.raises(UserError) as error:
+            clean_prompts([text])
+        assert len(str(error.value)) < 400 and str(error.value).isprintable()
+
+
+def test_a_file_of_prompts_is_read_within_bounds(tmp_path):
+    with pytest.raises(UserError, match="more than 256 MiB"):
+        read_prompts("/dev/zero")

@@ -3,9 +3,16 @@
 import contextlib
 import http.server
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
 import threading
+import time
 
 import pytest
+from helpers import paths
 
 from infinity_jax.cli.main import main
 from infinity_jax.errors import UserError
@@ -185,3 +192,128 @@ def test_sample_draws_what_was_rewritten(endpoint, monkeypatch, capsys):
     with contextlib.suppress(SystemExit):
         main(["sample", "a cat", "--out", "o"])
     assert got == ["a cat, in the sun", "a cat"]
+
+
+class Raw:
+    """A server that answers each connection by a function of the socket, whatever was asked."""
+
+    def __init__(self, answer):
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}/v1"
+        self._answer, self._ended = answer, threading.Event()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def _serve(self):
+        with contextlib.suppress(OSError):
+            while not self._ended.is_set():
+                threading.Thread(target=self._one, args=(self._listener.accept()[0],), daemon=True).start()
+
+    def _one(self, connection):
+        with contextlib.suppress(OSError), connection:
+            asked = b""
+            while not asked.endswith(b"}]}"):
+                asked += connection.recv(1 << 16)
+            self._answer(connection)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._ended.set()
+        self._listener.close()
+
+
+HEAD = b"HTTP/1.0 200 OK\r\n\r\n"
+
+
+def without_end(connection):
+    connection.sendall(HEAD)
+    while True:
+        connection.sendall(b"x" * (1 << 16))
+
+
+def dripping(start):
+    def answer(connection):
+        connection.sendall(start)
+        while True:
+            connection.sendall(b"x")
+            threading.Event().wait(0.02)
+
+    return answer
+
+
+def continuing(connection):
+    while True:
+        connection.sendall(b"HTTP/1.1 100 Continue\r\n\r\n")
+        threading.Event().wait(0.02)
+
+
+def silent(connection):
+    connection.recv(1)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (without_end, "no JSON of a chat completion"),
+        (dripping(HEAD), "no whole answer within 0.3 s"),
+        (dripping(b"HTTP/1.0 200 OK\r\nA: "), "no whole answer within 0.3 s"),
+        (dripping(b""), "no whole answer within 0.3 s"),
+        (continuing, "no whole answer within 0.3 s"),
+        (silent, "no whole answer within 0.3 s"),
+        (lambda c: c.sendall(HEAD + b"[" * 500_000), "no JSON of a chat completion"),
+        (lambda c: c.sendall(HEAD + b'{"choices": ' + b"9" * 5000 + b"}"), "no JSON of a chat completion"),
+        (
+            lambda c: c.sendall(b"HTTP/1.0 404 \x1b[31mred\x07 " + b"e" * 5000 + b"\r\n\r\n"),
+            r"404 \\x1b\[31mred",
+        ),
+        (lambda c: c.sendall(b"\x1b[2J" + b"\0" * 100 + b"\r\n"), "no connection"),
+    ],
+    ids=["endless", "body", "header", "status", "continue", "silent", "deep", "digits", "reason", "no HTTP"],
+)
+def test_what_a_hostile_server_sends_is_bounded(answer, message, pauses, monkeypatch):
+    monkeypatch.setattr(rewriting, "_TIMEOUT_S", 0.3)
+    begin = time.monotonic()
+    with Raw(answer) as server, pytest.raises(UserError, match=message) as error:
+        Rewriter(server.url, "m")(["a cat"])
+    assert time.monotonic() - begin < 4 * 0.3 + 2
+    said = str(error.value)
+    assert said.isprintable() and len(said) < 1000
+
+
+def test_control_characters_of_an_answer_are_left_out(endpoint):
+    endpoint.planned = ["a \x1b[31mred\x07 cat\u202e\u200b,\x9b2J asleep"]
+    assert Rewriter(endpoint.url, "m")(["a cat"]) == ["a [31mred cat , 2J asleep"]
+
+
+def test_a_kept_answer_that_is_nested_without_end_is_asked_for_again(endpoint, tmp_path):
+    Rewriter(endpoint.url, "m")(["a cat"])
+    (file,) = (tmp_path / "data" / "rewritten").iterdir()
+    file.write_text("[" * 100_000)
+    assert Rewriter(endpoint.url, "m")(["a cat"]) == ["a cat, in the sun"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_while_it_waits(number, tmp_path):
+    asked = threading.Event()
+
+    def answer(connection):
+        asked.set()
+        silent(connection)
+
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    with Raw(answer) as server:
+        command = ["sample", "a cat", "--rewrite", server.url, "--rewrite-model", "m", "--out", str(tmp_path)]
+        process = subprocess.Popen(
+            [sys.executable, "-m", "infinity_jax.cli", *command],
+            env={**os.environ, "PYTHONPATH": paths.PYTHONPATH},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        signal.signal(signal.SIGINT, handler)
+        assert asked.wait(60)
+        process.send_signal(number)
+        begin = time.monotonic()
+        _, words = process.communicate(timeout=30)
+    assert process.returncode == 128 + number and time.monotonic() - begin < 3
+    assert "Traceback" not in words and "infinity-jax: error: " in words

@@ -10,9 +10,11 @@ from typing import Any
 
 from infinity_jax.data.originals.rows import Row, Skipped, captions_of, scores_of, unread_columns
 from infinity_jax.errors import UserError
+from infinity_jax.files import pictures
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 TEXTS = ("txt", "caption")
+MOST_TEXT = 1 << 24
 
 
 class _Member(tarfile.TarInfo):
@@ -53,12 +55,17 @@ class TarPart:
                         yield self._row(key, members)
                         members = {}
                     key = f"{folder}/{stem}"
-                    content = shard.extractfile(member)
-                    members[kind.lower()] = content.read() if content is not None else b""
+                    members[kind.lower()] = self._content(shard, member, kind.lower())
         except (OSError, tarfile.TarError, EOFError) as error:
             yield Skipped(f"{self.file.name}:after {key or 'its start'}", "broken tar", str(error))
         if key is not None:
             yield self._row(key, members)
+
+    def _content(self, shard: tarfile.TarFile, member: tarfile.TarInfo, kind: str) -> bytes:
+        """Reads what is of use; b"" for other members, and for one that is far too large, as a sparse one may be."""
+        most = pictures.MOST_BYTES if kind in PICTURES else MOST_TEXT if kind in (*TEXTS, "json") else 0
+        content = shard.extractfile(member) if member.size <= most else None
+        return content.read() if content is not None else b""
 
     def _row(self, key: str, members: dict[str, bytes]) -> Row | Skipped:
         name = f"{self.file.name}:{key.lstrip('/')}"

@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from infinity_jax.data.prepared.shards import shard_name
 from infinity_jax.errors import UserError
-from infinity_jax.files import atomic, checksums, json_files
+from infinity_jax.files import atomic, checksums, reading
 
 FORMAT = 1
 INDEX = "index.json"
@@ -100,7 +100,7 @@ def write(out: Path, parts: Sequence[Path], features: Mapping[str, Any] | None =
 def read_part(part: Path) -> dict[str, Any]:
     """Reads what the part.json of a part's folder has counted. UserError if it is damaged."""
     remedy = f"remove {part} and give the same prepare command again"
-    tally = json_files.read_object(part / "part.json", remedy)
+    tally = reading.read_object(part / "part.json", remedy)
     if not (isinstance(tally.get("counts"), dict) and isinstance(tally.get("columns"), list)):
         raise UserError(f"{part / 'part.json'} is damaged, it lacks counts or columns; {remedy}")
     return tally

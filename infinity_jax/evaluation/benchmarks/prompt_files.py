@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from infinity_jax.errors import UserError
+from infinity_jax.files import reading
 from infinity_jax.text.prompt import clean_prompts
 
+_MOST_BYTES = 1 << 28
 _REMEDY = "take the benchmark's own file again"
 _BETWEEN = re.compile(r"[,\s]*")  # what stands between the entries of a list
 
@@ -17,7 +19,7 @@ _BETWEEN = re.compile(r"[,\s]*")  # what stands between the entries of a list
 def read_text(file: Path) -> str:
     """Reads the text of a UTF-8 file; UserError if it cannot be read."""
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return reading.read_bytes(file, _MOST_BYTES).decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"cannot read the prompts {file}: {error.strerror}; check the path") from error
     except UnicodeDecodeError as error:
@@ -28,9 +30,10 @@ def read_text(file: Path) -> str:
 def read_json(file: Path, kind: type) -> Any:
     """Reads the JSON of a file, a `kind` (list or dict) that is not empty; UserError otherwise."""
     try:
-        content = json.loads(read_text(file))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{file}, line {error.lineno}: no valid JSON ({error.msg}); {_REMEDY}") from error
+        content = reading.parse_json(read_text(file))
+    except ValueError as error:
+        line = getattr(error, "lineno", 1)
+        raise UserError(f"{file}, line {line}: no valid JSON ({_said(error)}); {_REMEDY}") from error
     if not isinstance(content, kind):
         wanted = "list" if kind is list else "object"
         raise UserError(f"{file}, line 1: its JSON is no {wanted} but {_what(content)}; {_REMEDY}")
@@ -58,12 +61,16 @@ def json_lines(file: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     for number, line in enumerate(read_text(file).rstrip("\n").split("\n"), 1):
         where = f"{file}, line {number}"
         try:
-            content = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{where}: no valid JSON ({error.msg}); {_REMEDY}") from error
+            content = reading.parse_json(line)
+        except ValueError as error:
+            raise UserError(f"{where}: no valid JSON ({_said(error)}); {_REMEDY}") from error
         if not isinstance(content, dict):
             raise UserError(f"{where}: no object but {_what(content)}; {_REMEDY}")
         yield where, line, content
+
+
+def _said(error: ValueError) -> str:
+    return error.msg if isinstance(error, json.JSONDecodeError) else str(error)
 
 
 def prompt_of(entry: Any, key: str, where: str) -> str:

@@ -14,7 +14,7 @@ from infinity_jax.checkpoints import origin
 from infinity_jax.config import SampleConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.files import atomic, json_files
+from infinity_jax.files import atomic, reading
 from infinity_jax.sampling.pipeline import InfinityPipeline
 from infinity_jax.tools.scaling.estimate import Estimate
 from infinity_jax.tools.scaling.grid import Cell, GridConfig
@@ -36,7 +36,7 @@ def folder(workdir: Path, cell: Cell) -> Path:
 def finished_row(workdir: Path, cell: Cell) -> dict[str, Any] | None:
     """Reads the row of a cell that is done; None if it is not."""
     path = folder(workdir, cell) / ROW
-    return json_files.read_object(path, "remove it to run the cell again") if path.exists() else None
+    return reading.read_object(path, "remove it to run the cell again") if path.exists() else None
 
 
 def check_unchanged(workdir: Path, cell: Cell, grid: GridConfig) -> None:
@@ -44,7 +44,7 @@ def check_unchanged(workdir: Path, cell: Cell, grid: GridConfig) -> None:
     path = folder(workdir, cell) / CONFIG
     if not path.exists():
         return
-    before = json_files.read_object(path, f"remove {path.parent} to run the cell again")
+    before = reading.read_object(path, f"remove {path.parent} to run the cell again")
     now = json.loads(json.dumps(_record(cell, grid)))
     # A key that only one of them has came or went with another version of the program.
     changed = sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
