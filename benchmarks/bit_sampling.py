@@ -40,25 +40,25 @@ ROUNDS = 15
 COPIED = 2**26  # float32 numbers
 
 
-def unfused(x_BGNC, modulation_BG2C, kernel_C2d, cfg, seeds_B, tau, top_p, dtype: str) -> jax.Array:
+def unfused(x_BGNC, modulation_BG2C, kernel_C2d, cfg_B, seeds_B, tau_B, top_p_B, dtype: str) -> jax.Array:
     """The draw as it follows from the model's definition."""
     normed_BGNC = jax.vmap(modulate)(x_BGNC, modulation_BG2C[..., 0, :], modulation_BG2C[..., 1, :])
     logits = matmul(normed_BGNC, kernel_C2d, dtype)
     logits = logits.reshape(*logits.shape[:-1], -1, 2)
-    mixed = guidance.mix(logits[:, 0], logits[:, 1], cfg)
-    return bits.draw_bits(mixed[..., 1] - mixed[..., 0], bits.DrawSettings(seeds_B, tau, top_p, 0))
+    mixed = guidance.mix(logits[:, 0], logits[:, 1], cfg_B[:, None, None, None])
+    return bits.draw_bits(mixed[..., 1] - mixed[..., 0], bits.DrawSettings(seeds_B, tau_B, top_p_B, 0))
 
 
-def difference(x_BGNC, head, cfg, seeds_B, tau, top_p) -> jax.Array:
+def difference(x_BGNC, head, cfg_B, seeds_B, tau_B, top_p_B) -> jax.Array:
     """Half the rows and half the columns."""
-    difference_BNd = head_bits.guided_logits(x_BGNC.swapaxes(0, 1), head, cfg)
-    return bits.draw_bits(difference_BNd, bits.DrawSettings(seeds_B, tau, top_p, 0))
+    difference_BNd = head_bits.guided_logits(x_BGNC.swapaxes(0, 1), head, cfg_B)
+    return bits.draw_bits(difference_BNd, bits.DrawSettings(seeds_B, tau_B, top_p_B, 0))
 
 
-def fused(x_BGNC, head, cfg, seeds_B, tau, top_p) -> jax.Array:
+def fused(x_BGNC, head, cfg_B, seeds_B, tau_B, top_p_B) -> jax.Array:
     """One kernel where there is one."""
     return head_bits.draw_head_bits(
-        x_BGNC.swapaxes(0, 1), head, cfg, bits.DrawSettings(seeds_B, tau, top_p, 0)
+        x_BGNC.swapaxes(0, 1), head, cfg_B, bits.DrawSettings(seeds_B, tau_B, top_p_B, 0)
     )
 
 
@@ -112,8 +112,8 @@ def timed_forms(width: int, tokens: int, batch: int, dtype: str) -> dict[str, Ca
     kernel_C2d = normal(width, 2 * BITS, over=np.sqrt(width))
     weight_Cd = (kernel_C2d[:, 1::2] - kernel_C2d[:, ::2]).astype(dtype)
     head = head_bits.LinearHead(modulation_BG2C, weight_Cd, jnp.zeros(BITS))
-    cfg, tau, top_p = jnp.float32([4, 1, 0.97])
-    settings = cfg, jnp.arange(batch, dtype=jnp.uint32), tau, top_p
+    cfg_B, tau_B, top_p_B = (jnp.full(batch, value) for value in (4.0, 1.0, 0.97))
+    settings = cfg_B, jnp.arange(batch, dtype=jnp.uint32), tau_B, top_p_B
     two_logits = functools.partial(jax.jit(unfused, static_argnames="dtype"), dtype=dtype)
     forms = {
         "unfused": functools.partial(two_logits, x_BGNC, modulation_BG2C, kernel_C2d, *settings),

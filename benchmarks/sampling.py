@@ -88,14 +88,14 @@ def _arguments() -> argparse.Namespace:
 
 def _inputs(config: SamplerConfig, arguments: argparse.Namespace) -> SamplerInputs:
     batch, tokens = arguments.batch, arguments.text_tokens
-    of_scales = jnp.ones(config.schedule.n_scales)
+    ones_BK = jnp.ones((batch, config.schedule.n_scales))
     return SamplerInputs(
         text_BTC=jax.random.normal(jax.random.key(1), (batch, tokens, config.model.text_channels)),
         mask_BT=jnp.ones((batch, tokens), bool),
         seeds_B=jnp.arange(batch, dtype=jnp.uint32),
-        cfg_K=of_scales * arguments.cfg,
-        tau_K=of_scales,
-        top_p=jnp.float32(0.97),
+        cfg_BK=ones_BK * arguments.cfg,
+        tau_BK=ones_BK,
+        top_p_B=jnp.full(batch, 0.97),
     )
 
 

@@ -118,14 +118,14 @@ def _temporaries(compiled: Any) -> int:
 
 
 def _inputs(config: SamplerConfig, batch: int, tokens: int) -> SamplerInputs:
-    of_scales = jnp.ones(config.schedule.n_scales)
+    ones_BK = jnp.ones((batch, config.schedule.n_scales))
     return SamplerInputs(
         text_BTC=jax.random.normal(jax.random.key(1), (batch, tokens, config.model.text_channels)),
         mask_BT=jnp.ones((batch, tokens), bool),
         seeds_B=jnp.arange(batch, dtype=jnp.uint32),
-        cfg_K=of_scales * 4,
-        tau_K=of_scales,
-        top_p=jnp.float32(0.97),
+        cfg_BK=ones_BK * 4,
+        tau_BK=ones_BK,
+        top_p_B=jnp.full(batch, 0.97),
     )
 
 

@@ -35,7 +35,15 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--skip-existing",
         action="store_true",
-        help="keep pictures in DIR that an earlier run made of the same prompt, seed and settings, and draw the rest",
+        help="keep pictures in DIR that an earlier run made of the same prompt, seed, settings and batch, and draw the "
+        "rest",
+    )
+    add(
+        "--count",
+        type=options.count,
+        default=1,
+        metavar="N",
+        help="pictures of each prompt, with seeds that follow each other; default 1",
     )
     add("--aspect-ratio", default="1:1", metavar="H:W", help="height:width, default 1:1")
     add("--negative-prompt", default="", metavar="TEXT", help="what to steer away from")
@@ -53,7 +61,7 @@ def add_drawing(command: argparse.ArgumentParser) -> None:
         "--batch",
         type=options.count,
         metavar="N",
-        help="pictures drawn at once; default: 16, fewer where they are large",
+        help="pictures drawn at once, at most; default: 1, 4 or 16, by how many there are, fewer where they are large",
     )
     add(
         "--no-scan-layers",
@@ -98,6 +106,7 @@ def sample(arguments: argparse.Namespace, _: list[str]) -> None:
     prompts = arguments.prompts or prompt.read_prompts(arguments.prompts_file)
     if rewriter is not None:
         prompts = rewriter(prompts)
+    prompts = [prompt for prompt in prompts for _ in range(arguments.count)]
     from infinity_jax.sampling import prompts_to_files
     from infinity_jax.sampling.request import SampleRequest
 

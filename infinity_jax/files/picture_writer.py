@@ -30,13 +30,14 @@ class Wanted:
 
 
 def write_all(
-    pictures: Sequence[Wanted],
+    pictures: Mapping[int, Wanted] | Sequence[Wanted],
     drawn: Iterable[tuple[Sequence[int], Sequence[np.ndarray] | np.ndarray]],
     how_to_resume: str,
 ) -> None:
     """Writes pictures, each whole or not at all, and logs the progress now and then.
 
     Args:
+      pictures: by number.
       drawn: which of `pictures`, and one uint8 array [H,W,3] for each; every picture once.
       how_to_resume: is logged when the run is stopped.
     """

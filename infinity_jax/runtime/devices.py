@@ -1,7 +1,9 @@
 """For which devices a program is traced, and how a kernel is split over those of a mesh."""
 
 import math
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
@@ -9,6 +11,7 @@ from jax.sharding import Mesh, PartitionSpec
 from infinity_jax.runtime.sharding import Layout, on_mesh, traced_layout
 
 Axes = tuple[str | None, ...]
+GIB = 2**30
 
 
 def platform() -> str:
@@ -22,6 +25,22 @@ def platform() -> str:
     else:
         name = jax.default_backend()
     return "gpu" if name in ("cuda", "rocm") else name
+
+
+def main_memory() -> int:
+    """Counts the bytes of memory that this process may use: the machine's, or what its control group is given."""
+    available = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    try:
+        granted = Path("/sys/fs/cgroup/memory.max").read_text().strip()
+    except OSError:  # another system, or no limit
+        return available
+    return min(available, int(granted)) if granted.isdecimal() else available
+
+
+def memory_bytes() -> int:
+    """Counts the bytes of memory of one of this process's devices; a CPU's is the main memory."""
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit", main_memory())
 
 
 def on_each_device(kernel: Callable, in_axes: Sequence[Axes], out_axes: Axes) -> Callable:
@@ -69,6 +88,3 @@ def _specs(
         )
 
     return [spec(axes) for axes in (*in_axes, out_axes)]
-
-
-GIB = 2**30

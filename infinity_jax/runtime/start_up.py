@@ -20,10 +20,11 @@ _MOST_BYTES = 2 << 30
 def keep_programs() -> None:
     """Lets jax keep programs that took a second to compile in `data_dir()/compiled`, at most 2 GiB of them.
 
-    Call it before jax is imported. Whoever set JAX_COMPILATION_CACHE_DIR keeps their own folder; empty, it is off.
+    Whoever set JAX_COMPILATION_CACHE_DIR (empty, it is off) or jax.config's jax_compilation_cache_dir keeps their own.
     A folder that cannot be written is said in the log, and nothing is kept.
     """
-    if "JAX_COMPILATION_CACHE_DIR" in os.environ:
+    jax = sys.modules.get("jax")  # nothing here needs it, and it takes seconds to import
+    if "JAX_COMPILATION_CACHE_DIR" in os.environ or (jax and jax.config.jax_compilation_cache_dir):
         return
     folder = paths.data_dir() / "compiled" / _machine()
     try:
@@ -42,6 +43,9 @@ def keep_programs() -> None:
         return
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
     os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(_MOST_BYTES))
+    if jax:  # it has read the environment already
+        jax.config.update("jax_compilation_cache_dir", str(folder))
+        jax.config.update("jax_compilation_cache_max_size", int(os.environ["JAX_COMPILATION_CACHE_MAX_SIZE"]))
 
 
 def _machine() -> str:

@@ -26,13 +26,13 @@ class DrawSettings:
     Attributes:
       seeds_B: uint32, one per picture; a picture's draw depends on its own seed alone, not on what is beside it.
       scale: number of the scale, static; each has random numbers of its own.
-      tau: float32, temperature; 0 takes the likelier value.
-      top_p: float32; a value with probability <= 1 - top_p is never drawn.
+      tau_B: float32, temperature of each picture; 0 takes the likelier value.
+      top_p_B: float32; a value with probability <= 1 - top_p is never drawn.
     """
 
     seeds_B: UInt32[Array, " B"]
-    tau: Float[Array, ""]
-    top_p: Float[Array, ""]
+    tau_B: Float[Array, " B"]
+    top_p_B: Float[Array, " B"]
     scale: int = flax.struct.field(pytree_node=False)
 
 
@@ -106,5 +106,6 @@ def draw_bits(difference_BNd: Float[Array, "B N d"], settings: DrawSettings) -> 
 def thresholds(shape_BNd: tuple[int, ...], settings: DrawSettings) -> Float[Array, "B N d"]:
     """Returns the `random_thresholds` of all bits of one scale, float32 [B,N,d]."""
     token, bit = (jax.lax.broadcasted_iota(jnp.uint32, shape_BNd, axis) for axis in (1, 2))
-    seed, limit = settings.seeds_B[:, None, None], dead_zone(settings.tau, settings.top_p)
-    return random_thresholds(seed, jnp.uint32(settings.scale), token, bit, settings.tau, limit)
+    limit_B = dead_zone(settings.tau_B, settings.top_p_B)
+    seed, tau, limit = (x_B[:, None, None] for x_B in (settings.seeds_B, settings.tau_B, limit_B))
+    return random_thresholds(seed, jnp.uint32(settings.scale), token, bit, tau, limit)

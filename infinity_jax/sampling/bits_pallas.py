@@ -27,7 +27,8 @@ TPU_TOKEN_TILE = 32  # rows of an int8 tile
 # GPU: tokens and channels of a block. A 32-token block gives a scale of 64x64 tokens a program for nearly each of an
 # H100's 132 multiprocessors.
 GPU_TOKENS, GPU_CHANNELS, GPU_SMALLEST_DOT = 32, 128, 16
-MIXING, TEMPERATURE, LIMIT = range(3)  # of the settings, float32
+# Of a picture's settings, float32.
+MIXING, TEMPERATURE, LIMIT = range(NUMBERS := 3)
 SCALE, FIRST_TOKEN = range(2)  # of the counters, uint32
 
 
@@ -40,7 +41,7 @@ def tpu_token_block(tokens: int, width: int) -> int:
 def draw_on_tpu(
     hidden_BGNC: Float[Array, "B G N C"],
     head: bits.LinearHead,
-    cfg: Float[Array, ""],
+    cfg_B: Float[Array, " B"],
     settings: bits.DrawSettings,
     first_token: UInt32[Array, ""],
     token_block: int | None = None,
@@ -51,7 +52,7 @@ def draw_on_tpu(
     Args:
       hidden_BGNC: as in `head_bits.draw_head_bits`, but with a picture's rows side by side.
       head: of as many rows.
-      cfg, settings: as in `head_bits.draw_head_bits`.
+      cfg_B, settings: as in `head_bits.draw_head_bits`.
       first_token: number of the first token, where tokens are split over devices.
       token_block: tokens of a block; None chooses.
       interpret: on a CPU, slowly.
@@ -74,7 +75,7 @@ def draw_on_tpu(
         interpret=interpret,
         name="draw_bits_tpu",
     )(
-        *_scalars(cfg, settings, first_token),
+        *_scalars(cfg_B, settings, first_token),
         hidden_BGNC, head.modulation_BG2C, head.weight_Cn, head.bias_n[None],
     )  # fmt: skip
 
@@ -82,7 +83,7 @@ def draw_on_tpu(
 def draw_on_gpu(
     hidden_BGNC: Float[Array, "B G N C"],
     head: bits.LinearHead,
-    cfg: Float[Array, ""],
+    cfg_B: Float[Array, " B"],
     settings: bits.DrawSettings,
     first_token: UInt32[Array, ""],
     token_block: int | None = None,
@@ -107,7 +108,7 @@ def draw_on_gpu(
         interpret=interpret,
         name="draw_bits_gpu",
     )(
-        *_scalars(cfg, settings, first_token),
+        *_scalars(cfg_B, settings, first_token),
         hidden, modulation, _padded(head.weight_Cn, (channels, columns)), _padded(head.bias_n, (columns,)),
     )  # fmt: skip
     return drawn[:, :tokens, :d]
@@ -120,9 +121,11 @@ def _padded(x: jax.Array, sizes: Sequence[int | None]) -> jax.Array:
 
 
 def _scalars(
-    cfg: jax.Array, settings: bits.DrawSettings, first_token: jax.Array
+    cfg_B: jax.Array, settings: bits.DrawSettings, first_token: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    numbers = jnp.stack([cfg, settings.tau, bits.dead_zone(settings.tau, settings.top_p)]).astype(jnp.float32)
+    """Returns what kernels read as scalars: three numbers a picture, in one row; counters; seeds."""
+    limit_B = bits.dead_zone(settings.tau_B, settings.top_p_B)
+    numbers = jnp.stack([cfg_B, settings.tau_B, limit_B], 1).reshape(-1).astype(jnp.float32)
     counters = jnp.stack([jnp.uint32(settings.scale), first_token.astype(jnp.uint32)])
     return numbers, counters, settings.seeds_B
 
@@ -134,11 +137,11 @@ def _cost(hidden_BGNC: jax.Array, weight_Cn: jax.Array) -> pl.CostEstimate:
     return pl.CostEstimate(flops=2 * drawn * width, bytes_accessed=read + drawn, transcendentals=drawn)
 
 
-def _mix(settings_ref, rows: Sequence[jax.Array], dtype: Any) -> jax.Array:
+def _mix(settings_ref, picture, rows: Sequence[jax.Array], dtype: Any) -> jax.Array:
     """Mixes what the linear map reads, which is to mix its results; in float32, then rounded."""
     mixed, *unconditional = rows
     if unconditional:
-        mixed = guidance.mix(mixed, unconditional[0], settings_ref[MIXING])
+        mixed = guidance.mix(mixed, unconditional[0], settings_ref[NUMBERS * picture + MIXING])
     return mixed.astype(dtype)
 
 
@@ -147,13 +150,13 @@ def _product(x, weight) -> jax.Array:
     return jnp.dot(x, weight, precision=chosen, preferred_element_type=jnp.float32)
 
 
-def _drawn(difference, settings_ref, counters_ref, seed, token_in_part) -> jax.Array:
+def _drawn(difference, settings_ref, counters_ref, seeds_ref, picture, token_in_part) -> jax.Array:
     """Draws int8 bits of a block [tokens, bits]; `token_in_part` is the block's first, among those of this device."""
     token, bit = (jax.lax.broadcasted_iota(jnp.int32, difference.shape, axis) for axis in (0, 1))
     first = counters_ref[FIRST_TOKEN].astype(jnp.int32) + token_in_part
     threshold = bits.random_thresholds(
-        seed, counters_ref[SCALE], (token + first).astype(jnp.uint32), bit.astype(jnp.uint32),
-        settings_ref[TEMPERATURE], settings_ref[LIMIT],
+        seeds_ref[picture], counters_ref[SCALE], (token + first).astype(jnp.uint32), bit.astype(jnp.uint32),
+        settings_ref[NUMBERS * picture + TEMPERATURE], settings_ref[NUMBERS * picture + LIMIT],
     )  # fmt: skip
     return (difference > threshold).astype(jnp.int32).astype(jnp.int8)
 
@@ -167,9 +170,9 @@ def _tpu_kernel(
     centred -= centred.mean(-1, keepdims=True)
     normed = centred * jax.lax.rsqrt(jnp.square(centred).mean(-1, keepdims=True) + NORM_EPS)
     rows = tuple(normed * (1 + modulation[:, :1]) + modulation[:, 1:])
-    difference = bias_ref[...] + _product(_mix(settings_ref, rows, weight.dtype), weight)
+    difference = bias_ref[...] + _product(_mix(settings_ref, picture, rows, weight.dtype), weight)
     token = block * bits_ref.shape[1]
-    bits_ref[0] = _drawn(difference, settings_ref, counters_ref, seeds_ref[picture], token)
+    bits_ref[0] = _drawn(difference, settings_ref, counters_ref, seeds_ref, picture, token)
 
 
 def _gpu_kernel(
@@ -227,8 +230,9 @@ def _gpu_kernel(
 
     def product(channels):
         weight = weight_ref[channels, :]
-        mixed = _mix(settings_ref, [modulated(*norm, channels) for norm in norms], weight.dtype)
+        each = [modulated(*norm, channels) for norm in norms]
+        mixed = _mix(settings_ref, picture, each, weight.dtype)
         return _product(mixed, weight)
 
     difference = sum_over_channels(product, (token_block, bias_ref.shape[0])) + bias_ref[...][None]
-    bits_ref[picture, of_block, :] = _drawn(difference, settings_ref, counters_ref, seeds_ref[picture], token)
+    bits_ref[picture, of_block, :] = _drawn(difference, settings_ref, counters_ref, seeds_ref, picture, token)

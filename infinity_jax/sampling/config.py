@@ -125,25 +125,21 @@ class SamplerInputs(NamedTuple):
       text_BTC: float32 features of the prompts; mask_BT: bool, their tokens.
       negative_BTC, negative_mask_BT: features to steer away from; None = the learned empty caption.
       seeds_B: uint32, one per picture.
-      cfg_K, tau_K: float32, guidance and temperature of each scale.
-      top_p: float32 scalar.
+      cfg_BK, tau_BK: float32, guidance and temperature of each picture at each scale.
+      top_p_B: float32, of each picture.
     """
 
     text_BTC: jax.Array
     mask_BT: jax.Array
     seeds_B: jax.Array
-    cfg_K: jax.Array
-    tau_K: jax.Array
-    top_p: jax.Array
+    cfg_BK: jax.Array
+    tau_BK: jax.Array
+    top_p_B: jax.Array
     negative_BTC: jax.Array | None = None
     negative_mask_BT: jax.Array | None = None
 
 
 def placed(inputs: SamplerInputs, layout: Layout) -> SamplerInputs:
-    """Shards what belongs to one picture with its share of the batch over a mesh, and replicates the rest."""
+    """Shards the batch over a mesh: what belongs to a picture lies where its picture is drawn."""
     share = layout.batch(len(inputs.seeds_B))
-    replicated = ("cfg_K", "tau_K", "top_p")
-    arrays = {name: x for name, x in inputs._asdict().items() if x is not None}
-    return inputs._replace(
-        **{name: put(x, layout.replicated if name in replicated else share) for name, x in arrays.items()}
-    )
+    return jax.tree.map(lambda x: put(x, share), inputs)

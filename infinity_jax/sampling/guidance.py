@@ -6,13 +6,14 @@ by side among the N rows of a batch, so that a mesh keeps them on one device.
 
 import dataclasses
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from infinity_jax.config import SampleConfig
 from infinity_jax.errors import UserError
 
 T = TypeVar("T")
@@ -89,3 +90,32 @@ def strengths(guidance: str, cfg: float | Sequence[float], n_scales: int) -> Flo
         (end,) = per_scale(cfg, 1, "cfg")
         return np.linspace(1.0, end, n_scales, dtype=np.float32)
     return per_scale(cfg, n_scales, "cfg")
+
+
+class Numbers(NamedTuple):
+    """What pictures that are drawn together may differ in.
+
+    Attributes:
+      cfg_BK, tau_BK: float32, of each picture at each scale.
+      top_p_B: float32.
+    """
+
+    cfg_BK: Float[np.ndarray, "B K"]
+    tau_BK: Float[np.ndarray, "B K"]
+    top_p_B: Float[np.ndarray, " B"]
+
+    def part(self, numbers: Sequence[int]) -> "Numbers":
+        """Picks some of the pictures, by number."""
+        return Numbers(*(x_B[np.asarray(numbers)] for x_B in self))
+
+
+def numbers(settings: Sequence[SampleConfig], n_scales: int, pictures: int) -> Numbers:
+    """Returns the numbers of so many pictures from their settings, or from one that is the same for all.
+
+    Raises:
+      UserError: as `per_scale`.
+    """
+    cfg_BK = np.stack([strengths(own.guidance, own.cfg, n_scales) for own in settings])
+    tau_BK = np.stack([per_scale(own.tau, n_scales, "tau") for own in settings])
+    top_p_B = np.array([own.top_p for own in settings], np.float32)
+    return Numbers(*(np.repeat(x, pictures // len(settings), 0) for x in (cfg_BK, tau_BK, top_p_B)))

@@ -50,7 +50,10 @@ def modulations(config: TransformerConfig, head: Any, vector_NC: jax.Array, rows
 
 
 def draw_head_bits(
-    hidden_GBNC: Float[Array, "G B N C"], head: LinearHead, cfg: Float[Array, ""], settings: bits.DrawSettings
+    hidden_GBNC: Float[Array, "G B N C"],
+    head: LinearHead,
+    cfg_B: Float[Array, " B"],
+    settings: bits.DrawSettings,
 ) -> Bool[Array, "B N d"]:
     """Draws the bits of one scale: one kernel on TPU and NVIDIA GPUs, plain jax on CPU; the same bits on all.
 
@@ -58,15 +61,15 @@ def draw_head_bits(
       hidden_GBNC: float32 or bfloat16, the last block's output, before the head's norm. G is 1, or 2 for guidance:
         conditional, then unconditional. No time is lost where a picture's rows lie side by side in memory.
       head: of at least so many rows; others are not read.
-      cfg: float32, strength of guidance; not used without an unconditional row.
+      cfg_B: float32, strength of guidance of each picture; not used without an unconditional row.
     """
     if platform() not in KERNELS:
-        return bits.draw_bits(guided_logits(hidden_GBNC, head, cfg), settings)
-    return _by_kernel(hidden_GBNC, head, cfg, settings).astype(bool)
+        return bits.draw_bits(guided_logits(hidden_GBNC, head, cfg_B), settings)
+    return _by_kernel(hidden_GBNC, head, cfg_B, settings).astype(bool)
 
 
 def guided_logits(
-    hidden_GBNC: Float[Array, "G B N C"], head: LinearHead, cfg: Float[Array, ""]
+    hidden_GBNC: Float[Array, "G B N C"], head: LinearHead, cfg_B: Float[Array, " B"]
 ) -> Float[Array, "B N n"]:
     """Applies a head's norm, guidance and linear map: float32 [B,N,n]; arguments as in `draw_head_bits`.
 
@@ -83,25 +86,27 @@ def guided_logits(
         for g in range(x_BGNC.shape[1])
     )
     if unconditional:
-        mixed = guidance.mix(mixed, unconditional[0], cfg)
+        mixed = guidance.mix(mixed, unconditional[0], cfg_B[:, None, None])
     return matmul(mixed, head.weight_Cn, head.weight_Cn.dtype.name) + head.bias_n
 
 
 def _by_kernel(
-    hidden_GBNC: jax.Array, head: LinearHead, cfg: jax.Array, settings: bits.DrawSettings
+    hidden_GBNC: jax.Array, head: LinearHead, cfg_B: jax.Array, settings: bits.DrawSettings
 ) -> jax.Array:
     draw = KERNELS[platform()]
     rows, _, tokens, _ = hidden_GBNC.shape
     head = head._replace(modulation_BG2C=head.modulation_BG2C[:, :rows])
     number_N = jnp.arange(tokens, dtype=jnp.uint32)  # of a token in its picture
 
-    def on_a_device(hidden_BGNC, modulation_BG2C, weight_Cn, bias_n, cfg, seeds_B, tau, top_p, number_N):
+    def on_a_device(
+        hidden_BGNC, modulation_BG2C, weight_Cn, bias_n, cfg_B, seeds_B, tau_B, top_p_B, number_N
+    ):
         of_device = LinearHead(modulation_BG2C, weight_Cn, bias_n)
-        its_settings = dataclasses.replace(settings, seeds_B=seeds_B, tau=tau, top_p=top_p)
-        return draw(hidden_BGNC, of_device, cfg, its_settings, number_N[0])
+        its_settings = dataclasses.replace(settings, seeds_B=seeds_B, tau_B=tau_B, top_p_B=top_p_B)
+        return draw(hidden_BGNC, of_device, cfg_B, its_settings, number_N[0])
 
     of_head = ("batch", None, None, None), (None, None), (None,)
-    axes = ("batch", None, "tokens", None), *of_head, (), ("batch",), (), (), ("tokens",)
+    axes = ("batch", None, "tokens", None), *of_head, *[("batch",)] * 4, ("tokens",)
     on_devices = on_each_device(on_a_device, axes, ("batch", "tokens", None))
-    numbers = cfg, settings.seeds_B, settings.tau, settings.top_p
+    numbers = cfg_B, settings.seeds_B, settings.tau_B, settings.top_p_B
     return on_devices(hidden_GBNC.swapaxes(0, 1), *head, *numbers, number_N)

@@ -30,10 +30,10 @@ def index_head(
 
 
 def draw_indices(
-    hidden_GBNC: Float[Array, "G B N C"], head: LinearHead, cfg: Float[Array, ""], settings: DrawSettings
+    hidden_GBNC: Float[Array, "G B N C"], head: LinearHead, cfg_B: Float[Array, " B"], settings: DrawSettings
 ) -> Bool[Array, "B N d"]:
     """Draws an index for each token of one scale and returns its bits; arguments as in `head_bits.draw_head_bits`."""
-    logits_BNV = constrain(guided_logits(hidden_GBNC, head, cfg), "batch", "tokens", "indices")
+    logits_BNV = constrain(guided_logits(hidden_GBNC, head, cfg_B), "batch", "tokens", "indices")
     index_BN = draw_index(logits_BNV, settings)
     return indices.to_bits(index_BN, logits_BNV.shape[-1].bit_length() - 1)
 
@@ -47,11 +47,11 @@ def draw_index(logits_BNV: Float[Array, "B N V"], settings: DrawSettings) -> Int
         probability are drawn, and those as likely as the last of them (with one bit a token this is the rule of
         `bits.draw_bits`).
     """
-    tau, top_p = settings.tau, settings.top_p
-    warm = jnp.where(tau > 0, tau, 1.0)
+    tau, top_p = settings.tau_B[:, None, None], settings.top_p_B[:, None, None]
+    warm, is_cut = jnp.where(tau > 0, tau, 1.0), (top_p < 1) & (tau > 0)
     kept_BNV = jax.lax.cond(
-        (top_p < 1) & (tau > 0),
-        lambda logits: in_nucleus(logits / warm, top_p),
+        is_cut.any(),
+        lambda logits: in_nucleus(logits / warm, top_p) | ~is_cut,
         lambda logits: jnp.ones(logits.shape, bool),
         logits_BNV,
     )
@@ -59,7 +59,7 @@ def draw_index(logits_BNV: Float[Array, "B N V"], settings: DrawSettings) -> Int
     return jnp.argmax(jnp.where(kept_BNV, logits_BNV / warm + noise_BNV, -jnp.inf), -1).astype(jnp.int32)
 
 
-def in_nucleus(logits_BNV: Float[Array, "B N V"], top_p: Float[Array, ""]) -> Bool[Array, "B N V"]:
+def in_nucleus(logits_BNV: Float[Array, "B N V"], top_p: Float[Array, "B 1 1"]) -> Bool[Array, "B N V"]:
     """Tells which indices belong to the likeliest ones that together have probability `top_p`; at least one does.
 
     Without sorting: the lowest probability that still belongs is found bit by bit. Positive float32 numbers have the

@@ -26,7 +26,7 @@ from infinity_jax.sampling.token_pruning import ALL_TOKENS, PrunedTokens
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import resize
 
-# (residual stream float32 [N,L,C], number of the layer just run (traced), its rows, cfg of the scale) -> the stream.
+# (residual stream float32 [N,L,C], number of the layer just run (traced), rows, cfg [B]) -> the stream.
 GuideFeatures = Callable[[jax.Array, jax.Array, Rows, jax.Array], jax.Array]
 # (arguments of `head_bits.draw_head_bits`, what this hook handed on at the scale before) -> bits bool [B,N,D], and what
 # it hands to the next scale.
@@ -68,7 +68,7 @@ def hooks_of(config: SamplerConfig) -> Hooks:
     )
 
 
-def _leave_features(x_NLC: jax.Array, layer: jax.Array, rows: Rows, cfg: jax.Array) -> jax.Array:
+def _leave_features(x_NLC: jax.Array, layer: jax.Array, rows: Rows, cfg_B: jax.Array) -> jax.Array:
     return x_NLC
 
 
@@ -77,12 +77,12 @@ def _draw_bits(
     mixes_logits: bool,
     hidden_GBNC: jax.Array,
     head: LinearHead,
-    cfg: jax.Array,
+    cfg_B: jax.Array,
     settings: DrawSettings,
     carried: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array | None]:
     # Where features alone are mixed both rows carry the same stream; the conditional one is read.
-    return draw(hidden_GBNC if mixes_logits else hidden_GBNC[:1], head, cfg, settings), None
+    return draw(hidden_GBNC if mixes_logits else hidden_GBNC[:1], head, cfg_B, settings), None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,15 +91,16 @@ class GuidedFeatures:
 
     layers: tuple[int, ...]
 
-    def __call__(self, x_NLC: jax.Array, layer: jax.Array, rows: Rows, cfg: jax.Array) -> jax.Array:
+    def __call__(self, x_NLC: jax.Array, layer: jax.Array, rows: Rows, cfg_B: jax.Array) -> jax.Array:
         """Returns the mix after the chosen layers; other layers and scales that run one row keep their stream."""
         if rows.running == 1:
             return x_NLC
         conditional, unconditional = guidance.separate(x_NLC, 2)
-        mixed = guidance.mix(conditional, unconditional, cfg)
+        mixed = guidance.mix(conditional, unconditional, cfg_B[:, None, None])
         # A scale with cfg 1 leaves the unconditional row as it is, for the sake of later scales.
-        is_mixed = (layer == jnp.array(self.layers)).any() & (cfg != 1)
-        return jnp.where(is_mixed, guidance.interleave(mixed, mixed), x_NLC)
+        is_mixed_B = (layer == jnp.array(self.layers)).any() & (cfg_B != 1)
+        is_mixed_N, mixed_NLC = rows.repeat(is_mixed_B), rows.repeat(mixed)
+        return jnp.where(is_mixed_N[:, None, None], mixed_NLC, x_NLC)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,19 +116,20 @@ class ReusedGuidance:
         self,
         hidden_GBNC: jax.Array,
         head: LinearHead,
-        cfg: jax.Array,
+        cfg_B: jax.Array,
         settings: DrawSettings,
         carried: jax.Array | None,
     ) -> tuple[jax.Array, jax.Array]:
         """Measures the caption's effect where both rows run, and resizes the last one where they do not."""
         size = self.schedule.sizes[settings.scale]
-        conditional_BND = head_bits.guided_logits(hidden_GBNC[:1], head, cfg)
+        conditional_BND = head_bits.guided_logits(hidden_GBNC[:1], head, cfg_B)
         if len(hidden_GBNC) == 2:
-            unconditional_BND = head_bits.guided_logits(hidden_GBNC, head, jnp.float32(0))
+            unconditional_BND = head_bits.guided_logits(hidden_GBNC, head, jnp.zeros_like(cfg_B))
             effect_BND = conditional_BND - unconditional_BND
             effect_BhwD = effect_BND.reshape(len(effect_BND), *size, -1)
         else:
             assert carried is not None  # `SamplerConfig` refuses an unguided first scale
             effect_BhwD = resize.bilinear(carried, size)
-        guided_BND = conditional_BND + (cfg - 1) * effect_BhwD.reshape(conditional_BND.shape)
+        stronger = (cfg_B - 1)[:, None, None]
+        guided_BND = conditional_BND + stronger * effect_BhwD.reshape(conditional_BND.shape)
         return bits.draw_bits(guided_BND, settings), effect_BhwD

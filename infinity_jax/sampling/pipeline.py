@@ -1,7 +1,7 @@
 """Prompts in, pictures out: text encoder, transformer, sampler and tokenizer behind one call."""
 
+import dataclasses
 import functools
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,16 +16,16 @@ from infinity_jax.checkpoints import pretrained, trained
 from infinity_jax.config import SampleConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.runtime import start_up
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import Layout, layout_of
-from infinity_jax.sampling import guidance
+from infinity_jax.sampling import batches, guidance
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs, placed
 from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.sampling.sampler import make_sampler, rounded
 from infinity_jax.text.batching import bucket_length
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 
-_MOST_ROWS, _MOST_TOKENS = 16, 8192
 # Texts are padded to this length at least: a few tokens more cost nothing beside the picture's, and there are fewer
 # lengths to compile for.
 _SHORTEST_TEXT = 32
@@ -68,10 +68,14 @@ class InfinityPipeline:
             on one.
           rules: what is split over them, a preset of `sharding.ShardingRules`; "" is the least that uses the mesh.
           scan_layers: False draws faster on a CPU and compiles longer; see `SamplerConfig`.
+
+        Programs that take long to compile are kept on disk for the next process, see `start_up.keep_programs`.
+
         Raises:
           UserError: a part is missing, damaged, or does not belong to the others; the message names it. The mesh does
             not fit the model or needs more devices than there are.
         """
+        start_up.keep_programs()
         if mesh is None:
             if rules:
                 raise UserError(
@@ -96,7 +100,7 @@ class InfinityPipeline:
         aspect_ratio: str = "1:1",
         budget: str | None = None,
         seeds: Sequence[int] | None = None,
-        settings: SampleConfig | None = None,
+        settings: SampleConfig | Sequence[SampleConfig] | None = None,
         **changes: Any,
     ) -> list[Image.Image]:
         """Draws pictures of prompts.
@@ -104,8 +108,9 @@ class InfinityPipeline:
         Args:
           prompts, negative_prompts, aspect_ratio, budget: see `SampleRequest`.
           seeds: N numbers, one a picture; None is 0, 1, 2, ...
-          settings: None takes the checkpoint's own (for the released 2B: cfg 4, tau 1, top_p 1, guidance "logits").
-          changes: new values of fields of `SampleConfig`, like cfg=3.0 or top_p=0.9.
+          settings: None takes the checkpoint's own (for the released 2B: cfg 4, tau 1, top_p 1, guidance "logits");
+            N of them give each picture its own, see `stream`.
+          changes: new values of fields of `SampleConfig`, like cfg=3.0 or top_p=0.9, for all pictures.
         Returns:
           N RGB pictures.
         Raises:
@@ -120,18 +125,26 @@ class InfinityPipeline:
             raise UserError(f"seeds is one number, {seeds}; give a list, one for each prompt: [{seeds}, ...]")
         seeds = range(len(prompts)) if seeds is None else seeds
         request = SampleRequest(prompts, seeds, negative_prompts, aspect_ratio, budget)
-        images = self.arrays(request, (settings or self.settings).changed(**changes))
+        settings = self.settings if settings is None else settings
+        if isinstance(settings, SampleConfig):
+            settings = settings.changed(**changes)
+        else:
+            settings = [own.changed(**changes) for own in settings]
+        images = self.arrays(request, settings)
         return [Image.fromarray(image) for image in images]
 
     def arrays(
-        self, request: SampleRequest, settings: SampleConfig | None = None
+        self, request: SampleRequest, settings: SampleConfig | Sequence[SampleConfig] | None = None
     ) -> UInt8[np.ndarray, "N H W 3"]:
         """Draws pictures uint8 [N,H,W,3]; promises and errors as in `stream`."""
         return np.concatenate([images for _, images in self.stream(request, settings)])
 
     def stream(
-        self, request: SampleRequest, settings: SampleConfig | None = None
-    ) -> Iterator[tuple[range, UInt8[np.ndarray, "n H W 3"]]]:
+        self,
+        request: SampleRequest,
+        settings: SampleConfig | Sequence[SampleConfig] | None = None,
+        only: Sequence[int] | None = None,
+    ) -> Iterator[tuple[Sequence[int], UInt8[np.ndarray, "n H W 3"]]]:
         """Draws pictures in batches and hands them out as they are drawn: which of the N, and uint8 [n,H,W,3].
 
         The device draws the next batch while the caller has one; at most two are in memory. The same prompt, seed,
@@ -140,34 +153,72 @@ class InfinityPipeline:
         and then a bit that was drawn at the edge of its probability may flip.
 
         Args:
-          settings: None takes the checkpoint's own.
+          settings: None takes the checkpoint's own; N of them give each picture its own cfg, tau and top_p, while what
+            is compiled (what guidance mixes, unguided scales, pruning) must be the same for all.
+          only: numbers of the pictures to draw, each as among all N; None draws all.
         Raises:
           UserError: a bad prompt, setting, aspect ratio or batch; it comes before anything is drawn.
         """
-        settings = settings or self.settings
         schedule = self._schedule(request.aspect_ratio, request.budget)
         request = request.checked()
-        model, tokenizer = self.model.config, self.model.tokenizer
-        config = SamplerConfig.from_settings(model, tokenizer.config, schedule, settings, self.scan_layers)
-        batch, n_scales = self._rows_at_once(schedule, request.batch), schedule.n_scales
-        cfg_K = guidance.strengths(settings.guidance, settings.cfg, n_scales)
-        tau_K = guidance.per_scale(settings.tau, n_scales, "tau")
-        return self._batches(request, batch, config, (cfg_K, tau_K, np.float32(settings.top_p)))
+        settings = self.settings if settings is None else settings
+        each = [settings] if isinstance(settings, SampleConfig) else list(settings)
+        if len(each) not in {1, len(request.prompts)}:
+            raise UserError(f"got {len(request.prompts)} prompts and {len(each)} settings; give one for each")
+        model, tokenizer = self.model.config, self.model.tokenizer.config
+        compiled = functools.partial(SamplerConfig.from_settings, model, tokenizer, schedule)
+        config, *others = dict.fromkeys(compiled(own, self.scan_layers) for own in each)
+        if others:
+            raise UserError(
+                "pictures that are drawn together can differ in cfg, tau and top_p alone; these settings need "
+                f"{1 + len(others)} programs (guidance, unguided_scales, reuse_guidance, pruning): call once for each"
+            )
+        batch = self.batch_of(request) if request.batch is None else request.batch
+        batches.check(batch, config, self.layout)
+        numbers = guidance.numbers(each, schedule.n_scales, len(request.prompts))
+        only = range(len(request.prompts)) if only is None else only
+        return self._batches(dataclasses.replace(request, batch=batch), only, config, numbers)
+
+    def batch_of(self, request: SampleRequest) -> int:
+        """Returns how many pictures of a request are best drawn at once: what fits their number, at most `batch`."""
+        most = request.batch
+        if most is None:
+            most = batches.largest(self._schedule(request.aspect_ratio, request.budget), self.layout)
+        return batches.fitting(len(request.prompts), most, self.layout)
+
+    def warm_up(
+        self,
+        request: SampleRequest,
+        settings: SampleConfig | None = None,
+        pictures: Sequence[int] = batches.SIZES,
+    ) -> None:
+        """Compiles what requests of this kind need, by drawing so many pictures of its first prompt.
+
+        Args:
+          request: its longest text, negative prompts or none, aspect ratio and budget are those that are compiled for.
+          settings: None takes the checkpoint's own; other values of cfg, tau and top_p need no other program.
+          pictures: for calls of how many.
+        """
+        for count in pictures:
+            rows = request.part([i % len(request.prompts) for i in range(count)])
+            for _ in self.stream(rows, settings):
+                pass
 
     def _batches(
-        self, request: SampleRequest, batch: int, config: SamplerConfig, cfg_tau_top_p: tuple[Any, Any, Any]
-    ) -> Iterator[tuple[range, UInt8[np.ndarray, "n H W 3"]]]:
+        self, request: SampleRequest, only: Sequence[int], config: SamplerConfig, numbers: guidance.Numbers
+    ) -> Iterator[tuple[Sequence[int], UInt8[np.ndarray, "n H W 3"]]]:
         """Draws a checked request batch by batch: each is started, with its texts, before the one before is fetched."""
         draw = make_sampler(config, self.layout)
         texts = [*request.prompts, *(request.negative_prompts or [])]
         text_length = max(padded_lengths(self.text_encoder, texts))
-        running: tuple[range, Any] | None = None
-        for start in range(0, len(request.prompts), batch):
-            part = range(start, min(start + batch, len(request.prompts)))
+        running: tuple[Sequence[int], Any] | None = None
+        batch = request.batch or len(only)
+        for start in range(0, len(only), batch):
+            part = only[start : start + batch]
             # Always the same shapes, filled up with copies: one compilation, and a picture's rounding
             # cannot depend on how many others are drawn with it.
-            rows = request.part([*part, *[part[-1]] * (batch - len(part))])
-            inputs = self._inputs(rows, cfg_tau_top_p, text_length)
+            rows = [*part, *[part[-1]] * (batch - len(part))]
+            inputs = self._inputs(request.part(rows), numbers.part(rows), text_length)
             inputs = inputs if self.layout is None else placed(inputs, self.layout)
             images = draw(self._rounded_params, self.model.tokenizer.params, inputs)
             images.copy_to_host_async()
@@ -177,14 +228,12 @@ class InfinityPipeline:
         if running is not None:
             yield _fetched(*running)
 
-    def _inputs(
-        self, request: SampleRequest, cfg_tau_top_p: tuple[Any, Any, Any], text_length: int
-    ) -> SamplerInputs:
+    def _inputs(self, request: SampleRequest, numbers: guidance.Numbers, text_length: int) -> SamplerInputs:
         """Gathers a batch's arguments in the host's memory: the sampler moves them, without waiting for what runs."""
         seeds_B, negative = np.asarray(request.seeds, np.uint32), (None, None)
         if request.negative_prompts is not None:
             negative = self._text(request.negative_prompts, text_length)
-        arrays: Any = (*self._text(request.prompts, text_length), seeds_B, *cfg_tau_top_p, *negative)
+        arrays: Any = (*self._text(request.prompts, text_length), seeds_B, *numbers, *negative)
         return SamplerInputs(*arrays)
 
     def _text(
@@ -215,22 +264,6 @@ class InfinityPipeline:
             )
         return scales.make_schedule(budget or own, aspect_ratio)
 
-    def _rows_at_once(self, schedule: scales.ScaleSchedule, batch: int | None = None) -> int:
-        """Counts pictures in one batch: `batch`, else a power of two, fewer where a picture has many tokens.
-
-        On a mesh at least as many as devices share a batch, and a multiple of that.
-        """
-        if batch is not None:
-            if batch < 1:
-                raise UserError(f"batch {batch} must be at least 1")
-            if self.layout is not None:
-                self.layout.batch(batch)
-            return batch
-        rows = _MOST_ROWS
-        while rows > 1 and rows * schedule.length > _MOST_TOKENS:
-            rows //= 2
-        return rows if self.layout is None else math.lcm(rows, self.layout.batch_parts)
-
 
 def padded_lengths(text_encoder: TextEncoder, texts: Sequence[str]) -> list[int]:
     """Returns the length that each text would be padded to in a request of its own: 32, 64, ..., at most the longest.
@@ -241,5 +274,5 @@ def padded_lengths(text_encoder: TextEncoder, texts: Sequence[str]) -> list[int]
     return [bucket_length(max(int(n), _SHORTEST_TEXT), text_encoder.max_length) for n in counts]
 
 
-def _fetched(part: range, images: Any) -> tuple[range, np.ndarray]:
+def _fetched(part: Sequence[int], images: Any) -> tuple[Sequence[int], np.ndarray]:
     return part, np.asarray(images)[: len(part)]

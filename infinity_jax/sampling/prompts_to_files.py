@@ -44,21 +44,24 @@ def main(
     folder = Path(out)
     pipeline = InfinityPipeline.from_pretrained(*dataclasses.astuple(system))
     chosen = pipeline.settings.changed(**settings or {})
+    request = dataclasses.replace(request, batch=pipeline.batch_of(request))
     common = {
         **dataclasses.asdict(chosen),
         "aspect_ratio": request.aspect_ratio,
         "budget": request.budget or pipeline.model.tokenizer.scales,
         "checkpoint": system.checkpoint,
+        # Single bits may be rounded otherwise in another one.
+        "batch": request.batch,
     }
     wanted = _wanted(folder, request, common)
     missing = [i for i, picture in enumerate(wanted) if not (skip_existing and picture.is_there())]
     if kept := len(wanted) - len(missing):
         logging.info("%d of %d pictures are there already and kept", kept, len(wanted))
     if missing:
-        drawn = pipeline.stream(request.part(missing), chosen)
+        drawn = pipeline.stream(request, chosen, only=missing)
         # Not before all that was asked for has been found to be possible.
         folder.mkdir(parents=True, exist_ok=True)
-        picture_writer.write_all([wanted[i] for i in missing], drawn, "--skip-existing resumes from there")
+        picture_writer.write_all({i: wanted[i] for i in missing}, drawn, "--skip-existing resumes from there")
     shown = _draw_sheet(wanted, folder / "sheet.png", attribution(pipeline.model.source))
     logging.info(
         "wrote %d pictures and sheet.png%s to %s",

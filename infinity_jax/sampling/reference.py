@@ -43,7 +43,7 @@ def sample_bits(
             read_BND = pyramid.to_transformer(resized, side).reshape(batch, height * width, -1)
             read_BLD = jnp.concatenate([read_BLD, read_BND], 1)
         difference_BLD = logit_differences(config, params, inputs, read_BLD, schedule.prefix(k + 1), k)
-        settings = DrawSettings(inputs.seeds_B, inputs.tau_K[k], inputs.top_p, k)
+        settings = DrawSettings(inputs.seeds_B, inputs.tau_BK[:, k], inputs.top_p_B, k)
         bits_BND = draw_bits(difference_BLD[:, schedule.offsets[k] :], settings)
         all_bits.append(bits_BND.reshape(batch, height, width, -1))
         codes_BhwD = bsq.to_codes(pyramid.to_tokenizer(all_bits[-1], side), config.tokenizer.quantizer)
@@ -70,6 +70,6 @@ def logit_differences(
 
     mixed_BLD2 = logits(is_empty=False)
     if config.mixed == "logits":
-        cfg = inputs.cfg_K[k]
+        cfg = inputs.cfg_BK[:, k, None, None, None]
         mixed_BLD2 = cfg * mixed_BLD2 + (1 - cfg) * logits(is_empty=True)
     return mixed_BLD2[..., 1] - mixed_BLD2[..., 0]

@@ -21,7 +21,8 @@ class SampleRequest:
       aspect_ratio: "height:width", one of the 15 of the paper's Table 10.
       budget: pixels, "0.06M" (256x256), "0.25M", "0.60M" or "1M" (1024x1024); None is what the checkpoint was trained
         for ("1M" for the released ones).
-      batch: pictures drawn at once; None is 16, fewer where a picture has more than 512 tokens.
+      batch: pictures drawn at once; None is 1, 4 or 16, by how many there are, fewer where a picture has more than
+        512 tokens.
     """
 
     prompts: Sequence[str]

@@ -174,17 +174,17 @@ def draw_scale(
     config: SamplerConfig, params: Any, inputs: SamplerInputs, prepared: Prepared, state: SamplerState, k: int
 ) -> tuple[Bool[Array, "B h w D"], SamplerState]:
     """Draws the scale with number k: its bits [B,h_k,w_k,D], and the state for the next one."""
-    hooks, size, cfg = hooks_of(config), config.schedule.sizes[k], inputs.cfg_K[k]
+    hooks, size, cfg_B = hooks_of(config), config.schedule.sizes[k], inputs.cfg_BK[:, k]
     rows = hooks.rows_of_scale(k)
     condition = rows.select(prepared.condition)
     features_BNd = None if k == 0 else rows.repeat(next_input(config, state.running_sum_BHWd, size))
     x_NLC: Any = Transformer(config.model).apply(
         {"params": params}, condition, features_BNd, k, method="embed"
     )
-    x_NLC, caches = run_layers(config, params, prepared, state.caches, x_NLC, k, cfg)
-    settings = DrawSettings(inputs.seeds_B, inputs.tau_K[k], inputs.top_p, k)
+    x_NLC, caches = run_layers(config, params, prepared, state.caches, x_NLC, k, cfg_B)
+    settings = DrawSettings(inputs.seeds_B, inputs.tau_BK[:, k], inputs.top_p_B, k)
     hidden_GBNC = guidance.separate(x_NLC, rows.running)
-    bits_BND, carried = hooks.draw_bits(hidden_GBNC, prepared.head, cfg, settings, state.carried)
+    bits_BND, carried = hooks.draw_bits(hidden_GBNC, prepared.head, cfg_B, settings, state.carried)
     bits_BhwD = bits_BND.reshape(len(bits_BND), *size, -1)
     bits_BHWd = pyramid.to_tokenizer(bits_BhwD, config.tokenizer.patchify)
     codes_BHWd = bsq.to_codes(bits_BHWd, config.tokenizer.quantizer)
@@ -208,7 +208,7 @@ def run_layers(
     caches: tuple[LayerCache, ...],
     x_NLC: jax.Array,
     k: int,
-    cfg: jax.Array,
+    cfg_B: jax.Array,
 ) -> tuple[jax.Array, tuple[LayerCache, ...]]:
     """Runs all layers on the residual stream [N,h_k*w_k,C] of scale k; returns it after them, and the caches with k."""
     hooks, block = hooks_of(config), Block(config.model, config.schedule)
@@ -231,7 +231,7 @@ def run_layers(
         inputs = x_NLC, cache.past, text_kv, condition, k, choose
         result: Any = block.apply({"params": weights}, *inputs, method="step")
         x_NLC, keys_values, updates = result
-        x_NLC = hooks.guide_features(x_NLC, number, rows, cfg)
+        x_NLC = hooks.guide_features(x_NLC, number, rows, cfg_B)
         kept = LayerCache((keys_values,), hooks.tokens.keep(part, k, updates))
         return x_NLC, None if is_last else rows.restore(kept)
 

@@ -128,6 +128,13 @@ def test_sampling_options(command):
     }
 
 
+def test_several_pictures_of_a_prompt_have_seeds_that_follow_each_other(command):
+    got = []
+    command("sampling.prompts_to_files", lambda request, *rest: got.append(request))
+    assert cli.main(["sample", "cat", "dog", "--count", "3", "--seed", "7", "--out", "o"]) == 0
+    assert got == [SampleRequest(["cat"] * 3 + ["dog"] * 3, range(7, 13))]
+
+
 def test_settings_that_are_not_named_are_the_checkpoints_own(command):
     got = {}
     command("evaluation.evaluate_checkpoint", lambda **options: got.update(options))

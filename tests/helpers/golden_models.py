@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from helpers import drawing
 from helpers.golden_folder import TIE, GoldenFile, GoldenFolder
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.config import TokenizerConfig, TransformerConfig
@@ -191,9 +192,10 @@ def sampler_inputs(file: GoldenFile) -> SamplerInputs:
             for x in (text, mask, negative, negative_mask)
         )
     cfg, tau = (np.array(file.info[name][:n_scales], np.float32) for name in ("cfg_list", "tau_list"))
-    seeds, nothing_unlikely = np.zeros(len(text), np.uint32), np.float32(0)
-    arrays = text, mask, seeds, cfg, tau, nothing_unlikely, negative, negative_mask
-    return SamplerInputs(*jax.tree.map(jnp.asarray, arrays))
+    inputs = drawing.sampler_inputs(text, mask, np.zeros(len(text)), cfg, tau, top_p=0)  # nothing unlikely
+    return inputs._replace(
+        **jax.tree.map(jnp.asarray, {"negative_BTC": negative, "negative_mask_BT": negative_mask})
+    )
 
 
 @contextlib.contextmanager

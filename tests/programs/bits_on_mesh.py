@@ -11,7 +11,6 @@ if __name__ == "__main__":
     os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -34,23 +33,26 @@ def main() -> None:
     def normal(*shape: int) -> np.ndarray:
         return rng.standard_normal(shape).astype(np.float32)
 
-    cfg, tau, top_p = jnp.float32(3), jnp.float32(0.8), jnp.float32(0.97)
     for batch, tokens in SIZES:
         hidden, seeds = normal(2, batch, tokens, WIDTH), np.arange(batch, dtype=np.uint32)
         head = normal(batch, 2, 2, WIDTH), normal(WIDTH, BITS) / 5, normal(BITS)
+        # Each picture has its own.
+        numbers = tuple(np.linspace(*ends, batch, dtype=np.float32) for ends in ((1, 4), (0.5, 1), (0.9, 1)))
 
-        def draw(hidden, head, seeds):
-            head = head_bits.LinearHead(*head)
-            return head_bits.draw_head_bits(hidden, head, cfg, DrawSettings(seeds, tau, top_p, 2))
+        def draw(hidden, head, seeds, numbers):
+            head, (cfg_B, tau_B, top_p_B) = head_bits.LinearHead(*head), numbers
+            return head_bits.draw_head_bits(hidden, head, cfg_B, DrawSettings(seeds, tau_B, top_p_B, 2))
 
-        one = jax.jit(draw)(hidden, head, seeds)
+        one = jax.jit(draw)(hidden, head, seeds, numbers)
         for mesh in MESHES:
             layout = layout_of(parse_mesh(mesh))
             axes = layout.rules.batch if batch % layout.batch_parts == 0 else None
             whole, first, second = (
                 NamedSharding(layout.mesh, PartitionSpec(*spec)) for spec in ((), (axes,), (None, axes))
             )
-            placed = jax.device_put((hidden, head, seeds), (second, (first, whole, whole), first))
+            placed = jax.device_put(
+                (hidden, head, seeds, numbers), (second, (first, whole, whole), first, first)
+            )
             for form in ("cpu", *head_bits.KERNELS):
                 head_bits.platform = lambda form=form: form
                 # A new function each time: another form is another program.

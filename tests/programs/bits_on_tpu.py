@@ -39,15 +39,17 @@ def compile_case(layout: Layout, size: tuple[int, ...], rows_of_picture: int, hi
     def shape(sizes: tuple[int, ...], dtype="float32", spec: PartitionSpec = PartitionSpec()):  # noqa: B008
         return jax.ShapeDtypeStruct(sizes, jnp.dtype(dtype), sharding=NamedSharding(layout.mesh, spec))
 
-    def draw(hidden_BGNC, modulation, weight, bias, cfg, seeds, tau, top_p):
+    def draw(hidden_BGNC, modulation, weight, bias, cfg_B, seeds_B, tau_B, top_p_B):
         head = LinearHead(modulation, weight, bias)
-        return draw_head_bits(hidden_BGNC.swapaxes(0, 1), head, cfg, DrawSettings(seeds, tau, top_p, 3))
+        return draw_head_bits(
+            hidden_BGNC.swapaxes(0, 1), head, cfg_B, DrawSettings(seeds_B, tau_B, top_p_B, 3)
+        )
 
     hidden_spec = PartitionSpec(*split, None, layout.rules.tokens) if tokens > 1 else split
     hidden = shape((batch, rows_of_picture, tokens, width), hidden_type, hidden_spec)
     head = shape((batch, rows_of_picture, 2, width), spec=split), shape((width, d), dtype), shape((d,))
-    seeds, scalar = shape((batch,), "uint32", split), shape(())
-    return jax.jit(layout.traced(draw)).lower(hidden, *head, scalar, seeds, scalar, scalar).compile()
+    seeds, number = shape((batch,), "uint32", split), shape((batch,), spec=split)
+    return jax.jit(layout.traced(draw)).lower(hidden, *head, number, seeds, number, number).compile()
 
 
 def computed_sizes(program: str) -> set[int]:

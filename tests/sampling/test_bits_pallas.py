@@ -13,6 +13,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers.drawing import draw_settings
 from helpers.paths import PROGRAMS
 from jax.experimental import pallas as pl
 
@@ -46,8 +47,9 @@ def arrays(batch, tokens, width, d, rows=2, hidden_type="float32", dtype="float3
 
 def settings(batch, cfg=3.0, scale=4, tau=1.0, top_p=1.0):
     """cfg, and how bits are drawn."""
-    seeds = jnp.arange(batch, dtype=jnp.uint32) * 7919 + 5
-    return jnp.float32(cfg), bits.DrawSettings(seeds, jnp.float32(tau), jnp.float32(top_p), scale)
+    return jnp.full(batch, jnp.asarray(cfg), jnp.float32), draw_settings(
+        np.arange(batch) * 7919 + 5, tau, top_p, scale
+    )
 
 
 def drawn_by(kernel, given, chosen, first_token=0, token_block=None) -> jax.Array:
@@ -81,7 +83,15 @@ def test_kernel_draws_the_bits_of_plain_jax(kernel, size):
 @each_kernel
 @pytest.mark.parametrize(
     "changes",
-    [{"tau": 0.0}, {"tau": 0.5, "top_p": 0.9}, {"top_p": 0.97}, {"top_p": 0.3}, {"cfg": 1.0}, {"scale": 0}],
+    [
+        {"tau": 0.0},
+        {"tau": 0.5, "top_p": 0.9},
+        {"top_p": 0.97},
+        {"top_p": 0.3},
+        {"cfg": 1.0},
+        {"scale": 0},
+        {"cfg": [1.0, 4.0], "tau": [0.0, 0.7], "top_p": [1.0, 0.9]},
+    ],
     ids=str,
 )
 def test_kernel_has_the_settings_of_plain_jax(kernel, changes):
@@ -131,16 +141,16 @@ def test_mixing_before_the_linear_map_is_mixing_logits():
     variables = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(np.float32) / 5, shapes)
 
     @jax.jit
-    def both(variables, x_NLC, vector_NC, cfg):
+    def both(variables, x_NLC, vector_NC, cfg_B):
         conditional, unconditional = jnp.split(
             jnp.asarray(BitHead(config).apply(variables, x_NLC, vector_NC)), 2
         )
         head = head_bits.difference_head(config, {"bit_head": variables["params"]}, vector_NC, 2)
-        logits = guidance.mix(conditional, unconditional, cfg), conditional
+        logits = guidance.mix(conditional, unconditional, cfg_B[:, None, None, None]), conditional
         hidden = x_NLC.reshape(2, 2, 5, 96), x_NLC[None, :2]
-        return logits, [head_bits.guided_logits(x, head, cfg) for x in hidden]
+        return logits, [head_bits.guided_logits(x, head, cfg_B) for x in hidden]
 
-    for logits, difference in zip(*both(variables, x_NLC, vector_NC, jnp.float32(4)), strict=True):
+    for logits, difference in zip(*both(variables, x_NLC, vector_NC, jnp.full(2, 4.0)), strict=True):
         np.testing.assert_allclose(difference, logits[..., 1] - logits[..., 0], atol=1e-4)
 
 
@@ -152,9 +162,8 @@ def test_one_row_needs_no_head_of_its_own():
 
 def test_dead_zone_draws_the_likelier_value():
     difference = jnp.linspace(-6, 6, 1000).reshape(1, 1000, 1) + jnp.zeros((1, 1000, 64))
-    tau, top_p = jnp.float32(0.7), jnp.float32(0.97)
-    drawn = np.asarray(draw_bits(difference, bits.DrawSettings(jnp.zeros(1, jnp.uint32), tau, top_p, 0)))
-    probability = np.asarray(jax.nn.sigmoid(difference / tau))
+    drawn = np.asarray(draw_bits(difference, draw_settings([0], tau=0.7, top_p=0.97)))
+    probability = np.asarray(jax.nn.sigmoid(difference / jnp.float32(0.7)))
     less_likely = np.minimum(probability, 1 - probability)
     dead, rare = less_likely <= 0.03 - 1e-6, (less_likely > 0.03 + 1e-6) & (less_likely < 0.05)
     np.testing.assert_array_equal(drawn[dead], np.asarray(difference > 0)[dead])
@@ -183,16 +192,13 @@ def chi_square(ones: float, n: int, probability: float) -> float:
 @pytest.mark.parametrize("probability", [0.5, 0.1, 0.9, 0.01, 0.731, 0.0005])
 def test_a_million_bits_follow_their_probability(probability):
     difference = jnp.full((4, 4096, 64), np.log(probability / (1 - probability)), jnp.float32)
-    one = jnp.float32(1)
-    drawn = draw_bits(difference, bits.DrawSettings(jnp.arange(4, dtype=jnp.uint32), one, one, 9))
+    drawn = draw_bits(difference, draw_settings(np.arange(4), scale=9))
     assert drawn.size > 10**6
     assert chi_square(float(drawn.sum()), drawn.size, probability) < CHI_1
 
 
 def test_thresholds_are_uniform():
-    one = jnp.float32(1)
-    drawing = bits.DrawSettings(jnp.array([11], jnp.uint32), one, one, 0)
-    logistic = np.asarray(thresholds((1, 8192, 128), drawing), np.float64)
+    logistic = np.asarray(thresholds((1, 8192, 128), draw_settings([11])), np.float64)
     counts, _ = np.histogram(1 / (1 + np.exp(-logistic)), 256, (0, 1))
     expected = logistic.size / 256
     assert ((counts - expected) ** 2 / expected).sum() < CHI_255
@@ -201,9 +207,8 @@ def test_thresholds_are_uniform():
 
 @pytest.mark.parametrize("axis", ["scale", "picture", "token", "bit"])
 def test_neighbours_are_independent(axis):
-    one, seeds = jnp.float32(1), jnp.arange(16, dtype=jnp.uint32)
     set_KBNd = np.stack(
-        [thresholds((16, 256, 64), bits.DrawSettings(seeds, one, one, k)) > 0 for k in range(4)]
+        [thresholds((16, 256, 64), draw_settings(np.arange(16), scale=k)) > 0 for k in range(4)]
     )
     place = ["scale", "picture", "token", "bit"].index(axis)
     lines = np.moveaxis(set_KBNd, place, 0).reshape(set_KBNd.shape[place], -1)

@@ -1,10 +1,15 @@
 """One folder in, pictures out: what the pipeline draws, saves and refuses."""
 
 import dataclasses
+import functools
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import published, t5
@@ -17,6 +22,10 @@ from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.cli.main import main
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.mesh import parse_mesh
+from infinity_jax.runtime.sharding import layout_of
+from infinity_jax.sampling import batches, sampler
+from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.sampling.request import SampleRequest
 
 
@@ -197,6 +206,72 @@ def test_published_parts_become_one_system(tmp_path):
         np.testing.assert_array_equal(copy(["a red heart"])[0], image)
 
 
+def test_each_picture_has_settings_of_its_own(system):
+    prompts = ["a red heart", "a blue ball", "cat"]
+    own = [system.settings.changed(**changes) for changes in ({"cfg": 1.0}, {"tau": 0.0}, {"top_p": 0.6})]
+    together = system(prompts, settings=own)
+    for i, settings in enumerate(own):
+        np.testing.assert_array_equal(together[i], system(prompts, settings=settings)[i])
+    np.testing.assert_array_equal(system(prompts, settings=own, tau=0.0)[1], together[1])
+    with pytest.raises(UserError, match="3 prompts and 2 settings"):
+        system(prompts, settings=own[:2])
+    with pytest.raises(UserError, match=r"cfg, tau and top_p alone.*2 programs"):
+        system(prompts[:2], settings=[own[0], own[1].changed(guidance="none")])
+
+
 @pytest.mark.parametrize(("preset", "rows"), [("64px", 16), ("0.06M", 8), ("0.25M", 2), ("1M", 1)])
-def test_large_pictures_are_drawn_in_smaller_batches(system, preset, rows):
-    assert system._rows_at_once(scales.make_schedule(preset)) == rows
+def test_large_pictures_are_drawn_in_smaller_batches(preset, rows):
+    assert batches.largest(scales.make_schedule(preset), None) == rows
+
+
+def test_a_batch_has_one_of_few_sizes_and_is_cut_to_what_is_drawn(system):
+    sizes = {1: 1, 2: 4, 4: 4, 5: 16, 16: 16, 17: 16, 1000: 16}
+    assert {n: system.batch_of(SampleRequest(["a"] * n, range(n))) for n in sizes} == sizes
+    cut = {(2, 10**6): 4, (2, 3): 3, (40, 10**6): 40, (40, 32): 32}
+    assert {(n, b): system.batch_of(SampleRequest(["a"] * n, range(n), batch=b)) for n, b in cut} == cut
+    pair = layout_of(parse_mesh("data=2"), devices=jax.devices() * 2)
+    assert [batches.fitting(n, 16, pair) for n in (1, 2, 3, 9)] == [2, 4, 4, 16]
+
+
+def test_a_batch_that_memory_cannot_hold_is_refused(system, monkeypatch):
+    request = SampleRequest(["a"], [0], batch=10**9)
+    with pytest.raises(UserError, match=r"batch 1000000000: .* MiB each .* use a batch of at most \d+"):
+        system.stream(request)
+    # What is refused is less than what the compiled program takes.
+    config = SamplerConfig(MODEL, TOKENIZER, scales.make_schedule("32px"))
+    params = jax.tree.map(jnp.shape, system.model.params)
+    assert jax.tree.leaves(params)
+    draw = jax.jit(functools.partial(sampler.draw, config))
+    numbers = jnp.ones((16, 4))
+    text = jnp.ones((16, 8, MODEL.text_channels)), jnp.ones((16, 8), bool), jnp.arange(16, dtype=jnp.uint32)
+    inputs = SamplerInputs(*text, numbers, numbers, jnp.ones(16))
+    taken = draw.lower(system.model.params, inputs).compile().memory_analysis().temp_size_in_bytes
+    assert 0.1 * taken < 16 * batches.least_bytes(config) < taken
+
+
+PROGRAM = """
+import sys, time, jax
+if sys.argv[2] == "used before":
+    jax.jit(lambda x: x + 1)(1)
+from infinity_jax import InfinityPipeline
+hits = []
+jax.monitoring.register_event_listener(lambda event, **_: hits.append(event) if "cache_hits" in event else None)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+InfinityPipeline.from_pretrained(sys.argv[1])(["a red heart"])
+print(jax.config.jax_compilation_cache_dir, len(hits))
+"""
+
+
+def test_python_keeps_compiled_programs_as_the_commands_do(folder, tmp_path):
+    environment = os.environ | {"INFINITY_DATA": str(tmp_path)}
+    del environment["JAX_COMPILATION_CACHE_DIR"]
+
+    def run(kind, **more):
+        command = [sys.executable, "-c", PROGRAM, folder, kind]
+        done = subprocess.run(command, env=environment | more, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout.split()
+
+    (where, _), (_, again) = run("used before"), run("fresh")
+    assert Path(where).parent == tmp_path / "compiled" and int(again) > 0
+    assert run("fresh", JAX_COMPILATION_CACHE_DIR=str(tmp_path / "own"))[0] == str(tmp_path / "own")

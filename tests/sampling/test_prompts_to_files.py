@@ -47,12 +47,15 @@ def compilations():
 
 
 def test_batches_are_the_same_pictures(system):
-    whole = system.arrays(SampleRequest(PROMPTS, range(6)))
+    whole = system.arrays(SampleRequest(PROMPTS, range(6), batch=16))
     parts = list(system.stream(SampleRequest(PROMPTS, range(6), batch=4)))
     assert [numbers for numbers, _ in parts] == [range(0, 4), range(4, 6)]
     np.testing.assert_array_equal(np.concatenate([images for _, images in parts]), whole)
     alone = [images for _, images in system.stream(SampleRequest(PROMPTS[3:4], [3], batch=4))]
     np.testing.assert_array_equal(alone[0][0], whole[3])
+    ((numbers, some),) = system.stream(SampleRequest(PROMPTS, range(6), batch=4), only=[5, 1])
+    assert list(numbers) == [5, 1]
+    np.testing.assert_array_equal(some, whole[[5, 1]])
 
 
 def test_mistakes_are_found_before_anything_is_drawn(system):
@@ -93,8 +96,8 @@ def test_a_batch_is_started_before_the_last_one_is_fetched(system, monkeypatch):
     ]  # fmt: skip
 
 
-def test_nothing_is_compiled_again(system):
-    system(["a red heart"])
+def test_nothing_is_compiled_after_a_warm_up(system):
+    system.warm_up(SampleRequest(["a red heart"], [0]))
     with compilations() as seen:
         system(["a blue ball", "cat"], seeds=[3, 4], cfg=(1.0, 2.0, 3.0, 4.0), tau=0.5, top_p=0.9)
         system(PROMPTS * 3, guidance="pyramid", cfg=3.0)
@@ -138,9 +141,9 @@ def run(system, monkeypatch):
     """`infinity-jax sample` of the system that is loaded already."""
     monkeypatch.setattr(infinity_jax.InfinityPipeline, "from_pretrained", lambda *_: system)
 
-    def sample(out, prompts=PROMPTS, skip_existing=False, negative_prompt="", **settings):
+    def sample(out, prompts=PROMPTS, skip_existing=False, negative_prompt="", batch=4, **settings):
         negative = [negative_prompt] * len(prompts) if negative_prompt else None
-        request = SampleRequest(prompts, range(5, 5 + len(prompts)), negative, batch=4)
+        request = SampleRequest(prompts, range(5, 5 + len(prompts)), negative, batch=batch)
         prompts_to_files.main(request, out, SystemOptions("c"), settings, skip_existing)
 
     return sample
@@ -163,7 +166,7 @@ def test_files(system, run, tmp_path):
     assert picture_files.read_metadata(files[1]) == {
         "prompt": "red ball", "seed": 6, "negative_prompt": "dog", "cfg": 3.0, "tau": 1.0, "top_p": 1.0,
         "guidance": "logits", "unguided_scales": [], "reuse_guidance": False, "pruning": "none",
-        "aspect_ratio": "1:1", "budget": "32px", "checkpoint": "c",
+        "aspect_ratio": "1:1", "budget": "32px", "checkpoint": "c", "batch": 4,
     }  # fmt: skip
 
 
@@ -179,8 +182,11 @@ def test_only_what_is_missing_is_drawn(run, tmp_path):
     run(tmp_path, skip_existing=True)
     assert pictures(tmp_path) == files and [file.read_bytes() for file in files] == before
     assert [int(file.stat().st_mtime) == 1 for file in files] == [True, True, False, False, False, True]
-    run(tmp_path, skip_existing=True, tau=(0.5,))
-    assert not any(int(file.stat().st_mtime) == 1 for file in files)
+    for changes in ({"tau": (0.5,)}, {"batch": 3, "tau": (0.5,)}):
+        run(tmp_path, skip_existing=True, **changes)
+        assert not any(int(file.stat().st_mtime) == 1 for file in files)
+        for file in files:
+            os.utime(file, (1, 1))
 
 
 def test_a_long_list_has_a_sheet_of_its_start(run, tmp_path, monkeypatch):

@@ -9,12 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.arbitrary_params import arbitrary_params
+from helpers.drawing import draw_settings, for_all, sampler_inputs
 
 from infinity_jax import scales
 from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.sampling import bits, guidance, reference, sampler
-from infinity_jax.sampling.bits import DrawSettings, draw_bits
+from infinity_jax.sampling.bits import draw_bits
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import bsq, pyramid, resize
@@ -59,11 +60,7 @@ def tokenizer_params():
 
 
 def inputs_for(text, mask, seeds, **changes) -> SamplerInputs:
-    inputs = SamplerInputs(
-        jnp.asarray(text), jnp.asarray(mask), jnp.asarray(seeds, jnp.uint32),
-        jnp.full(4, 3, jnp.float32), jnp.full(4, 1, jnp.float32), jnp.float32(1),
-    )  # fmt: skip
-    return inputs._replace(**changes)
+    return sampler_inputs(text, mask, seeds, np.full(4, 3), np.ones(4))._replace(**changes)
 
 
 @pytest.fixture(scope="module")
@@ -94,9 +91,9 @@ def test_bits_are_those_of_the_plain_sampler(inputs, config):
     for seed in (0, 1000):
         settings = inputs._replace(
             seeds_B=inputs.seeds_B + seed,
-            cfg_K=jnp.linspace(1, 4, config.schedule.n_scales),
-            tau_K=jnp.linspace(1, 0.4, config.schedule.n_scales),
-            top_p=jnp.float32(0.95),
+            cfg_BK=for_all(jnp.linspace(1, 4, config.schedule.n_scales), 3),
+            tau_BK=for_all(jnp.linspace(1, 0.4, config.schedule.n_scales), 3),
+            top_p_B=jnp.full(3, 0.95, jnp.float32),
         )
         expected, running_sum_BHWd = plain(params, settings)
         drawn = draw(config, params, settings)
@@ -151,13 +148,9 @@ def test_pictures_are_the_decoded_bits(params, tokenizer_params, inputs, picture
 def test_a_picture_depends_on_its_seed_and_prompt_alone(params, tokenizer_params, inputs, pictures):
     sample = sampler.make_sampler(CONFIG)
     order = np.array([2, 0, 1])
-    permuted = inputs._replace(
-        **{name: getattr(inputs, name)[order] for name in ("text_BTC", "mask_BT", "seeds_B")}
-    )
+    permuted = jax.tree.map(lambda x: x[order], inputs)
     np.testing.assert_array_equal(sample(params, tokenizer_params, permuted), pictures[order])
-    alone = inputs._replace(
-        **{name: getattr(inputs, name)[1:2] for name in ("text_BTC", "mask_BT", "seeds_B")}
-    )
+    alone = jax.tree.map(lambda x: x[1:2], inputs)
     assert np.abs(np.asarray(sample(params, tokenizer_params, alone), int) - pictures[1:2]).max() <= 1
     other = np.asarray(sample(params, tokenizer_params, inputs._replace(seeds_B=inputs.seeds_B + 100)))
     assert all((other[i] != pictures[i]).any() for i in range(3))
@@ -177,18 +170,39 @@ def test_new_values_do_not_compile_again(params, tokenizer_params, inputs):
     sample = sampler.make_sampler(CONFIG)
     sample(params, tokenizer_params, inputs)
     compiled = sample._cache_size()
-    ramp, top_p = jnp.arange(4, dtype=jnp.float32), jnp.float32(0.9)
-    changed = inputs._replace(cfg_K=ramp, tau_K=ramp, top_p=top_p, seeds_B=inputs.seeds_B + 1)
+    ramp = for_all(jnp.arange(4), 3)
+    changed = inputs._replace(
+        cfg_BK=ramp, tau_BK=ramp, top_p_B=jnp.full(3, 0.9, jnp.float32), seeds_B=inputs.seeds_B + 1
+    )
     sample(params, tokenizer_params, changed)
     assert sample._cache_size() == compiled
     assert sampler.make_sampler(dataclasses.replace(CONFIG)) is sample
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"mixed": "both", "feature_layers": (0,)}, {"unguided_scales": (3,), "reuse_guidance": True}],
+    ids=["logits", "both", "reused"],
+)
+def test_pictures_with_settings_of_their_own_share_a_batch(params, inputs, changes):
+    config = dataclasses.replace(CONFIG, **changes)
+    own = inputs._replace(
+        cfg_BK=jnp.array([[1.0, 1, 1, 1], [3, 3, 3, 3], [1, 2, 3, 4]]),
+        tau_BK=jnp.array([[1.0, 1, 1, 1], [0, 0, 0, 0], [1, 0.8, 0.6, 0.4]]),
+        top_p_B=jnp.array([1.0, 1.0, 0.9]),
+    )
+    together = draw(config, params, own)
+    for i in range(3):
+        given = {n: jnp.repeat(getattr(own, n)[i : i + 1], 3, 0) for n in ("cfg_BK", "tau_BK", "top_p_B")}
+        alike = draw(config, params, own._replace(**given))
+        jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b[i]), alike.bits, together.bits)
 
 
 def test_guidance_one_is_none(params, inputs):
     plain = draw(dataclasses.replace(CONFIG, mixed="none"), params, inputs)
     for mixed in ("logits", "features", "both"):
         config = dataclasses.replace(CONFIG, mixed=mixed, feature_layers=(0, 1))
-        guided = draw(config, params, inputs._replace(cfg_K=jnp.ones(4)))
+        guided = draw(config, params, inputs._replace(cfg_BK=jnp.ones((3, 4))))
         jax.tree.map(np.testing.assert_array_equal, plain.bits, guided.bits)
 
 
@@ -220,7 +234,7 @@ def test_rounding_the_parameters_before_changes_nothing(params, inputs):
 
 def test_an_unguided_last_scale_draws_with_the_caption_alone(params, inputs):
     config = dataclasses.replace(CONFIG, unguided_scales=(3,))
-    given = inputs._replace(cfg_K=jnp.array([3.0, 3.0, 3.0, 1.0]))
+    given = inputs._replace(cfg_BK=for_all([3.0, 3.0, 3.0, 1.0], 3))
     for a, b in zip(draw(CONFIG, params, given).bits, draw(config, params, given).bits, strict=True):
         np.testing.assert_array_equal(a, b)
 
@@ -253,7 +267,7 @@ def test_reused_guidance_is_that_of_the_last_guided_scale(params, inputs):
     expected = unguided[3] + 2 * resize.bilinear(effect, (4, 4)).reshape(3, 16, 6)
     np.testing.assert_allclose(reused[3], expected, atol=1e-3)
     # With guidance of 1 there is nothing to reuse.
-    plain = inputs._replace(cfg_K=jnp.ones(4))
+    plain = inputs._replace(cfg_BK=jnp.ones((3, 4)))
     jax.tree.map(
         np.testing.assert_array_equal, draw(config, params, plain).bits, draw(CONFIG, params, plain).bits
     )
@@ -286,7 +300,7 @@ def test_drawn_bits_follow_the_probabilities():
     seeds = jnp.arange(4, dtype=jnp.uint32)
 
     def share(tau, top_p):
-        settings = DrawSettings(seeds, jnp.float32(tau), jnp.float32(top_p), 0)
+        settings = draw_settings(seeds, tau, top_p)
         return np.asarray(draw_bits(difference, settings).mean((0, 1)))
 
     np.testing.assert_allclose(share(1, 1), jax.nn.sigmoid(logits), atol=0.01)
@@ -299,8 +313,7 @@ def test_drawn_bits_follow_the_probabilities():
 
 def test_draws_of_scales_and_seeds_are_different():
     logits = jnp.zeros((2, 64, 4))
-    seeds, one = jnp.array([1, 2], jnp.uint32), jnp.float32(1)
-    first, second = (np.asarray(draw_bits(logits, DrawSettings(seeds, one, one, k))) for k in (0, 1))
+    first, second = (np.asarray(draw_bits(logits, draw_settings([1, 2], scale=k))) for k in (0, 1))
     assert 0.3 < np.mean(first[0] == first[1]) < 0.7
     assert 0.3 < np.mean(first == second) < 0.7
 

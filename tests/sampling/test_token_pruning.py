@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.arbitrary_params import arbitrary_params
+from helpers.drawing import for_all, sampler_inputs
 
 from infinity_jax import scales
 from infinity_jax.config import TokenizerConfig, TransformerConfig
@@ -44,10 +45,7 @@ def params():
 @pytest.fixture(scope="module")
 def inputs():
     text = np.random.default_rng(1).standard_normal((2, 5, 64)).astype(np.float32)
-    return SamplerInputs(
-        jnp.asarray(text), jnp.arange(5) < jnp.array([[5], [3]]), jnp.array([7, 8], jnp.uint32),
-        jnp.full(5, 3.0), jnp.ones(5), jnp.float32(1),
-    )  # fmt: skip
+    return sampler_inputs(text, np.arange(5) < np.array([[5], [3]]), [7, 8], np.full(5, 3), np.ones(5))
 
 
 def test_the_most_deviating_tokens_are_chosen_row_by_row():
@@ -172,7 +170,7 @@ def test_the_cache_holds_the_tokens_that_ran(params, inputs):
 def test_guidance_one_is_none(params, inputs):
     """A row chooses its tokens without the other one, also where some scales run one row alone."""
     plain = draw(dataclasses.replace(PRUNED, mixed="none"), params, inputs)
-    one = inputs._replace(cfg_K=jnp.ones(5))
+    one = inputs._replace(cfg_BK=jnp.ones((2, 5)))
     for config in (PRUNED, dataclasses.replace(PRUNED, unguided_scales=(2,))):
         jax.tree.map(np.testing.assert_array_equal, plain.bits, draw(config, params, one).bits)
 
@@ -180,7 +178,8 @@ def test_guidance_one_is_none(params, inputs):
 def test_new_values_do_not_compile_again(params, inputs):
     first = draw(PRUNED, params, inputs)
     compiled = draw._cache_size()
-    other = inputs._replace(seeds_B=inputs.seeds_B + 1, tau_K=jnp.arange(5.0), top_p=jnp.float32(0.9))
+    tau_BK = for_all(np.arange(5), 2)
+    other = inputs._replace(seeds_B=inputs.seeds_B + 1, tau_BK=tau_BK, top_p_B=jnp.full(2, 0.9, jnp.float32))
     assert any((a != b).any() for a, b in zip(first.bits, draw(PRUNED, params, other).bits, strict=True))
     assert draw._cache_size() == compiled
 
@@ -193,8 +192,8 @@ def test_compiled_flops_fall_as_the_formula_says():
     params = jax.eval_shape(lambda: arbitrary_params(model, schedule))
     inputs: Any = SamplerInputs(
         *(jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in (  # pyright: ignore
-            ((1, 32, 64), jnp.float32), ((1, 32), bool), ((1,), jnp.uint32), ((6,), jnp.float32),
-            ((6,), jnp.float32), ((), jnp.float32),
+            ((1, 32, 64), jnp.float32), ((1, 32), bool), ((1,), jnp.uint32), ((1, 6), jnp.float32),
+            ((1, 6), jnp.float32), ((1,), jnp.float32),
         ))
     )  # fmt: skip
 

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.arbitrary_params import arbitrary_params
+from helpers.drawing import draw_settings, sampler_inputs
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.sampling import head_index, sampler
-from infinity_jax.sampling.bits import DrawSettings, draw_bits
-from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
+from infinity_jax.sampling.bits import draw_bits
+from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import indices
 from infinity_jax.tools.convert.transformer_names import transformer_links
@@ -137,10 +138,7 @@ def test_a_tiny_batch_is_learned_by_heart():
 def share(logits, tau=1.0, top_p=1.0, scale=0, tokens=20_000) -> np.ndarray:
     """How often each index is drawn."""
     logits_BNV = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (2, tokens, len(logits)))
-    seeds = jnp.array([3, 4], jnp.uint32)
-    drawn = head_index.draw_index(
-        logits_BNV, DrawSettings(seeds, jnp.float32(tau), jnp.float32(top_p), scale)
-    )
+    drawn = head_index.draw_index(logits_BNV, draw_settings([3, 4], tau, top_p, scale))
     return np.bincount(np.asarray(drawn).ravel(), minlength=len(logits)) / (2 * tokens)
 
 
@@ -169,11 +167,19 @@ def test_only_the_nucleus_is_drawn_and_at_temperature_0_only_the_likeliest():
     np.testing.assert_array_equal(share(LOGITS, tau=0, top_p=0.5), np.arange(8) == 1)
 
 
+def test_pictures_have_a_nucleus_and_a_temperature_of_their_own():
+    logits = jnp.broadcast_to(jnp.asarray(LOGITS, jnp.float32), (3, 2000, 8))
+    together = head_index.draw_index(logits, draw_settings([3, 4, 5], [1.0, 0.0, 0.5], [1.0, 0.5, 0.9]))
+    for i, (tau, top_p) in enumerate([(1.0, 1.0), (0.0, 0.5), (0.5, 0.9)]):
+        alone = head_index.draw_index(logits[:1], draw_settings([3 + i], tau, top_p))
+        np.testing.assert_array_equal(together[i], alone[0])
+
+
 def test_one_bit_has_the_top_p_of_bits():
     x = np.linspace(-4, 4, 81)
     difference = jnp.broadcast_to(jnp.asarray(x, jnp.float32)[:, None], (400, 81, 1))
     logits = jnp.concatenate([jnp.zeros_like(difference), difference], -1)
-    settings = DrawSettings(jnp.arange(400, dtype=jnp.uint32), jnp.float32(0.7), jnp.float32(0.9), 0)
+    settings = draw_settings(np.arange(400), 0.7, 0.9)
     dead = 0.7 * np.log(0.9 / 0.1)
     for draws in (head_index.draw_index(logits, settings), draw_bits(difference, settings)[..., 0]):
         mean = np.mean(draws, 0)
@@ -182,11 +188,8 @@ def test_one_bit_has_the_top_p_of_bits():
 
 
 def test_draws_of_scales_seeds_and_tokens_are_independent():
-    seeds, one = jnp.array([1, 2], jnp.uint32), jnp.float32(1)
-    drawn = [
-        np.asarray(head_index.draw_index(jnp.zeros((2, 4000, 16)), DrawSettings(seeds, one, one, k)))
-        for k in (0, 1)
-    ]
+    logits = jnp.zeros((2, 4000, 16))
+    drawn = [np.asarray(head_index.draw_index(logits, draw_settings([1, 2], scale=k))) for k in (0, 1)]
     streams = [*drawn[0], *drawn[1], drawn[0][0][::-1]]
     for a, b in itertools.combinations(streams, 2):
         assert abs(np.mean(a == b) - 1 / 16) < 0.02
@@ -203,10 +206,8 @@ def params():
 @pytest.fixture(scope="module")
 def inputs():
     text = np.random.default_rng(1).standard_normal((3, 5, 128)).astype(np.float32)
-    return SamplerInputs(
-        jnp.asarray(text), jnp.arange(5) < jnp.array([[5], [2], [3]]), jnp.array([7, 8, 9], jnp.uint32),
-        jnp.full(3, 3, jnp.float32), jnp.full(3, 1, jnp.float32), jnp.float32(0.9),
-    )  # fmt: skip
+    mask = np.arange(5) < np.array([[5], [2], [3]])
+    return sampler_inputs(text, mask, [7, 8, 9], np.full(3, 3), np.ones(3), top_p=0.9)
 
 
 draw = jax.jit(sampler.draw, static_argnums=0)
@@ -217,9 +218,8 @@ def test_a_picture_depends_on_its_seed_and_prompt_alone(params, inputs, mixed):
     config = dataclasses.replace(CONFIG, mixed=mixed, feature_layers=(0,))
     together = draw(config, params, inputs)
     assert [x.shape for x in together.bits] == [(3, 1, 1, 6), (3, 2, 2, 6), (3, 3, 2, 6)]
-    own = ("text_BTC", "mask_BT", "seeds_B")
     for i in range(3):
-        alone = draw(config, params, inputs._replace(**{n: getattr(inputs, n)[i : i + 1] for n in own}))
+        alone = draw(config, params, jax.tree.map(lambda x, i=i: x[i : i + 1], inputs))
         jax.tree.map(
             lambda a, b, i=i: np.testing.assert_array_equal(a, b[i : i + 1]), alone.bits, together.bits
         )
@@ -228,7 +228,7 @@ def test_a_picture_depends_on_its_seed_and_prompt_alone(params, inputs, mixed):
 
 
 def test_greedy_draws_the_likeliest_index_of_guided_logits(params, inputs):
-    greedy = inputs._replace(tau_K=jnp.zeros(3))
+    greedy = inputs._replace(tau_BK=jnp.zeros((3, 3)))
     drawn = draw(CONFIG, params, greedy)
     first = np.asarray(indices.to_index(drawn.bits[0]))[:, 0, 0]
     lone = ScaleSchedule(((1, 1),), (3, 2))

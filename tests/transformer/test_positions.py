@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers.arbitrary_params import arbitrary_params
+from helpers.drawing import sampler_inputs
 
 from infinity_jax.checkpoints import trained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
@@ -17,7 +18,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import MESH_AXES, axis_sizes, parse_mesh
 from infinity_jax.sampling import bits, sampler
-from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
+from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.scales import ScaleSchedule, make_schedule
 from infinity_jax.tokenizer import bsq, pyramid
 from infinity_jax.tools.convert.transformer_names import transformer_links
@@ -125,7 +126,7 @@ def test_cached_logits_are_those_of_the_full_pass(params, monkeypatch):
     draw_bits = bits.draw_bits
     monkeypatch.setattr(bits, "draw_bits", seen)
     part, ones = SCHEDULE.prefix(3), jnp.ones(3)
-    given = SamplerInputs(TEXT, MASK, jnp.array([7, 8], jnp.uint32), ones, ones, jnp.float32(1))
+    given = sampler_inputs(TEXT, MASK, [7, 8], ones, ones)
     config = SamplerConfig(LEARNED, TOKENIZER, part, mixed="none")
 
     @jax.jit

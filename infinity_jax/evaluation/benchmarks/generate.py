@@ -59,7 +59,7 @@ def main(
     out = Path(out)
     pipeline = InfinityPipeline.from_pretrained(*dataclasses.astuple(system))
     chosen = pipeline.settings.changed(**settings or {})
-    _check(pipeline, prompt_set, chosen, plan)
+    plan = dataclasses.replace(plan, batch=_check(pipeline, prompt_set, chosen, plan))
     rewriting = rewriter and rewriter.describe()
     values = card.describe(prompt_set, out, pipeline, system.checkpoint, chosen, plan, rewriting)
     card.keep(out, values)
@@ -80,12 +80,14 @@ def main(
         logging.info("  %s", command)
 
 
-def _check(pipeline: InfinityPipeline, prompt_set: PromptSet, settings: SampleConfig, plan: Plan) -> None:
-    """Raises UserError for what cannot be drawn, before anything is written."""
+def _check(pipeline: InfinityPipeline, prompt_set: PromptSet, settings: SampleConfig, plan: Plan) -> int:
+    """Raises UserError for what cannot be drawn, before anything is written; returns the batch, of all shards."""
     texts = [prompt.text for prompt in prompt_set.prompts]
     last = plan.seed + len(texts) * prompt_set.benchmark.pictures - 1
     seeds = [plan.seed] * (len(texts) - 1) + [last]
-    pipeline.stream(SampleRequest(texts, seeds, budget=plan.budget, batch=plan.batch), settings)
+    request = SampleRequest(texts, seeds, budget=plan.budget, batch=plan.batch)
+    pipeline.stream(request, settings)
+    return pipeline.batch_of(request)
 
 
 def _write_texts(prompt_set: PromptSet, numbers: Sequence[int], folder: Path) -> None:

@@ -4,7 +4,6 @@ The rates are peaks that no program reaches; they bound a time from below.
 """
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -13,7 +12,7 @@ import jax
 from jax.experimental import topologies
 
 from infinity_jax.errors import UserError
-from infinity_jax.runtime.devices import GIB
+from infinity_jax.runtime.devices import GIB, main_memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +77,6 @@ class Target:
     devices: Sequence[Any]
     memory: int
     chip: Chip | None
-
-
-def main_memory() -> int:
-    """Counts the bytes of this machine's memory."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 # A topology's text is libtpu's own name of it, so it is handed on as it is.

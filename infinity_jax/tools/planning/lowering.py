@@ -98,14 +98,14 @@ def lower_sampler(
     # A pyramid mixes logits too.
     mixed = config.sample.guidance if config.sample.guidance in MIXED else "logits"
     split, text = layout.batch(batch), config.text.max_length
-    numbers = _shape((schedule.n_scales,), "float32", layout.replicated)
+    numbers = _shape((batch, schedule.n_scales), "float32", split)
     inputs = SamplerInputs(
         text_BTC=_shape((batch, text, model.text_channels), "float32", split),
         mask_BT=_shape((batch, text), "bool", split),
         seeds_B=_shape((batch,), "uint32", split),
-        cfg_K=numbers,
-        tau_K=numbers,
-        top_p=_shape((), "float32", layout.replicated),
+        cfg_BK=numbers,
+        tau_BK=numbers,
+        top_p_B=_shape((batch,), "float32", split),
     )
 
     variables, tokenizer_variables = (
