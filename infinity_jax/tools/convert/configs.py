@@ -9,6 +9,7 @@ from infinity_jax import config_files, scales
 from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.files import reading
 from infinity_jax.presets import PRESETS, TOKENIZERS, Preset
 
 _CLASSES = {"transformer": TransformerConfig, "tokenizer": TokenizerConfig}
