@@ -15,6 +15,7 @@ from mkdocs.structure.files import File, Files
 
 from infinity_jax import presets
 from infinity_jax.cli.main import COMMANDS, build_parser
+from infinity_jax.fields import described, hints_of
 from infinity_jax.tools.convert.links import Link
 from infinity_jax.tools.convert.tokenizer_names import tokenizer_links
 from infinity_jax.tools.convert.transformer_names import transformer_links
@@ -70,8 +71,12 @@ def config_page() -> str:
             text += [f"### {kind}: `{section}`", f"`{cls.__module__}.{cls.__name__}`: {doc.splitlines()[0]}"]
             meanings = dict(pair for c in reversed(cls.__mro__) for pair in attributes(c).items())
             meanings |= {f.name: f.metadata["help"] for f in dataclasses.fields(cls) if "help" in f.metadata}
-            rows = ((f"`{f.name}`", _default(f), meanings[f.name]) for f in dataclasses.fields(cls))
-            text.append(_table(("key", "default", "meaning"), rows))
+            hints = hints_of(cls)
+            rows = (
+                (f"`{f.name}`", _default(f), described(hints[f.name]), meanings[f.name])
+                for f in dataclasses.fields(cls)
+            )
+            text.append(_table(("key", "default", "may be", "meaning"), rows))
     return "\n\n".join(text) + "\n"
 
 

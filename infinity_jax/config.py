@@ -6,9 +6,10 @@ Files under `configs/` give an ml_collections.ConfigDict; `config_files.from_dic
 import dataclasses
 import difflib
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from infinity_jax.errors import UserError
+from infinity_jax.fields import Checked, FilePath, OneOf, Range, ShareBelowOne, Unlimited
 from infinity_jax.scales import ScaleSchedule, make_schedule
 
 DTYPES = ("float32", "bfloat16")
@@ -18,6 +19,7 @@ HEADS = ("bits", "index")
 # for --config.model.positions and for config.json.
 LEARNED = "learned:"
 MOST_INDEX_BITS = 16  # the classifier's size doubles with every bit
+_Multiplier = Annotated[int, Range(1, 64)]
 WEIGHT_DTYPES = ("float32", "bfloat16", "float16")  # of weights on disk
 
 
@@ -32,13 +34,14 @@ def check_choice(value: str, known: Sequence[str], what: str) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerConfig:
+class TokenizerConfig(Checked):
     """The BSQ tokenizer (docs/spec.md section 2).
 
     Attributes:
       bits: d, bits per token.
       base_width: channels of the first level.
       multipliers: width of each level over base_width; every level but the last halves the size.
+      decoder_multipliers: the same of the decoder, where it is not as wide as the encoder; () is as the encoder.
       encoder_blocks, decoder_blocks: residual blocks a level.
       pixel_patch: pixels are first folded into channels, pixel_patch x pixel_patch each (1 in the release).
       patchify: the transformer reads patchify x patchify tokens as one (space-to-depth); 2 in the released 8B
@@ -47,30 +50,46 @@ class TokenizerConfig:
       compute_dtype: dtype of the convolutions' inputs; parameters stay float32.
     """
 
-    bits: int = 32
-    base_width: int = 128
-    multipliers: tuple[int, ...] = (1, 2, 4, 4, 4)
-    encoder_blocks: int = 2
-    decoder_blocks: int = 3
-    pixel_patch: int = 1
-    patchify: int = 1
-    quantizer: str = "bsq"
-    compute_dtype: str = "float32"
+    bits: Annotated[int, Range(1, 64)] = 32
+    base_width: Annotated[int, Range(1, 2**14)] = 128
+    multipliers: Annotated[tuple[_Multiplier, ...], Range(1, 8)] = (1, 2, 4, 4, 4)
+    encoder_blocks: Annotated[int, Range(1, 64)] = 2
+    decoder_blocks: Annotated[int, Range(1, 64)] = 3
+    pixel_patch: Annotated[int, Range(1, 64)] = 1
+    patchify: Annotated[int, Range(1, 8)] = 1
+    quantizer: Annotated[str, OneOf(("bsq", "lfq"))] = "bsq"
+    compute_dtype: Annotated[str, OneOf(DTYPES)] = "float32"
+    # Not in the text of a config: fingerprints of features are made of it, and these are the encoder's alone.
+    decoder_multipliers: Annotated[tuple[_Multiplier, ...], Range(0, 8)] = dataclasses.field(
+        default=(), repr=False
+    )
 
     def __post_init__(self):
-        _check(
-            1 <= self.bits <= 64,
-            f"tokenizer bits {self.bits} is out of range; use 1 to 64 (the paper: 14 to 64)",
-        )
+        super().__post_init__()
         _check(
             self.bits > 1 or self.quantizer == "lfq",
             "a single bit on a sphere has no gradient; use 2 bits or more, or quantizer 'lfq'",
         )
-        _check(self.patchify >= 1, f"tokenizer patchify {self.patchify} must be at least 1 (1 = off)")
-        check_choice(self.quantizer, ("bsq", "lfq"), "quantizer")
-        check_choice(self.compute_dtype, DTYPES, "compute_dtype")
-        for w in (self.base_width * m for m in self.multipliers):
+        levels, given = len(self.multipliers), len(self.decoder_multipliers)
+        _check(
+            given in (0, levels),
+            f"decoder_multipliers {self.decoder_multipliers} are {given} levels, and multipliers {levels}; give as "
+            "many, or () for the encoder's",
+        )
+        for w in (*self.encoder_widths, *self.decoder_widths):
             _check(w % 32 == 0, f"tokenizer width {w} is not divisible by 32, the groups of GroupNorm")
+
+    @property
+    def encoder_widths(self) -> tuple[int, ...]:
+        """Channels of each level of the encoder, finest first."""
+        return tuple(self.base_width * multiplier for multiplier in self.multipliers)
+
+    @property
+    def decoder_widths(self) -> tuple[int, ...]:
+        """Channels of each level of the decoder, finest first."""
+        return tuple(
+            self.base_width * multiplier for multiplier in self.decoder_multipliers or self.multipliers
+        )
 
     @property
     def stride(self) -> int:
@@ -89,7 +108,7 @@ class TokenizerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TransformerConfig:
+class TransformerConfig(Checked):
     """The transformer that predicts bits (docs/spec.md section 4, paper Table 6).
 
     Attributes:
@@ -111,20 +130,21 @@ class TransformerConfig:
       scan_layers: one compiled block, scanned (True), or one per layer; the same numbers and parameters.
     """
 
-    layers: int = 12
-    width: int = 768
-    heads: int = 8
-    bits: int = 32
-    head: str = "bits"
-    positions: str = "rope2d"
-    text_channels: int = 2048
-    text_length: int = 512
-    drop_path: float = 0.1
-    compute_dtype: str = "bfloat16"
-    remat: str = "none"
+    layers: Annotated[int, Range(1, 1000)] = 12
+    width: Annotated[int, Range(1, 2**17)] = 768
+    heads: Annotated[int, Range(1, 2**12)] = 8
+    bits: Annotated[int, Range(1, 2**12)] = 32
+    head: Annotated[str, OneOf(HEADS)] = "bits"
+    positions: Annotated[str, Unlimited("rope2d, or learned:PRESET")] = "rope2d"
+    text_channels: Annotated[int, Range(1, 2**17)] = 2048
+    text_length: Annotated[int, Range(1, 2**16)] = 512
+    drop_path: ShareBelowOne = 0.1
+    compute_dtype: Annotated[str, OneOf(DTYPES)] = "bfloat16"
+    remat: Annotated[str, OneOf(REMAT)] = "none"
     scan_layers: bool = True
 
     def __post_init__(self):
+        super().__post_init__()
         w, h = self.width, self.heads
         near = f"{w // h * h}, {(w // h + 1) * h}"
         _check(w % h == 0, f"width {w} is not divisible by heads {h}; nearest: {near}")
@@ -136,10 +156,6 @@ class TransformerConfig:
             self.ffn_width > 0,
             f"width {w} is too small: its feed-forward layer would be empty; use 64 or more",
         )
-        _check(0 <= self.drop_path < 1, f"drop_path {self.drop_path} must be in [0, 1)")
-        check_choice(self.compute_dtype, DTYPES, "compute_dtype")
-        check_choice(self.remat, REMAT, "remat")
-        check_choice(self.head, HEADS, "head")
         _check(
             self.head == "bits" or self.bits <= MOST_INDEX_BITS,
             f"head 'index' would have 2^{self.bits} classes, {self.head_logits * w:.3g} weights with width {w}; it "
@@ -192,7 +208,7 @@ class TransformerConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
+class TextConfig(Checked):
     """How captions are read.
 
     Attributes:
@@ -201,9 +217,9 @@ class TextConfig:
       path: for "t5" the folder text_encoder/ of `infinity-jax convert`; "" for "minilm".
     """
 
-    encoder: str
-    max_length: int
-    path: str = ""
+    encoder: Annotated[str, OneOf(("minilm", "t5"))]
+    max_length: Annotated[int, Range(2, 2**16)]
+    path: FilePath = ""
 
 
 def nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
@@ -212,6 +228,8 @@ def nearest(name: str, known: Sequence[str], prefix: str = "") -> str:
     return f"did you mean {prefix}{near[0]}?" if near else f"known: {', '.join(known)}"
 
 
+_STRENGTH = Range(0, 1000)
+_Scale = Annotated[int, Range(0, 63)]
 GUIDANCE = ("logits", "features", "both", "pyramid", "none")
 
 
@@ -221,7 +239,7 @@ def _setting(default: Any, form: str | tuple[str, ...], text: str) -> Any:
 
 
 @dataclasses.dataclass(frozen=True)
-class SampleConfig:
+class SampleConfig(Checked):
     """How bits are drawn (docs/spec.md section 7). The command line makes an option of each field, with its text.
 
     With cfg 1 there is no guidance, with tau 0 the likelier value of a bit is taken. Guidance on "features" mixes the
@@ -229,30 +247,28 @@ class SampleConfig:
     scales. For `pruning` see `token_pruning.named`.
     """
 
-    cfg: float | tuple[float, ...] = _setting(
+    cfg: Annotated[float, _STRENGTH] | tuple[Annotated[float, _STRENGTH], ...] = _setting(
         4.0, "numbers", "strength of guidance, one number or one per scale"
     )
-    tau: float | tuple[float, ...] = _setting(
+    tau: Annotated[float, _STRENGTH] | tuple[Annotated[float, _STRENGTH], ...] = _setting(
         1.0, "numbers", "temperature of the bits, one number or one per scale"
     )
-    top_p: float = _setting(1.0, "probability", "a bit value with probability <= 1 - X is never drawn")
-    guidance: str = _setting("logits", GUIDANCE, "what guidance mixes")
-    unguided_scales: tuple[int, ...] = _setting(
+    top_p: Annotated[float, Range(above=0, at_most=1)] = _setting(
+        1.0, "probability", "a bit value with probability <= 1 - X is never drawn"
+    )
+    guidance: Annotated[str, OneOf(GUIDANCE)] = _setting("logits", GUIDANCE, "what guidance mixes")
+    unguided_scales: tuple[_Scale, ...] = _setting(
         (), "whole numbers", "scales (from 0) that draw with the caption alone, at half the cost"
     )
     reuse_guidance: bool = _setting(
         False, "flag", "guide them by what the caption changed at the last guided scale"
     )
-    pruning: str = _setting(
+    pruning: Annotated[str, Unlimited("fastvar, none, or SCALE:SHARE[,...]")] = _setting(
         "none",
         "name",
         "fastvar: run fewer tokens at late scales, for other pictures sooner; none; or SCALE:SHARE[,...] of the "
         "tokens, scales from 0, share 0 skips the scale",
     )
-
-    def __post_init__(self):
-        check_choice(self.guidance, GUIDANCE, "guidance")
-        _check(0 < self.top_p <= 1, f"top_p {self.top_p} must be above 0 and at most 1")
 
     def changed(self, **values: Any) -> "SampleConfig":
         """Returns a copy with new values of some fields; None keeps a field, cfg and tau of one element become numbers.

@@ -4,19 +4,20 @@ NAME is the path of a Python file, or a config that comes with the package witho
 """
 
 import dataclasses
+import difflib
 import importlib.util
-import numbers
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import ModuleType, UnionType
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from types import ModuleType
+from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 from ml_collections.config_flags.tuple_parser import TupleParser
 
 from infinity_jax.config import nearest
 from infinity_jax.errors import UserError
+from infinity_jax.fields import check, hints_of
 
 T = TypeVar("T")
 Section = Mapping[str, Any] | ConfigDict
@@ -26,6 +27,7 @@ PACKED = next(folder / "configs" for folder in (_PACKAGE, _PACKAGE.parent) if (f
 # A number of steps, examples or epochs, or a part of a run; groups: number and unit. Text in a config file, as most
 # lengths are plain numbers of steps there, and `training.config.in_steps` reads both.
 DURATION = re.compile(r"\s*([0-9]*\.?[0-9]+)\s*(|steps?|%|epochs?|examples?)\s*")
+_MOST_MEANT = 4
 _BOOLEANS = {"true": True, "t": True, "1": True, "false": False, "f": False, "0": False}
 
 
@@ -116,10 +118,23 @@ def _find(name: str) -> Path:
     file, known = Path(name), name.removeprefix("configs/").removesuffix(".py")
     if file.is_file():
         return file
+    if not file.suffix and file.with_suffix(".py").is_file():
+        return file.with_suffix(".py")
     if known in packed():
         return PACKED / f"{known}.py"
     beside = sorted(str(f) for f in file.parent.glob("*.py")) if name.endswith(".py") else []
-    raise UserError(f"no config file {name}; there are: {', '.join([*beside, *packed()])}")
+    near = difflib.get_close_matches(known, packed(), n=1)
+    meant = f" (did you mean {near[0]}?)" if near else ""
+    raise UserError(f"no config file {name}{meant}; there are: {', '.join([*beside, *packed()])}")
+
+
+def exists(path: str) -> bool:
+    """Tells whether `load` would find a file or a packed config of this name, with `:argument` after it or not."""
+    try:
+        _find(path.partition(":")[0])
+    except UserError:
+        return False
+    return True
 
 
 def _in_every_stage(changes: Sequence[tuple[str, str]], config: Any) -> list[tuple[str, str]]:
@@ -163,8 +178,20 @@ def _split(override: str, known: Sequence[str]) -> tuple[str, str]:
     if not match:
         raise UserError(f"unknown argument {override!r}; a config's keys are changed with --config.key=value")
     if match[1] not in known:
-        raise UserError(f"unknown config key config.{match[1]}; {nearest(match[1], known, 'config.')}")
+        raise UserError(f"unknown config key config.{match[1]}; {_meant(match[1], known)}")
     return match[1], match[2]
+
+
+def _meant(name: str, known: Sequence[str]) -> str:
+    """Says which keys a short name may stand for: those that end so, or whose words begin so ("lr")."""
+    last = {key: key.rpartition(".")[2] for key in known if not key.startswith("stages.")}
+    same = [key for key, word in last.items() if f".{key}".endswith(f".{name}")]
+    initials = [key for key, word in last.items() if "".join(part[:1] for part in word.split("_")) == name]
+    part = [key for key, word in last.items() if name in word.split("_")]
+    for keys in (same, initials, part):
+        if 0 < len(keys) <= _MOST_MEANT:
+            return f"did you mean {' or '.join(f'config.{key}' for key in keys)}?"
+    return nearest(name, known, "config.")
 
 
 def _value(text: str, kind: type) -> Any:
@@ -196,47 +223,41 @@ def _keys(config: ConfigDict, prefix: str = "") -> list[str]:
     return keys
 
 
-def from_dict(cls: type[T], values: Section, section: str) -> T:
+def from_dict(cls: type[T], values: Any, section: str) -> T:
     """Makes a config dataclass from a section of a config file, strict about names and types.
 
     Args:
       cls: the dataclass.
-      values: the section's keys and values; lists become tuples. Missing keys keep the dataclass's defaults.
+      values: the section, a mapping or a ConfigDict; lists become tuples. Missing keys keep the dataclass's defaults.
       section: its name, for the error.
     Raises:
-      UserError: a key that does not exist (the nearest one is named) or one without a default that is not there, a
-        value of another type, or one that `cls` refuses.
+      UserError: see `checked_values`; or values that do not go together.
     """
-    hints, fields = get_type_hints(cls), dataclasses.fields(cls)  # pyright: ignore[reportArgumentType]
-    given = {}
+    return cls(**checked_values(cls, values, section))
+
+
+def checked_values(cls: type, values: Any, section: str) -> dict[str, Any]:
+    """Returns the values of a section once each of them has been checked alone; arguments as in `from_dict`.
+
+    Raises:
+      UserError: a key that does not exist (the nearest one is named) or one without a default that is not there, a
+        value of another type, or one that the field may not hold.
+    """
+    if not isinstance(values, Mapping | ConfigDict):
+        raise UserError(f"{section} is {values!r}; it must be a section, with the keys of {cls.__name__}")
+    hints, given = hints_of(cls), {}
     for key in values:
         if key not in hints:
             raise UserError(
                 f"unknown config key {section}.{key}; {nearest(key, sorted(hints), f'{section}.')}"
             )
         value: Any = values[key]
-        value = given[key] = tuple(value) if isinstance(value, list) else value
-        if not _is_of(value, hints[key]):
-            wanted = hints[key].__name__ if isinstance(hints[key], type) else hints[key]
-            raise UserError(f"{section}.{key} is {value!r}; it must be of type {wanted}")
-    for field in fields:
+        given[key] = tuple(value) if isinstance(value, list) else value
+    for field in dataclasses.fields(cls):
         if field.name not in values and field.default is field.default_factory is dataclasses.MISSING:
             raise UserError(f"{section} lacks the key {field.name}; add it")
-    return cls(**given)
-
-
-def _is_of(value: Any, hint: Any) -> bool:
-    """Whether a value is of an annotated type; a whole number is also a float."""
-    if hint is Any:
-        return True
-    if isinstance(hint, UnionType):
-        return any(_is_of(value, one) for one in get_args(hint))
-    if get_origin(hint) is tuple:
-        return isinstance(value, tuple) and all(_is_of(element, get_args(hint)[0]) for element in value)
-    if hint in (int, float):
-        number = numbers.Integral if hint is int else numbers.Real
-        return isinstance(value, number) and not isinstance(value, bool)
-    return isinstance(value, get_origin(hint) or hint)
+    check(cls, given, section)
+    return given
 
 
 def numbers_by_name(text: str, what: str, form: str) -> dict[str, int]:

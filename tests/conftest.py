@@ -7,6 +7,9 @@ from pathlib import Path
 
 # The tests need no accelerator, and numbers are compared with those of a CPU.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# What libtpu writes as a process ends has no place under the summary of the tests; see `start_up.QUIET`.
+os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
 # Most of a test's time is compilation, and programs this small gain nothing from the optimiser of machine code.
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_backend_optimization_level=0"
 # A second run of the tests finds its compiled programs here.

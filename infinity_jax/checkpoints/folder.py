@@ -20,7 +20,8 @@ from jaxtyping import PyTree
 from safetensors import SafetensorError
 from safetensors.flax import load_file, save_file
 
-from infinity_jax.config import WEIGHT_DTYPES, TokenizerConfig, TransformerConfig
+from infinity_jax import scales
+from infinity_jax.config import WEIGHT_DTYPES, SampleConfig, TextConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic, reading
@@ -28,6 +29,12 @@ from infinity_jax.files.tensors import check_safetensors
 from infinity_jax.runtime import trees
 from infinity_jax.text.minilm import MiniLM
 
+_SECTIONS = {
+    "tokenizer": TokenizerConfig,
+    "transformer": TransformerConfig,
+    "text": TextConfig,
+    "sample": SampleConfig,
+}
 CONFIG, TEXT_ENCODER = "config.json", "text_encoder"
 WEIGHTS = {"tokenizer": "tokenizer.safetensors", "transformer": "transformer.safetensors"}
 
@@ -45,7 +52,25 @@ def read_config(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG} has none of the sections {', '.join(WEIGHTS)}, text; "
             "it is not a checkpoint of this project"
         )
+    try:
+        _check_sections(values)
+    except UserError as error:
+        raise UserError(f"{folder / CONFIG}: {error}") from error
     return values
+
+
+def _check_sections(values: Mapping[str, Any]) -> None:
+    """Raises UserError for a wrong key or value: here, not once gigabytes of weights have been read."""
+    for name, cls in _SECTIONS.items():
+        if name in values:
+            from_dict(cls, values[name], name)
+    for name, kind in {"scales": str, "source": str, "origin": dict}.items():
+        if not isinstance(values.get(name, kind()), kind):
+            raise UserError(
+                f"{name} is {values[name]!r}; it must be {'a section' if kind is dict else 'text'}"
+            )
+    if "scales" in values:
+        scales.make_schedule(values["scales"])
 
 
 def write_config(folder: Path, values: Mapping[str, Any]) -> None:

@@ -10,6 +10,11 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy as preserva
 LOWER_IS_BETTER = frozenset(("loss", "kid", "fid", "lpips", "error"))
 
 
+def lower_is_better(name: str) -> bool:
+    """Tells whether the smallest value of a metric is the best: by the words of its name, as in "validation_loss"."""
+    return bool(LOWER_IS_BETTER & set(name.lower().split("_")))
+
+
 def policy(keep: int | None, keep_every: int, keep_best: str) -> preservation.PreservationPolicy:
     """Builds orbax's policy; arguments as in `run.Checkpointer`."""
     policies: list[preservation.PreservationPolicy] = [preservation.LatestN(keep)]
@@ -25,10 +30,9 @@ def policy(keep: int | None, keep_every: int, keep_best: str) -> preservation.Pr
 def score(name: str) -> Callable[[Mapping[str, Any]], float]:
     """Makes the function that rates metrics by the one called `name`: the best has the largest number.
 
-    The smallest value is the best if a word of the name ("validation_loss" has two) is in `LOWER_IS_BETTER`, else the
-    largest. Without a value the function gives minus infinity.
+    Which end is the best: `lower_is_better`. Without a value the function gives minus infinity.
     """
-    sign = -1.0 if LOWER_IS_BETTER & set(name.lower().split("_")) else 1.0
+    sign = -1.0 if lower_is_better(name) else 1.0
 
     def rate(metrics: Mapping[str, Any]) -> float:
         value = sign * metrics.get(name, math.nan)

@@ -3,6 +3,9 @@
 import argparse
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
+
+from infinity_jax.cli.options import OutputFile, OutputFolder
 
 Run = Callable[[argparse.Namespace, list[str]], int | None]
 
@@ -26,6 +29,18 @@ class Command:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Run
     takes_overrides: bool = False
+
+    def option_names(self) -> list[str]:
+        """Lists the names of the command's options."""
+        parser = argparse.ArgumentParser()
+        self.add_arguments(parser)
+        return list(parser._option_string_actions)
+
+    def check_outputs(self, arguments: argparse.Namespace) -> None:
+        """Raises UserError where a file or a folder that the arguments name cannot be written."""
+        for name, value in vars(arguments).items():
+            if isinstance(value, OutputFile | OutputFolder):
+                value.check(Path(value), f"--{name.replace('_', '-')}")
 
     def add_to(self, commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
         """Adds the command's parser, which hands `self` on as `arguments.command`."""

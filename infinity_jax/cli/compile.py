@@ -8,6 +8,8 @@ import re
 from infinity_jax.cli import options
 from infinity_jax.cli.command import command
 from infinity_jax.config import REMAT
+from infinity_jax.errors import UserError
+from infinity_jax.scales import parse_aspect_ratio
 
 EXAMPLES = """infinity-jax compile --config configs/t2i.py --size 2.2b --budget 0.06M --topology v5e:16x16 \\
       --mesh fsdp=256 --batch 4096 --json 2.2b.json
@@ -17,6 +19,8 @@ EXAMPLES = """infinity-jax compile --config configs/t2i.py --size 2.2b --budget 
       --batch 8 --json 125m.json
 exit code: 0, or 3 where it does not fit into the devices' memory (the numbers are written all the same)"""
 DOES_NOT_FIT = 3
+# Each virtual device has threads of its own.
+MOST_CPU_DEVICES = 1024
 # Lets libtpu describe devices on a machine without any, and two processes do so at once.
 LIBTPU = {
     "JAX_PLATFORMS": "cpu",
@@ -30,9 +34,27 @@ LIBTPU = {
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--config", required=True, metavar="FILE", help="a config file, or one that is packed, like t2i")
-    add("--size", required=True, metavar="NAME", help="its argument: 125m 361m 940m 2.2b 4.7b 2b 8b")
-    add("--budget", required=True, metavar="NAME", help="the stage of the config: 0.06M 0.25M 1M")
+    add(
+        "--config",
+        type=options.text,
+        required=True,
+        metavar="FILE",
+        help="a config file, or one that is packed, like t2i",
+    )
+    add(
+        "--size",
+        type=options.text,
+        required=True,
+        metavar="NAME",
+        help="its argument: 125m 361m 940m 2.2b 4.7b 2b 8b",
+    )
+    add(
+        "--budget",
+        type=options.text,
+        required=True,
+        metavar="NAME",
+        help="the stage of the config: 0.06M 0.25M 1M",
+    )
     add(
         "--aspects",
         type=_shares,
@@ -43,6 +65,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--topology",
+        type=options.text,
         required=True,
         metavar="CHIP:SHAPE",
         help="v4 v5p tpu7x with three axes (v5p:4x4x8), v5e v6e with two (v5e:16x16), or cpu:8",
@@ -56,11 +79,13 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--mesh",
+        type=options.text,
         metavar="AXIS=N[,...]",
         help="like data=2,fsdp=64,tensor=2; default: the config's, or fsdp over all devices",
     )
     add(
         "--rules",
+        type=options.text,
         metavar="NAME",
         help="preset of sharding rules; default: the least that uses the whole mesh, of dp fsdp fsdp_tp fsdp_tp_sp",
     )
@@ -87,7 +112,13 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compile with less optimisation: several times faster, and other memory is planned",
     )
-    add("--json", required=True, metavar="FILE", help="where the numbers are written")
+    add(
+        "--json",
+        type=options.output_file,
+        required=True,
+        metavar="FILE",
+        help="where the numbers are written",
+    )
 
 
 @command(
@@ -102,6 +133,10 @@ def compile(arguments: argparse.Namespace, _: list[str]) -> int:
     # The time that compiling takes is one of the numbers, and there is no device to load a kept program.
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
     if cpu := re.fullmatch(r"cpu:(\d+)", arguments.topology):
+        if not 1 <= int(cpu[1]) <= MOST_CPU_DEVICES:
+            raise UserError(
+                f"--topology {arguments.topology} has {cpu[1]} virtual devices; use cpu:1 to cpu:{MOST_CPU_DEVICES}"
+            )
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={cpu[1]}".strip()
     from infinity_jax.tools.planning import compile_ahead
@@ -117,6 +152,7 @@ def _shares(text: str) -> dict[str, float]:
     for part in text.split(","):
         aspect, _, share = part.partition("=")
         try:
+            parse_aspect_ratio(aspect)
             shares[aspect] = float(share or 1)
         except ValueError:
             shares[aspect] = 0.0

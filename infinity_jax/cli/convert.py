@@ -2,6 +2,7 @@
 
 import argparse
 
+from infinity_jax.cli import options
 from infinity_jax.cli.command import command
 from infinity_jax.config import WEIGHT_DTYPES
 from infinity_jax.errors import UserError
@@ -16,6 +17,7 @@ EXAMPLES = """infinity-jax convert --from infinity_2b_reg.pth --kind transformer
 def _add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--from",
+        type=options.text,
         dest="source",
         required=True,
         metavar="FILE_OR_DIR",
@@ -25,14 +27,23 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--kind", choices=KINDS, required=True, help="what the weights are")
     command.add_argument(
         "--config",
+        type=options.text,
         metavar="NAME_OR_FILE",
         help="a published size (2b 8b 125m 361m 940m 2.2b 4.7b; for a tokenizer also d14 to d64), a .py config "
         'file, or a .json file like {"transformer": {"layers": 4, ...}} or {"tokenizer": {"bits": 16, ...}}; '
         "for t5: small base large xl xxl or a config.json of Hugging Face",
     )
-    command.add_argument("--out", metavar="DIR", help="the folder to write; parts of one model go into one")
     command.add_argument(
-        "--to-torch", metavar="FILE", help="the way back: a .pth or .safetensors file to write"
+        "--out",
+        type=options.output_folder,
+        metavar="DIR",
+        help="the folder to write; parts of one model go into one",
+    )
+    command.add_argument(
+        "--to-torch",
+        type=options.output_file,
+        metavar="FILE",
+        help="the way back: a .pth or .safetensors file to write",
     )
 
 
@@ -63,8 +74,14 @@ def _check(arguments: argparse.Namespace) -> None:
 
 def _add_export_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--checkpoint", required=True, metavar="DIR", help="a training's --workdir or a folder")
-    add("--out", required=True, metavar="DIR", help="the folder to write")
+    add(
+        "--checkpoint",
+        type=options.text,
+        required=True,
+        metavar="DIR",
+        help="a training's --workdir or a folder",
+    )
+    add("--out", type=options.output_folder, required=True, metavar="DIR", help="the folder to write")
     add("--dtype", choices=WEIGHT_DTYPES, default="float16", help="of the weights on disk, default float16")
 
 

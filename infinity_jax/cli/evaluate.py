@@ -18,7 +18,13 @@ What is computed of the real pictures is kept in $INFINITY_DATA; the log names t
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--json", required=True, metavar="FILE", help="where the numbers are written")
+    add(
+        "--json",
+        type=options.output_file,
+        required=True,
+        metavar="FILE",
+        help="where the numbers are written",
+    )
     sample.add_checkpoint(command)
     options.add_settings(command)
     add(
@@ -28,7 +34,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="train prompts for retrieval, default 256",
     )
-    add("--sheet", metavar="FILE", help="a PNG of generated beside real pictures")
+    add("--sheet", type=options.output_sheet, metavar="FILE", help="a PNG of generated beside real pictures")
 
 
 @command("evaluate", "measure a checkpoint: loss, reconstruction, KID, retrieval", EXAMPLES, _add_arguments)
@@ -48,19 +54,28 @@ def evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
 
 def _add_tokenizer_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--json", required=True, metavar="FILE", help="where the numbers are written")
+    add(
+        "--json",
+        type=options.output_file,
+        required=True,
+        metavar="FILE",
+        help="where the numbers are written",
+    )
     add(
         "--checkpoint",
+        type=options.text,
         metavar="DIR",
         help="a training's --workdir, or a folder of convert or export; default: the one in the package",
     )
     add(
         "--data",
+        type=options.text,
         metavar="NAME",
         help="emoji_captions or folder:PATH; default: what the tokenizer was trained on",
     )
     add(
         "--budget",
+        type=options.text,
         metavar="NAME",
         help="measure at these scales: 0.06M 0.25M 0.60M 1M 64px ...; default: the tokenizer's own",
     )
@@ -71,7 +86,12 @@ def _add_tokenizer_arguments(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="reconstruct at most so many of each split, default 1024",
     )
-    add("--sheet", metavar="FILE", help="a PNG of originals, reconstructions, and what each scale adds")
+    add(
+        "--sheet",
+        type=options.output_sheet,
+        metavar="FILE",
+        help="a PNG of originals, reconstructions, and what each scale adds",
+    )
     add(
         "--lpips-weights",
         type=_two_files,
@@ -80,6 +100,7 @@ def _add_tokenizer_arguments(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--inception-weights",
+        type=options.text,
         metavar="FILE",
         help="for reconstruction FID: pt_inception-2015-12-05-6726825d.pth of pytorch-fid; without it there is none",
     )
@@ -118,15 +139,34 @@ def _two_files(text: str) -> tuple[str, str]:
 
 def _add_fid_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--generated", required=True, metavar="DIR", help="pictures, PNG, JPEG or WebP, of any sizes")
-    add("--real", required=True, metavar="DIR|STATS", help="real pictures, or an .npz with their statistics")
+    add(
+        "--generated",
+        type=options.text,
+        required=True,
+        metavar="DIR",
+        help="pictures, PNG, JPEG or WebP, of any sizes",
+    )
+    add(
+        "--real",
+        type=options.text,
+        required=True,
+        metavar="DIR|STATS",
+        help="real pictures, or an .npz with their statistics",
+    )
     add(
         "--inception",
+        type=options.text,
         required=True,
         metavar="FILE",
         help="the weights: pt_inception-2015-12-05-6726825d.pth of pytorch-fid",
     )
-    add("--json", required=True, metavar="FILE", help="where the numbers are written")
+    add(
+        "--json",
+        type=options.output_file,
+        required=True,
+        metavar="FILE",
+        help="where the numbers are written",
+    )
 
 
 @command(

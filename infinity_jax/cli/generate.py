@@ -21,12 +21,19 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     add("--benchmark", required=True, choices=tuple(layouts.BENCHMARKS), help="which one")
     add(
         "--prompts",
+        type=options.text,
         required=True,
         metavar="PATH",
         help="your copy of its prompts: "
         + "; ".join(f"{b.name}: {b.prompts}" for b in layouts.BENCHMARKS.values()),
     )
-    add("--out", required=True, metavar="DIR", help="gets the pictures and card.json")
+    add(
+        "--out",
+        type=options.output_folder,
+        required=True,
+        metavar="DIR",
+        help="gets the pictures and card.json",
+    )
     add("--limit", type=options.count, metavar="N", help="only the first N prompts")
     add(
         "--shard",

@@ -16,6 +16,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--source",
+        type=options.text,
         default="emoji_captions",
         metavar="NAME",
         help="emoji_captions (the bundled pictures, the default) or folder:PATH, "
@@ -24,6 +25,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--out",
+        type=options.output_folder,
         metavar="DIR",
         help="write shards by aspect ratio there, and report.json; resumed if it has any",
     )
@@ -36,6 +38,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     )
     add(
         "--features",
+        type=options.text,
         metavar="FILE[:ARGUMENT]",
         help="of --source records:DIR: write into --out what the tokenizer and the text encoder of this config make of "
         "the pictures and captions; --config.KEY=VALUE changes one of its keys",

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from infinity_jax.cli import options
 from infinity_jax.cli.command import command
+from infinity_jax.errors import UserError
 
 if TYPE_CHECKING:
     from infinity_jax.sampling.request import SystemOptions
@@ -15,23 +16,36 @@ EXAMPLES = """infinity-jax sample "red heart" "woman astronaut" --out out/
 Each PNG holds its prompt, seed and settings as text ("infinity-jax"). sheet.png shows the first 64 pictures,
 large ones fewer."""
 ALL = "all"
+_MOST_PICTURES = 1_000_000
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     given = command.add_mutually_exclusive_group(required=True)
     prompts = given.add_argument(
-        "prompts", nargs="*", default=[], metavar="PROMPT", help="what to draw, one picture per prompt"
+        "prompts",
+        type=options.text,
+        nargs="*",
+        default=[],
+        metavar="PROMPT",
+        help="what to draw, one picture per prompt",
     )
     # A group takes no "+", and "*" would be content with nothing as soon as an option comes before the prompts.
     prompts.nargs = "+"
     given.add_argument(
         "--prompts",
+        type=options.text,
         dest="prompts_file",
         metavar="FILE",
         help="a UTF-8 file with one prompt a line; empty lines are skipped",
     )
-    add("--out", required=True, metavar="DIR", help="gets one PNG per prompt and sheet.png")
+    add(
+        "--out",
+        type=options.output_folder,
+        required=True,
+        metavar="DIR",
+        help="gets one PNG per prompt and sheet.png",
+    )
     add(
         "--skip-existing",
         action="store_true",
@@ -45,8 +59,10 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pictures of each prompt, with seeds that follow each other; default 1",
     )
-    add("--aspect-ratio", default="1:1", metavar="H:W", help="height:width, default 1:1")
-    add("--negative-prompt", default="", metavar="TEXT", help="what to steer away from")
+    add("--aspect-ratio", type=options.text, default="1:1", metavar="H:W", help="height:width, default 1:1")
+    add(
+        "--negative-prompt", type=options.any_text, default="", metavar="TEXT", help="what to steer away from"
+    )
     add_checkpoint(command)
     add_drawing(command)
     options.add_settings(command)
@@ -56,7 +72,12 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
 def add_drawing(command: argparse.ArgumentParser) -> None:
     """Adds --budget, --batch and how devices are used: what commands that draw long lists have."""
     add = command.add_argument
-    add("--budget", metavar="NAME", help="pixels: 0.06M 0.25M 0.60M 1M; default: the checkpoint's own")
+    add(
+        "--budget",
+        type=options.text,
+        metavar="NAME",
+        help="pixels: 0.06M 0.25M 0.60M 1M; default: the checkpoint's own",
+    )
     add(
         "--batch",
         type=options.count,
@@ -77,10 +98,14 @@ def add_drawing(command: argparse.ArgumentParser) -> None:
         help="draw on so many devices, each its share of a batch: short for --mesh data=N; default: on one",
     )
     devices.add_argument(
-        "--mesh", metavar="AXIS=N[,...]", help="the same with the model split too, like data=2,tensor=4"
+        "--mesh",
+        type=options.text,
+        metavar="AXIS=N[,...]",
+        help="the same with the model split too, like data=2,tensor=4",
     )
     add(
         "--rules",
+        type=options.any_text,
         default="",
         metavar="NAME",
         help="dp fsdp fsdp_tp fsdp_tp_sp; default: the least for the mesh",
@@ -91,6 +116,7 @@ def add_checkpoint(command: argparse.ArgumentParser) -> None:
     """Adds --checkpoint and --seed."""
     command.add_argument(
         "--checkpoint",
+        type=options.text,
         metavar="DIR",
         help="a training's --workdir, or a folder of convert or export; default: the one in the package",
     )
@@ -102,8 +128,13 @@ def sample(arguments: argparse.Namespace, _: list[str]) -> None:
     """Draws the pictures."""
     from infinity_jax.text import prompt
 
-    rewriter = options.rewriter_of(arguments)
+    rewriter, settings = options.rewriter_of(arguments), options.settings_of(arguments)
     prompts = arguments.prompts or prompt.read_prompts(arguments.prompts_file)
+    if len(prompts) * arguments.count > _MOST_PICTURES:
+        raise UserError(
+            f"--count {arguments.count} of {len(prompts)} prompts are more than {_MOST_PICTURES:,} pictures; "
+            "ask for fewer"
+        )
     if rewriter is not None:
         prompts = rewriter(prompts)
     prompts = [prompt for prompt in prompts for _ in range(arguments.count)]
@@ -119,9 +150,7 @@ def sample(arguments: argparse.Namespace, _: list[str]) -> None:
         arguments.budget,
         arguments.batch,
     )
-    prompts_to_files.main(
-        request, arguments.out, system_of(arguments), options.settings_of(arguments), arguments.skip_existing
-    )
+    prompts_to_files.main(request, arguments.out, system_of(arguments), settings, arguments.skip_existing)
 
 
 def system_of(arguments: argparse.Namespace) -> "SystemOptions":

@@ -14,11 +14,18 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--table",
+        type=options.text,
         required=True,
         metavar="FILE",
         help="runs.csv of `infinity-jax sweep`; rows with status done are fitted",
     )
-    add("--out", required=True, metavar="DIR", help="the folder to write, made if there is none")
+    add(
+        "--out",
+        type=options.output_folder,
+        required=True,
+        metavar="DIR",
+        help="the folder to write, made if there is none",
+    )
     add(
         "--seed",
         type=options.whole_number,

@@ -19,19 +19,24 @@ DOES_NOT_FIT = 3
 
 def _add_sweep_arguments(command: argparse.ArgumentParser) -> None:
     metavar, text = "FILE[:ARGUMENT]", "a grid: a file, or one that is packed, like sweeps/emoji"
-    command.add_argument("--config", required=True, metavar=metavar, help=text)
+    command.add_argument("--config", type=options.text, required=True, metavar=metavar, help=text)
     _add_common(command)
 
 
 def _add_ablate_arguments(command: argparse.ArgumentParser) -> None:
     text = "self-correction, decoding, classifier, positions, vocabulary; or a grid's config file"
-    command.add_argument("name", metavar="NAME", help=text)
+    command.add_argument("name", type=options.text, metavar="NAME", help=text)
     _add_common(command)
 
 
 def _add_common(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--workdir", metavar="DIR", help="gets runs.csv and a folder for each cell; resumed if it has any")
+    add(
+        "--workdir",
+        type=options.output_folder,
+        metavar="DIR",
+        help="gets runs.csv and a folder for each cell; resumed if it has any",
+    )
     add(
         "--dry-run",
         action="store_true",

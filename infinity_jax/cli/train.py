@@ -17,12 +17,14 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add(
         "--config",
+        type=options.text,
         required=True,
         metavar="FILE[:ARGUMENT]",
         help="a Python config file, or one that is packed by its name, like emoji:debug",
     )
     add(
         "--workdir",
+        type=options.output_folder,
         required=True,
         metavar="DIR",
         help="gets checkpoints, metrics.jsonl, sheets; resumed if it has any",

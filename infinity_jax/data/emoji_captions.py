@@ -1,5 +1,6 @@
 """The bundled data set: OpenMoji pictures with the Unicode names of the emoji as captions."""
 
+import contextlib
 import fcntl
 import io
 import re
@@ -17,6 +18,7 @@ from absl import logging
 
 from infinity_jax.data.records import Record, fraction
 from infinity_jax.files import paths, pictures
+from infinity_jax.files.progress import counted
 
 PICTURE_SIZE = 64
 HELD_OUT_COMPOSITIONS = 0.05
@@ -68,10 +70,14 @@ class EmojiCaptions(tfds.core.GeneratorBasedBuilder):
         return {split: self._generate_examples(split) for split in SPLITS}
 
     def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, str | bytes]]]:
-        for index, (svg, characters, caption) in enumerate(named_pictures()):
-            if split_of(caption, is_composition(characters)) == split:
-                picture = rasterise(svg.read_text())
-                yield index, {"picture": picture, "caption": caption, "codepoint": svg.stem, "split": split}
+        chosen = [
+            (index, svg, caption)
+            for index, (svg, characters, caption) in enumerate(named_pictures())
+            if split_of(caption, is_composition(characters)) == split
+        ]
+        for index, svg, caption in counted(chosen, f"drawing the split {split}", len(chosen), "pictures"):
+            picture = rasterise(svg.read_text())
+            yield index, {"picture": picture, "caption": caption, "codepoint": svg.stem, "split": split}
 
 
 def prepare_emoji(data_dir: Path | str | None = None) -> Path:
@@ -92,7 +98,8 @@ def prepare_emoji(data_dir: Path | str | None = None) -> Path:
             for leftover in (root / EmojiCaptions.name).glob("*incomplete*"):
                 shutil.rmtree(leftover)
             tfds.disable_progress_bar()
-            with tempfile.TemporaryDirectory() as downloads:
+            # TFDS prints that it downloads and prepares data of "Unknown size": nothing is downloaded.
+            with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(download_dir=downloads)
     return Path(builder.data_dir)
 

@@ -15,6 +15,7 @@ from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data import batches, pictures
 from infinity_jax.data.records import Source
 from infinity_jax.files import caches, paths
+from infinity_jax.files.progress import counted
 from infinity_jax.runtime import distributed
 from infinity_jax.runtime.compiled_step import CompiledStep
 from infinity_jax.runtime.sharding import Layout, put
@@ -69,7 +70,6 @@ def _picture_features(records, tokenizer: TrainedTokenizer, cache_dir: Path) -> 
             logging.warning("picture features in %s have shape %s: recomputing them", path, cached.shape)
         except (OSError, ValueError, EOFError) as error:
             logging.warning("picture features in %s cannot be read (%s): recomputing them", path, error)
-    logging.info("picture features of %d pictures: encoding", len(records))
     encode = jax.jit(lambda params, image: model.apply({"params": params}, image, method="encode"))
 
     def decode(record):
@@ -78,12 +78,17 @@ def _picture_features(records, tokenizer: TrainedTokenizer, cache_dir: Path) -> 
     with caches.writing(path, 4 * int(np.prod(shape))) as temporary:
         features = caches.reserve(temporary, shape, np.float32)
         done = 0
-        for batch in batches.eval_batches(records, _BATCH, decode):
+        all_batches = batches.eval_batches(records, _BATCH, decode)
+        for batch in counted(all_batches, "encoding pictures", len(records), "pictures", _valid):
             encoded = np.asarray(encode(tokenizer.params, pictures.to_float(batch["image"])))[batch["valid"]]
             features[done : done + len(encoded)] = encoded
             done += len(encoded)
         features.flush()
     return np.load(path, mmap_mode="r")
+
+
+def _valid(batch: batches.Batch) -> int:
+    return int(batch["valid"].sum())
 
 
 def features_on_device(

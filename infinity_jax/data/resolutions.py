@@ -6,17 +6,19 @@ docs/spec.md section 2: stage 2 of the tokenizer.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from jaxtyping import Int
 
+from infinity_jax import scales
 from infinity_jax.data import batches as pipeline
+from infinity_jax.fields import Checked, Unlimited
 from infinity_jax.runtime import seeds
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureConfig:
+class PictureConfig(Checked):
     """Which pictures a tokenizer is trained on.
 
     Attributes:
@@ -26,9 +28,13 @@ class PictureConfig:
         `scales` alone. Each step has one of them.
     """
 
-    source: str
-    scales: str
-    mix: str = ""
+    source: Annotated[str, Unlimited("the name of a data set")]
+    scales: Annotated[str, Unlimited("a pixel budget or small preset")]
+    mix: Annotated[str, Unlimited("RESOLUTION=BATCH_SIZE,..., or nothing")] = ""
+
+    def __post_init__(self):
+        super().__post_init__()
+        scales.make_schedule(self.scales)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from infinity_jax.checkpoints.opened import BUNDLED
 from infinity_jax.data.batches import eval_batches
 from infinity_jax.data.encoded import encode_split
 from infinity_jax.data.sources import attribution
-from infinity_jax.evaluation import generation
+from infinity_jax.evaluation import generation, main_numbers
 from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.files import atomic, sheets
 from infinity_jax.metrics.kid import effnet_kid
@@ -70,6 +70,7 @@ def main(
     }
     atomic.write_json(json_file, numbers)
     logging.info("wrote %s", json_file)
+    print(main_numbers.as_text(numbers, main_numbers.CHECKPOINT))
     if sheet:
         _draw(Path(sheet), pipeline.model.source, real, generated)
     return numbers

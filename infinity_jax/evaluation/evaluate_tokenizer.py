@@ -15,7 +15,7 @@ from infinity_jax.data import pictures, sources
 from infinity_jax.data.records import Source
 from infinity_jax.data.sources import attribution
 from infinity_jax.errors import UserError
-from infinity_jax.evaluation import generation
+from infinity_jax.evaluation import generation, main_numbers
 from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.files import atomic, sheets
 from infinity_jax.metrics import bootstrap
@@ -103,6 +103,7 @@ def main(
     }
     atomic.write_json(json_file, numbers)
     logging.info("wrote %s", json_file)
+    print(main_numbers.as_text(numbers, main_numbers.TOKENIZER))
     if sheet:
         _draw(Path(sheet), through_bits, chosen, attribution(source))
     return numbers

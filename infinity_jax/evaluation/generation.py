@@ -1,5 +1,6 @@
 """How good generated pictures are: EffNet-KID, and whether the real picture of a prompt is the nearest one."""
 
+import contextlib
 import functools
 import hashlib
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from infinity_jax.data import pictures, sources
 from infinity_jax.data.records import SPLITS, Source
 from infinity_jax.errors import UserError
 from infinity_jax.files import caches, paths
+from infinity_jax.files.progress import Progress, counted
 from infinity_jax.metrics.efficientnet import METRIC_SIZE, load_efficientnet, picture_features
 from infinity_jax.metrics.kid import FEWEST, effnet_kid
 from infinity_jax.metrics.retrieval import retrieval
@@ -93,7 +95,10 @@ def generate(
     """Draws what `quality` looks at, picture i with seed `seed` + i."""
 
     def draw(captions: Sequence[str]) -> np.ndarray:
-        return pipeline.arrays(SampleRequest(captions, range(seed, seed + len(captions))), settings)
+        request = SampleRequest(captions, range(seed, seed + len(captions)))
+        batches = pipeline.stream(request, settings)
+        drawn = counted(batches, "drawing", len(captions), "pictures", lambda batch: len(batch[0]))
+        return np.concatenate([images for _, images in drawn])
 
     composed = np.zeros_like(real.compositions.images)
     if real.compositions.captions:
@@ -161,11 +166,11 @@ def gallery_features(
 
 
 def features_of(images: Sequence[np.ndarray] | np.ndarray) -> Float[np.ndarray, "N 1280"]:
-    """Computes features float32 [N,1280] of uint8 pictures, which are not cached; the progress is logged."""
+    """Computes features float32 [N,1280] of uint8 pictures, which are not cached, and shows the progress."""
     variables = load_efficientnet()
     parts = []
-    for start in range(0, len(images), _CHUNK):
-        parts.append(picture_features(variables, np.asarray(images[start : start + _CHUNK])))
-        if len(images) > _CHUNK:
-            logging.info("picture features: %d of %d", min(start + _CHUNK, len(images)), len(images))
+    with contextlib.closing(Progress("comparing", len(images), "pictures")) as progress:
+        for start in range(0, len(images), _CHUNK):
+            parts.append(picture_features(variables, np.asarray(images[start : start + _CHUNK])))
+            progress.advance(len(parts[-1]))
     return np.concatenate(parts)

@@ -18,6 +18,7 @@ from infinity_jax.data import pictures
 from infinity_jax.errors import UserError
 from infinity_jax.files import caches, paths, reading
 from infinity_jax.files.pictures import read as read_picture
+from infinity_jax.files.progress import counted
 from infinity_jax.metrics import fid
 from infinity_jax.metrics.inception import FEATURES, SIDE, inception_features
 from infinity_jax.tokenizer import resize
@@ -66,16 +67,12 @@ def picture_files(folder: Path) -> list[Path]:
 
 
 def compute(files: Sequence[Path], network: Network) -> Statistics:
-    """Computes the statistics of pictures; the progress is logged. UserError names a file that is no whole picture."""
+    """Computes the statistics of pictures, and shows the progress. UserError names a file that is no whole picture."""
     parts = []
     with ThreadPoolExecutor(_READERS) as threads:
-        for start in range(0, len(files), _CHUNK):
-            images = list(threads.map(_resized, files[start : start + _CHUNK]))
-            parts.append(inception_features(network.variables, np.stack(images)))
-            if len(files) > _CHUNK:
-                logging.info(
-                    "Inception features: %d of %d pictures", min(start + _CHUNK, len(files)), len(files)
-                )
+        chunks = [files[start : start + _CHUNK] for start in range(0, len(files), _CHUNK)]
+        for chunk in counted(chunks, "comparing", len(files), "pictures", len):
+            parts.append(inception_features(network.variables, np.stack(list(threads.map(_resized, chunk)))))
     features = np.concatenate(parts)
     return Statistics(*fid.mean_and_covariance(features), features, len(files))
 

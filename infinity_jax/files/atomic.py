@@ -129,9 +129,36 @@ def remove_unfinished(paths: Iterable[Path]) -> None:
                     file.unlink(missing_ok=True)
 
 
-def check_target(file: Path, option: str) -> None:
-    """Raises UserError, before any work is done, where `file` of the command line's `option` cannot be written."""
-    if not file.absolute().parent.is_dir():
+def check_target(file: Path, option: str, makes_folder: bool = False) -> None:
+    """Raises UserError, before any work is done, where `file` of the command line's `option` cannot be written.
+
+    `makes_folder`: its folder is made where there is none.
+    """
+    if not file.absolute().parent.is_dir() and not makes_folder:
         raise UserError(f"{option} {file}: its folder does not exist; make it first")
     if file.is_dir():
         raise UserError(f"{option} {file} is a folder; name a file in it")
+    if file.absolute().parent.is_dir():
+        _check_writable(file, f"{option} {file}")
+    else:
+        check_folder(file.parent, option)
+
+
+def check_folder(folder: Path, option: str) -> None:
+    """Raises UserError, before any work is done, where a folder cannot be made or nothing can be written into it."""
+    missing, place = folder.absolute() / "file", folder.absolute()
+    while not os.path.lexists(place):
+        missing, place = place, place.parent
+    if not place.is_dir():
+        raise UserError(f"{option} {folder}: {place} is not a folder; name another one")
+    _check_writable(missing, f"{option} {folder}")
+
+
+def _check_writable(path: Path, what: str) -> None:
+    """Raises UserError unless a file can be made beside `path` under the longest name that is used for it."""
+    temporary = _temporary(path)
+    try:
+        temporary.touch(exist_ok=False)
+        temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise UserError(f"{what} cannot be written: {error.strerror}; name another place") from error

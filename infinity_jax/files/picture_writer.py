@@ -1,7 +1,7 @@
 """Writes the pictures of a long list to their files, in threads while the next batch is drawn."""
 
+import contextlib
 import dataclasses
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -12,9 +12,9 @@ from absl import logging
 from PIL import Image
 
 from infinity_jax.files import pictures as picture_files
+from infinity_jax.files.progress import Progress
 
 _WRITING_THREADS = 4
-_SECONDS_BETWEEN_LINES = 10.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,44 +41,25 @@ def write_all(
       drawn: which of `pictures`, and one uint8 array [H,W,3] for each; every picture once.
       how_to_resume: is logged when the run is stopped.
     """
-    progress = _Progress(len(pictures))
+    progress = Progress("drawing", len(pictures), "pictures")
     writing: list[Future[None]] = []
-    with ThreadPoolExecutor(_WRITING_THREADS) as threads:
+    with ThreadPoolExecutor(_WRITING_THREADS) as threads, contextlib.closing(progress):
         try:
             for numbers, images in drawn:
-                progress.finish(writing)
+                _finish(writing, progress)
                 writing = [
                     threads.submit(picture_files.write, Image.fromarray(x), wanted.path, wanted.metadata)
                     for wanted, x in zip([pictures[i] for i in numbers], images, strict=True)
                 ]
-            progress.finish(writing)
+            _finish(writing, progress)
         except BaseException:
             threads.shutdown(cancel_futures=True)
             logging.info("stopped with %d of %d pictures; %s", progress.done, len(pictures), how_to_resume)
             raise
 
 
-class _Progress:
-    """Counts pictures that are written, and logs the count now and then."""
-
-    def __init__(self, total: int):
-        self.done = 0
-        self._total = total
-        self._first: tuple[float, int] | None = None
-        self._shown = time.monotonic()
-
-    def finish(self, writing: Sequence[Future[None]]) -> None:
-        """Waits for the pictures of a batch; raises what went wrong with one."""
-        for future in writing:
-            future.result()
-        self.done += len(writing)
-        now = time.monotonic()
-        if self._first is None:
-            # The first batch waits for the compiler, so it does not count for the speed.
-            self._first = (now, self.done) if self.done else None
-            return
-        if now - self._shown >= _SECONDS_BETWEEN_LINES or self.done == self._total:
-            self._shown = now
-            start, already = self._first
-            speed = (self.done - already) / (now - start)
-            logging.info("%d of %d pictures (%.3g a second)", self.done, self._total, speed)
+def _finish(writing: Sequence[Future[None]], progress: Progress) -> None:
+    """Waits for the pictures of a batch; raises what went wrong with one."""
+    for future in writing:
+        future.result()
+    progress.advance(len(writing))

@@ -7,6 +7,7 @@ import jax
 from absl import logging
 from jaxtyping import Array, Key, PyTree
 
+from infinity_jax.files.progress import waiting
 from infinity_jax.runtime.devices import GIB
 
 
@@ -31,7 +32,8 @@ class CompiledStep:
         self, state: PyTree, batch: dict[str, Array], key: Key[Array, ""] | None
     ) -> jax.stages.Compiled:
         started = time.perf_counter()
-        compiled = self._step.lower(state, batch, key).compile()
+        with waiting("compiling the step, once for each shape of batch"):
+            compiled = self._step.lower(state, batch, key).compile()
         memory: Any = compiled.memory_analysis()
         logging.info(
             "compiled the step for batches of %s in %.1f s; each device needs %.3g GiB, %.3g of them while it runs",

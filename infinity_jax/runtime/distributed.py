@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from infinity_jax.errors import UserError
+from infinity_jax.files import progress
 from infinity_jax.runtime import rendezvous
 from infinity_jax.runtime.processes import Processes
 
@@ -50,6 +51,8 @@ def start(options: Processes, heartbeat_seconds: int = HEARTBEAT_SECONDS) -> Non
         if options.coordinator is not None or options.platform is not None:
             stage[0] = "waiting for the devices"
             _check(options)
+        if options.coordinator is not None and jax.process_index() > 0:
+            progress.be_silent()
 
 
 def _connect(options: Processes, heartbeat_seconds: int, stage: list[str]) -> None:

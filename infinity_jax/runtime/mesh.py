@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 from jax.experimental import mesh_utils
@@ -12,14 +12,17 @@ from jax.sharding import AxisType, Mesh
 from infinity_jax.config import TransformerConfig
 from infinity_jax.config_files import numbers_by_name
 from infinity_jax.errors import UserError
+from infinity_jax.fields import Checked, Range
 
 # The axes a user names. "fsdp" becomes two mesh axes, see `device_mesh`.
 USER_AXES = ("data", "fsdp", "tensor", "sequence")
 MESH_AXES = ("data", "fsdp", "fsdp_inner", "tensor", "sequence")
 
+_Devices = Annotated[int, Range(1, 2**20)]
+
 
 @dataclasses.dataclass(frozen=True)
-class MeshConfig:
+class MeshConfig(Checked):
     """How many devices each kind of parallelism gets.
 
     Attributes:
@@ -30,18 +33,14 @@ class MeshConfig:
       slices: groups of devices with fast links inside and slow ones between; `data` runs over them first.
     """
 
-    data: int = 1
-    fsdp: int = 1
-    tensor: int = 1
-    sequence: int = 1
-    slices: int = 1
+    data: _Devices = 1
+    fsdp: _Devices = 1
+    tensor: _Devices = 1
+    sequence: _Devices = 1
+    slices: _Devices = 1
 
     def __post_init__(self):
-        for field in dataclasses.fields(self):
-            if getattr(self, field.name) < 1:
-                raise UserError(
-                    f"mesh axis {field.name} is {getattr(self, field.name)}; it must be at least 1"
-                )
+        super().__post_init__()
         if self.data % self.slices:
             raise UserError(
                 f"{self.slices} slices need a mesh whose data axis is a multiple of {self.slices}; data is {self.data}"

@@ -9,7 +9,7 @@ import contextvars
 import dataclasses
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import flax.linen as nn
 import jax
@@ -18,8 +18,8 @@ from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import PyTree
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.config_files import Section, from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.fields import Checked, OneOf, Range, Unlimited
 from infinity_jax.runtime.mesh import MESH_AXES, USER_AXES, MeshConfig, device_mesh, parse_mesh
 from infinity_jax.runtime.trees import parameter_name
 
@@ -103,7 +103,7 @@ def rules_named(name: str) -> ShardingRules:
 
 
 @dataclasses.dataclass(frozen=True)
-class MeshSection:
+class MeshSection(Checked):
     """The section `mesh` of a config file.
 
     Attributes:
@@ -112,9 +112,9 @@ class MeshSection:
       rules: name of a preset of `ShardingRules`; "" is the least that uses all axes of the mesh.
     """
 
-    shape: str = ""
-    slices: int = 1
-    rules: str = ""
+    shape: Annotated[str, Unlimited("AXIS=N,..., or nothing")] = ""
+    slices: Annotated[int, Range(1, 2**16)] = 1
+    rules: Annotated[str, OneOf(("", *PRESETS))] = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,9 +254,8 @@ def layout_of(
     return Layout(device_mesh(config, model, devices), chosen)
 
 
-def layout_from_config(section: Section, model: TransformerConfig | None = None) -> Layout:
+def layout_from_config(chosen: MeshSection, model: TransformerConfig | None = None) -> Layout:
     """Makes the layout of a config file's section `mesh`, for all devices; UserError as `layout_of` raises it."""
-    chosen = from_dict(MeshSection, section, "mesh")
     shape = chosen.shape or f"fsdp={jax.device_count()}"
     return layout_of(parse_mesh(shape, chosen.slices), chosen.rules, model)
 

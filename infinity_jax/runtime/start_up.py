@@ -15,6 +15,15 @@ from infinity_jax.errors import printable
 from infinity_jax.files import paths
 
 _MOST_BYTES = 2 << 30
+# What libraries in C++ write to stderr on their own. XLA counts a compilation of two minutes as an error ("Very slow
+# compile?"); what is really wrong is raised besides. libtpu tells of the devices that a machine lacks.
+QUIET = {"TF_CPP_MIN_LOG_LEVEL": "3", "TPU_MIN_LOG_LEVEL": "3", "TPU_STDERR_LOG_LEVEL": "3"}
+
+
+def quiet_libraries() -> None:
+    """Keeps libraries in C++ off the terminal; call it before jax is imported. Levels that a user set stay."""
+    for name, level in QUIET.items():
+        os.environ.setdefault(name, level)
 
 
 def keep_programs() -> None:

@@ -16,6 +16,7 @@ from infinity_jax.checkpoints import pretrained, trained
 from infinity_jax.config import SampleConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.files.progress import waiting
 from infinity_jax.runtime import start_up
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import Layout, layout_of
@@ -29,6 +30,7 @@ from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 # Texts are padded to this length at least: a few tokens more cost nothing beside the picture's, and there are fewer
 # lengths to compile for.
 _SHORTEST_TEXT = 32
+_COMPILING = "compiling the sampler, once for each size of picture and batch, and drawing the first pictures"
 
 
 class InfinityPipeline:
@@ -220,7 +222,8 @@ class InfinityPipeline:
             rows = [*part, *[part[-1]] * (batch - len(part))]
             inputs = self._inputs(request.part(rows), numbers.part(rows), text_length)
             inputs = inputs if self.layout is None else placed(inputs, self.layout)
-            images = draw(self._rounded_params, self.model.tokenizer.params, inputs)
+            with waiting(_COMPILING):
+                images = draw(self._rounded_params, self.model.tokenizer.params, inputs)
             images.copy_to_host_async()
             if running is not None:
                 yield _fetched(*running)

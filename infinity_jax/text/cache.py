@@ -1,7 +1,6 @@
 """Text features of a data set: computed once, kept on disk, read through a memory map."""
 
 import hashlib
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -10,13 +9,13 @@ from absl import logging
 from jaxtyping import Bool, Float16
 
 from infinity_jax.files import caches
+from infinity_jax.files.progress import counted
 from infinity_jax.text.batching import bucket_length
 from infinity_jax.text.encoder import TextEncoder
 from infinity_jax.text.prompt import clean_prompts
 
 _FORMAT = "1"
 _BATCH = 256
-_LOG_EVERY_S = 5.0
 
 
 def cached_features(
@@ -75,7 +74,6 @@ def _compute(encoder: TextEncoder, captions: list[str], features_path: Path, mas
     length = bucket_length(int(counts[-1]), encoder.max_length)
     mask = (np.arange(length) < counts[:, None])[text_of_caption]
     shape = (len(captions), length, encoder.channels)
-    logging.info("text features of %d captions (%d different): encoding", len(captions), len(texts))
     with caches.writing(features_path, np.dtype(np.float16).itemsize * int(np.prod(shape))) as temporary:
         features = caches.reserve(temporary, shape, np.float16)
         by_text = np.argsort(text_of_caption, kind="stable")
@@ -89,11 +87,7 @@ def _compute(encoder: TextEncoder, captions: list[str], features_path: Path, mas
 
 
 def _encode_in_batches(encoder: TextEncoder, texts: list[str]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields (index of a batch's first text, its features float32 [b,t,C]) for all texts; the progress is logged."""
-    begin = logged = time.monotonic()
-    for start in range(0, len(texts), _BATCH):
-        yield start, encoder.encode(texts[start : start + _BATCH])[0]
-        done, now = min(start + _BATCH, len(texts)), time.monotonic()
-        if done == len(texts) or now - logged > _LOG_EVERY_S:
-            logging.info("text features: %d of %d texts, %.0f s", done, len(texts), now - begin)
-            logged = now
+    """Yields (index of a batch's first text, its features float32 [b,t,C]) for all texts, and shows the progress."""
+    starts = range(0, len(texts), _BATCH)
+    batches = ((start, encoder.encode(texts[start : start + _BATCH])[0]) for start in starts)
+    return counted(batches, "encoding captions", len(texts), "captions", lambda batch: len(batch[1]))

@@ -79,10 +79,10 @@ class Encoder(nn.Module):
         p = c.pixel_patch
         x = einops.rearrange(image_BHW3, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
         x = _conv(c, c.base_width, name="conv_in")(x)
-        for level, multiplier in enumerate(c.multipliers):
+        for level, width in enumerate(c.encoder_widths):
             for block in range(c.encoder_blocks):
-                x = ResidualBlock(c, c.base_width * multiplier, name=f"down_{level}_block_{block}")(x)
-            if level < len(c.multipliers) - 1:
+                x = ResidualBlock(c, width, name=f"down_{level}_block_{block}")(x)
+            if level < len(c.encoder_widths) - 1:
                 # The release pads bottom and right only.
                 padding, name = ((0, 1), (0, 1)), f"down_{level}_downsample"
                 x = _conv(c, x.shape[-1], stride=2, padding=padding, name=name)(x)
@@ -111,7 +111,7 @@ class Layer:
 
 def decoder_layers(config: TokenizerConfig) -> Sequence[Layer]:
     """Lists the decoder's layers as they run: what `Decoder`, `strips.py` and the count of FLOP walk along."""
-    widths = [config.base_width * multiplier for multiplier in config.multipliers]
+    widths = config.decoder_widths
     coarsest = len(widths) - 1
     layers = [Layer("conv", "conv_in", widths[-1], 0)]
     layers += [Layer("block", f"mid_block_{block}", widths[-1], 0) for block in range(2)]

@@ -1,16 +1,22 @@
 """The section `train` of a config file."""
 
 import dataclasses
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 from infinity_jax.config_files import DURATION, Section, from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.fields import MOST, Checked, Count, FilePath, Range, Seed, Unlimited, WholeNumber, check
 
+# Keys of config files that are numbers of steps or text, see `in_steps`.
+DURATIONS = (
+    *("steps", "log_every", "checkpoint_every", "keep_every", "sample_every", "evaluate_every"),
+    *("start_step", "ramp_steps"),
+)
 Config = TypeVar("Config", bound="TrainConfig")
 
 
 @dataclasses.dataclass(frozen=True)
-class TrainConfig:
+class TrainConfig(Checked):
     """How long and how a run goes; all `*_every` are in steps, 0 means never.
 
     Attributes:
@@ -32,32 +38,22 @@ class TrainConfig:
         step 0.
     """
 
-    steps: int
-    batch_size: int
-    seed: int = 0
-    log_every: int = 50
-    checkpoint_every: int = 500
-    keep_checkpoints: int = 2
-    keep_every: int = 0
-    keep_best: str = ""
-    microbatches: int = 1
-    sample_every: int = 0
-    evaluate_every: int = 0
-    restore_from: str = ""
-    init_from: str = ""
+    steps: Annotated[int, Range(1, 10**7)]
+    batch_size: Annotated[int, Range(1, 2**24)]
+    seed: Seed = 0
+    log_every: Count = 50
+    checkpoint_every: Count = 500
+    keep_checkpoints: Count = 2
+    keep_every: WholeNumber = 0
+    keep_best: Annotated[str, Unlimited("a number of the evaluation, or nothing")] = ""
+    microbatches: Annotated[int, Range(1, 2**24)] = 1
+    sample_every: WholeNumber = 0
+    evaluate_every: WholeNumber = 0
+    restore_from: FilePath = ""
+    init_from: FilePath = ""
 
     def __post_init__(self):
-        positive = (
-            "steps",
-            "batch_size",
-            "log_every",
-            "checkpoint_every",
-            "keep_checkpoints",
-            "microbatches",
-        )
-        for name in positive:
-            if getattr(self, name) < 1:
-                raise UserError(f"train.{name} is {getattr(self, name)}; it must be at least 1")
+        super().__post_init__()
         if self.batch_size % self.microbatches:
             raise UserError(
                 f"train.batch_size {self.batch_size} cannot be split into {self.microbatches} equal parts "
@@ -94,15 +90,24 @@ class TokenizerTrainConfig(TrainConfig):
             )
 
 
+def check_best(train: TrainConfig, source: str, validation: int) -> None:
+    """Raises UserError where the best checkpoint is to be kept and the data has no pictures to evaluate on."""
+    if train.keep_best and not validation:
+        raise UserError(
+            f"train.keep_best {train.keep_best!r} needs a validation split, and {source!r} has none; leave it out"
+        )
+
+
 def from_section(section: Section, examples: int, cls: type[Config] = TrainConfig) -> Config:
     """Reads a config file's `train` section, with durations ("2 epochs", "10%") in steps; `examples` make an epoch."""
     values = dict(section)
-    size = values.get("batch_size", 0)
-    if size < 1:
-        raise UserError(f"train.batch_size is {size}; it must be at least 1")
+    if missing := {"steps", "batch_size"} - values.keys():
+        raise UserError(f"train lacks the key {min(missing)}; add it")
+    size = values["batch_size"]
+    check(cls, {"batch_size": size}, "train")
     values["steps"] = in_steps(values["steps"], steps=None, batch_size=size, examples=examples)
-    for name in ("log_every", "checkpoint_every", "keep_every", "sample_every", "evaluate_every"):
-        if name in values:
+    for name in DURATIONS:
+        if name in values and name != "steps":
             values[name] = in_steps(values[name], steps=values["steps"], batch_size=size, examples=examples)
     return from_dict(cls, values, "train")
 
@@ -133,4 +138,4 @@ def in_steps(duration: int | str, *, steps: int | None, batch_size: int, example
         "example": 1 / batch_size,
     }
     number = float(match[1])
-    return max(1, round(number * one[unit])) if number else 0
+    return max(1, round(min(number * one[unit], 2 * MOST))) if number else 0

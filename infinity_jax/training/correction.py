@@ -5,18 +5,19 @@ quantised again from what is then left: the transformer learns to mend its own m
 """
 
 import dataclasses
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int8, Key
 
-from infinity_jax.errors import UserError
+from infinity_jax.fields import Checked, Range, Share
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import bsq, pyramid
 
 
 @dataclasses.dataclass(frozen=True)
-class CorrectionConfig:
+class CorrectionConfig(Checked):
     """How bits are flipped in training.
 
     Attributes:
@@ -26,17 +27,9 @@ class CorrectionConfig:
         Table 7, second row: labels against the unflipped sum.
     """
 
-    p: float = 0.3
-    scales: int = 13
+    p: Share = 0.3
+    scales: Annotated[int, Range(0, 1000)] = 13
     requantise: bool = True
-
-    def __post_init__(self):
-        if not 0 <= self.p <= 1:
-            raise UserError(
-                f"correction.p {self.p} must be in [0, 1]; the paper's best is 0.3, 0 turns it off"
-            )
-        if self.scales < 0:
-            raise UserError(f"correction.scales {self.scales} must not be negative")
 
 
 def draw_flips(

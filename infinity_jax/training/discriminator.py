@@ -5,6 +5,7 @@ neither on its batch nor on how a mesh splits it, and there are no running stati
 """
 
 import dataclasses
+from typing import Annotated
 
 import flax.linen as nn
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from infinity_jax.errors import UserError
+from infinity_jax.fields import Checked, OneOf, Positive, Range, Weight, WholeNumber
 from infinity_jax.runtime.sharding import constrain
 
 LOSSES = ("hinge", "non-saturating")
@@ -21,7 +23,7 @@ _CONV_AXES = (None, None, "conv_in", "conv_out")
 
 
 @dataclasses.dataclass(frozen=True)
-class DiscriminatorConfig:
+class DiscriminatorConfig(Checked):
     """The adversary and its weight in the tokenizer's loss.
 
     Attributes:
@@ -37,30 +39,22 @@ class DiscriminatorConfig:
       learning_rate_factor: the discriminator's rate over the tokenizer's.
     """
 
-    base_width: int = 128
-    layers: int = 3
-    loss: str = "hinge"
-    weight: float = 0.3
+    base_width: Annotated[int, Range(32, 2**12)] = 128
+    layers: Annotated[int, Range(1, 10)] = 3
+    loss: Annotated[str, OneOf(LOSSES)] = "hinge"
+    weight: Weight = 0.3
     adaptive_weight: bool = False
-    start_step: int = 0
-    ramp_steps: int = 0
-    lecam: float = 0.05
-    learning_rate_factor: float = 2.0
+    start_step: WholeNumber = 0
+    ramp_steps: WholeNumber = 0
+    lecam: Weight = 0.05
+    learning_rate_factor: Positive = 2.0
 
     def __post_init__(self):
-        if self.loss not in LOSSES:
-            raise UserError(f"unknown discriminator.loss {self.loss!r}; use one of {', '.join(LOSSES)}")
-        if self.base_width < 32 or self.base_width % 32:
+        super().__post_init__()
+        if self.base_width % 32:
             raise UserError(
                 f"discriminator.base_width {self.base_width} must be a multiple of 32, the groups of GroupNorm"
             )
-        if self.layers < 1:
-            raise UserError(f"discriminator.layers is {self.layers}; it must be at least 1")
-        for name in ("weight", "lecam", "start_step", "ramp_steps"):
-            if getattr(self, name) < 0:
-                raise UserError(f"discriminator.{name} {getattr(self, name)} must not be negative")
-        if not self.learning_rate_factor > 0:
-            raise UserError(f"discriminator.learning_rate_factor {self.learning_rate_factor} must be above 0")
 
 
 class Discriminator(nn.Module):

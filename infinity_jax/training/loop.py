@@ -19,14 +19,17 @@ from absl import logging
 
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
+from infinity_jax.files.progress import Progress, in_words, speaks
 from infinity_jax.runtime import global_batch, stop_signals
 from infinity_jax.runtime.compiled_step import CompiledStep
 from infinity_jax.runtime.sharding import Layout
 from infinity_jax.training import start
 from infinity_jax.training.config import TrainConfig
-from infinity_jax.training.run_log import MetricsWriter, Progress
+from infinity_jax.training.run_log import MetricsWriter
 from infinity_jax.training.state import StepFunction, TrainState, TrainStep
 
+# By so many steps the time of a run is estimated, and said if it is so many seconds.
+_MEASURED_STEPS, _WORTH_SAYING = 4, 20.0
 Batch = Mapping[str, np.ndarray]
 RowsOf = Callable[[int], np.ndarray]
 
@@ -141,7 +144,7 @@ class _Loop:
                 log.taken(step, metrics)
                 stop = stop_asked()
                 self.after_step(step, state, metrics, log, stop is not None)
-                log.progress.advance()
+                log.progress.advance(line=False)
                 if stop is not None:
                     break
             self.checkpointer.wait()
@@ -190,9 +193,10 @@ class _Log:
     """Lines of metrics.jsonl and the progress bar, each a step late: numbers are awaited once more work is queued."""
 
     def __init__(self, loop: _Loop, first: int):
-        self._loop, self.progress = loop, Progress(first, loop.train.steps)
+        self._loop, self.progress = loop, Progress("training", loop.train.steps, "step", first)
         # (step, metrics on the device) of a step that is to be logged but not yet waited for.
         self._pending: tuple[int, Mapping[str, Any]] | None = None
+        self._begin, self._measured_from = first, 0.0
         self.count_time_from(first)
 
     @contextlib.contextmanager
@@ -205,8 +209,25 @@ class _Log:
     def taken(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the line of the step before, and keeps this one's metrics if they are to be logged."""
         self.write_pending()
+        self._expect(step, metrics)
         if step % self._loop.train.log_every == 0 or step == self._loop.train.steps:
             self._pending = (step, metrics)
+
+    def _expect(self, step: int, metrics: Mapping[str, Any]) -> None:
+        """Says once how long the run will take, by its first steps without the one that waits for the compiler."""
+        taken = step - self._begin
+        if taken not in (1, 1 + _MEASURED_STEPS):
+            return
+        jax.block_until_ready(metrics)
+        if taken == 1:
+            self._measured_from = time.perf_counter()
+            return
+        seconds = (time.perf_counter() - self._measured_from) / _MEASURED_STEPS
+        steps = self._loop.train.steps - step
+        if steps * seconds >= _WORTH_SAYING and speaks():
+            logging.info(
+                "%.3g s a step: about %s for the %d steps left", seconds, in_words(steps * seconds), steps
+            )
 
     def write_pending(self) -> None:
         """Waits for the step that is to be logged, checks it and writes its line."""
@@ -221,9 +242,10 @@ class _Log:
         examples = (examples_before(step) - examples_before(self._first)) / steps
         timing = {"seconds_per_step": seconds, "images_per_second": examples / seconds}
         timing["data_wait_share"] = self._waited / passed
+        steady = self._first > self._begin
         self.count_time_from(step)
         self._loop.writer.write(step, {**values, **timing})
-        self.progress.show(step, values, seconds)
+        self.progress.show(step, values, seconds, steady)
 
     def count_time_from(self, step: int) -> None:
         """Starts the clock of the numbers that are logged next."""

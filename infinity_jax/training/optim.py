@@ -2,21 +2,21 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
-from infinity_jax.errors import UserError
+from infinity_jax.fields import Checked, OneOf, Positive, Range, Share, ShareBelowOne, Weight, WholeNumber
 from infinity_jax.runtime.trees import parameter_name
 
 SCHEDULES = ("constant", "cosine", "drop")
 
 
 @dataclasses.dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Checked):
     """How parameters are updated.
 
     Attributes:
@@ -32,29 +32,16 @@ class OptimConfig:
       ema_decay: decay of the parameters' moving average; 0 means that none is kept.
     """
 
-    learning_rate: float = 6e-5
-    warmup_steps: int = 100
-    schedule: str = "constant"
-    final_fraction: float = 0.1
-    drop_at: float = 0.9
-    b1: float = 0.9
-    b2: float = 0.97
-    weight_decay: float = 0.01
-    clip: float = 5.0
-    ema_decay: float = 0.999
-
-    def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise UserError(f"unknown optim.schedule {self.schedule!r}; use one of {', '.join(SCHEDULES)}")
-        for name in ("learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"optim.{name} {getattr(self, name)} must be above 0")
-        for name in ("b1", "b2", "ema_decay", "drop_at"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"optim.{name} {getattr(self, name)} must be in [0, 1)")
-        for name in ("warmup_steps", "weight_decay"):
-            if getattr(self, name) < 0:
-                raise UserError(f"optim.{name} {getattr(self, name)} must not be negative")
+    learning_rate: Annotated[float, Range(above=0, at_most=1e3)] = 6e-5
+    warmup_steps: WholeNumber = 100
+    schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
+    final_fraction: Share = 0.1
+    drop_at: ShareBelowOne = 0.9
+    b1: ShareBelowOne = 0.9
+    b2: ShareBelowOne = 0.97
+    weight_decay: Weight = 0.01
+    clip: Positive = 5.0
+    ema_decay: ShareBelowOne = 0.999
 
 
 def learning_rate(config: OptimConfig, steps: int) -> Callable[[Any], Any]:

@@ -8,22 +8,23 @@ from typing import Any
 import jax
 
 from infinity_jax import scales
-from infinity_jax.checkpoints import pretrained
+from infinity_jax.checkpoints import pretrained, trained
 from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.config import SampleConfig, TransformerConfig
-from infinity_jax.config_files import from_dict
 from infinity_jax.data import sources
 from infinity_jax.data.feeds import EncodedFeed, RecordFeed
 from infinity_jax.data.prepared.config import RECORDS, DataConfig
 from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
 from infinity_jax.data.records import Source
 from infinity_jax.errors import UserError
-from infinity_jax.runtime import sharding
+from infinity_jax.runtime import memory, sharding
+from infinity_jax.sampling import guidance
+from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.training import config as train_config
+from infinity_jax.training import sections
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
-from infinity_jax.training.sections import SECTIONS
 from infinity_jax.training.transformer_step import LossConfig
 
 
@@ -38,6 +39,7 @@ class RunConfig:
       layout: the mesh.
       source: pictures and captions of the train split.
       records: prepared shards to train and to evaluate on, where the data is such.
+      validation: pictures to evaluate on.
     """
 
     model: TransformerConfig
@@ -52,6 +54,7 @@ class RunConfig:
     layout: sharding.Layout
     source: Source
     records: tuple[MixedRecords, MixedRecords | None] | None
+    validation: int
 
 
 def read_config(config: Any) -> RunConfig:
@@ -62,21 +65,38 @@ def read_config(config: Any) -> RunConfig:
     Raises:
       UserError: a value stands in the way, or the mesh cannot share the model or the batch.
     """
-    plain = {name: cls for name, cls in SECTIONS["train"].items() if name not in ("text", "train", "mesh")}
-    sections = {name: from_dict(cls, config[name], name) for name, cls in plain.items()}
-    layout = sharding.layout_from_config(config.mesh, sections["model"])
-    source, records = _open(sections["data"])
+    read = sections.read(config, "train")
+    layout = sharding.layout_from_config(read.pop("mesh"), read["model"])
+    source, records = _open(read["data"])
     train = train_config.from_section(config.train, len(source))
     layout.batch(train.batch_size, train.microbatches)
-    return RunConfig(
-        **sections,
+    read["text"] = dataclasses.asdict(read["text"])
+    run = RunConfig(
+        **read,
         train=train,
-        tokenizer=config.tokenizer,
-        text=config.text.to_dict(),
         layout=layout,
         source=source,
         records=records,
+        validation=_validation_pictures(read["data"], records),
     )
+    parameters(run)
+    train_config.check_best(train, run.data.source, run.validation)
+    return run
+
+
+def _validation_pictures(data: DataConfig, records: tuple[MixedRecords, MixedRecords | None] | None) -> int:
+    if records is None:
+        return len(sources.open_source(data.source, "validation"))
+    return 0 if records[1] is None else len(RecordSource(records[1]))
+
+
+def parameters(run: RunConfig) -> int:
+    """Counts the model's parameters; UserError where they and one residual stream need more memory than there is."""
+    length, train = scales.make_schedule(run.data.scales).length, run.train
+    stream = train.batch_size // train.microbatches * length * run.model.width * memory.FLOAT32
+    # Scanned layers have the same parameters, and are traced once.
+    variables = trained.transformer_variables(dataclasses.replace(run.model, scan_layers=True))
+    return memory.check_training_fits(variables, run.layout, run.optim.ema_decay > 0, stream)
 
 
 def _open(data: DataConfig) -> tuple[Source, tuple[MixedRecords, MixedRecords | None] | None]:
@@ -116,8 +136,17 @@ def fitting_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
             f"the tokenizer {run.tokenizer!r} was trained for scales {tokenizer.scales!r} but config.data.scales is "
             f"{preset!r}; use the same for both"
         )
+    _check_drawing(run, tokenizer)
     # A tokenizer for one pixel budget serves the others too; what is drawn is this run's.
     return dataclasses.replace(tokenizer, scales=preset)
+
+
+def _check_drawing(run: RunConfig, tokenizer: TrainedTokenizer) -> None:
+    """Raises UserError where the section `sample` does not fit: else the first sheet would find it, hours later."""
+    schedule = scales.make_schedule(run.data.scales)
+    SamplerConfig.from_settings(run.model, tokenizer.config, schedule, run.sample)
+    guidance.strengths(run.sample.guidance, run.sample.cfg, schedule.n_scales)
+    guidance.per_scale(run.sample.tau, schedule.n_scales, "tau")
 
 
 def fitting_text_encoder(run: RunConfig) -> TextEncoder:

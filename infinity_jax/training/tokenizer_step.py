@@ -6,14 +6,14 @@ discriminator on the same real and made pictures.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import Annotated, Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from infinity_jax.errors import UserError
+from infinity_jax.fields import Checked, FilePath, OneOf, Range, ShareBelowOne, Weight
 from infinity_jax.runtime import seeds
 from infinity_jax.scales import ScaleSchedule, dense_schedule
 from infinity_jax.tokenizer.model import Tokenizer
@@ -30,7 +30,7 @@ ADVERSARIAL = "adversarial"
 
 
 @dataclasses.dataclass(frozen=True)
-class TokenizerLossConfig:
+class TokenizerLossConfig(Checked):
     """The tokenizer's losses and the scales they are taken on.
 
     Attributes:
@@ -48,30 +48,17 @@ class TokenizerLossConfig:
       detach_residuals: no gradient through the residuals between scales.
     """
 
-    l1: float = 1.0
-    features: float = 0.05
-    feature_network: str = "efficientnet"
-    vgg_weights: str = ""
-    lpips_weights: str = ""
-    quantizer: float = 4.0
-    entropy_group: int = 1
-    scales: str = "dense"
-    scale_drop: float = 0.5
-    short_scales: int = 7
+    l1: Weight = 1.0
+    features: Weight = 0.05
+    feature_network: Annotated[str, OneOf(FEATURE_NETWORKS)] = "efficientnet"
+    vgg_weights: FilePath = ""
+    lpips_weights: FilePath = ""
+    quantizer: Weight = 4.0
+    entropy_group: Annotated[int, Range(1, 16)] = 1
+    scales: Annotated[str, OneOf(("dense", "short"))] = "dense"
+    scale_drop: ShareBelowOne = 0.5
+    short_scales: Annotated[int, Range(1, 64)] = 7
     detach_residuals: bool = True
-
-    def __post_init__(self):
-        if not 0 <= self.scale_drop < 1:
-            raise UserError(f"loss.scale_drop {self.scale_drop} must be in [0, 1)")
-        if self.scales not in ("dense", "short"):
-            raise UserError(f"unknown loss.scales {self.scales!r}; use 'dense' or 'short'")
-        for name in ("short_scales", "entropy_group"):
-            if getattr(self, name) < 1:
-                raise UserError(f"loss.{name} is {getattr(self, name)}; it must be at least 1")
-        if self.feature_network not in FEATURE_NETWORKS:
-            raise UserError(
-                f"unknown loss.feature_network {self.feature_network!r}; use one of {', '.join(FEATURE_NETWORKS)}"
-            )
 
 
 @dataclasses.dataclass(frozen=True)

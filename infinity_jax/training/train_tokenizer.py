@@ -14,17 +14,18 @@ from absl import logging
 from infinity_jax import scales
 from infinity_jax.checkpoints import origin
 from infinity_jax.checkpoints.opened import open_checkpoint
+from infinity_jax.checkpoints.trained import tokenizer_variables
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.config_files import from_dict, numbers_by_name
 from infinity_jax.data import batches, pictures, resolutions, sources
-from infinity_jax.data.resolutions import ResolutionMix
+from infinity_jax.data.resolutions import PictureConfig, ResolutionMix
 from infinity_jax.errors import UserError
 from infinity_jax.metrics.efficientnet import load_efficientnet
 from infinity_jax.metrics.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
-from infinity_jax.runtime import seeds, sharding
+from infinity_jax.runtime import memory, seeds, sharding
 from infinity_jax.tokenizer.model import Tokenizer, initial_variables
 from infinity_jax.training import config as train_config
-from infinity_jax.training import loop, optim
+from infinity_jax.training import loop, optim, sections, summary
 from infinity_jax.training import state as train_state
 from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.training.hooks import tokenizer_hooks
@@ -50,19 +51,31 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     Raises:
       UserError: a value of the config, the data or the disk stands in the way; the message says which.
     """
-    model = from_dict(TokenizerConfig, config.model, "model")
-    loss = from_dict(TokenizerLossConfig, config.loss, "loss")
-    optim_config = from_dict(optim.OptimConfig, config.optim, "optim")
-    test_schedule = scales.make_schedule(config.data.scales).times(model.patchify)
-    source = sources.open_source(config.data.source, "train")
+    read_sections = sections.read(config, "train-tokenizer")
+    model, loss, optim_config, data = (read_sections[name] for name in ("model", "loss", "optim", "data"))
+    test_schedule = scales.make_schedule(data.scales).times(model.patchify)
+    source = sources.open_source(data.source, "train")
     train = train_config.from_section(config.train, len(source), train_config.TokenizerTrainConfig)
-    layout = sharding.layout_from_config(config.mesh)
-    mix, scales_of = _resolutions(config.data, model, loss, train)
+    layout = sharding.layout_from_config(read_sections["mesh"])
+    mix, scales_of = _resolutions(data, model, loss, train)
     adversary = None
     if train.adversarial:
         adversary = _adversary(config.get("discriminator", {}), optim_config, train, len(source))
     for size in mix.batch_sizes:
         layout.batch(size)  # refuses one that the mesh cannot split
+    # The encoder's first map, of the largest batch.
+    pixels = max(
+        size * (side // model.pixel_patch) ** 2 for side, size in zip(mix.sides, mix.batch_sizes, strict=True)
+    )
+    parameters = memory.check_training_fits(
+        tokenizer_variables(model),
+        layout,
+        optim_config.ema_decay > 0,
+        pixels * model.base_width * memory.FLOAT32,
+    )
+    validation = len(sources.open_source(data.source, "validation"))
+    train_config.check_best(train, data.source, validation)
+    summary.say("tokenizer", parameters, (len(source), validation), train, workdir)
 
     tokenizer, optimiser = Tokenizer(model), optim.make_optimiser(optim_config, train.steps)
     function = make_train_step(
@@ -94,16 +107,16 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         step,
         loop.Data(read, examples_before=lambda step: int(mix.starts[step])),
         config=config.to_dict() | {"origin": origin.describe()},
-        hooks=tokenizer_hooks(tokenizer, test_schedule, config.data.source, train, layout, Path(workdir)),
+        hooks=tokenizer_hooks(tokenizer, test_schedule, data.source, train, layout, Path(workdir)),
         load_params=lambda path, wanted: open_checkpoint(path).tokenizer_params(wanted),
     )
 
 
 def _resolutions(
-    data: Any, model: TokenizerConfig, loss: TokenizerLossConfig, train: train_config.TrainConfig
+    data: PictureConfig, model: TokenizerConfig, loss: TokenizerLossConfig, train: train_config.TrainConfig
 ) -> tuple[ResolutionMix, dict[int, TrainingScales]]:
     """Plans which resolution each step has, and the scales to train on by the pictures' height in pixels."""
-    batch_sizes = resolution_mix(data.get("mix", ""), data.scales, train.batch_size)
+    batch_sizes = resolution_mix(data.mix, data.scales, train.batch_size)
     schedules = [scales.make_schedule(preset).times(model.patchify) for preset in batch_sizes]
     sides = tuple(schedule.last[0] * model.stride for schedule in schedules)
     if len(set(sides)) < len(sides):

@@ -7,7 +7,7 @@ from infinity_jax.checkpoints import origin
 from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.data.encoded import features_on_device
 from infinity_jax.runtime import distributed
-from infinity_jax.training import loop, run_config
+from infinity_jax.training import loop, run_config, summary
 from infinity_jax.training.hooks import sample_sheet, validation
 from infinity_jax.training.state import TrainState
 from infinity_jax.training.transformer_step import StepConfig, build_step
@@ -26,6 +26,8 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     """
     workdir, run = Path(workdir), run_config.read_config(config)
     train, layout = run.train, run.layout
+    pictures = (len(run.source), run.validation)
+    summary.say("transformer", run_config.parameters(run), pictures, train, workdir)
     tokenizer = distributed.lead_first(lambda: run_config.keep_tokenizer(run, workdir))
     text_encoder = run_config.fitting_text_encoder(run)
     feed = run_config.open_feed(run, tokenizer, text_encoder, workdir)

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +11,7 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.errors import UserError
+from infinity_jax.fields import Checked, OneOf, ShareBelowOne
 from infinity_jax.runtime import seeds
 from infinity_jax.runtime.sharding import Layout, constrain
 from infinity_jax.scales import ScaleSchedule
@@ -24,7 +24,7 @@ from infinity_jax.transformer.transformer import Transformer, draw_path_factors,
 
 
 @dataclasses.dataclass(frozen=True)
-class LossConfig:
+class LossConfig(Checked):
     """How the transformer's loss is weighed.
 
     Attributes:
@@ -33,18 +33,9 @@ class LossConfig:
       caption_drop: share of the captions replaced by the learned empty caption, for guidance (docs/spec.md section 4).
     """
 
-    token_weights: str = "by_scale"
-    label_smoothing: float = 0.0
-    caption_drop: float = 0.1
-
-    def __post_init__(self):
-        if self.token_weights not in transformer_losses.TOKEN_WEIGHTS:
-            raise UserError(
-                f"unknown loss.token_weights {self.token_weights!r}; use one of {transformer_losses.TOKEN_WEIGHTS}"
-            )
-        for name in ("label_smoothing", "caption_drop"):
-            if not 0 <= getattr(self, name) < 1:
-                raise UserError(f"loss.{name} {getattr(self, name)} must be in [0, 1)")
+    token_weights: Annotated[str, OneOf(transformer_losses.TOKEN_WEIGHTS)] = "by_scale"
+    label_smoothing: ShareBelowOne = 0.0
+    caption_drop: ShareBelowOne = 0.1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -50,6 +50,7 @@ def test_the_config_is_locked(path):
         ("--config.train.stepz=5", "unknown config key config.train.stepz; did you mean config.train.steps?"),
         ("--config.trian.steps=5", "did you mean config.train.steps?"),
         ("--config.steps=5", "did you mean config.train.steps?"),
+        ("--config.rate=5", "unknown config key config.rate; did you mean config.train.rate?"),
         ("--config.train=5", "unknown config key config.train;"),
         ("--config.train.steps=many", "'many'.*same type"),
         ("--config.train.steps=1.5", "'1.5'.*same type"),
@@ -63,6 +64,17 @@ def test_mistakes_are_named(path, override, words):
         config_files.load(path, [override])
 
 
+def test_short_names_of_keys_name_those_that_may_be_meant():
+    for short, meant in (
+        ("lr", "config.optim.learning_rate?"),
+        ("scales", "config.correction.scales or config.data.scales?"),
+        ("batch", "config.train.batch_size?"),
+    ):
+        with pytest.raises(UserError) as refused:
+            config_files.load("emoji", [f"--config.{short}=1"])
+        assert str(refused.value).endswith(f"unknown config key config.{short}; did you mean {meant}")
+
+
 def test_missing_file_names_those_that_exist(path):
     with pytest.raises(UserError, match=r"no config file .*smal\.py; there are: .*small\.py"):
         config_files.load(path.replace("small", "smal"))
@@ -72,10 +84,15 @@ def test_a_packed_config_is_found_by_its_name_and_a_file_wins(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     for name in ("emoji:debug", "configs/emoji.py:debug", "pods/v5e_256:2.2b,0.06M", "sweeps/emoji"):
         assert config_files.load(name)
+    (tmp_path / "emoji.py").write_text(FILE)
+    assert config_files.load("emoji").train.steps == 100
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "emoji.py").write_text(FILE)
     assert config_files.load("configs/emoji.py").train.steps == 100
-    with pytest.raises(UserError, match=r"no config file emojis; there are: .*, emoji, .*, pods/v5e_256, "):
+    with pytest.raises(
+        UserError,
+        match=r"no config file emojis \(did you mean emoji\?\); there are: .*, emoji, .*, pods/v5e_256, ",
+    ):
         config_files.load("emojis")
 
 

@@ -85,7 +85,7 @@ def test_strength_and_temperature_are_one_number_or_one_a_scale(path):
 )
 def test_other_keys_refuse_what_lengths_and_strengths_may_be(change):
     config, (section, key) = loaded("emoji", change), change.partition("=")[0].split(".")
-    with pytest.raises(UserError, match=rf"^{section}\.{key} is .*; it must be of type"):
+    with pytest.raises(UserError, match=rf"^{section}\.{key} is .*; it must be a "):
         from_dict(SECTIONS["train"][section], config[section], section)
 
 

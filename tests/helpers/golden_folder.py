@@ -188,11 +188,11 @@ def tokenizer_config(c: dict[str, Any], patchify: int) -> TokenizerConfig:
         bits=c["codebook_dim"],
         base_width=c["base_ch"],
         multipliers=tuple(c["encoder_ch_mult"]),
+        decoder_multipliers=tuple(c.get("decoder_ch_mult", ())),
         encoder_blocks=c["num_res_blocks"],
         decoder_blocks=c["num_res_blocks"] + 1,
         patchify=patchify,
     )
-    assert c.get("decoder_ch_mult", c["encoder_ch_mult"]) == c["encoder_ch_mult"]
     assert c.get("patch_size", config.stride) == config.stride
     return config
 

@@ -1,5 +1,7 @@
 """The tokenizer as a whole: shapes, clipping, gradients through the bits, and a training step that learns."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -41,6 +43,19 @@ def test_shapes_follow_the_config(bits, multipliers, patch, stride):
         lambda p, x: tokenizer.apply({"params": p}, x, method="decode"), params, features
     )
     assert decoded.shape == image.shape
+
+
+def test_a_decoder_may_have_other_widths_than_the_encoder():
+    config = dataclasses.replace(SMALL, multipliers=(1, 2), decoder_multipliers=(3, 1))
+    params = jax.eval_shape(lambda: initial_params(Tokenizer(config), 32, 0))
+    assert params["encoder"]["conv_out"]["kernel"].shape == (3, 3, 64, 16)
+    assert params["decoder"]["conv_in"]["kernel"].shape == (3, 3, 16, 32)
+    assert params["decoder"]["conv_out"]["kernel"].shape == (3, 3, 96, 3 * 16)
+    with pytest.raises(UserError, match=r"decoder_multipliers \(1,\) are 1 levels, and multipliers 2"):
+        dataclasses.replace(SMALL, decoder_multipliers=(1,))
+    # Fingerprints of prepared features are made of this text, and do not depend on the decoder.
+    assert str(config) == str(dataclasses.replace(config, decoder_multipliers=()))
+    assert "decoder_multipliers" not in str(config)
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,6 @@
 """The decoder in strips or picture by picture: the plain decoder's numbers, in less memory, on several devices too."""
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -23,6 +24,7 @@ CONFIG = TokenizerConfig(bits=6, base_width=32, multipliers=(1, 2, 2), encoder_b
 PATCHED = TokenizerConfig(
     bits=6, base_width=64, multipliers=(1, 1), encoder_blocks=1, decoder_blocks=1, pixel_patch=2
 )
+UNEQUAL = dataclasses.replace(CONFIG, decoder_multipliers=(2, 1, 3))
 # No room: strips of one or two rows, and all that can be is computed again.
 NOTHING = strips.Memory(plain=0, held=0, strip=0)
 EVERYTHING_HELD = strips.Memory(plain=0, held=2**30, strip=2**14)
@@ -57,6 +59,7 @@ def in_strips(config: TokenizerConfig, params, codes, memory: strips.Memory) -> 
         (CONFIG, (1, 1, 2), EVERYTHING_HELD),
         (CONFIG, (3, 4, 3), ONE_PICTURE),
         (PATCHED, (3, 7, 2), NOTHING),
+        (UNEQUAL, (2, 3, 2), NOTHING),
         (PATCHED, (1, 1, 3), SOME_HELD),
     ],
 )

@@ -50,7 +50,7 @@ def test_off_flips_nothing():
 
 
 def test_a_probability_above_one_is_refused():
-    with pytest.raises(UserError, match="best is 0"):
+    with pytest.raises(UserError, match=r"p is 30\.0; it must be a number from 0 to 1"):
         CorrectionConfig(p=30.0)
 
 

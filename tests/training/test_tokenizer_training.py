@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from infinity_jax import config_files
 from infinity_jax.config import TokenizerConfig
@@ -50,7 +49,7 @@ def l1_of_means(image, made):
 def adversarial(config: DiscriminatorConfig, loss=PLAIN_LOSS):
     """A small system with an adversary: its jitted step and its first state."""
     optimiser = optim.make_optimiser(OPTIM, 100)
-    layout = sharding.layout_from_config(ConfigDict(dict(shape="", slices=1, rules="")))
+    layout = sharding.layout_from_config(sharding.MeshSection())
     adversary = Adversary(config, optimiser)
     new_state = train_state.new_state(
         lambda: model.initial_variables(TOKENIZER, SIDE, 0), optimiser, True, layout
@@ -235,10 +234,10 @@ def test_what_the_discriminator_pays():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dict(loss="wgan"), r"unknown discriminator\.loss 'wgan'"),
+        (dict(loss="wgan"), "unknown loss 'wgan'; use one of hinge"),
         (dict(base_width=48), "multiple of 32"),
-        (dict(layers=0), "at least 1"),
-        (dict(weight=-1.0), "must not be negative"),
+        (dict(layers=0), "layers is 0; it must be a whole number from 1 to 10"),
+        (dict(weight=-1.0), "weight is -1.0; it must be a number from 0"),
     ],
 )
 def test_a_wrong_discriminator_is_refused(change, message):

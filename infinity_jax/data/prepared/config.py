@@ -3,9 +3,11 @@
 import dataclasses
 import re
 from pathlib import Path
+from typing import Annotated
 
 from infinity_jax import scales
 from infinity_jax.errors import UserError
+from infinity_jax.fields import Checked, Share, Unlimited, WholeNumber
 
 RECORDS = "records:"
 _LIMIT = re.compile(r"\s*([A-Za-z_][\w./\- ]*?)\s*(>=|<=)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*")
@@ -21,7 +23,7 @@ class Limit:
 
 
 @dataclasses.dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Checked):
     """Which pictures and captions are trained on. The keys after `scales` are for prepared shards, "records:".
 
     Attributes:
@@ -36,20 +38,18 @@ class DataConfig:
       cut_captions: how often of a long caption only the first sentences are kept, an even number from one to all.
     """
 
-    source: str
-    scales: str
-    validation: str = ""
-    min_side: int = 0
-    min_caption: int = 0
-    max_caption: int = 0
-    scores: str = ""
-    long_captions: float = 0.8
-    cut_captions: float = 0.0
+    source: Annotated[str, Unlimited("the name of a data set")]
+    scales: Annotated[str, Unlimited("a pixel budget or small preset")]
+    validation: Annotated[str, Unlimited("prepared sets, or nothing")] = ""
+    min_side: WholeNumber = 0
+    min_caption: WholeNumber = 0
+    max_caption: WholeNumber = 0
+    scores: Annotated[str, Unlimited("limits of columns, or nothing")] = ""
+    long_captions: Share = 0.8
+    cut_captions: Share = 0.0
 
     def __post_init__(self):
-        for name in ("long_captions", "cut_captions"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"data.{name} is {getattr(self, name)}; it is a share, from 0 to 1")
+        super().__post_init__()
         parse_limits(self.scores)
         if self.validation:
             parse_sets(self.validation, "data.validation")

@@ -4,6 +4,7 @@ The new folder has the parts, ratios and columns of the old one, so that filters
 folder gets its name when it is whole; a killed run resumes where it stood.
 """
 
+import contextlib
 import functools
 import json
 import shutil
@@ -14,7 +15,6 @@ from typing import Any
 import jax
 import ml_dtypes
 import numpy as np
-from absl import logging
 
 from infinity_jax import scales
 from infinity_jax.checkpoints import pretrained
@@ -28,6 +28,7 @@ from infinity_jax.data.prepared.config import DataConfig, parse_sets
 from infinity_jax.data.prepared.index import RecordIndex, Shard
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
+from infinity_jax.files.progress import Progress
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
@@ -57,15 +58,16 @@ def prepare_features(data: DataConfig, tokenizer_path: str, text: Mapping[str, A
     maker = _Maker(data, tokenizer_path, text)
     with preparation.locked(out, {"source": data.source, "hash": index.fingerprint, **maker.described}):
         parts = sorted({shard.part for shard in index.shards})
-        for number, part in enumerate(parts):
-            if not (out / "parts" / part.name).is_dir():
-                _write_part(index, part, out, maker)
-                logging.info("features of %d of %d parts", number + 1, len(parts))
+        missing = [part for part in parts if not (out / "parts" / part.name).is_dir()]
+        total = sum(shard.count for shard in index.shards if shard.part in missing)
+        with contextlib.closing(Progress("encoding", total, "pictures")) as progress:
+            for part in missing:
+                _write_part(index, part, out, maker, progress)
         record_index.write(out, [out / "parts" / part.name for part in parts], maker.described)
     return sum(index.counts.values())
 
 
-def _write_part(index: RecordIndex, part: Path, out: Path, maker: "_Maker") -> None:
+def _write_part(index: RecordIndex, part: Path, out: Path, maker: "_Maker", progress: Progress) -> None:
     """Writes the folder of one part into `out`, whole or not at all."""
     with atomic.writing_folder(out / "parts" / part.name) as folder:
         writer = shards.ShardWriter(folder)
@@ -73,6 +75,7 @@ def _write_part(index: RecordIndex, part: Path, out: Path, maker: "_Maker") -> N
             if shard.part == part:
                 for record in maker.records(shard):
                     writer.write(shard.ratio, shards.pack(record))
+                    progress.advance()
         writer.close()
         shutil.copyfile(part / "columns.npz", folder / "columns.npz")
         columns = json.loads((part / "part.json").read_text())["columns"]

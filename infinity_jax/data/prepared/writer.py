@@ -39,8 +39,8 @@ from infinity_jax.data.prepared import index, report, shards
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 from infinity_jax.files import pictures as picture_files
+from infinity_jax.files.progress import counted
 
-_LOG_EVERY_S = 10.0
 # What a killed process leaves of part 00012: .00012.TOKEN.unfinished; of earlier versions .00012.4711 or .00012.
 _UNFINISHED = re.compile(r"\.\d{5,}(\.[0-9a-f]+)?(\.unfinished)?")
 
@@ -142,22 +142,17 @@ def _claim(out: Path, note: Mapping[str, Any]) -> None:
 
 def _write_parts(out: Path, parts: Sequence[Part], todo: Sequence[int], workers: int) -> None:
     if workers == 1 or len(todo) < 2:
-        for number in todo:
+        for number in counted(todo, "preparing", len(todo), "parts"):
             _write_part(parts[number], _folder(out, number))
         return
     # Not forked: threads of libraries that are loaded already would be cut off.
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
-    done, logged = 0, time.monotonic()
     pool = ProcessPoolExecutor(min(workers, len(todo)), context, _start_worker, (stop,))
     try:
         futures = [pool.submit(_write_part, parts[n], _folder(out, n)) for n in todo]
-        for future in as_completed(futures):
-            done += 1
+        for future in counted(as_completed(futures), "preparing", len(todo), "parts"):
             future.result()
-            if time.monotonic() - logged > _LOG_EVERY_S:
-                logged = time.monotonic()
-                logging.info("%d of %d parts", done, len(todo))
     except BrokenProcessPool as error:
         raise UserError(
             "a worker was killed, perhaps for want of memory; the same command resumes, with fewer --workers if need be"

@@ -34,10 +34,10 @@ def resolve_config(name_or_file: str, kind: str) -> ResolvedConfig:
 
     Args:
       name_or_file: a name of `PRESETS` (for a tokenizer: the one that belongs to it, or a name of `TOKENIZERS`);
-        a Python config file, of which "model", "data.scales", "text" and "sample" are read, with ":argument" after it
-        or not; or a .json file with the sections of a checkpoint's config.json: {"transformer": {...}} or
-        {"tokenizer": {...}}, and "scales", "text"
-        and "sample" if they differ from the usual ones.
+        a Python config file or the name of a packed one, of which "model", "data.scales", "text" and "sample" are read,
+        with ":argument" after it or not; or a .json file with the sections of a checkpoint's config.json:
+        {"transformer": {...}} or {"tokenizer": {...}}, and "scales", "text" and "sample" if they differ from the usual
+        ones.
       kind: "transformer" or "tokenizer".
     Raises:
       UserError: no such name or file, or it is of another kind.
@@ -69,9 +69,12 @@ def _sections(name_or_file: str, kind: str) -> dict[str, Any]:
         return {kind: dataclasses.asdict(TOKENIZERS[preset.tokenizer]), "scales": preset.scales}
     if kind == "tokenizer" and name_or_file in TOKENIZERS:
         return {kind: dataclasses.asdict(TOKENIZERS[name_or_file])}
+    if config_files.exists(name_or_file):
+        return _sections_of_python(name_or_file, kind)
     known = [*PRESETS, *(TOKENIZERS if kind == "tokenizer" else ())]
     raise UserError(
-        f"unknown {kind} config {name_or_file!r}; known: {', '.join(known)}, a .py config file or a .json file"
+        f"unknown {kind} config {name_or_file!r}; known: {', '.join(known)}, a .py config file or the name of one that "
+        "is packed, or a .json file"
     )
 
 

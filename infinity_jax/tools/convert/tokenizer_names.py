@@ -35,7 +35,7 @@ class _Names:
 
     def __init__(self, config: TokenizerConfig, half: str, inner_names: bool) -> None:
         self.config, self.half, self.inner = config, half, inner_names
-        self.widths = [config.base_width * multiplier for multiplier in config.multipliers]
+        self.widths = config.encoder_widths if half == "encoder" else config.decoder_widths
         self.pixel_channels = 3 * config.pixel_patch**2
 
     def encoder(self) -> list[Link]:

@@ -9,11 +9,14 @@ from absl import logging
 from matplotlib.figure import Figure
 from scipy import stats
 
+from infinity_jax.checkpoints.keeping import lower_is_better
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 from infinity_jax.tools.scaling import grid, plots, sweep
 
 CONFIDENCE = 0.95
+# Columns of which less is better, besides those that `lower_is_better` knows by name.
+_COSTS = ("parameters", "flop", "memory", "seconds")
 Rows = Sequence[Mapping[str, Any]]
 
 
@@ -88,29 +91,42 @@ def _interval(name: str, values: Sequence[float]) -> dict[str, float | None]:
 
 
 def markdown(compared: Sequence[Mapping[str, Any]], config: grid.GridConfig) -> str:
-    """Writes the comparison as a table: mean ± interval, in bold where it differs surely from the first row."""
+    """Writes the comparison as a table: mean ± interval, the best of each column in bold.
+
+    A star is where it differs surely from the first row.
+    """
     head = [config.compare, "runs", *config.columns, *([f"paper, {config.source}"] if config.paper else [])]
     lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    best = {column: _best(column, [entry[column]["mean"] for entry in compared]) for column in config.columns}
     for entry in compared:
-        cells = [_cell(entry[column]) for column in config.columns]
+        cells = [_cell(entry[column], best[column]) for column in config.columns]
         paper = [entry["paper"]] if config.paper else []
         lines.append(f"| {' | '.join([entry['label'], str(entry['runs']), *cells, *paper])} |")
     lines.append("")
     lines.append(
-        "Mean ± half the 95% interval (Student) over the runs. Bold: the difference to the first row, between runs "
-        "that are otherwise alike, has an interval without 0."
+        "Mean ± half the 95% interval (Student) over the runs. Bold: the best of its column. A star: the difference to "
+        "the first row, between runs that are otherwise alike, has an interval without 0."
     )
     return "\n".join(lines) + "\n"
 
 
-def _cell(numbers: Mapping[str, Any]) -> str:
+def _best(column: str, means: Sequence[float | None]) -> float | None:
+    """Finds the best mean of a column; None where all are alike."""
+    known = {mean for mean in means if mean is not None}
+    if len(known) < 2:
+        return None
+    return min(known) if column in _COSTS or lower_is_better(column) else max(known)
+
+
+def _cell(numbers: Mapping[str, Any], best: float | None) -> str:
     if numbers["mean"] is None:
         return "-"
     text = f"{numbers['mean']:.4g}"
     if numbers["interval"] is not None:
         text += f" ± {numbers['interval']:.2g}"
     half = numbers["difference_interval"]
-    return f"**{text}**" if half is not None and abs(numbers["difference"]) > half else text
+    text = f"**{text}**" if numbers["mean"] == best else text
+    return f"{text} \\*" if half is not None and abs(numbers["difference"]) > half else text
 
 
 def draw(compared: Sequence[Mapping[str, Any]], config: grid.GridConfig, file: Path) -> None:

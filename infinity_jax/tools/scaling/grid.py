@@ -4,12 +4,14 @@ import dataclasses
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 from infinity_jax import config_files
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.fields import Checked, FilePath, OneOf, Range, Unlimited, WholeNumber
 from infinity_jax.metrics import kid
+from infinity_jax.tools.planning.chips import CHIPS
 from infinity_jax.tools.scaling import table
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"
@@ -18,7 +20,7 @@ _TAKEN = {*table.COLUMNS} - {"size", "vocabulary", "length", "seed"}
 
 
 @dataclasses.dataclass(frozen=True)
-class Hardware:
+class Hardware(Checked):
     """What a cell will run on, for the estimates of time and memory.
 
     Attributes:
@@ -27,20 +29,13 @@ class Hardware:
       utilisation: share of the chips' peak that training reaches; of this machine its rate is measured instead.
     """
 
-    chip: str = ""
-    count: int = 1
-    utilisation: float = 0.4
-
-    def __post_init__(self):
-        if self.count < 1 or not 0 < self.utilisation <= 1:
-            raise UserError(
-                f"hardware.count is {self.count} and hardware.utilisation {self.utilisation}; they must be at least 1, "
-                "and above 0 and at most 1"
-            )
+    chip: Annotated[str, OneOf(("", *CHIPS))] = ""
+    count: Annotated[int, Range(1, 2**20)] = 1
+    utilisation: Annotated[float, Range(above=0, at_most=1)] = 0.4
 
 
 @dataclasses.dataclass(frozen=True)
-class GridConfig:
+class GridConfig(Checked):
     """What a sweep's config file says.
 
     Attributes:
@@ -61,19 +56,20 @@ class GridConfig:
       source: where in the paper.
     """
 
-    base: str
+    base: Annotated[str, Unlimited("a config file")]
     axes: Any
-    changes: str = ""
-    tokenizers: tuple[str, ...] = ()
-    checkpoint: str = ""
-    pictures: int = 0
+    changes: Annotated[str, Unlimited("KEY=VALUE ...")] = ""
+    tokenizers: tuple[Annotated[str, Unlimited("LABEL: FILE KEY=VALUE ...")], ...] = ()
+    checkpoint: FilePath = ""
+    pictures: WholeNumber = 0
     hardware: Hardware = Hardware()
-    compare: str = ""
-    columns: tuple[str, ...] = ()
-    paper: tuple[str, ...] = ()
-    source: str = ""
+    compare: Annotated[str, Unlimited("an axis, or nothing")] = ""
+    columns: tuple[Annotated[str, Unlimited("a column of the table of runs")], ...] = ()
+    paper: tuple[Annotated[str, Unlimited("text")], ...] = ()
+    source: Annotated[str, Unlimited("text")] = ""
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.axes:
             raise UserError('a sweep needs axes, like config.axes.size = ("small: model.layers=2", "large")')
         for axis, labels in self.axes.items():

@@ -9,6 +9,7 @@ from helpers import pictures
 from infinity_jax.cli.main import main
 from infinity_jax.data.prepared import writer
 from infinity_jax.training import run_log
+from infinity_jax.training.sections import EVALUATED
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +55,7 @@ def test_every_step_is_logged_with_the_share_that_waited_for_data(undisturbed):
 
 def test_validation_covers_all_ratios(undisturbed):
     [evaluation] = run_log.read_lines(undisturbed[0] / "evaluations.jsonl")
+    assert all(np.isfinite(evaluation[name]) for name in EVALUATED["train"])  # what train.keep_best may name
     assert np.isfinite(evaluation["validation_loss"]) and len(evaluation["validation_loss_per_scale"]) == 5
 
 

@@ -28,6 +28,7 @@ from safetensors.numpy import load_file
 
 from infinity_jax.checkpoints import pretrained, trained
 from infinity_jax.config import TransformerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.files.tensors import open_tensors
 from infinity_jax.presets import PRESETS, TOKENIZERS
 from infinity_jax.runtime import trees
@@ -137,6 +138,25 @@ def test_a_tokenizer_comes_back_equal(inner_names, nesting, config, tmp_path):
     loaded = pretrained.load_tokenizer(folder)
     expected = params_from(state, tokenizer_links(TOKENIZER, inner_names))
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
+
+
+def test_a_tokenizer_with_other_widths_in_its_decoder_comes_back_equal(tmp_path):
+    """The release's `decoder_ch_mult` beside its `encoder_ch_mult`."""
+    unequal = dataclasses.replace(TOKENIZER, multipliers=(1, 2, 2), decoder_multipliers=(2, 1, 3))
+    state = tokenizer_state(config=unequal)
+    assert state["decoder.conv_in.conv.weight"].shape == (96, 6, 3, 3)
+    assert state["decoder.conv_out.conv.weight"].shape == (3, 64, 3, 3)
+    assert state["encoder.conv_out.conv.weight"].shape == (6, 64, 3, 3)
+    section = TOKENIZER_SECTION | {"multipliers": [1, 2, 2], "decoder_multipliers": [2, 1, 3]}
+    config = write_config(tmp_path / "unequal.json", tokenizer=section)
+    folder, back = round_trip(write_pth(tmp_path / "a.pth", state), "tokenizer", config, tmp_path)
+    assert_file_holds(back, state, "tokenizer")
+    loaded = pretrained.load_tokenizer(folder)
+    assert loaded.config == unequal
+    assert paths_of(loaded.params) == paths_of(trained.tokenizer_shapes(unequal))
+    without = write_config(tmp_path / "equal.json", tokenizer=TOKENIZER_SECTION | {"multipliers": [1, 2, 2]})
+    with pytest.raises(UserError, match="do not fit the tokenizer config"):
+        main(str(tmp_path / "a.pth"), "tokenizer", without, str(tmp_path / "other"))
 
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".bin"])

@@ -275,7 +275,8 @@ def test_between_slices_another_network_sets_the_time():
             "unknown topology 'v9:2x2'; use cpu:8 or CHIP:SHAPE with a chip of v4, v5e",
         ),
         (["--topology", "h100:8"], "unknown topology 'h100:8'"),
-        (["--topology", "cpu:9999"], "write cpu:NUMBER"),
+        (["--topology", "cpu:1000"], "virtual CPU devices; write cpu:NUMBER"),
+        (["--topology", "cpu:9999"], "use cpu:1 to cpu:1024"),
         (["--topology", "cpu:1", "--slices", "2"], "only a TPU topology can have several"),
     ],
 )

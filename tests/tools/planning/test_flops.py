@@ -1,5 +1,7 @@
 """FLOP and parameters by formula, against numbers counted by hand."""
 
+import dataclasses
+
 import pytest
 
 from infinity_jax import presets
@@ -58,3 +60,5 @@ def test_the_decoder_by_hand():
         square + (9 * 64 * 32 + 9 * 32 * 32 + 64 * 32) + 9 * 32 * 3
     )  # upsampled, up_0 with shortcut, out
     assert flops.decoder_flops(config, (3, 2)) == 2 * (coarse * at_coarse + fine * at_fine)
+    half_as_wide = dataclasses.replace(config, multipliers=(3, 1), decoder_multipliers=(1, 2))
+    assert flops.decoder_flops(half_as_wide, (3, 2)) == flops.decoder_flops(config, (3, 2))

@@ -33,6 +33,23 @@ def test_a_comparison_has_students_intervals_and_pairs_what_is_alike():
     assert lines[2] == "| a | 3 | 2 ± 2.5 | 7 |" and lines[3].startswith("| b | 3 | **1.9 ± ")
 
 
+def test_bold_is_the_best_of_a_column_and_not_what_differs():
+    axes = ConfigDict(dict(kind=("a", "b", "c"), seed=("0", "1")), sort_keys=False)
+    columns = ("kid", "retrieval_top1", "parameters", "bit_accuracy")
+    config = grid.GridConfig("base", axes, compare="kind", columns=columns)
+    worse = {"kid": 0.3, "retrieval_top1": 0.1, "parameters": 9.0, "bit_accuracy": 0.5}
+    better = {"kid": 0.1, "retrieval_top1": 0.9, "parameters": 5.0, "bit_accuracy": 0.5}
+    rows = [
+        {"kind": kind, "seed": seed, **values}
+        for kind, values in (("a", better), ("b", worse), ("c", better))
+        for seed in ("0", "1")
+    ]
+    lines = ablations.markdown(ablations.compare(rows, config), config).splitlines()
+    best = "**0.1 ± 0** | **0.9 ± 0** | **5 ± 0** | 0.5 ± 0 |"
+    assert lines[2] == f"| a | 2 | {best}" and lines[4] == f"| c | 2 | {best}"
+    assert lines[3] == r"| b | 2 | 0.3 ± 0 \* | 0.1 ± 0 \* | 9 ± 0 \* | 0.5 ± 0 |"
+
+
 def test_a_comparison_of_single_runs_has_no_intervals(tmp_path):
     axes = ConfigDict(dict(kind=("a", "b", "c"), seed=("0",)), sort_keys=False)
     config = grid.GridConfig("base", axes, compare="kind", columns=("loss",))

@@ -123,7 +123,7 @@ def test_mistakes_of_the_grid_itself(file):
         grid.GridConfig("base", {"size": "abc"})
     with pytest.raises(UserError, match="pictures is 3; EffNet-KID takes 4 or more"):
         grid.load(file(), ["--config.pictures=3"])
-    with pytest.raises(UserError, match=r"hardware\.count is 1 and hardware.utilisation 0\.0"):
+    with pytest.raises(UserError, match=r"hardware\.utilisation is 0\.0; it must be a number above 0"):
         sweep.plan(file(), ["--config.hardware.utilisation=0"])
     with pytest.raises(UserError, match="an axis cannot be named 'steps'"):
         grid.GridConfig("base", {"steps": ("short", "long")}, compare="steps")
