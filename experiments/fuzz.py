@@ -334,7 +334,7 @@ KINDS: dict[str, Callable[[Path], Kind]] = {
 
 def outcome(kind: Kind, number: int, seed: int, whole: dict[str, Any], name_of: str) -> tuple[str, str]:
     """Reads one mutated file; how that ended, and more about it."""
-    from infinity_jax.errors import UserError
+    from infinity_jax.errors import UserError, printable
 
     draw = random.Random(f"{seed} {name_of} {number}")
     name, content = draw.choice(kind.wholes)
@@ -342,8 +342,8 @@ def outcome(kind: Kind, number: int, seed: int, whole: dict[str, Any], name_of: 
     try:
         read = kind.read(path)
     except UserError as error:
-        said = str(error)
-        good = said.isprintable() and len(said) < len(str(path)) * 3 + 800
+        said = printable(str(error))  # as the command line does
+        good = said.replace("\n", " ").isprintable() and len(said) < 2100
         return ("refused", "") if good else ("bad message", f"{name}: {said[:300]!r}")
     except OSError as error:
         # The command line explains those that name a file.

@@ -24,5 +24,7 @@ def test_small_values_are_written_whole():
 def test_what_steers_a_terminal_is_escaped():
     assert printable("é 漢 a\tb\n") == "é 漢 a\tb\n"
     assert printable("\x1b[31m\x9b\u202e\ud800") == r"\x1b[31m\x9b\u202e\ud800"
+    long = printable("a" * 10**6 + "; do this")
+    assert len(long) < 2000 and long.startswith("aaa") and long.endswith("a; do this") and " ... " in long
     record = logging.LogRecord("a", logging.INFO, "f", 1, "read %s", ("\x1b[2J.png",), None)
     assert start_up._Printable("%(message)s").format(record) == r"read \x1b[2J.png"
