@@ -26,8 +26,8 @@ def shortened(value: object, longest: int = 80, quoted: bool = True) -> str:
 def printable(text: str, longest: int = 2000) -> str:
     """Makes a text fit for a terminal, whoever wrote what stands in it.
 
-    What would steer it is escaped: control characters other than a new line or tab, and marks of direction. Of more than
-    `longest` characters the middle is left out.
+    What would steer it is escaped: control characters other than a new line or tab, and marks of direction. Of more
+    than `longest` characters the middle is left out.
     """
     if len(text) > longest:
         text = f"{text[: longest * 3 // 4]} ... {text[-longest // 5 :]}"
