@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
 from infinity_jax import scales
 from infinity_jax.checkpoints import pretrained, trained
@@ -22,7 +23,7 @@ from infinity_jax.sampling import guidance
 from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.training import config as train_config
-from infinity_jax.training import sections
+from infinity_jax.training import sections, start
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
 from infinity_jax.training.transformer_step import LossConfig
@@ -113,9 +114,12 @@ def _open(data: DataConfig) -> tuple[Source, tuple[MixedRecords, MixedRecords | 
 
 
 def keep_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
-    """Loads `fitting_tokenizer`, and copies it into a new workdir so that the run is complete in itself."""
+    """Loads `fitting_tokenizer`, and copies it into a new workdir so that the run is complete in itself.
+
+    The copy counts from the run's first checkpoint on: until then the config may name another one.
+    """
     tokenizer, copy = fitting_tokenizer(run, workdir), workdir / "tokenizer"
-    if not copy.is_dir():
+    if not start.newest_step(workdir) and jax.process_index() == 0:
         pretrained.save_tokenizer(copy, tokenizer)
     return tokenizer
 
@@ -123,7 +127,10 @@ def keep_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
 def fitting_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
     """Loads the workdir's copy of the tokenizer, else the config's. UserError if it does not fit the config."""
     copy, preset = workdir / "tokenizer", run.data.scales
-    tokenizer = pretrained.load_tokenizer(copy if copy.is_dir() else run.tokenizer)
+    begun = start.newest_step(workdir) and copy.is_dir()
+    tokenizer = pretrained.load_tokenizer(copy if begun else run.tokenizer)
+    if begun:
+        _name_other_tokenizer(run.tokenizer, tokenizer, copy)
     bits = tokenizer.config.transformer_bits
     if bits != run.model.bits:
         raise UserError(
@@ -139,6 +146,20 @@ def fitting_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
     _check_drawing(run, tokenizer)
     # A tokenizer for one pixel budget serves the others too; what is drawn is this run's.
     return dataclasses.replace(tokenizer, scales=preset)
+
+
+def _name_other_tokenizer(path: str, tokenizer: TrainedTokenizer, copy: Path) -> None:
+    """Warns of a run that resumes with its copy of a tokenizer while the config names another one."""
+    try:
+        named = pretrained.load_tokenizer(path)
+    except UserError:  # it need not be there any more
+        return
+    if named.fingerprint != tokenizer.fingerprint:
+        logging.warning(
+            "the run was begun with another tokenizer than %s and goes on with that, its copy in %s; to train on %s "
+            "begin in another --workdir",
+            *(path, copy, path),
+        )
 
 
 def _check_drawing(run: RunConfig, tokenizer: TrainedTokenizer) -> None:

@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
@@ -23,7 +22,7 @@ from infinity_jax.checkpoints import trained
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import trees
-from infinity_jax.training import run_config, train_transformer
+from infinity_jax.training import run_config, start, train_transformer
 
 _STARTS = ("init_from", "restore_from")
 # What may be changed of a stage that is finished without a word: nothing that its weights depend on.
@@ -52,7 +51,7 @@ def main(config: Any, workdir: str | Path) -> None:
     workdir = Path(workdir)
     configs = linked(config, workdir)
     steps = _check(configs, workdir)
-    done = _agreed([_newest_step(workdir / name) for name in configs])
+    done = _agreed([start.newest_step(workdir / name) for name in configs])
     _check_order(list(configs), done, steps, workdir)
     for number, (name, stage) in enumerate(configs.items()):
         where = f"stage {name} ({number + 1} of {len(configs)})"
@@ -107,12 +106,6 @@ def _check(configs: Mapping[str, Any], workdir: Path) -> list[int]:
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return trees.shapes(trained.transformer_shapes(model))
-
-
-def _newest_step(workdir: Path) -> int:
-    """Finds the step of the newest complete checkpoint, 0 if there is none; nothing is opened or cleaned up."""
-    folder = workdir / "checkpoints"
-    return max(ocp.utils.checkpoint_steps(folder), default=0) if folder.is_dir() else 0
 
 
 def _agreed(steps: Sequence[int]) -> list[int]:

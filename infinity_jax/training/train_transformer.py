@@ -7,9 +7,10 @@ from infinity_jax.checkpoints import origin
 from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.data.encoded import features_on_device
 from infinity_jax.runtime import distributed
-from infinity_jax.training import loop, run_config, summary
+from infinity_jax.training import loop, run_config, start, summary
 from infinity_jax.training.hooks import sample_sheet, validation
 from infinity_jax.training.state import TrainState
+from infinity_jax.training.tokenizer_check import check_tokenizer
 from infinity_jax.training.transformer_step import StepConfig, build_step
 
 
@@ -29,6 +30,8 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     pictures = (len(run.source), run.validation)
     summary.say("transformer", run_config.parameters(run), pictures, train, workdir)
     tokenizer = distributed.lead_first(lambda: run_config.keep_tokenizer(run, workdir))
+    if not start.newest_step(workdir):
+        check_tokenizer(run, tokenizer, workdir)
     text_encoder = run_config.fitting_text_encoder(run)
     feed = run_config.open_feed(run, tokenizer, text_encoder, workdir)
     step_config = StepConfig(
