@@ -35,10 +35,10 @@ def remove_own_unfinished() -> None:
     """Removes what this process is writing, before it ends without unwinding; from then on nothing gets its name."""
     if _naming.acquire(timeout=1):  # for good
         for temporary in list(_own):
-            _remove(temporary)
+            _discard(temporary)
 
 
-def _remove(temporary: Path) -> None:
+def _discard(temporary: Path) -> None:
     if temporary.is_dir():
         shutil.rmtree(temporary, ignore_errors=True)
     else:
@@ -74,7 +74,7 @@ def writing(path: Path) -> Iterator[Path]:
         # A full disk is found while writing, where Python does not know the name.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        _remove(temporary)
+        _discard(temporary)
 
 
 @contextmanager
@@ -92,7 +92,7 @@ def writing_folder(path: Path) -> Iterator[Path]:
         with _naming:
             temporary.rename(path)
     finally:
-        _remove(temporary)
+        _discard(temporary)
 
 
 @contextmanager

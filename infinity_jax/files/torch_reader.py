@@ -217,4 +217,12 @@ def _open_legacy(file: io.BufferedReader) -> tuple[Any, _Locate]:
         if count != storage.length or file.tell() + size > whole[1]:
             raise EOFError(f"storage {key} should hold {shortened(storage.length)} values")
         file.seek(size, 1)
-    return content, lambda storage: (*places[storage.key], 0)
+
+    def locate(storage: Storage) -> tuple[int, int, int]:
+        if storage.key not in places:
+            raise UserError(
+                f"{file.name} is damaged: storage {shortened(storage.key)} is missing; download it again"
+            )
+        return *places[storage.key], 0
+
+    return content, locate
