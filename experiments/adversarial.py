@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 
 from infinity_jax import config_files
 from infinity_jax.checkpoints import pretrained
+from infinity_jax.data.through_bits import ThroughBits
 from infinity_jax.evaluation import evaluate_tokenizer, generation
-from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.metrics import bootstrap
 from infinity_jax.runtime import start_up
 from infinity_jax.training import train_tokenizer

@@ -106,6 +106,14 @@ def probability(text: str) -> float:
     return values[0]
 
 
+def minutes(text: str) -> float:
+    """Reads one number of minutes above 0, up to a million."""
+    values = numbers(text)
+    if len(values) != 1 or not 0 < values[0] <= 10**6:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one number of minutes above 0, at most a million")
+    return values[0]
+
+
 # How the command line reads a field of `SampleConfig`, by the form in its metadata.
 SETTING_FORMS: dict[str, dict[str, Any]] = {
     "numbers": {"type": numbers, "metavar": "X[,X...]"},

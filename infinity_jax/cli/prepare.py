@@ -7,7 +7,10 @@ from infinity_jax.cli import options
 from infinity_jax.cli.command import command
 from infinity_jax.errors import UserError
 
+# Those of `infinity_jax.data.pictures`, whose import would keep --help waiting.
+FITS = ("crop", "pad", "stretch")
 EXAMPLES = """infinity-jax prepare
+  infinity-jax prepare --source folder:my_pictures --preview preview.png --fit pad
   infinity-jax prepare --source jsonl:splits --out shards --workers 8
   infinity-jax train --config configs/t2i.py:debug --config.data.source=records:shards --workdir /tmp/run"""
 
@@ -20,7 +23,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         default="emoji_captions",
         metavar="NAME",
         help="emoji_captions (the bundled pictures, the default) or folder:PATH, "
-        "a folder of pictures with captions in a csv or jsonl file; with --out: jsonl:DIR (files "
+        "a folder of pictures with captions; with --out: jsonl:DIR (files "
         "[h_div_w]_[num].jsonl), folder:PATH, tfds:NAME or tar:GLOB",
     )
     add(
@@ -37,6 +40,19 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         help="processes, default one for each core",
     )
     add(
+        "--preview",
+        type=options.output_file,
+        metavar="FILE",
+        help="draw a PNG: pictures of --source beside what a model is fed of them, and what its tokenizer gives back",
+    )
+    add("--fit", choices=FITS, help="in the preview: how other proportions become a square, default crop")
+    add(
+        "--tokenizer",
+        type=options.text,
+        metavar="DIR",
+        help="in the preview: a workdir of train-tokenizer, or an exported folder; default: the bundled one",
+    )
+    add(
         "--features",
         type=options.text,
         metavar="FILE[:ARGUMENT]",
@@ -45,12 +61,30 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     )
 
 
+def _preview(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Draws the preview."""
+    if overrides or arguments.out is not None or arguments.features is not None:
+        raise UserError("--preview FILE goes with --source, --fit and --tokenizer only")
+    from pathlib import Path
+
+    from infinity_jax.data import preview
+
+    how = (arguments.fit or "crop", arguments.tokenizer or "bundled")
+    print(preview.write_preview(arguments.source, Path(arguments.preview), *how))
+
+
 @command("prepare", "prepare a data set", EXAMPLES, _add_arguments, takes_overrides=True)
 def prepare(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Prepares pictures, or the features of prepared ones."""
     from infinity_jax.data.prepared import prepare
 
-    if arguments.features is not None:
+    if arguments.preview is not None:
+        _preview(arguments, overrides)
+    elif (arguments.fit, arguments.tokenizer) != (None, None):
+        raise UserError(
+            "--fit and --tokenizer say what --preview FILE draws; in training they are config keys"
+        )
+    elif arguments.features is not None:
         prepare.features(arguments.features, overrides, arguments.source, arguments.out)
     elif overrides:
         raise UserError(f"{overrides[0]} changes a config, and there is none without --features")

@@ -29,7 +29,18 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="gets checkpoints, metrics.jsonl, sheets; resumed if it has any",
     )
+    add(
+        "--minutes",
+        type=options.minutes,
+        metavar="N",
+        help="stop after N minutes of training, with a checkpoint: short for --config.train.minutes=N",
+    )
     options.add_processes(command)
+
+
+def _changes(arguments: argparse.Namespace, overrides: list[str]) -> list[str]:
+    """Adds the change of the config that --minutes stands for."""
+    return overrides + [f"--config.train.minutes={arguments.minutes}"] * (arguments.minutes is not None)
 
 
 @command(
@@ -44,7 +55,7 @@ def train_tokenizer(arguments: argparse.Namespace, overrides: list[str]) -> None
     from infinity_jax import config_files
 
     # Before jax is imported: a mistake in the config is answered at once.
-    config = config_files.load(arguments.config, overrides)
+    config = config_files.load(arguments.config, _changes(arguments, overrides))
     from infinity_jax.runtime import distributed
     from infinity_jax.training import train_tokenizer
 
@@ -63,7 +74,7 @@ def train(arguments: argparse.Namespace, overrides: list[str]) -> None:
     """Trains a transformer, in one go or stage by stage."""
     from infinity_jax import config_files
 
-    config = config_files.load(arguments.config, overrides, stages=True)
+    config = config_files.load(arguments.config, _changes(arguments, overrides), stages=True)
     from infinity_jax.runtime import distributed
     from infinity_jax.training import stages, train_transformer
 

@@ -39,24 +39,31 @@ class EncodedSource:
         return {name: array[index] for name, array in self._arrays.items()}
 
 
-def encode_split(source: Source, tokenizer: TrainedTokenizer, text_encoder: TextEncoder) -> EncodedSource:
+def encode_split(
+    source: Source, tokenizer: TrainedTokenizer, text_encoder: TextEncoder, fit: str = "crop"
+) -> EncodedSource:
     """Encodes pictures and captions of a split, or reads what the same tokenizer and encoder have made of it before.
 
-    One process after the other; what is made lies in `features` under the data folder.
+    One process after the other; what is made lies in `features` under the data folder. `fit` is that of
+    `pictures.decode`.
     """
-    return distributed.lead_first(lambda: _encode(source, tokenizer, text_encoder))
+    return distributed.lead_first(lambda: _encode(source, tokenizer, text_encoder, fit))
 
 
-def _encode(source: Source, tokenizer: TrainedTokenizer, text_encoder: TextEncoder) -> EncodedSource:
+def _encode(
+    source: Source, tokenizer: TrainedTokenizer, text_encoder: TextEncoder, fit: str
+) -> EncodedSource:
     cache_dir = paths.data_dir() / "features"
     records = [source[i] for i in range(len(source))]
     text_NTC, mask_NT = cached_features(text_encoder, [record["caption"] for record in records], cache_dir)
-    return EncodedSource(_picture_features(records, tokenizer, cache_dir), text_NTC, mask_NT)
+    return EncodedSource(_picture_features(records, tokenizer, cache_dir, fit), text_NTC, mask_NT)
 
 
-def _picture_features(records, tokenizer: TrainedTokenizer, cache_dir: Path) -> Float[np.ndarray, "N h w d"]:
+def _picture_features(
+    records, tokenizer: TrainedTokenizer, cache_dir: Path, fit: str
+) -> Float[np.ndarray, "N h w d"]:
     side, model = tokenizer.side, Tokenizer(tokenizer.config)
-    digest = tokenizer.encoder_hash(side)
+    digest = tokenizer.encoder_hash(side, *(() if fit == "crop" else (fit,)))
     for record in records:
         digest.update(hashlib.sha256(record["image"]).digest())
     path = cache_dir / f"pictures-{digest.hexdigest()[:24]}.npy"
@@ -73,7 +80,7 @@ def _picture_features(records, tokenizer: TrainedTokenizer, cache_dir: Path) -> 
     encode = jax.jit(lambda params, image: model.apply({"params": params}, image, method="encode"))
 
     def decode(record):
-        return {"image": pictures.decode(record["image"], side, side)}
+        return {"image": pictures.decode(record["image"], side, side, fit)}
 
     with caches.writing(path, 4 * int(np.prod(shape))) as temporary:
         features = caches.reserve(temporary, shape, np.float32)

@@ -1,6 +1,6 @@
 """What a run trains on, as batches {features or image, text, text_mask}: a small set encoded whole, or records.
 
-Both feeds have `schedules`, `batches`, `eval_batches`, `encodes_text`, and `caption` for sample sheets.
+Both feeds have `schedules`, `batches`, `eval_batches`, `encodes_text`, and for sample sheets `held_back` and `caption`.
 """
 
 import dataclasses
@@ -53,12 +53,19 @@ class EncodedFeed:
 
     @functools.cached_property
     def _encoded(self) -> EncodedSource:
-        return encode_split(self.source, self.tokenizer, self.text_encoder)
+        return self._encode(self.source)
+
+    @functools.cached_property
+    def held_back(self) -> Source:
+        """The validation split."""
+        return sources.open_source(self.config.source, "validation")
 
     @functools.cached_property
     def _validation(self) -> EncodedSource | None:
-        split = sources.open_source(self.config.source, "validation")
-        return encode_split(split, self.tokenizer, self.text_encoder) if len(split) else None
+        return self._encode(self.held_back) if len(self.held_back) else None
+
+    def _encode(self, split: Source) -> EncodedSource:
+        return encode_split(split, self.tokenizer, self.text_encoder, self.config.fit)
 
     def batches(self, rows: Rows, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
         """Yields the places `rows` of training batches from step `first_step` on; see `batches.batches`."""
@@ -66,9 +73,9 @@ class EncodedFeed:
             self._encoded, batch_size=batch_size, seed=seed, first_step=first_step, rows=rows
         )
 
-    def caption(self, index: int) -> str:
-        """Returns the caption of a picture of the train split."""
-        return self.source[index]["caption"]
+    def caption(self, index: int, held_back: bool = False) -> str:
+        """Returns the caption of a picture of the train split, or of the validation split."""
+        return (self.held_back if held_back else self.source)[index]["caption"]
 
     def encode(self) -> None:
         """Encodes what is not yet encoded."""
@@ -122,9 +129,15 @@ class RecordFeed:
             self.records, order, self._transform, rows, first_step, self._with_text, threads
         )
 
-    def caption(self, index: int) -> str:
-        """Returns a caption of a picture that is trained on."""
-        return RecordSource(self.records).caption(index)
+    @functools.cached_property
+    def held_back(self) -> RecordSource | tuple[()]:
+        """What is evaluated on."""
+        return RecordSource(self.validation) if self.validation else ()
+
+    def caption(self, index: int, held_back: bool = False) -> str:
+        """Returns a caption of a picture that is trained on, or evaluated on."""
+        records = self.validation if held_back and self.validation else self.records
+        return RecordSource(records).caption(index)
 
     def eval_batches(self, batch_size: int) -> Iterator[Batch]:
         """Yields the validation records once, ratio by ratio, in batches with `valid`, see `batches.eval_batches`."""

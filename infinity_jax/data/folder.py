@@ -1,60 +1,49 @@
-"""A folder of pictures with a captions file: anybody's own training data.
+"""A folder of captioned pictures: anybody's own training data.
 
-The folder holds pictures and one file `captions.csv`, `captions.jsonl`, `metadata.csv` or `metadata.jsonl`.
-A csv file has a header; a jsonl file has one object a line. The picture's path, relative to the folder, is
-under `file_name`, `image`, `image_path` or `file`; its caption under `caption` or `text`.
+The captions stand in one file `captions.csv`, `captions.jsonl`, `metadata.csv` or `metadata.jsonl`, in texts beside the
+pictures, or are the names of folders, see `listing.read_listing`. A csv file has a header; a jsonl file has one object
+a line. The picture's path, relative to the folder, is under `file_name`, `image`, `image_path` or `file`; its caption
+under `caption` or `text`.
 
 Every picture is decoded once when the folder is opened first; the findings are kept under the data folder
 and hold as long as a file's size and time of change stay the same. Rows without caption, bad lines and
 pictures that are missing or broken are left out, counted, and logged.
 """
 
-import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from absl import logging
 
-from infinity_jax.data import pictures
+from infinity_jax.data import pictures, svg
 from infinity_jax.data.captions import plain
+from infinity_jax.data.listing import CAPTION_KEYS, FILE_KEYS, Skipped, read_listing
 from infinity_jax.data.records import Record, fraction
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
-from infinity_jax.files import pictures as picture_files
 
-CAPTION_FILES = ("captions.csv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
-FILE_KEYS = ("file_name", "image", "image_path", "file")
-CAPTION_KEYS = ("caption", "text")
 VALIDATION_SHARE = 0.05
 SMALLEST_WITH_VALIDATION = 20
 
 
 class Entry(NamedTuple):
-    """One usable row: line number, the picture's path relative to the folder, and its caption."""
+    """One usable row: its number, the picture's path relative to the folder, and its caption."""
 
     line: int
     file: str
     caption: str
 
 
-class Skipped(NamedTuple):
-    """One row that is left out, and why."""
-
-    line: int
-    reason: str
-
-
 class FolderSource:
     """One split of a folder, see `split_entries`. Raises UserError if nothing in the folder is usable."""
 
     def __init__(self, folder: Path, split: str, data_dir: Path):
-        self._folder = folder
-        self._entries = split_entries(usable_entries(folder, data_dir))[split]
+        self._folder, self._data_dir = folder, data_dir
+        self._entries = split_entries(usable_entries(folder, data_dir, log=split == "train"))[split]
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -62,7 +51,7 @@ class FolderSource:
     def __getitem__(self, index: int, /) -> Record:
         entry = self._entries[index]
         try:
-            image = picture_files.read(self._folder / entry.file)
+            image = svg.read_picture(self._folder / entry.file, self._data_dir)
         except (OSError, pictures.BrokenPicture) as error:
             reason = error.strerror if isinstance(error, OSError) else error.detail
             raise UserError(
@@ -72,30 +61,30 @@ class FolderSource:
         return {"image": image, "caption": entry.caption, "id": f"{entry.file}:{entry.line}"}
 
 
-def usable_entries(folder: Path, data_dir: Path) -> list[Entry]:
-    """Reads all rows with a caption and a whole picture, in the file's order; each other row is logged.
+def usable_entries(folder: Path, data_dir: Path, log: bool = True) -> list[Entry]:
+    """Reads all rows with a caption and a whole picture, in the file's order; if `log`, each other row is logged.
 
     Raises UserError if the folder or its captions file is missing or nothing is usable.
     """
-    captions = find_captions(folder)
-    rows = [row if isinstance(row, Skipped) else _entry(*row) for row in read_rows(captions)]
+    place, unit, listed = read_listing(folder)
+    rows = [row if isinstance(row, Skipped) else _entry(*row) for row in listed]
     entries = [row for row in rows if isinstance(row, Entry)]
     skipped = [row for row in rows if isinstance(row, Skipped)]
     faults = check_pictures(folder, sorted({entry.file for entry in entries}), data_dir)
     skipped += [Skipped(e.line, f"{e.file}: {faults[e.file]}") for e in entries if faults[e.file]]
-    for row in sorted(skipped):
-        logging.warning("%s, line %d skipped: %s", captions, row.line, row.reason)
-    if skipped:
-        logging.warning("%s: %d of %d rows skipped", captions, len(skipped), len(rows))
+    for row in sorted(skipped) if log else ():
+        logging.warning("%s, %s %d skipped: %s", place, unit, row.line, row.reason)
+    if skipped and log:
+        logging.warning("%s: %d of %d rows skipped", place, len(skipped), len(rows))
     usable = [entry for entry in entries if not faults[entry.file]]
     if not usable:
         first = (
-            f"; the first of {len(skipped)}, line {min(skipped).line}: {min(skipped).reason}"
+            f"; the first of {len(skipped)}, {unit} {min(skipped).line}: {min(skipped).reason}"
             if skipped
             else ""
         )
         raise UserError(
-            f"{captions} names no usable picture{first}. Each row needs a picture ({' or '.join(FILE_KEYS)}, "
+            f"{place} names no usable picture{first}. Each row needs a picture ({' or '.join(FILE_KEYS)}, "
             f"relative to {folder}) and its caption ({' or '.join(CAPTION_KEYS)})"
         )
     return usable
@@ -117,70 +106,6 @@ def split_entries(entries: list[Entry]) -> dict[str, list[Entry]]:
     }
 
 
-def find_captions(folder: Path) -> Path:
-    """Finds the captions file of a folder. Raises UserError if there is not exactly one."""
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder}; give folder:PATH, where PATH is a folder of pictures")
-    files = [folder / name for name in CAPTION_FILES if (folder / name).is_file()]
-    if not files:
-        raise UserError(f"{folder} has no captions file; add one of {', '.join(CAPTION_FILES)}")
-    if len(files) > 1:
-        names = ", ".join(file.name for file in files)
-        raise UserError(f"{folder} has several captions files ({names}); keep one")
-    return files[0]
-
-
-def read_rows(captions: Path) -> Iterator[tuple[int, dict[str, Any]] | Skipped]:
-    """Yields line number and columns of every row of a captions file. Raises UserError if it cannot be read."""
-    try:
-        read = _read_csv if captions.suffix == ".csv" else _read_jsonl
-        yield from read(captions)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(
-            f"cannot read {captions}: {error}; give a UTF-8 {captions.suffix[1:]} file"
-        ) from error
-
-
-def _read_csv(captions: Path) -> Iterator[tuple[int, dict[str, Any]] | Skipped]:
-    with open(captions, encoding="utf-8-sig", newline="") as lines:
-        # Strict: a quote that is not closed would take the rows behind it into its caption.
-        rows = csv.DictReader(lines, strict=True)
-        columns = rows.fieldnames or []
-        if not set(columns) & set(FILE_KEYS) or not set(columns) & set(CAPTION_KEYS):
-            raise UserError(
-                f"{captions} has the columns {', '.join(columns) or '(none)'}; "
-                f"it needs {' or '.join(FILE_KEYS)}, and {' or '.join(CAPTION_KEYS)}"
-            )
-        begin = rows.line_num + 1
-        try:
-            for row in rows:
-                if None in row:
-                    yield Skipped(
-                        rows.line_num, "more columns than the header: quote captions that have commas"
-                    )
-                else:
-                    yield rows.line_num, row
-                begin = rows.line_num + 1
-        except csv.Error as error:
-            raise UserError(
-                f"cannot read {captions}: the row that begins in line {begin}: {error}; "
-                'close its quotes, and write quotes within a caption twice, ""'
-            ) from error
-
-
-def _read_jsonl(captions: Path) -> Iterator[tuple[int, dict[str, Any]] | Skipped]:
-    for number, line in enumerate(captions.read_bytes().splitlines(), start=1):
-        try:
-            row = json.loads(line.decode("utf-8-sig")) if line.strip() else None
-        except (ValueError, RecursionError) as error:
-            yield Skipped(number, f"not JSON: {error}")
-            continue
-        if isinstance(row, dict):
-            yield number, row
-        elif row is not None or line.strip():
-            yield Skipped(number, f"not a JSON object: {type(row).__name__}")
-
-
 def _entry(line: int, row: dict[str, Any]) -> Entry | Skipped:
     file = next((row[key] for key in FILE_KEYS if row.get(key)), None)
     caption = next((row[key] for key in CAPTION_KEYS if row.get(key)), None)
@@ -197,7 +122,7 @@ def check_pictures(folder: Path, files: list[str], data_dir: Path) -> dict[str, 
     cache = data_dir / "folder_checks" / f"{name}.json"
     known = _read_cache(cache)
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        found = pool.map(lambda file: _check(folder / file, known.get(file)), files)
+        found = pool.map(lambda file: _check(folder / file, known.get(file), data_dir), files)
         checks = dict(zip(files, found, strict=True))
     if checks != known:
         try:
@@ -210,7 +135,7 @@ def check_pictures(folder: Path, files: list[str], data_dir: Path) -> dict[str, 
     return {file: reason for file, (_, _, reason) in checks.items()}
 
 
-def _check(picture: Path, known: list | None) -> list:
+def _check(picture: Path, known: list | None, data_dir: Path) -> list:
     """Returns [time of change in ns, size in bytes, fault]; `known` is what an earlier run found."""
     stamp = [0, 0]
     try:
@@ -218,7 +143,7 @@ def _check(picture: Path, known: list | None) -> list:
         stamp = [status.st_mtime_ns, status.st_size]
         if known is not None and known[:2] == stamp:
             return known
-        pictures.decode_rgb(picture_files.read(picture))
+        pictures.decode_rgb(svg.read_picture(picture, data_dir))
     except (FileNotFoundError, NotADirectoryError):
         return [0, 0, "no such file"]
     except (OSError, ValueError) as error:

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageOps
 
 from infinity_jax.files import pictures as picture_files
 from infinity_jax.files.pictures import BrokenPicture as BrokenPicture
@@ -29,20 +29,24 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
-def decode(image_bytes: bytes, height: int, width: int) -> UInt8[np.ndarray, "height width 3"]:
-    """Decodes a picture as RGB, resized to cover height x width pixels and cropped at the centre.
+def decode(
+    image_bytes: bytes, height: int, width: int, fit: str = "crop"
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Decodes a picture as RGB and brings it to height x width pixels as `fit`, one of `FITS`, says.
 
     EXIF orientation is applied and transparent parts become white. The resize is Lanczos on 8-bit values
     (docs/spec.md section 1). Of JPEGs above `HUGE` pixels the decoder itself skips what the size does not need.
     Raises BrokenPicture if the bytes are not a whole picture.
     """
     picture = decode_rgb(image_bytes, at_least=2 * max(height, width))
-    return np.array(cover(picture, height, width), dtype=np.uint8)
+    return np.array(FITS[fit](picture, height, width), dtype=np.uint8)
 
 
-def decode_squares(records: Sequence[Mapping[str, Any]], side: int) -> UInt8[np.ndarray, "N side side 3"]:
+def decode_squares(
+    records: Sequence[Mapping[str, Any]], side: int, fit: str = "crop"
+) -> UInt8[np.ndarray, "N side side 3"]:
     """Decodes the pictures of records of a data set, each as `decode` does; none gives an array of length 0."""
-    images = [decode(record["image"], side, side) for record in records]
+    images = [decode(record["image"], side, side, fit) for record in records]
     return np.stack(images) if images else np.zeros((0, side, side, 3), np.uint8)
 
 
@@ -82,6 +86,20 @@ def cover(picture: Image.Image, height: int, width: int) -> Image.Image:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
     return picture.crop((left, top, left + width, top + height))
+
+
+def pad(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """Resizes (Lanczos) to the largest size that fits into height x width, in the middle of white."""
+    return ImageOps.pad(picture, (width, height), Image.Resampling.LANCZOS, color="white")
+
+
+def stretch(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """Resizes (Lanczos) to height x width, whatever the proportions were."""
+    return picture.resize((width, height), Image.Resampling.LANCZOS)
+
+
+# How pictures of other proportions are brought to those that are wanted: the values of `data.fit`.
+FITS = {"crop": cover, "pad": pad, "stretch": stretch}
 
 
 def to_float(image: UInt8[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:

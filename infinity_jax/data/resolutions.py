@@ -13,7 +13,8 @@ from jaxtyping import Int
 
 from infinity_jax import scales
 from infinity_jax.data import batches as pipeline
-from infinity_jax.fields import Checked, Unlimited
+from infinity_jax.data.pictures import FITS
+from infinity_jax.fields import Checked, OneOf, Unlimited
 from infinity_jax.runtime import seeds
 
 
@@ -26,11 +27,14 @@ class PictureConfig(Checked):
       scales: pixel budget or small preset.
       mix: batch size of each resolution to train on, like "64px=16,96px=8", each a name as in `scales`; "" trains on
         `scales` alone. Each step has one of them.
+      fit: how a picture of other proportions is brought to a square: "crop" cuts what stands over, "pad" puts it whole
+        on white, "stretch" distorts it.
     """
 
     source: Annotated[str, Unlimited("the name of a data set")]
     scales: Annotated[str, Unlimited("a pixel budget or small preset")]
     mix: Annotated[str, Unlimited("RESOLUTION=BATCH_SIZE,..., or nothing")] = ""
+    fit: Annotated[str, OneOf(tuple(FITS))] = "crop"
 
     def __post_init__(self):
         super().__post_init__()

@@ -1,7 +1,9 @@
 """Data sets by name: each is a random-access sequence of {image, caption, id}."""
 
 import difflib
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from infinity_jax.data.prepared.config import RECORDS
 from infinity_jax.data.records import SPLITS, Source
@@ -24,6 +26,8 @@ def open_source(name: str, split: str, data_dir: Path | str | None = None) -> So
         raise UserError(f"unknown split {split!r}; use one of {', '.join(SPLITS)}")
     # The data sets are imported on demand: each needs `Record` from here, and TFDS takes a while to import.
     root = Path(data_dir) if data_dir is not None else paths.data_dir()
+    if name == _FOLDER:
+        raise UserError(f"data.source {name!r} names no folder; give one, like {_FOLDER}my_pictures")
     if name.startswith(_FOLDER):
         from infinity_jax.data.folder import FolderSource
 
@@ -41,6 +45,11 @@ def open_source(name: str, split: str, data_dir: Path | str | None = None) -> So
     raise UserError(
         f"unknown data source {name!r}{hint}; use 'emoji_captions', 'folder:PATH' or 'records:DIR'"
     )
+
+
+def fit_of(origin: Mapping[str, Any]) -> str:
+    """Returns the `data.fit` of the run that a checkpoint's origin tells of; "crop" where it tells nothing."""
+    return origin.get("data", {}).get("fit", "crop")
 
 
 def attribution(source: str) -> str:

@@ -11,11 +11,11 @@ from absl import logging
 
 from infinity_jax import scales
 from infinity_jax.checkpoints.opened import BUNDLED
+from infinity_jax.data import sources
 from infinity_jax.data.batches import eval_batches
 from infinity_jax.data.encoded import encode_split
-from infinity_jax.data.sources import attribution
+from infinity_jax.data.through_bits import ThroughBits
 from infinity_jax.evaluation import generation, main_numbers
-from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.files import atomic, sheets
 from infinity_jax.metrics.kid import effnet_kid
 from infinity_jax.metrics.psnr import mean_psnr
@@ -56,7 +56,8 @@ def main(
             atomic.check_target(Path(file), option, checkpoint)
     pipeline = InfinityPipeline.from_pretrained(checkpoint)
     chosen_settings = pipeline.settings.changed(**settings or {})
-    real = generation.real_pictures(pipeline.model.source, pipeline.model.tokenizer.side)
+    model = pipeline.model
+    real = generation.real_pictures(model.source, model.tokenizer.side, sources.fit_of(model.origin))
     chosen = real.choose_prompts(prompts, KID_PICTURES, seed)
     generated = generation.generate(pipeline, real, chosen_settings, chosen, seed)
 
@@ -83,7 +84,9 @@ def _validation(pipeline: InfinityPipeline, validation: generation.Split) -> dic
     if not validation.captions:
         return {"validation_loss": None, "bit_accuracy": None}
     model = pipeline.model
-    split = encode_split(validation.source, model.tokenizer, pipeline.text_encoder)
+    split = encode_split(
+        validation.source, model.tokenizer, pipeline.text_encoder, sources.fit_of(model.origin)
+    )
     schedule = scales.make_schedule(model.tokenizer.scales)
     eval_step = make_eval_step(Transformer(model.config), schedule, model.tokenizer.config)
     metrics = hooks.evaluate_loss(eval_step, model.params, eval_batches(split, _BATCH))
@@ -121,6 +124,6 @@ def _draw(path: Path, source: str, real: generation.RealPictures, generated: gen
             ["generated", "real"],
             file,
             captions=captions,
-            footer=attribution(source),
+            footer=sources.attribution(source),
         )
         logging.info("wrote %s", file)

@@ -14,9 +14,9 @@ from infinity_jax.checkpoints import opened, pretrained
 from infinity_jax.data import pictures, sources
 from infinity_jax.data.records import Source
 from infinity_jax.data.sources import attribution
+from infinity_jax.data.through_bits import ThroughBits
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import generation, main_numbers
-from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.files import atomic, sheets
 from infinity_jax.metrics import bootstrap
 from infinity_jax.metrics.bit_usage import BitUsage
@@ -86,7 +86,7 @@ def main(
     tokenizer = pretrained.load_tokenizer(checkpoint)
     tokenizer = dataclasses.replace(tokenizer, scales=budget or tokenizer.scales)
     source: str = data or tokenizer.origin.get("data", {}).get("source", DEFAULT_SOURCE)
-    chosen = choose_pictures(source, tokenizer.side, n_pictures)
+    chosen = choose_pictures(source, tokenizer.side, n_pictures, sources.fit_of(tokenizer.origin))
 
     through_bits = ThroughBits(tokenizer)
     usage = BitUsage(tokenizer.config.bits, through_bits.schedule.n_scales)
@@ -111,7 +111,7 @@ def main(
     return numbers
 
 
-def choose_pictures(data: str, side: int, most: int) -> Chosen:
+def choose_pictures(data: str, side: int, most: int, fit: str = "crop") -> Chosen:
     """Draws the pictures, always the same ones of the same data."""
     train, validation = (sources.open_source(data, split) for split in ("train", "validation"))
     order = np.random.default_rng(0).permutation(len(train))
@@ -124,7 +124,7 @@ def choose_pictures(data: str, side: int, most: int) -> Chosen:
 
     def decoded(source: Source, places: np.ndarray) -> tuple[np.ndarray, list[str]]:
         records = [source[int(place)] for place in places]
-        return pictures.decode_squares(records, side), [record["caption"] for record in records]
+        return pictures.decode_squares(records, side, fit), [record["caption"] for record in records]
 
     kid, captions = decoded(train, order[:n])
     reference, _ = decoded(train, order[n : n + OTHERS * n])

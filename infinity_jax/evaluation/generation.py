@@ -73,15 +73,15 @@ class Generated(NamedTuple):
 
 
 @functools.lru_cache(maxsize=1)
-def real_pictures(source_name: str, side: int) -> RealPictures:
-    """Reads all splits of a data set, as squares of `side` pixels."""
-    return RealPictures(*(_read(source_name, split, side) for split in SPLITS))
+def real_pictures(source_name: str, side: int, fit: str = "crop") -> RealPictures:
+    """Reads all splits of a data set, as squares of `side` pixels; `fit` is that of `pictures.decode`."""
+    return RealPictures(*(_read(source_name, split, side, fit) for split in SPLITS))
 
 
-def _read(source_name: str, split: str, side: int) -> Split:
+def _read(source_name: str, split: str, side: int, fit: str) -> Split:
     source = sources.open_source(source_name, split)
     records = [source[i] for i in range(len(source))]
-    images = pictures.decode_squares(records, side)
+    images = pictures.decode_squares(records, side, fit)
     return Split(source, images, [record["caption"] for record in records])
 
 

@@ -123,23 +123,31 @@ def _watch(reading: int) -> None:
 
 
 @contextlib.contextmanager
-def received() -> Iterator[Callable[[], int | None]]:
+def received(minutes: float = 0.0) -> Iterator[Callable[[], int | None]]:
     """Yields a function to be asked after every step: None, or the signal for which to stop after this step.
 
-    Until it is asked first there is nothing to save, and a signal ends the process as it does elsewhere; a second
-    signal does so too. Of several processes any may get the signal, and all are told to stop after the same step, a
-    second or so later: they agree on it through jax, which holds SIGTERM's handler there. So each must ask equally
-    often.
+    After `minutes`, unless that is 0, it answers SIGALRM, or SIGTERM where there are several processes. Until it is
+    asked first there is nothing to save, and a signal ends the process as it does elsewhere; a second signal does so
+    too. Of several processes any may get the signal, and all are told to stop after the same step, a second or so
+    later: they agree on it through jax, which holds SIGTERM's handler there. So each must ask equally often.
     """
     import jax
 
     numbers: list[int] = []
     before: dict[int, Any] = {}
+    end = time.monotonic() + 60 * minutes if minutes else float("inf")
     several = jax.process_count() > 1
+
+    def wish(number: int) -> None:
+        numbers.append(number)
+        if several:
+            os.kill(os.getpid(), signal.SIGTERM)  # tells jax
 
     def asked() -> int | None:
         if not before and not several:
             take()
+        if not numbers and time.monotonic() > end:
+            wish(signal.SIGTERM if several else signal.SIGALRM)
         first = numbers[0] if numbers else None
         if several:
             from jax.experimental import multihost_utils
@@ -159,10 +167,8 @@ def received() -> Iterator[Callable[[], int | None]]:
             signal.signal(number, handler)
 
     def remember(number: int, frame: Any) -> None:
-        numbers.append(number)
         restore()
-        if several:
-            os.kill(os.getpid(), signal.SIGTERM)  # tells jax
+        wish(number)
 
     if several:
         take()

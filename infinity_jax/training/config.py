@@ -22,6 +22,9 @@ class TrainConfig(Checked):
     Attributes:
       steps: length of the run.
       batch_size: examples a step.
+      minutes: after so many the run stops with a checkpoint, from which the same command resumes, and in one process
+        with a sheet and an evaluation too; 0 is no limit. The learning rate is that of a run of `steps` steps, which
+        this may cut short.
       seed: of the data's order and of all random streams.
       log_every: steps between lines of metrics.jsonl.
       checkpoint_every: steps between checkpoints; the last step always has one.
@@ -32,6 +35,8 @@ class TrainConfig(Checked):
         and a checkpoint compete. "" is none.
       microbatches: equal parts of a batch whose gradients are taken one after the other and added up, to save memory.
       sample_every: steps between sample sheets.
+      sample_prompts: a text file, one prompt a line; sheets show the first 24. "" shows captions of the data:
+        up to 12 that are held back for validation, then others.
       evaluate_every: steps between evaluations.
       restore_from: another run's checkpoints to resume from with its optimiser and step, in a new workdir.
       init_from: a workdir, an exported folder or "bundled", of which only the parameters are taken; the run starts at
@@ -40,6 +45,7 @@ class TrainConfig(Checked):
 
     steps: Annotated[int, Range(1, 10**7)]
     batch_size: Annotated[int, Range(1, 2**24)]
+    minutes: Annotated[float, Range(0, 10**6)] = 0.0
     seed: Seed = 0
     log_every: Count = 50
     checkpoint_every: Count = 500
@@ -48,6 +54,7 @@ class TrainConfig(Checked):
     keep_best: Annotated[str, Unlimited("a number of the evaluation, or nothing")] = ""
     microbatches: Annotated[int, Range(1, 2**24)] = 1
     sample_every: WholeNumber = 0
+    sample_prompts: FilePath = ""
     evaluate_every: WholeNumber = 0
     restore_from: FilePath = ""
     init_from: FilePath = ""
@@ -84,6 +91,10 @@ class TokenizerTrainConfig(TrainConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.sample_prompts:
+            raise UserError(
+                f"train.sample_prompts is {self.sample_prompts!r}; a tokenizer draws no prompts, leave it out"
+            )
         if self.microbatches != 1:
             raise UserError(
                 f"train.microbatches is {self.microbatches}; a tokenizer is trained on whole batches, with 1"

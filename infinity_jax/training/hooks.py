@@ -12,12 +12,14 @@ import numpy as np
 from infinity_jax.checkpoints.trained import TrainedModel
 from infinity_jax.data import batches, pictures, sources
 from infinity_jax.data.feeds import EncodedFeed, RecordFeed
+from infinity_jax.data.resolutions import PictureConfig
 from infinity_jax.files import sheets
 from infinity_jax.metrics.psnr import mean_psnr
 from infinity_jax.runtime import global_batch, sharding
 from infinity_jax.sampling.pipeline import InfinityPipeline
 from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.text.prompt import read_prompts
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 from infinity_jax.training.config import TrainConfig
 from infinity_jax.training.loop import Hook
@@ -33,10 +35,16 @@ ToFeatures = Callable[[dict[str, Any]], dict[str, Any]]
 
 
 def sample_sheet(run: RunConfig, feed: Feed, folder: Path) -> Callable[[int, TrainState], None]:
-    """Makes the hook that draws the same few train captions each time, to see them become better."""
-    seed = run.train.seed
-    chosen = np.random.default_rng(seed).permutation(len(run.source))[:SHEET_PICTURES]
-    captions = [feed.caption(int(i)) for i in chosen]
+    """Makes the hook that draws the same few prompts each time, to see them become better.
+
+    They are those of the file `train.sample_prompts`, else captions: held back ones, then ones that are trained on.
+    """
+    seed, file = run.train.seed, run.train.sample_prompts
+    if file:
+        captions, title = read_prompts(file)[:SHEET_PICTURES], "step {}"
+    else:
+        captions, held = sheet_captions(feed.caption, len(feed.held_back), len(run.source), seed)
+        title = f"step {{}}: the first {held} captions are held back" if held else "step {}"
 
     def draw(step: int, state: TrainState) -> None:
         trained = TrainedModel(
@@ -52,9 +60,34 @@ def sample_sheet(run: RunConfig, feed: Feed, folder: Path) -> Callable[[int, Tra
         pipeline = InfinityPipeline(trained, feed.text_encoder, run.layout)
         images = pipeline.arrays(SampleRequest(captions, range(seed, seed + len(captions))))
         if jax.process_index() == 0:
-            sheets.picture_sheet(images, captions, folder / f"samples-{step:07d}.png", title=f"step {step}")
+            sheets.picture_sheet(
+                images, captions, folder / f"samples-{step:07d}.png", title=title.format(step)
+            )
 
     return draw
+
+
+def sheet_captions(
+    caption_of: Callable[[int, bool], str], held_back: int, examples: int, seed: int
+) -> tuple[list[str], int]:
+    """Chooses captions for a sheet: half of them held back where there are such, none twice.
+
+    Args:
+      caption_of: (number of a picture, whether it is one that is held back) -> its caption.
+      held_back, examples: how many pictures there are of both kinds.
+    Returns:
+      the captions, and how many of them, the first ones, are held back.
+    """
+    captions: list[str] = []
+    counts: list[int] = []
+    for kept, count, most in ((True, held_back, SHEET_PICTURES // 2), (False, examples, SHEET_PICTURES)):
+        # A few more than are needed, as several pictures may have one caption.
+        for place in np.random.default_rng(seed).permutation(count)[: 4 * SHEET_PICTURES]:
+            caption = caption_of(int(place), kept)
+            if len(captions) < most and caption not in captions:
+                captions.append(caption)
+        counts.append(len(captions))
+    return captions, counts[0]
 
 
 def validation(
@@ -107,7 +140,7 @@ def evaluate_loss(eval_step, params, batches: Iterator[Mapping[str, np.ndarray]]
 def tokenizer_hooks(
     tokenizer: Tokenizer,
     schedule: ScaleSchedule,
-    source: str,
+    data: PictureConfig,
     train: TrainConfig,
     layout: sharding.Layout,
     workdir: Path,
@@ -116,17 +149,17 @@ def tokenizer_hooks(
 
     Args:
       schedule: the scales that it is judged with, in its own tokens.
-      source: the data, of which the validation split is used; without one there are no hooks.
+      data: of its source the validation split is used; without one there are no hooks.
       workdir: gets the sheets, in samples/.
     """
-    validation = sources.open_source(source, "validation")
+    validation = sources.open_source(data.source, "validation")
     if len(validation) == 0:
         return []
     size, sharding_of_batch = train.batch_size, layout.batch(train.batch_size)
     height, width = (n * tokenizer.config.stride for n in schedule.last)
 
     def decode(record):
-        return {"image": pictures.decode(record["image"], height, width)}
+        return {"image": pictures.decode(record["image"], height, width, data.fit)}
 
     jitted = jax.jit(
         layout.traced(lambda params, image: reconstruct(tokenizer, params, image, schedule)),

@@ -85,7 +85,7 @@ def run(
       the last state.
     Raises:
       UserError: a number of a step is not finite; a full disk; a checkpoint of another model or another seed.
-      SystemExit: after SIGTERM (code 0) or SIGINT (130), once a checkpoint is saved.
+      SystemExit: after SIGTERM or `train.minutes` (code 0) or SIGINT (130), once a checkpoint is saved.
     """
     checkpointer = Checkpointer(
         Path(workdir) / "checkpoints", train.keep_checkpoints, train.keep_every, train.keep_best
@@ -124,7 +124,7 @@ class _Loop:
         examples_before = self.data.examples_before
         log = _Log(self, first)
         with (
-            stop_signals.received() as stop_asked,
+            stop_signals.received(train.minutes) as stop_asked,
             contextlib.closing(log.progress),
             contextlib.ExitStack() as at_end,
         ):
@@ -143,7 +143,7 @@ class _Loop:
                     state, metrics = self.step_fn(state, batch, seed_key)
                 log.taken(step, metrics)
                 stop = stop_asked()
-                self.after_step(step, state, metrics, log, stop is not None)
+                self.after_step(step, state, metrics, log, stop)
                 log.progress.advance(line=False)
                 if stop is not None:
                     break
@@ -152,17 +152,18 @@ class _Loop:
             stop = stop or stop_asked()
             if stop is not None:
                 logging.warning("stopped at step %d, saved; the same command resumes there", int(state.step))
-                raise SystemExit(0 if stop == signal.SIGTERM else 130)
+                raise SystemExit(130 if stop == signal.SIGINT else 0)
         return state
 
     def after_step(
-        self, step: int, state: TrainState, metrics: Mapping[str, Any], log: "_Log", stopping: bool
+        self, step: int, state: TrainState, metrics: Mapping[str, Any], log: "_Log", stop: int | None
     ) -> None:
         """Runs hooks, then saves. A checkpoint of step n promises that all lines up to n are written."""
         self.checkpointer.check()
-        last = step == self.train.steps
+        # Where the time is over, and nobody waits for the end, what was made is shown and measured.
+        last = step == self.train.steps or stop == signal.SIGALRM
         due = [hook for hook in self.hooks if hook.every and (last or step % hook.every == 0)]
-        save = last or stopping or step % self.train.checkpoint_every == 0
+        save = last or stop is not None or step % self.train.checkpoint_every == 0
         if not due and not save:
             return
         log.write_pending()
@@ -196,7 +197,7 @@ class _Log:
         self._loop, self.progress = loop, Progress("training", loop.train.steps, "step", first)
         # (step, metrics on the device) of a step that is to be logged but not yet waited for.
         self._pending: tuple[int, Mapping[str, Any]] | None = None
-        self._begin, self._measured_from = first, 0.0
+        self._begin, self._begun, self._measured_from = first, time.perf_counter(), 0.0
         self.count_time_from(first)
 
     @contextlib.contextmanager
@@ -223,6 +224,7 @@ class _Log:
             self._measured_from = time.perf_counter()
             return
         seconds = (time.perf_counter() - self._measured_from) / _MEASURED_STEPS
+        self._foresee_end(step, seconds)
         steps = self._loop.train.steps - step
         if steps * seconds >= _WORTH_SAYING and speaks():
             logging.info(
@@ -246,6 +248,17 @@ class _Log:
         self.count_time_from(step)
         self._loop.writer.write(step, {**values, **timing})
         self.progress.show(step, values, seconds, steady)
+
+    def _foresee_end(self, step: int, seconds: float) -> None:
+        """Says where `train.minutes` will end the run, if that is before its last step."""
+        train, passed = self._loop.train, time.perf_counter() - self._begun
+        last = step + int((60 * train.minutes - passed) / seconds)
+        if train.minutes and last < train.steps:
+            logging.warning(
+                "%g minutes end this run near step %d of %d, where the learning rate is still high; the same command "
+                "resumes it, or a new run with --config.train.steps=%d ends in that time with its rate",
+                *(train.minutes, last, train.steps, last),
+            )
 
     def count_time_from(self, step: int) -> None:
         """Starts the clock of the numbers that are logged next."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from absl import logging
 
 from infinity_jax import scales
 from infinity_jax.checkpoints import folder, pretrained, trained
@@ -24,7 +25,7 @@ from infinity_jax.sampling import guidance
 from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.training import config as train_config
-from infinity_jax.training import sections
+from infinity_jax.training import sections, start
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
 from infinity_jax.training.transformer_step import LossConfig
@@ -115,9 +116,12 @@ def _open(data: DataConfig) -> tuple[Source, tuple[MixedRecords, MixedRecords | 
 
 
 def keep_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
-    """Loads `fitting_tokenizer`, and copies it into a new workdir so that the run is complete in itself."""
+    """Loads `fitting_tokenizer`, and copies it into a new workdir so that the run is complete in itself.
+
+    The copy counts from the run's first checkpoint on: until then the config may name another one.
+    """
     tokenizer, copy = fitting_tokenizer(run, workdir), workdir / "tokenizer"
-    if not _has_copy(workdir):
+    if not _has_copy(workdir) and jax.process_index() == 0:
         shutil.rmtree(copy, ignore_errors=True)
         with atomic.writing_folder(copy) as temporary:
             pretrained.save_tokenizer(temporary, tokenizer)
@@ -125,18 +129,22 @@ def keep_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
 
 
 def _has_copy(workdir: Path) -> bool:
-    """Tells whether a run has its tokenizer; one that was never whole does not count. UserError if it was lost."""
+    """Tells whether a run with a checkpoint goes on with its own tokenizer. UserError if that was lost."""
     copy, files = workdir / "tokenizer", (folder.CONFIG, folder.WEIGHTS["tokenizer"])
-    missing = [name for name in files if not (copy / name).is_file()]
-    if missing and any((workdir / "checkpoints").glob("[0-9]*")):
+    if not start.newest_step(workdir):
+        return False
+    if missing := [name for name in files if not (copy / name).is_file()]:
         raise UserError(f"{copy} lacks {', '.join(missing)}, which this run trains with; restore that folder")
-    return not missing
+    return True
 
 
 def fitting_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
     """Loads the workdir's copy of the tokenizer, else the config's. UserError if it does not fit the config."""
-    preset = run.data.scales
-    tokenizer = pretrained.load_tokenizer(workdir / "tokenizer" if _has_copy(workdir) else run.tokenizer)
+    copy, preset = workdir / "tokenizer", run.data.scales
+    begun = _has_copy(workdir)
+    tokenizer = pretrained.load_tokenizer(copy if begun else run.tokenizer)
+    if begun:
+        _name_other_tokenizer(run.tokenizer, tokenizer, copy)
     bits = tokenizer.config.transformer_bits
     if bits != run.model.bits:
         raise UserError(
@@ -152,6 +160,20 @@ def fitting_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
     _check_drawing(run, tokenizer)
     # A tokenizer for one pixel budget serves the others too; what is drawn is this run's.
     return dataclasses.replace(tokenizer, scales=preset)
+
+
+def _name_other_tokenizer(path: str, tokenizer: TrainedTokenizer, copy: Path) -> None:
+    """Warns of a run that resumes with its copy of a tokenizer while the config names another one."""
+    try:
+        named = pretrained.load_tokenizer(path)
+    except UserError:  # it need not be there any more
+        return
+    if named.fingerprint != tokenizer.fingerprint:
+        logging.warning(
+            "the run was begun with another tokenizer than %s and goes on with that, its copy in %s; to train on %s "
+            "begin in another --workdir",
+            *(path, copy, path),
+        )
 
 
 def _check_drawing(run: RunConfig, tokenizer: TrainedTokenizer) -> None:

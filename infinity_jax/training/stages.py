@@ -14,7 +14,6 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
 from absl import logging
 from flax.traverse_util import flatten_dict
 from jax.experimental import multihost_utils
@@ -57,7 +56,7 @@ def main(config: Any, workdir: str | Path) -> None:
 
 
 def _train(configs: Mapping[str, Any], steps: Sequence[int], workdir: Path) -> None:
-    done = _agreed([_newest_step(workdir / name) for name in configs])
+    done = _agreed([start.newest_step(workdir / name) for name in configs])
     _check_order(list(configs), done, steps, workdir)
     for number, (name, stage) in enumerate(configs.items()):
         where = f"stage {name} ({number + 1} of {len(configs)})"
@@ -112,12 +111,6 @@ def _check(configs: Mapping[str, Any], workdir: Path) -> list[int]:
 
 def _shapes(model: Any) -> dict[str, tuple[int, ...]]:
     return trees.shapes(trained.transformer_shapes(model))
-
-
-def _newest_step(workdir: Path) -> int:
-    """Finds the step of the newest complete checkpoint, 0 if there is none; nothing is opened or cleaned up."""
-    folder = workdir / "checkpoints"
-    return max(ocp.utils.checkpoint_steps(folder), default=0) if folder.is_dir() else 0
 
 
 def _agreed(steps: Sequence[int]) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
@@ -77,6 +78,12 @@ def first_state(
     else:
         logging.info("start: scratch")
     return state
+
+
+def newest_step(workdir: Path) -> int:
+    """Finds the step of the newest complete checkpoint, 0 if there is none; nothing is opened or cleaned up."""
+    folder = workdir / "checkpoints"
+    return max(ocp.utils.checkpoint_steps(folder), default=0) if folder.is_dir() else 0
 
 
 def _check_shared(checkpointer: Checkpointer) -> None:

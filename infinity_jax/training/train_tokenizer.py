@@ -92,7 +92,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         step = with_adversary(step, adversary, min(mix.sides), train.seed)
 
     def decode(record, side: int):
-        return {"image": pictures.decode(record["image"], side, side)}
+        return {"image": pictures.decode(record["image"], side, side, data.fit)}
 
     def read(first_step: int, rows_of: loop.RowsOf) -> Iterator[batches.Batch]:
         stream = resolutions.batches(source, mix, first_step, decode, rows_of)
@@ -108,7 +108,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
             step,
             loop.Data(read, examples_before=lambda step: int(mix.starts[step])),
             config=config.to_dict() | {"origin": origin.describe()},
-            hooks=tokenizer_hooks(tokenizer, test_schedule, data.source, train, layout, Path(workdir)),
+            hooks=tokenizer_hooks(tokenizer, test_schedule, data, train, layout, Path(workdir)),
             load_params=lambda path, wanted: open_checkpoint(path).tokenizer_params(wanted),
         )
 

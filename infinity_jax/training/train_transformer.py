@@ -10,6 +10,7 @@ from infinity_jax.runtime import distributed
 from infinity_jax.training import loop, run_config, start, summary
 from infinity_jax.training.hooks import sample_sheet, validation
 from infinity_jax.training.state import TrainState
+from infinity_jax.training.tokenizer_check import check_tokenizer
 from infinity_jax.training.transformer_step import StepConfig, build_step
 
 
@@ -34,6 +35,8 @@ def _train(config: Any, run: run_config.RunConfig, workdir: Path) -> TrainState:
     pictures = (len(run.source), run.validation)
     summary.say("transformer", run_config.parameters(run), pictures, train, workdir)
     tokenizer = distributed.lead_first(lambda: run_config.keep_tokenizer(run, workdir))
+    if not start.newest_step(workdir):
+        check_tokenizer(run, tokenizer, workdir)
     text_encoder = run_config.fitting_text_encoder(run)
     feed = run_config.open_feed(run, tokenizer, text_encoder, workdir)
     step_config = StepConfig(

@@ -5,12 +5,24 @@ import dataclasses
 import pytest
 
 from infinity_jax import config_files
+from infinity_jax.checkpoints.folder import read_config
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.files import paths
 from infinity_jax.training.config import from_section
 from infinity_jax.training.sections import SECTIONS
 
-ARGUMENTS = ("", ":debug", ":index", ":stage2", ":8b,1M", ":2b,v5e_256", ":4.7b,0.25M")
+ARGUMENTS = (
+    "",
+    ":debug",
+    ":index",
+    ":stage2",
+    ":8b,1M",
+    ":2b,v5e_256",
+    ":4.7b,0.25M",
+    ":tokenizer",
+    ":tokenizer_debug",
+)
 GRIDS = [name for name in config_files.packed() if name.startswith(("sweeps/", "ablations/"))]
 CONFIGS = [name for name in config_files.packed() if name not in GRIDS]
 
@@ -37,7 +49,7 @@ CASES = dict(cases())
 
 def test_all_config_files_are_tried():
     assert (
-        {path.partition(":")[0] for path in CASES} == set(CONFIGS) and len(CONFIGS) == 9 and len(GRIDS) == 7
+        {path.partition(":")[0] for path in CASES} == set(CONFIGS) and len(CONFIGS) == 10 and len(GRIDS) == 7
     )
     assert {"t2i_progressive:debug", "emoji:index", "tokenizer:stage2", "pods/v5e_256:4.7b,0.25M"} <= set(
         CASES
@@ -92,3 +104,17 @@ def test_other_keys_refuse_what_lengths_and_strengths_may_be(change):
 def test_a_config_file_loads_another_without_taking_its_names():
     """The inner file, configs/t2i.py, has STAGES too."""
     assert list(loaded("configs/t2i_progressive.py:debug").stages) == ["px256", "px512", "px1024"]
+
+
+def test_finetune_trains_the_bundled_models_further():
+    bundled = read_config(paths.bundled_checkpoint())
+    for argument, part in (("", "transformer"), (":tokenizer", "tokenizer")):
+        config = loaded(f"finetune{argument}", "data.source=folder:mine", "train.steps=600")
+        assert config.train.init_from == "bundled"
+        sections = SECTIONS[command_of(config)]
+        model, same = (from_dict(sections["model"], values, "") for values in (config.model, bundled[part]))
+        assert model == same
+        train = from_section(config.train, examples=100, cls=sections["train"])
+        assert (train.checkpoint_every, train.sample_every, train.evaluate_every) == (60, 60, 60)
+    with pytest.raises(UserError, match="'squeeze'; known: tokenizer, debug"):
+        loaded("finetune:squeeze")

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from infinity_jax.data import folder as folder_module
+from infinity_jax.data.listing import CAPTION_FILES
 from infinity_jax.data.prepared import writer
 from infinity_jax.data.sources import open_source
 from infinity_jax.errors import UserError
@@ -40,7 +41,7 @@ def opened(folder, split="train"):
     return open_source(f"folder:{folder}", split, folder / ".." / "data")
 
 
-@pytest.mark.parametrize("captions", folder_module.CAPTION_FILES)
+@pytest.mark.parametrize("captions", CAPTION_FILES)
 def test_every_captions_file_is_read(tmp_path, captions):
     source = opened(make(tmp_path / "f", 3, captions))
     assert [source[i]["caption"] for i in range(len(source))] == [f"a square, no. {i}" for i in range(3)]

@@ -126,3 +126,15 @@ def test_floats_and_back():
     lost = pixels.astype(int) - pictures.to_uint8(floats)
     assert set(lost.tolist()) <= {0, 1}
     assert pictures.to_uint8(np.array([-3.0, -1.0, 0.0, 1.0, 9.0])).tolist() == [0, 0, 127, 255, 255]
+
+
+def test_fit_crops_pads_or_stretches():
+    wide = Image.new("RGB", (80, 40), "red")
+    wide.paste("blue", (0, 0, 20, 40))
+    crop, pad, stretch = (pictures.decode(encoded(wide), 20, 20, fit) > 127 for fit in pictures.FITS)
+    white, red, blue = [True, True, True], [True, False, False], [False, False, True]
+    assert crop[10, 2].tolist() == red  # the blue quarter is cut off
+    assert pad[2, 2].tolist() == pad[17, 15].tolist() == white
+    assert (pad[10, 2].tolist(), pad[10, 15].tolist()) == (blue, red)
+    assert (stretch[2, 2].tolist(), stretch[17, 15].tolist()) == (blue, red)
+    np.testing.assert_array_equal(pictures.decode(encoded(wide), 20, 20) > 127, crop)

@@ -13,8 +13,8 @@ from PIL import Image
 from infinity_jax.checkpoints import pretrained, trained
 from infinity_jax.cli.main import main
 from infinity_jax.data import pictures
+from infinity_jax.data.through_bits import ThroughBits
 from infinity_jax.evaluation import evaluate_tokenizer
-from infinity_jax.evaluation.through_bits import ThroughBits
 from infinity_jax.files.torch_writer import write_torch_file
 from infinity_jax.metrics import inception, lpips
 from infinity_jax.metrics.bit_usage import BitUsage, binary_entropy

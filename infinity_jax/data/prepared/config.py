@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 from infinity_jax import scales
+from infinity_jax.data.pictures import FITS
 from infinity_jax.errors import UserError
-from infinity_jax.fields import Checked, Share, Unlimited, WholeNumber
+from infinity_jax.fields import Checked, OneOf, Share, Unlimited, WholeNumber
 
 RECORDS = "records:"
 _LIMIT = re.compile(r"\s*([A-Za-z_][\w./\- ]*?)\s*(>=|<=)\s*(-?[0-9]+(?:\.[0-9]+)?)\s*")
@@ -24,12 +25,14 @@ class Limit:
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig(Checked):
-    """Which pictures and captions are trained on. The keys after `scales` are for prepared shards, "records:".
+    """Which pictures and captions are trained on. From `validation` on keys are for prepared shards, "records:".
 
     Attributes:
       source: "emoji_captions", "folder:PATH" or "records:DIR"; several prepared sets "records:DIR@WEIGHT,records:...",
         the weights are shares of what is seen.
       scales: pixel budget or small preset.
+      fit: how a picture of other proportions is brought to a square: "crop" cuts what stands over, "pad" puts it whole
+        on white, "stretch" distorts it; prepared shards are cropped, to the nearest aspect ratio.
       validation: another prepared set, for evaluation; "" is none.
       min_side: the least height and width in pixels of a picture.
       min_caption, max_caption: limits of the characters of a picture's longest caption; 0 is none.
@@ -40,6 +43,7 @@ class DataConfig(Checked):
 
     source: Annotated[str, Unlimited("the name of a data set")]
     scales: Annotated[str, Unlimited("a pixel budget or small preset")]
+    fit: Annotated[str, OneOf(tuple(FITS))] = "crop"
     validation: Annotated[str, Unlimited("prepared sets, or nothing")] = ""
     min_side: WholeNumber = 0
     min_caption: WholeNumber = 0
@@ -50,6 +54,10 @@ class DataConfig(Checked):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.fit != "crop" and self.source.startswith(RECORDS):
+            raise UserError(
+                f"data.fit is {self.fit!r}, and prepared shards are cropped to the nearest aspect ratio; leave it out"
+            )
         parse_limits(self.scores)
         if self.validation:
             parse_sets(self.validation, "data.validation")
@@ -58,7 +66,7 @@ class DataConfig(Checked):
     @property
     def for_records(self) -> list[str]:
         """The keys that are set and that only prepared shards have a use for."""
-        keys = (field for field in dataclasses.fields(self) if field.name not in ("source", "scales"))
+        keys = (field for field in dataclasses.fields(self) if field.name not in ("source", "scales", "fit"))
         return [f"data.{field.name}" for field in keys if getattr(self, field.name) != field.default]
 
     @property

@@ -29,14 +29,13 @@ import numpy as np
 from absl import logging
 
 from infinity_jax import scales
-from infinity_jax.data import pictures
+from infinity_jax.data import pictures, svg
 from infinity_jax.data.captions import plain
 from infinity_jax.data.originals.by_name import find_parts
 from infinity_jax.data.originals.rows import Part, Row, Skipped
 from infinity_jax.data.prepared import index, report, shards
 from infinity_jax.errors import UserError
-from infinity_jax.files import atomic, locks, reading
-from infinity_jax.files import pictures as picture_files
+from infinity_jax.files import atomic, locks, paths, reading
 from infinity_jax.files.progress import counted
 
 # What a killed process leaves of part 00012: .00012.TOKEN.unfinished; of earlier versions .00012.4711 or .00012.
@@ -218,7 +217,7 @@ class _Taken(NamedTuple):
 
 def _take(row: Row) -> _Taken | Skipped:
     try:
-        image = picture_files.read(row.image) if isinstance(row.image, Path) else row.image
+        image = svg.read_picture(row.image, paths.data_dir()) if isinstance(row.image, Path) else row.image
         height, width = pictures.check(image)
         packed = shards.pack({"id": plain(row.id), "image": image, "captions": dict(row.captions)})
     except pictures.BrokenPicture as error:

@@ -136,12 +136,14 @@ def _trained(run: Path) -> dict[str, Any]:
 
 def _drawn(checkpoint: str, cell: Cell, pictures: int) -> dict[str, Any]:
     """Measures the pictures of a checkpoint with the cell's config.sample; seeds begin with config.train.seed."""
+    from infinity_jax.data import sources
     from infinity_jax.evaluation import generation
 
     pipeline = InfinityPipeline.from_pretrained(checkpoint)
     settings = from_dict(SampleConfig, cell.config.sample, "sample")
     logging.info("%s: drawing %d pictures", cell.name, pictures)
-    real = generation.real_pictures(pipeline.model.source, pipeline.model.tokenizer.side)
+    model = pipeline.model
+    real = generation.real_pictures(model.source, model.tokenizer.side, sources.fit_of(model.origin))
     # The same prompts for all cells, so that cells differ in nothing else.
     chosen = real.choose_prompts(0, pictures, seed=0)
     distinct = real.distinct()[chosen]

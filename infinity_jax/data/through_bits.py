@@ -27,12 +27,13 @@ class ThroughBits:
 
     Attributes:
       side: height and width of the pictures in pixels.
+      bits: of a token.
       schedule: these scales, in tokens of the tokenizer.
       batch_size: pictures at once, fewer of large ones for their memory.
     """
 
     def __init__(self, tokenizer: TrainedTokenizer):
-        self.side = tokenizer.side
+        self.side, self.bits = tokenizer.side, tokenizer.config.bits
         self.schedule = scales.make_schedule(tokenizer.scales).times(tokenizer.config.patchify)
         self._params = tokenizer.params
         self.batch_size = max(1, min(_MOST_PICTURES, _MOST_PIXELS // self.side**2))
