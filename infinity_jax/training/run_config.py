@@ -121,18 +121,18 @@ def keep_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
     The copy counts from the run's first checkpoint on: until then the config may name another one.
     """
     tokenizer, copy = fitting_tokenizer(run, workdir), workdir / "tokenizer"
-    if not _has_copy(workdir) and jax.process_index() == 0:
+    if not start.newest_step(workdir) and jax.process_index() == 0:
         shutil.rmtree(copy, ignore_errors=True)
         with atomic.writing_folder(copy) as temporary:
             pretrained.save_tokenizer(temporary, tokenizer)
     return tokenizer
 
 
-def _has_copy(workdir: Path) -> bool:
-    """Tells whether a run with a checkpoint goes on with its own tokenizer. UserError if that was lost."""
-    copy, files = workdir / "tokenizer", (folder.CONFIG, folder.WEIGHTS["tokenizer"])
+def _has_begun(workdir: Path) -> bool:
+    """Tells whether a run has a checkpoint, and so a tokenizer of its own. UserError if that was lost."""
     if not start.newest_step(workdir):
         return False
+    copy, files = workdir / "tokenizer", (folder.CONFIG, folder.WEIGHTS["tokenizer"])
     if missing := [name for name in files if not (copy / name).is_file()]:
         raise UserError(f"{copy} lacks {', '.join(missing)}, which this run trains with; restore that folder")
     return True
@@ -141,7 +141,7 @@ def _has_copy(workdir: Path) -> bool:
 def fitting_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
     """Loads the workdir's copy of the tokenizer, else the config's. UserError if it does not fit the config."""
     copy, preset = workdir / "tokenizer", run.data.scales
-    begun = _has_copy(workdir)
+    begun = _has_begun(workdir)
     tokenizer = pretrained.load_tokenizer(copy if begun else run.tokenizer)
     if begun:
         _name_other_tokenizer(run.tokenizer, tokenizer, copy)

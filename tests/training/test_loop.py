@@ -289,6 +289,23 @@ def test_metrics_that_are_not_numbers_of_json_become_null(tmp_path):
     assert json.loads(text) == {"step": 1, "loss": 0.5, "per_scale": [1.0, None], "n": 3}
 
 
+def test_after_its_minutes_a_run_is_saved_and_goes_on_as_if_it_had_not_stopped(undisturbed, tmp_path):
+    drawn = []
+    hook = training_loop.Hook(20, lambda step, state: drawn.append(step))
+    with pytest.raises(SystemExit) as stopped:
+        toy_run.run(tmp_path, minutes=1e-9, hooks=[hook])
+    assert stopped.value.code == 0 and drawn == [1]
+    assert Checkpointer(tmp_path / "checkpoints", read_only=True).latest_step() == 1
+    assert_equal(toy_run.run(tmp_path, minutes=10.0), undisturbed[1])
+
+
+def test_a_run_foresees_where_its_minutes_end(tmp_path, caplog):
+    logging.getLogger("absl").propagate = True
+    with pytest.raises(SystemExit):
+        toy_run.run(tmp_path, 10**7, minutes=1 / 60, checkpoint_every=10**7)
+    assert re.search(r"0\.0166667 minutes end this run near step \d+ of 10000000", caplog.text)
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -308,20 +325,3 @@ def test_damaged_lines_of_metrics_are_left_out_and_counted(tmp_path, line, caplo
         run_log.MetricsWriter(tmp_path, start_step=1).close()
     assert "metrics.jsonl: 2 damaged lines are left out" in caplog.text
     assert (tmp_path / "metrics.jsonl").read_bytes() == whole[0] + b"\n"
-
-
-def test_after_its_minutes_a_run_is_saved_and_goes_on_as_if_it_had_not_stopped(undisturbed, tmp_path):
-    drawn = []
-    hook = training_loop.Hook(20, lambda step, state: drawn.append(step))
-    with pytest.raises(SystemExit) as stopped:
-        toy_run.run(tmp_path, minutes=1e-9, hooks=[hook])
-    assert stopped.value.code == 0 and drawn == [1]
-    assert Checkpointer(tmp_path / "checkpoints", read_only=True).latest_step() == 1
-    assert_equal(toy_run.run(tmp_path, minutes=10.0), undisturbed[1])
-
-
-def test_a_run_foresees_where_its_minutes_end(tmp_path, caplog):
-    logging.getLogger("absl").propagate = True
-    with pytest.raises(SystemExit):
-        toy_run.run(tmp_path, 10**7, minutes=1 / 60, checkpoint_every=10**7)
-    assert re.search(r"0\.0166667 minutes end this run near step \d+ of 10000000", caplog.text)
