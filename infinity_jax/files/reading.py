@@ -37,9 +37,10 @@ def _kind(mode: int) -> str:
 def read_bytes(path: Path, most: int) -> bytes:
     """Reads a whole file; UserError if it is no regular one or has more than `most` bytes, OSError as `open`."""
     with opened(path) as file:
-        content = file.read(most + 1)
+        size = os.fstat(file.fileno()).st_size
+        # Python reserves all that is asked for; files of /proc have no size.
+        content = file.read(min(most, max(size, 1 << 16)) + 1)
         if len(content) > most:
-            size = os.fstat(file.fileno()).st_size
             raise UserError(
                 f"{path} has {max(size, len(content))} bytes, more than {most}; give the right file"
             )
