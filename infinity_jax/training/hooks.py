@@ -44,7 +44,9 @@ def sample_sheet(run: RunConfig, feed: Feed, folder: Path) -> Callable[[int, Tra
         captions, title = read_prompts(file)[:SHEET_PICTURES], "step {}"
     else:
         captions, held = sheet_captions(feed.caption, len(feed.held_back), len(run.source), seed)
-        title = f"step {{}}: the first {held} captions are held back" if held else "step {}"
+        title = (
+            f"step {{}}: the first {held} are captions of pictures that are held back" if held else "step {}"
+        )
 
     def draw(step: int, state: TrainState) -> None:
         trained = TrainedModel(
