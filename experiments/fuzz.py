@@ -148,8 +148,10 @@ class Pth(Kind):
         self.wholes = [(n, (folder / n).read_bytes()) for n in ("a.pth", "b.pth", "a.pth", "legacy.pth")]
 
     def read(self, path: Path) -> Arrays:
+        from infinity_jax.files.lazy_tensor import Entry
         from infinity_jax.files.tensors import open_tensors
 
+        Entry.check_file.cache_clear()  # it takes for granted that a file does not change within a process
         return {name: tensor.read() for name, tensor in open_tensors(path, "transformer").items()}
 
     def flipped(self, before: Any, after: Any, name: str) -> bool:
@@ -162,10 +164,12 @@ class Safetensors(Kind):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         from infinity_jax.checkpoints import folder as disk
+        from infinity_jax.files import checksums
 
         for dtype in ("float32", "bfloat16", "float16"):
             params = {"block": {str(i): x for i, x in enumerate(_state().values()) if x.ndim == 2}}
-            disk.write_arrays(folder / f"{dtype}.safetensors", params, dtype)
+            with checksums.replacing(folder, f"{dtype}.safetensors"):
+                disk.write_arrays(folder / f"{dtype}.safetensors", params, dtype)
             self.wholes.append((f"{dtype}.safetensors", (folder / f"{dtype}.safetensors").read_bytes()))
 
     def read(self, path: Path) -> Arrays:
@@ -330,7 +334,7 @@ KINDS: dict[str, Callable[[Path], Kind]] = {
 
 def outcome(kind: Kind, number: int, seed: int, whole: dict[str, Any], name_of: str) -> tuple[str, str]:
     """Reads one mutated file; how that ended, and more about it."""
-    from infinity_jax.errors import UserError
+    from infinity_jax.errors import UserError, printable
 
     draw = random.Random(f"{seed} {name_of} {number}")
     name, content = draw.choice(kind.wholes)
@@ -338,8 +342,8 @@ def outcome(kind: Kind, number: int, seed: int, whole: dict[str, Any], name_of: 
     try:
         read = kind.read(path)
     except UserError as error:
-        said = str(error)
-        good = said.isprintable() and len(said) < len(str(path)) * 3 + 800
+        said = printable(str(error))  # as the command line does
+        good = said.replace("\n", " ").isprintable() and len(said) < 2100
         return ("refused", "") if good else ("bad message", f"{name}: {said[:300]!r}")
     except OSError as error:
         # The command line explains those that name a file.
@@ -415,6 +419,8 @@ def rounds(name: str, seed: int, numbers: range) -> Iterator[tuple[int, str, str
                 message = ours.recv()
             except EOFError:
                 process.join()
+                if busy is None:
+                    raise SystemExit(f"a worker for {name} ended before it had read a file") from None
                 yield first, "crash", f"exit code {process.exitcode}", 0, 0.0
                 first += 1
                 break

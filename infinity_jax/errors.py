@@ -23,8 +23,14 @@ def shortened(value: object, longest: int = 80, quoted: bool = True) -> str:
     return text[:longest] + "..." if cut or len(text) > longest + 12 else text
 
 
-def printable(text: str) -> str:
-    """Escapes what would steer a terminal: control characters other than a new line or tab, and marks of direction."""
+def printable(text: str, longest: int = 2000) -> str:
+    """Makes a text fit for a terminal, whoever wrote what stands in it.
+
+    What would steer it is escaped: control characters other than a new line or tab, and marks of direction. Of more
+    than `longest` characters the middle is left out.
+    """
+    if len(text) > longest:
+        text = f"{text[: longest * 3 // 4]} ... {text[-longest // 5 :]}"
     if text.isprintable():
         return text
     return "".join(

@@ -4,11 +4,13 @@
     tokenizer.safetensors      paths of parameters, joined by "/", to arrays
     transformer.safetensors    the same; blocks are stacked over layers
     text_encoder/              only with Flan-T5: config.json, weights.safetensors, tokenizer.json
+    checksums.json             of the weights, see `files/checksums.py`; text_encoder/ has its own
 
 Parts may arrive one by one (`infinity-jax convert`), in any order; parts that do not belong together are refused.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +20,15 @@ import numpy as np
 from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 from safetensors import SafetensorError
-from safetensors.flax import load_file, save_file
+from safetensors.flax import load_file
 
 from infinity_jax import scales
 from infinity_jax.config import WEIGHT_DTYPES, SampleConfig, TextConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.files import atomic, reading
+from infinity_jax.files import atomic, checksums, locks, reading
+from infinity_jax.files.lazy_tensor import dtype_named
+from infinity_jax.files.safetensors_writer import SafetensorsWriter
 from infinity_jax.files.tensors import check_safetensors
 from infinity_jax.runtime import trees
 from infinity_jax.text.minilm import MiniLM
@@ -39,15 +43,30 @@ CONFIG, TEXT_ENCODER = "config.json", "text_encoder"
 WEIGHTS = {"tokenizer": "tokenizer.safetensors", "transformer": "transformer.safetensors"}
 
 
+DAMAGED = "copy, export or convert the checkpoint again"
+
+
+@contextlib.contextmanager
+def changing(folder: Path) -> Iterator[None]:
+    """Makes a folder to share and keeps other processes from writing into it: they wait.
+
+    Raises:
+      UserError: it is a training's workdir, which config.json would hide from then on.
+    """
+    if (folder / "checkpoints").is_dir():
+        raise UserError(
+            f"{folder} is a training's workdir and would be read as an exported folder from then on; "
+            "give another folder"
+        )
+    with locks.alone(folder / ".lock", f"writes {folder}"):
+        atomic.clean(folder)
+        yield
+
+
 def read_config(folder: Path) -> dict[str, Any]:
     """Reads config.json. Raises UserError if it is no checkpoint's."""
-    try:
-        values = reading.read_json(folder / CONFIG)
-    except ValueError as error:
-        raise UserError(
-            f"{folder / CONFIG} is not readable JSON ({error}); export the checkpoint again"
-        ) from error
-    if not isinstance(values, dict) or not values.keys() & {*WEIGHTS, "text"}:
+    values = reading.read_object(folder / CONFIG, "export or convert the checkpoint again")
+    if not values.keys() & {*WEIGHTS, "text"}:
         raise UserError(
             f"{folder / CONFIG} has none of the sections {', '.join(WEIGHTS)}, text; "
             "it is not a checkpoint of this project"
@@ -88,6 +107,7 @@ def add_part(
     """Adds a tokenizer or a transformer to a folder that may hold the other one already.
 
     Args:
+      folder: within `changing`.
       part: "tokenizer" or "transformer".
       sections: goes into config.json, `part` among them. A transformer's replace those that are there; of a
         tokenizer's only its own does, and the others fill in what is not there yet.
@@ -105,8 +125,8 @@ def add_part(
             new.pop("source", None)  # the data of the transformer that was here before
     new["origin"] = old.get("origin", {}) | {part: dict(origin)}
     check_fit(folder, new)
-    folder.mkdir(parents=True, exist_ok=True)
-    replace(folder / WEIGHTS[part], write)
+    with checksums.replacing(folder, WEIGHTS[part]):
+        replace(folder / WEIGHTS[part], write)
     write_config(folder, new)
 
 
@@ -156,10 +176,11 @@ def _text_channels(folder: Path, encoder: str | None) -> int | None:
     path = folder / TEXT_ENCODER / CONFIG
     if encoder != "t5" or not path.is_file():
         return None
-    try:
-        return reading.read_json(path)["d_model"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged ({error!r}); convert the text encoder again") from error
+    remedy = "convert the text encoder again"
+    channels = reading.read_object(path, remedy).get("d_model")
+    if not isinstance(channels, int):
+        raise UserError(f"{path} is damaged, its d_model is {channels!r}; {remedy}")
+    return channels
 
 
 def check_dtype(dtype: str) -> None:
@@ -171,12 +192,11 @@ def check_dtype(dtype: str) -> None:
 def read_arrays(path: Path) -> PyTree:
     """Reads float32 parameters, nested dicts, of a .safetensors file; UserError if it is missing or damaged."""
     try:
-        check_safetensors(path)
-        flat = load_file(path)
+        with checksums.beside(lambda: checksums.check(path.parent, [path.name], DAMAGED)):
+            check_safetensors(path)
+            flat = load_file(path)
     except (OSError, SafetensorError) as error:
-        raise UserError(
-            f"cannot read the weights {path}: {error}; copy, export or convert the checkpoint again"
-        ) from error
+        raise UserError(f"cannot read the weights {path}: {error}; {DAMAGED}") from error
     # Popped: never two copies of all weights. By NumPy: nothing is compiled for each of the shapes.
     arrays = {name: jnp.asarray(np.asarray(flat.pop(name)).astype(np.float32)) for name in list(flat)}
     return unflatten_dict(arrays, sep="/")
@@ -185,11 +205,13 @@ def read_arrays(path: Path) -> PyTree:
 def write_arrays(path: Path, params: PyTree, dtype: str) -> None:
     """Writes parameters in `dtype`: "float32", "bfloat16" or "float16"."""
     leaves = jax.tree_util.tree_leaves_with_path(params)
-    flat = {trees.parameter_name(key): jnp.asarray(leaf).astype(dtype) for key, leaf in leaves}
+    named = {trees.parameter_name(key): leaf for key, leaf in leaves}
+    shapes = {name: (dtype_named(dtype), tuple(named[name].shape)) for name in sorted(named)}
 
     def write(temporary: Path) -> None:
-        with atomic.os_errors(SafetensorError):
-            save_file(flat, temporary)
+        with SafetensorsWriter(temporary, shapes) as writer:
+            for name, (stored, _) in shapes.items():
+                writer.write(name, np.asarray(jnp.asarray(named[name]).astype(stored)))
 
     replace(path, write)
 

@@ -1,9 +1,14 @@
 """Where weights come from: the commit and the command of the run that trains them."""
 
+import re
 import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+# An absolute path, or one from the home or the parent folder, alone or after "=", ":" or ","; no "//" of an address.
+_PATH = re.compile(r"(?:(?<=[=:,])|^)(?:~[^/=:,@]*|\.{1,2})?/(?!/)[^=:,@]*")
 
 
 def describe() -> dict[str, str]:
@@ -21,3 +26,26 @@ def _commit() -> str:
         return git("rev-parse", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
+
+
+def without_paths(value: Any) -> Any:
+    """Copies what is noted of a run, of paths the last name alone: where things lie on a disk is its owner's affair.
+
+    Args:
+      value: as JSON has it. Under the key "command" stands a line of a shell, each word of which may have a path.
+    """
+    if isinstance(value, dict):
+        return {
+            key: _command(text) if key == "command" and isinstance(text, str) else without_paths(text)
+            for key, text in value.items()
+        }
+    if isinstance(value, (list, tuple)):
+        return [without_paths(one) for one in value]
+    return _PATH.sub(lambda path: Path(path[0]).name, value) if isinstance(value, str) else value
+
+
+def _command(line: str) -> str:
+    try:
+        return shlex.join(map(without_paths, shlex.split(line)))
+    except ValueError:  # no whole line
+        return without_paths(line)

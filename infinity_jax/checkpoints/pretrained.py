@@ -2,15 +2,18 @@
 
 import dataclasses
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from absl import logging
+from jaxtyping import PyTree
 
 from infinity_jax.checkpoints import folder as disk
-from infinity_jax.checkpoints.opened import on_host, open_checkpoint
+from infinity_jax.checkpoints import origin
+from infinity_jax.checkpoints.opened import on_host, open_checkpoint, resolve
 from infinity_jax.checkpoints.trained import TrainedModel, TrainedTokenizer
-from infinity_jax.files import atomic
+from infinity_jax.files import atomic, checksums, paths
 
 
 def load_tokenizer(path: str | Path) -> TrainedTokenizer:
@@ -32,9 +35,9 @@ def load_on_host(path: str | Path) -> TrainedModel:
 def save_tokenizer(folder: Path, tokenizer: TrainedTokenizer, dtype: str = "float32") -> None:
     """Writes config.json and tokenizer.safetensors, weights in `dtype`: "float32", "bfloat16" or "float16"."""
     disk.check_dtype(dtype)
-    folder.mkdir(parents=True, exist_ok=True)
-    disk.write_arrays(folder / disk.WEIGHTS["tokenizer"], tokenizer.params, dtype)
-    disk.write_config(folder, _tokenizer_section(tokenizer))
+    with disk.changing(folder):
+        _write_weights(folder, {"tokenizer": tokenizer.params}, dtype)
+        disk.write_config(folder, _tokenizer_section(tokenizer))
 
 
 def save_model(folder: Path, model: TrainedModel, dtype: str = "float32") -> None:
@@ -43,15 +46,21 @@ def save_model(folder: Path, model: TrainedModel, dtype: str = "float32") -> Non
     A text encoder that lies in a folder is copied along, so that everything is in one place.
     """
     disk.check_dtype(dtype)
-    folder.mkdir(parents=True, exist_ok=True)
     text = dict(model.text)
-    _copy_text_encoder(text.pop("path", ""), folder / disk.TEXT_ENCODER)
-    disk.write_arrays(folder / disk.WEIGHTS["tokenizer"], model.tokenizer.params, dtype)
-    disk.write_arrays(folder / disk.WEIGHTS["transformer"], model.params, dtype)
     values = _tokenizer_section(model.tokenizer)
-    values["origin"]["transformer"] = dict(model.origin)
-    transformer = {"transformer": dataclasses.asdict(model.config), "text": text}
-    disk.write_config(folder, values | transformer | {"source": model.source, "sample": dict(model.sample)})
+    values["origin"]["transformer"] = origin.without_paths(dict(model.origin))
+    values |= {"transformer": dataclasses.asdict(model.config), "sample": dict(model.sample)}
+    values["source"] = origin.without_paths(model.source)
+    with disk.changing(folder):
+        _copy_text_encoder(text.pop("path", ""), folder / disk.TEXT_ENCODER)
+        _write_weights(folder, {"tokenizer": model.tokenizer.params, "transformer": model.params}, dtype)
+        disk.write_config(folder, values | {"text": text})
+
+
+def _write_weights(folder: Path, parts: Mapping[str, PyTree], dtype: str) -> None:
+    with checksums.replacing(folder, *(disk.WEIGHTS[part] for part in parts)):
+        for part, params in parts.items():
+            disk.write_arrays(folder / disk.WEIGHTS[part], params, dtype)
 
 
 def export(checkpoint: str, out: str | Path, dtype: str = "float16") -> None:
@@ -63,6 +72,7 @@ def export(checkpoint: str, out: str | Path, dtype: str = "float16") -> None:
       dtype: of the weights on disk: "float32", "bfloat16" or "float16".
     """
     opened, out = open_checkpoint(checkpoint), Path(out)
+    paths.check_not_read(out, "--out", resolve(checkpoint))
     if opened.has_transformer:
         save_model(out, opened.model(), dtype)
     else:
@@ -88,4 +98,8 @@ def _copy_text_encoder(source: str, target: Path) -> None:
 
 def _tokenizer_section(tokenizer: TrainedTokenizer) -> dict[str, Any]:
     config = dataclasses.asdict(tokenizer.config)
-    return {"scales": tokenizer.scales, "tokenizer": config, "origin": {"tokenizer": dict(tokenizer.origin)}}
+    return {
+        "scales": tokenizer.scales,
+        "tokenizer": config,
+        "origin": {"tokenizer": origin.without_paths(tokenizer.origin)},
+    }

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
 
-from infinity_jax.checkpoints import keeping
+from infinity_jax.checkpoints import damage, keeping
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import trees
 
@@ -51,7 +51,7 @@ class Checkpointer:
           keep_every: those of steps divisible by this are kept permanently; 0 for none.
           keep_best: the best by this one of their `metrics` is kept, see `keeping.score`; "" for none.
         Raises:
-          UserError: `read_only`, and there is no such folder.
+          UserError: `read_only`, and there is no such folder, or what orbax keeps of the checkpoints cannot be read.
         """
         self.directory = Path(directory).absolute()
         if read_only and not self.directory.is_dir():
@@ -60,7 +60,14 @@ class Checkpointer:
             self._name_incomplete()
         self._barrier = _Barrier()
         self._saving: int | None = None
-        self._manager = ocp.CheckpointManager(
+        remedy = "mend or remove the damaged checkpoint in it, and run the same command again"
+        with damage.explained(self.directory, lambda: remedy):
+            self._manager = self._opened(keep, keep_every, keep_best, read_only)
+
+    def _opened(
+        self, keep: int | None, keep_every: int, keep_best: str, read_only: bool
+    ) -> ocp.CheckpointManager:
+        return ocp.CheckpointManager(
             self.directory,
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=None if read_only else keeping.policy(keep, keep_every, keep_best),
@@ -69,6 +76,7 @@ class Checkpointer:
                 create=not read_only,
                 cleanup_tmp_directories=not read_only,
                 read_only=read_only,
+                temporary_path_class=damage.SealedPath,
                 async_options=ocp.AsyncOptions(barrier_sync_fn=self._barrier),
             ),
             item_handlers={
@@ -168,21 +176,23 @@ class Checkpointer:
           target: a state of the same model; arrays (or ShapeDtypeStructs) give shapes, dtypes and shardings.
           step: which checkpoint; None is the newest.
         Raises:
-          UserError: there is none, or it is of another model: the first parameter that differs is named.
+          UserError: there is none, it is damaged, or it is of another model: the first parameter that differs is named.
         """
         step = self._existing_step(step)
-        stored = self._stored_shapes(step)
-        for field in dataclasses.fields(target):
-            wanted = trees.shapes({field.name: getattr(target, field.name)})
-            self._check_same_tree(step, stored, wanted, field.name, optional=field.default is None)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(_abstract(_tree(target))),  # pyright: ignore[reportCallIssue]
-                data=ocp.args.JsonRestore(),
-            ),
-        )
-        return dataclasses.replace(target, **restored["state"]), restored["data"]
+        with self._reading(step, "state", "data"):
+            stored = self._stored_shapes(step)
+            for field in dataclasses.fields(target):
+                wanted = trees.shapes({field.name: getattr(target, field.name)})
+                self._check_same_tree(step, stored, wanted, field.name, optional=field.default is None)
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardRestore(_abstract(_tree(target))),  # pyright: ignore[reportCallIssue]
+                    data=ocp.args.JsonRestore(),
+                ),
+            )
+            data = {key: int(restored["data"][key]) for key in ("seed", "next_step", "examples")}
+        return dataclasses.replace(target, **restored["state"]), data
 
     def restore_params(self, target_params: PyTree) -> PyTree:
         """Reads only the model: the averaged parameters (EMA) where the run kept them, else the parameters.
@@ -190,26 +200,29 @@ class Checkpointer:
         The newest checkpoint's, errors as in `restore`.
         """
         step = self._existing_step()
-        stored = self._stored_shapes(step)
-        key = "ema_params" if any(name.startswith("ema_params/") for name in stored) else "params"
-        self._check_same_tree(step, stored, trees.shapes({key: target_params}), key)
-        path = self.directory / str(step) / "state"
-        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        with self._reading(step, "state"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            stored = self._stored_shapes(step)
+            key = "ema_params" if any(name.startswith("ema_params/") for name in stored) else "params"
+            self._check_same_tree(step, stored, trees.shapes({key: target_params}), key)
             target = {key: _abstract(target_params)}
             restored = reader.restore(
-                path,
+                self.directory / str(step) / "state",
                 args=ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
                     item=target,
                     restore_args=ocp.checkpoint_utils.construct_restore_args(target),
                     partial_restore=True,
                 ),
             )
-        return restored[key]
+            return restored[key]
 
     def config(self) -> dict[str, Any]:
         """The config of the run that wrote the newest checkpoint, as plain dicts (tuples have become lists)."""
-        args = ocp.args.Composite(config=ocp.args.JsonRestore())
-        return self._manager.restore(self._existing_step(), args=args)["config"]
+        args, step = ocp.args.Composite(config=ocp.args.JsonRestore()), self._existing_step()
+        with self._reading(step, "config"):
+            return dict(self._manager.restore(step, args=args)["config"])
+
+    def _reading(self, step: int, *items: str) -> contextlib.AbstractContextManager[None]:
+        return damage.Steps(self.directory, self._manager.all_steps()).reading(step, *items)
 
     def close(self) -> None:
         """Waits as `wait` does, and releases the threads that orbax holds."""

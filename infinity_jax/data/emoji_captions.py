@@ -1,7 +1,6 @@
 """The bundled data set: OpenMoji pictures with the Unicode names of the emoji as captions."""
 
 import contextlib
-import fcntl
 import io
 import re
 import shutil
@@ -17,7 +16,8 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from infinity_jax.data.records import Record, fraction
-from infinity_jax.files import paths, pictures
+from infinity_jax.errors import UserError
+from infinity_jax.files import checksums, locks, paths, pictures
 from infinity_jax.files.progress import counted
 
 PICTURE_SIZE = 64
@@ -87,12 +87,11 @@ def prepare_emoji(data_dir: Path | str | None = None) -> Path:
     so an interrupted preparation leaves nothing that looks finished; a lock keeps processes apart.
     """
     root = Path(data_dir) if data_dir is not None else paths.data_dir()
-    builder = open_builder(root)
+    with _explained(root):
+        builder = open_builder(root)
     if builder.is_prepared():  # Without the lock, so that a folder that cannot be written can be read.
         return Path(builder.data_dir)
-    root.mkdir(parents=True, exist_ok=True)
-    with open(root / ".emoji_captions.lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locks.alone(root / ".emoji_captions.lock", f"prepares the emoji pictures in {root}"):
         if not builder.is_prepared():
             logging.info("Preparing the emoji pictures in %s", builder.data_dir)
             for leftover in (root / EmojiCaptions.name).glob("*incomplete*"):
@@ -101,6 +100,8 @@ def prepare_emoji(data_dir: Path | str | None = None) -> Path:
             # TFDS prints that it downloads and prepares data of "Unknown size": nothing is downloaded.
             with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
                 builder.download_and_prepare(download_dir=downloads)
+            folder = Path(builder.data_dir)
+            checksums.write(folder, checksums.compute(folder, [file.name for file in folder.iterdir()]))
     return Path(builder.data_dir)
 
 
@@ -172,20 +173,42 @@ def rasterise(svg: str, size: int = PICTURE_SIZE) -> bytes:
     return out.getvalue()
 
 
+def _remedy(root: Path) -> str:
+    return f"remove {root / EmojiCaptions.name}: the pictures are prepared again"
+
+
+@contextlib.contextmanager
+def _explained(root: Path) -> Iterator[None]:
+    """Turns whatever is raised while prepared pictures are read into UserError."""
+    try:
+        yield
+    except (UserError, IndexError):
+        raise
+    except Exception as error:
+        words = " ".join(f"{type(error).__name__}: {error}".split())
+        raise UserError(
+            f"the prepared pictures in {root / EmojiCaptions.name} cannot be read ({words[:300]}); {_remedy(root)}"
+        ) from error
+
+
 class EmojiSource:
     """One split of the data set as a sequence of {image (PNG bytes), caption, id (code points, "1F600")}."""
 
     def __init__(self, split: str, data_dir: Path):
-        prepare_emoji(data_dir)
-        builder = open_builder(data_dir)
+        self._root, folder = data_dir, prepare_emoji(data_dir)
+        # The records have their own checksums.
+        checksums.check(folder, [file.name for file in folder.glob("*.json")], _remedy(data_dir))
         raw = {"picture": tfds.decode.SkipDecoding()}
-        # The decorator of TFDS hides the parameters from the type checker.
-        self._records = builder.as_data_source(split, decoders=raw)  # pyright: ignore[reportCallIssue]
+        with _explained(data_dir):
+            builder = open_builder(data_dir)
+            # The decorator of TFDS hides the parameters from the type checker.
+            self._records = builder.as_data_source(split, decoders=raw)  # pyright: ignore[reportCallIssue]
 
     def __len__(self) -> int:
         return len(self._records)
 
     def __getitem__(self, index: int, /) -> Record:
-        record = self._records[index]
+        with _explained(self._root):
+            record = self._records[index]
         caption, codepoint = record["caption"].decode(), record["codepoint"].decode()
         return {"image": record["picture"], "caption": caption, "id": codepoint}

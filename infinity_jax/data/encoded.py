@@ -71,7 +71,7 @@ def _picture_features(
     shape = (len(records), size, size, tokenizer.config.bits)
     if path.exists():
         try:
-            cached = np.load(path, mmap_mode="r")
+            cached = caches.load(path)
             if cached.shape == shape:
                 return cached
             logging.warning("picture features in %s have shape %s: recomputing them", path, cached.shape)

@@ -51,7 +51,9 @@ def main(
     """
     started = time.monotonic()
     json_file, checkpoint = Path(json_file), checkpoint or BUNDLED
-    atomic.check_target(json_file, "--json")
+    for file, option in ((json_file, "--json"), (sheet, "--sheet")):
+        if file:
+            atomic.check_target(Path(file), option, checkpoint)
     pipeline = InfinityPipeline.from_pretrained(checkpoint)
     chosen_settings = pipeline.settings.changed(**settings or {})
     model = pipeline.model

@@ -78,7 +78,9 @@ def main(
     """
     started = time.monotonic()
     json_file, checkpoint = Path(json_file), checkpoint or opened.BUNDLED
-    atomic.check_target(json_file, "--json")
+    for file, option in ((json_file, "--json"), (sheet, "--sheet")):
+        if file:
+            atomic.check_target(Path(file), option, checkpoint, inception_weights, *(lpips_weights or ()))
     lpips_params = load_lpips(*lpips_weights) if lpips_weights else None
     inception = load_inception(inception_weights) if inception_weights else None
     tokenizer = pretrained.load_tokenizer(checkpoint)

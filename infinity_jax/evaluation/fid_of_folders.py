@@ -31,7 +31,7 @@ def main(
     """
     started = time.monotonic()
     generated, real, json_file = Path(generated).expanduser(), Path(real).expanduser(), Path(json_file)
-    atomic.check_target(json_file, "--json")
+    atomic.check_target(json_file, "--json", generated, real, inception)
     weights = inception_statistics.Network(inception, load_inception(inception))
     of_real = _statistics(real, weights)
     of_generated = _of_folder(generated, weights)

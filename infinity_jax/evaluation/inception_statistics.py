@@ -2,6 +2,8 @@
 
 import functools
 import hashlib
+import io
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +16,7 @@ from jaxtyping import Float
 
 from infinity_jax.data import pictures
 from infinity_jax.errors import UserError
-from infinity_jax.files import caches, paths
+from infinity_jax.files import caches, paths, reading
 from infinity_jax.files.pictures import read as read_picture
 from infinity_jax.files.progress import counted
 from infinity_jax.metrics import fid
@@ -22,6 +24,7 @@ from infinity_jax.metrics.inception import FEATURES, SIDE, inception_features
 from infinity_jax.tokenizer import resize
 
 EXTENSIONS = (".png", ".jpg", ".jpeg", ".webp")
+_MOST_PACKED = 20  # numbers of pictures can hardly be packed
 _CHUNK, _READERS, _FORMAT = 64, 4, "1"
 
 
@@ -111,8 +114,10 @@ def _write(path: Path, statistics: Statistics, network: Network) -> None:
 def read(path: Path, network: Network) -> Statistics:
     """Reads an .npz of `cached` or of pytorch-fid; UserError if it is missing, damaged or of other weights."""
     try:
-        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = dict(file)
+        with reading.opened(path) as stream:
+            names = _array_names(stream)
+            with np.load(stream, allow_pickle=False) as file:
+                arrays = {name: file[name] for name in names}
         mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
         features = arrays.get("features")
         sizes = mean.shape == (FEATURES,) and covariance.shape == (FEATURES, FEATURES)
@@ -129,6 +134,19 @@ def read(path: Path, network: Network) -> Statistics:
             f"{path} was made with other weights than {network.file}; name the folder of its pictures"
         )
     return Statistics(mean, covariance, features, None if features is None else len(features))
+
+
+def _array_names(stream: io.BufferedReader) -> list[str]:
+    """Lists what is of use in an .npz; ValueError where one of them would be unpacked to a multiple of any numbers."""
+    with zipfile.ZipFile(stream) as archive:
+        sizes = {info.filename: (info.file_size, info.compress_size) for info in archive.infolist()}
+    stream.seek(0)
+    names = [name for name in ("mu", "sigma", "features", "inception") if f"{name}.npy" in sizes]
+    for name in names:
+        size, packed = sizes[f"{name}.npy"]
+        if size > _MOST_PACKED * packed + (1 << 26):
+            raise ValueError(f"{name} has {packed} bytes that would be unpacked to {size}")
+    return names
 
 
 def _resized(file: Path) -> Float[np.ndarray, "299 299 3"]:

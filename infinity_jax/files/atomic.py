@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from infinity_jax.errors import UserError
+from infinity_jax.files import locks, paths
 
 # The disk, the user's share of it, or (the limit of the file system or of the shell) the file is full.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -34,10 +35,10 @@ def remove_own_unfinished() -> None:
     """Removes what this process is writing, before it ends without unwinding; from then on nothing gets its name."""
     if _naming.acquire(timeout=1):  # for good
         for temporary in list(_own):
-            _remove(temporary)
+            _discard(temporary)
 
 
-def _remove(temporary: Path) -> None:
+def _discard(temporary: Path) -> None:
     if temporary.is_dir():
         shutil.rmtree(temporary, ignore_errors=True)
     else:
@@ -50,15 +51,20 @@ def _remove(temporary: Path) -> None:
 def writing(path: Path) -> Iterator[Path]:
     """Yields a temporary path beside `path`; what was written there takes the name `path` at the end.
 
-    After an error `path` is as it was and the temporary file is gone.
+    After an error `path` is as it was and the temporary file is gone. The file may be read by whom the umask says,
+    whatever a library thinks of that.
 
     Raises:
       OSError: the file cannot be written, for example for want of space; it carries the name `path`.
     """
     temporary = _temporary(path)
     try:
-        yield temporary
+        with open(temporary, "xb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+        with locks.hold(temporary):
+            yield temporary
         with open(temporary, "rb") as file:
+            os.fchmod(file.fileno(), mode)
             os.fsync(file.fileno())
         with _naming:
             os.replace(temporary, path)
@@ -68,7 +74,7 @@ def writing(path: Path) -> Iterator[Path]:
         # A full disk is found while writing, where Python does not know the name.
         raise OSError(error.errno, error.strerror, str(path)) from error
     finally:
-        _remove(temporary)
+        _discard(temporary)
 
 
 @contextmanager
@@ -81,11 +87,12 @@ def writing_folder(path: Path) -> Iterator[Path]:
     temporary = _temporary(path)
     try:
         temporary.mkdir()
-        yield temporary
+        with locks.hold(temporary):
+            yield temporary
         with _naming:
             temporary.rename(path)
     finally:
-        _remove(temporary)
+        _discard(temporary)
 
 
 @contextmanager
@@ -116,28 +123,39 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def remove_unfinished(paths: Iterable[Path]) -> None:
-    """Removes what killed processes left beside these files or folders; no other process may be writing one of them."""
+    """Removes what killed processes left beside these files or folders; what a process is writing stays."""
     names_in: dict[Path, set[str]] = {}
     for path in paths:
         names_in.setdefault(path.parent, set()).add(path.name)
     for folder, names in names_in.items():
-        for file in folder.glob(".*.unfinished"):
-            if (match := _UNFINISHED.fullmatch(file.name)) and match[1] in names:
-                if file.is_dir():
-                    shutil.rmtree(file, ignore_errors=True)
-                else:
-                    file.unlink(missing_ok=True)
+        _remove_left(folder, names)
 
 
-def check_target(file: Path, option: str, makes_folder: bool = False) -> None:
+def clean(folder: Path) -> None:
+    """Removes all that killed processes left unfinished in `folder`, which need not be there."""
+    _remove_left(folder, None)
+
+
+def _remove_left(folder: Path, names: set[str] | None) -> None:
+    for file in folder.glob(".*.unfinished"):
+        match = _UNFINISHED.fullmatch(file.name)
+        if match and (names is None or match[1] in names) and not locks.is_held(file):
+            with suppress(OSError):  # a folder that is only read
+                shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
+
+
+def check_target(file: Path, option: str, *inputs: str | Path | None, makes_folder: bool = False) -> None:
     """Raises UserError, before any work is done, where `file` of the command line's `option` cannot be written.
 
-    `makes_folder`: its folder is made where there is none.
+    Args:
+      inputs: what the command reads, see `paths.check_not_read`.
+      makes_folder: its folder is made where there is none.
     """
     if not file.absolute().parent.is_dir() and not makes_folder:
         raise UserError(f"{option} {file}: its folder does not exist; make it first")
     if file.is_dir():
         raise UserError(f"{option} {file} is a folder; name a file in it")
+    paths.check_not_read(file, option, *inputs)
     if file.absolute().parent.is_dir():
         _check_writable(file, f"{option} {file}")
     else:

@@ -1,10 +1,13 @@
 """A tensor in a file of weights that is read when it is wanted, and the dtypes that such files have."""
 
 import dataclasses
+import functools
 import math
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -43,6 +46,41 @@ TORCH_STORAGES: Mapping[str, np.dtype] = MappingProxyType(
 
 
 @dataclasses.dataclass(frozen=True)
+class Entry:
+    """An entry of a zip archive, in which tensors lie: what it should hold.
+
+    Attributes:
+      path: the archive.
+      start, size: its bytes there.
+      crc: their CRC-32.
+    """
+
+    path: Path
+    start: int
+    size: int
+    crc: int
+
+    def check(self, content: Any) -> None:
+        """Raises UserError unless this is the content."""
+        if zlib.crc32(content) != self.crc:
+            raise UserError(f"{self.path} is damaged at byte {self.start}: {_NOT_WRITTEN}")
+
+    @functools.cache  # noqa: B019  (entries are few and small)
+    def check_file(self) -> None:
+        """Reads the entry, once in a process, and checks it."""
+        crc, left = 0, self.size
+        with open(self.path, "rb") as file:
+            file.seek(self.start)
+            while left and (part := file.read(min(left, 1 << 20))):
+                crc, left = zlib.crc32(part, crc), left - len(part)
+        if left or crc != self.crc:
+            raise UserError(f"{self.path} is damaged at byte {self.start}: {_NOT_WRITTEN}")
+
+
+_NOT_WRITTEN = "its CRC-32 is not that of what was written; copy or download it again"
+
+
+@dataclasses.dataclass(frozen=True)
 class LazyTensor:
     """Where the values of a tensor lie; no file is held open.
 
@@ -51,6 +89,7 @@ class LazyTensor:
       start: the byte at which the first value begins.
       dtype, shape: of the tensor.
       strides: counted in values; None means that they follow one another, last axis fastest.
+      entry: what is checked when it is read; None where the file has no checksums.
     """
 
     path: Path
@@ -58,9 +97,10 @@ class LazyTensor:
     dtype: np.dtype
     shape: tuple[int, ...]
     strides: tuple[int, ...] | None = None
+    entry: Entry | None = None
 
     def read(self) -> Shaped[np.ndarray, "..."]:
-        """Reads the values into a new array of `shape` and `dtype`; UserError if the file is shorter than it was."""
+        """Reads the values into a new array of `shape` and `dtype`; UserError if the file is damaged."""
         if 0 in self.shape:
             return np.zeros(self.shape, self.dtype)
         if self.strides is None:
@@ -77,6 +117,10 @@ class LazyTensor:
             got = file.readinto(raw.data)
         if got != len(raw):
             raise UserError(f"{self.path} ends {len(raw) - got} bytes too early; copy or download it again")
+        if self.entry is not None and (self.start, got) == (self.entry.start, self.entry.size):
+            self.entry.check(raw.data)  # without reading it twice
+        elif self.entry is not None:
+            self.entry.check_file()
         return raw.view(self.dtype)
 
     def row(self, index: int) -> "LazyTensor":

@@ -52,6 +52,28 @@ def read_json(path: Path) -> Any:
     return parse_json(read_bytes(path, MOST_JSON))
 
 
+def read_object(path: Path, remedy: str) -> dict[str, Any]:
+    """Reads a file that holds one JSON object.
+
+    Args:
+      remedy: what to do where it is damaged, for the message.
+    Raises:
+      UserError: it is missing, cannot be read, or holds something else.
+    """
+    try:
+        content = read_json(path)
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror or error}); {remedy}") from error
+    except ValueError as error:
+        words = " ".join(str(error).split())
+        raise UserError(f"{path} is damaged, it is not readable JSON ({words[:200]}); {remedy}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} is damaged, it holds a {type(content).__name__} and no object; {remedy}")
+    return content
+
+
 def parse_json(text: bytes | str) -> Any:
     """Parses JSON; whatever is wrong with it, nesting without end included, is a ValueError."""
     try:

@@ -19,7 +19,7 @@ import numpy as np
 
 from infinity_jax.errors import UserError, shortened
 from infinity_jax.files import reading, torch_pickle
-from infinity_jax.files.lazy_tensor import LazyTensor
+from infinity_jax.files.lazy_tensor import Entry, LazyTensor
 from infinity_jax.files.torch_pickle import PickleMachine, Storage, Tensor
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
@@ -28,7 +28,7 @@ _MOST_AXES, _MOST_DIRECTORY = 64, 1 << 26
 
 
 # A storage -> the byte of the file at which it begins, and its length in bytes.
-_Locate = Callable[[Storage], tuple[int, int]]
+_Locate = Callable[[Storage], tuple[int, int, int]]
 
 
 class TorchFile:
@@ -77,7 +77,7 @@ class TorchFile:
                 f"{self.path} is damaged: {shortened(name)} has shape {shortened(shape)} and strides "
                 f"{shortened(strides)}; download it again"
             )
-        begin, size = self._locate(value.storage)
+        begin, size, crc = self._locate(value.storage)
         last = value.offset + sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
         leaves = 0 not in shape and (last >= length or math.prod(shape) > length)
         if leaves or length * kind.dtype.itemsize > size:
@@ -87,7 +87,10 @@ class TorchFile:
             )
         contiguous = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
         steps = None if strides == contiguous else strides
-        return LazyTensor(self.path, begin + value.offset * kind.dtype.itemsize, kind.dtype, shape, steps)
+        entry = Entry(self.path, begin, size, crc) if crc else None
+        return LazyTensor(
+            self.path, begin + value.offset * kind.dtype.itemsize, kind.dtype, shape, steps, entry
+        )
 
 
 def _with_texts(state: dict, path: Path) -> list[tuple[str, Any]]:
@@ -144,12 +147,13 @@ def _open_zip(file: io.BufferedReader) -> tuple[Any, _Locate]:
         content = torch_pickle.load(_small(archive, entries[pickles[0]], torch_pickle.MOST_BYTES))
     path, whole = Path(file.name), file.seek(0, io.SEEK_END)
 
-    def locate(storage: Storage) -> tuple[int, int]:
+    def locate(storage: Storage) -> tuple[int, int, int]:
         info = entries.get(f"{prefix}data/{storage.key}")
         if info is None or info.compress_type != zipfile.ZIP_STORED:
             raise UserError(f"{path} is damaged: storage {shortened(storage.key)} is missing or compressed")
         begin = _entry_start(path, info)
-        return begin, max(0, min(info.file_size, whole - begin))
+        # torch writes 0 as the CRC where it was told to compute none.
+        return begin, max(0, min(info.file_size, whole - begin)), info.CRC
 
     return content, locate
 
@@ -213,4 +217,12 @@ def _open_legacy(file: io.BufferedReader) -> tuple[Any, _Locate]:
         if count != storage.length or file.tell() + size > whole[1]:
             raise EOFError(f"storage {key} should hold {shortened(storage.length)} values")
         file.seek(size, 1)
-    return content, lambda storage: places[storage.key]
+
+    def locate(storage: Storage) -> tuple[int, int, int]:
+        if storage.key not in places:
+            raise UserError(
+                f"{file.name} is damaged: storage {shortened(storage.key)} is missing; download it again"
+            )
+        return *places[storage.key], 0
+
+    return content, locate

@@ -10,14 +10,17 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
+from jax.experimental import multihost_utils
 
 from infinity_jax.errors import UserError
-from infinity_jax.files import progress
+from infinity_jax.files import locks, progress
 from infinity_jax.runtime import rendezvous
 from infinity_jax.runtime.processes import Processes
 
@@ -187,6 +190,28 @@ def lead_first(make: Callable[[], T]) -> T:
         return made
     _barrier("lead first", _BARRIER_SECONDS)
     return make()
+
+
+@contextlib.contextmanager
+def alone(file: Path, doing: str, remedy: str) -> Iterator[None]:
+    """Lets one run at a time into the block, as `locks.alone`; of a run's processes the first holds the lock.
+
+    Raises:
+      UserError: another run holds it; all processes of this one raise it.
+    """
+    with contextlib.ExitStack() as held:
+        refusal = None
+        if jax.process_index() == 0:
+            try:
+                held.enter_context(locks.alone(file, doing, remedy))
+            except locks.Held as error:
+                refusal = error
+        refused = refusal is not None
+        if jax.process_count() > 1:
+            refused = bool(multihost_utils.broadcast_one_to_all(np.int32(refused)))
+        if refused:
+            raise refusal or UserError(f"another process {doing} now; the log of process 0 names it")
+        yield
 
 
 def _barrier(name: str, seconds: int) -> None:

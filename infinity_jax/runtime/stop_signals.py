@@ -21,8 +21,8 @@ from infinity_jax.files import atomic
 
 GRACE_SECONDS = 5.0
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Written by our handler: this signal is not one that a run takes for itself.
-_ENDS = 0
+# Written by our handler: this signal is not one that a run takes for itself; and: its exception was lost.
+_ENDS, _LOST = 0, 255
 # jax lets all processes stop at the same count. A run's steps would not do: the next run's begin again.
 _asked = itertools.count(1)
 
@@ -56,6 +56,7 @@ def install() -> None:
         reading, _State.pipe = os.pipe()
         os.set_blocking(_State.pipe, False)
         os.register_at_fork(after_in_child=end_at_once)
+        sys.unraisablehook = _lost
         threading.Thread(target=_watch, args=(reading,), name="stop signals", daemon=True).start()
     signal.set_wakeup_fd(_State.pipe, warn_on_full_buffer=False)
     _handle(_end)
@@ -99,6 +100,15 @@ def _end(number: int, frame: Any) -> NoReturn:
     raise Terminated(128 + number)
 
 
+def _lost(unraisable: Any) -> None:
+    """Takes the place of `sys.unraisablehook`: has the signal sent again whose exception a callback has swallowed."""
+    if isinstance(unraisable.exc_value, KeyboardInterrupt | Terminated) and _State.pipe is not None:
+        with contextlib.suppress(OSError):
+            os.write(_State.pipe, bytes([_LOST]))
+        return
+    sys.__unraisablehook__(unraisable)
+
+
 def _watch(reading: int) -> None:
     """Runs in a thread: waits for signals, and ends the process that does not end by itself."""
     number, deadline = int(signal.SIGTERM), None
@@ -112,6 +122,9 @@ def _watch(reading: int) -> None:
                 if _State.spare:
                     _State.spare -= 1
                     continue
+            elif byte == _LOST:
+                time.sleep(0.02)  # until the callback is over
+                os.kill(os.getpid(), _State.ending or number)
             elif byte != _ENDS:
                 continue
             deadline = deadline or time.monotonic() + GRACE_SECONDS

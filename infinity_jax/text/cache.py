@@ -54,8 +54,8 @@ def _cache_key(encoder: TextEncoder, captions: Sequence[str]) -> str:
 def _read(
     features_path: Path, mask_path: Path, captions: int, channels: int
 ) -> tuple[Float16[np.ndarray, "N T C"], Bool[np.ndarray, "N T"]]:
-    mask = np.load(mask_path)
-    features = np.load(features_path, mmap_mode="r")
+    mask = caches.load(mask_path, mmap=False)
+    features = caches.load(features_path)
     if mask.dtype != np.bool_ or mask.ndim != 2 or len(mask) != captions:
         raise ValueError(f"the mask is {mask.dtype} {mask.shape}")
     if features.dtype != np.float16 or features.shape != (*mask.shape, channels):

@@ -16,13 +16,14 @@ from safetensors.flax import load_file
 from tokenizers import Tokenizer
 
 from infinity_jax.errors import UserError, shortened
-from infinity_jax.files import reading
+from infinity_jax.files import checksums, reading
 from infinity_jax.files.tensors import check_safetensors
 from infinity_jax.runtime.sharding import Layout, put
 from infinity_jax.text.batching import BatchedEncoder
 from infinity_jax.text.t5 import T5, T5Config, param_shapes, param_variables
 
 CONFIG, WEIGHTS, TOKENIZER, WEIGHTS_HASH = "config.json", "weights.safetensors", "tokenizer.json", "sha256"
+FILES = (CONFIG, WEIGHTS, TOKENIZER, WEIGHTS_HASH)
 HOW_TO_MAKE = "make it with: infinity-jax convert --from FLAN_T5_FOLDER --kind t5 --config xl --out DIR"
 LONGEST = 512
 # What is wrong with a vocabulary may show with a word, a letter or a sign that it does not have.
@@ -95,21 +96,17 @@ def load_t5(max_length: int, folder: Path) -> T5Encoder:
             f"the text encoder's folder {folder} lacks {', '.join(missing)}; {HOW_TO_MAKE} "
             "and take its folder DIR/text_encoder"
         )
-    config = read_config(folder / CONFIG)
-    tokenizer = read_tokenizer(folder / TOKENIZER)
-    params = _read_params(folder / WEIGHTS, config)
-    return T5Encoder(max_length, config, params, tokenizer, _fingerprint(folder, config))
+    there = [name for name in FILES if (folder / name).is_file()]
+    with checksums.beside(lambda: checksums.check(folder, there, f"copy the folder again, or {HOW_TO_MAKE}")):
+        config = read_config(folder / CONFIG)
+        tokenizer = read_tokenizer(folder / TOKENIZER)
+        params = _read_params(folder / WEIGHTS, config)
+        return T5Encoder(max_length, config, params, tokenizer, _fingerprint(folder, config))
 
 
 def read_config(path: Path) -> T5Config:
     """Reads the config in a Hugging Face config.json; UserError if it is no JSON object or not of a T5 v1.1."""
-    try:
-        values = reading.read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path} is not readable JSON ({error}); copy it again") from error
-    if not isinstance(values, dict):
-        raise UserError(f"{path} holds a {type(values).__name__}, not the config of a model; copy it again")
-    return T5Config.from_hf(values)
+    return T5Config.from_hf(reading.read_object(path, "copy it again"))
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -150,14 +147,22 @@ def _fingerprint(folder: Path, config: T5Config) -> str:
 
 
 def _weights_hash(folder: Path) -> str:
-    """Reads the hash in the small file that the converter wrote, as the weights are gigabytes; else computes it."""
-    written = folder / WEIGHTS_HASH
+    """Computes the sha256 of the weights, or takes it from the converter's file where checksums bind that to them."""
+    written, noted = folder / WEIGHTS_HASH, ""
     if written.is_file():
-        digest = written.read_text().split(" ")[0].strip()
-        if len(digest) == 64 and set(digest) <= set("0123456789abcdef"):
-            return digest
-        raise UserError(f"{written} does not hold a sha256; delete it, or convert the text encoder again")
-    return hash_of_file(folder / WEIGHTS)
+        noted = written.read_text(errors="replace").split(" ")[0].strip()
+        if len(noted) != 64 or not set(noted) <= set("0123456789abcdef"):
+            raise UserError(f"{written} does not hold a sha256; delete it, or convert the text encoder again")
+    # `load_t5` compares these checksums, about ten times as fast as a sha256.
+    if noted and {WEIGHTS, WEIGHTS_HASH} <= checksums.read(folder).keys():
+        return noted
+    computed = hash_of_file(folder / WEIGHTS)
+    if noted not in ("", computed):
+        raise UserError(
+            f"{folder / WEIGHTS} is not what {written} was written for, its sha256 is {computed}; copy the folder "
+            "again, or delete that file if the weights are meant to be others"
+        )
+    return computed
 
 
 def hash_of_file(path: Path) -> str:

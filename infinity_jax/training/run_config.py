@@ -1,6 +1,7 @@
 """A config of `infinity-jax train` as a run reads it: its sections, devices and opened data, and what must fit them."""
 
 import dataclasses
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import jax
 from absl import logging
 
 from infinity_jax import scales
-from infinity_jax.checkpoints import pretrained, trained
+from infinity_jax.checkpoints import folder, pretrained, trained
 from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.config import SampleConfig, TransformerConfig
 from infinity_jax.data import sources
@@ -18,6 +19,7 @@ from infinity_jax.data.prepared.config import RECORDS, DataConfig
 from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
 from infinity_jax.data.records import Source
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
 from infinity_jax.runtime import memory, sharding
 from infinity_jax.sampling import guidance
 from infinity_jax.sampling.config import SamplerConfig
@@ -120,14 +122,26 @@ def keep_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
     """
     tokenizer, copy = fitting_tokenizer(run, workdir), workdir / "tokenizer"
     if not start.newest_step(workdir) and jax.process_index() == 0:
-        pretrained.save_tokenizer(copy, tokenizer)
+        shutil.rmtree(copy, ignore_errors=True)
+        with atomic.writing_folder(copy) as temporary:
+            pretrained.save_tokenizer(temporary, tokenizer)
     return tokenizer
+
+
+def _has_begun(workdir: Path) -> bool:
+    """Tells whether a run has a checkpoint, and so a tokenizer of its own. UserError if that was lost."""
+    if not start.newest_step(workdir):
+        return False
+    copy, files = workdir / "tokenizer", (folder.CONFIG, folder.WEIGHTS["tokenizer"])
+    if missing := [name for name in files if not (copy / name).is_file()]:
+        raise UserError(f"{copy} lacks {', '.join(missing)}, which this run trains with; restore that folder")
+    return True
 
 
 def fitting_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
     """Loads the workdir's copy of the tokenizer, else the config's. UserError if it does not fit the config."""
     copy, preset = workdir / "tokenizer", run.data.scales
-    begun = start.newest_step(workdir) and copy.is_dir()
+    begun = _has_begun(workdir)
     tokenizer = pretrained.load_tokenizer(copy if begun else run.tokenizer)
     if begun:
         _name_other_tokenizer(run.tokenizer, tokenizer, copy)

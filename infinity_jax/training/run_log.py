@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from absl import logging
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 from tensorboardX.summary import scalar
@@ -21,14 +22,23 @@ TIMING_KEYS = ("seconds_per_step", "images_per_second", "data_wait_share")
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file, in order; [] where there is none. A line cut short by a crash is left out."""
-    records = []
-    for line in path.read_text().splitlines() if path.exists() else []:
-        try:
-            records.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue
+    """The objects of a JSON-lines file, in order; [] where there is none.
+
+    Lines that were cut short by a crash or are damaged, or tell no step, are left out; a warning says how many.
+    """
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    records = [record for line in lines if (record := _record(line)) is not None]
+    if damaged := sum(bool(line.strip()) for line in lines) - len(records):
+        logging.warning("%s: %d damaged lines are left out", path, damaged)
     return records
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def _plain(value: Any) -> Any:

@@ -51,6 +51,11 @@ def main(config: Any, workdir: str | Path) -> None:
     workdir = Path(workdir)
     configs = linked(config, workdir)
     steps = _check(configs, workdir)
+    with start.alone_in(workdir):
+        _train(configs, steps, workdir)
+
+
+def _train(configs: Mapping[str, Any], steps: Sequence[int], workdir: Path) -> None:
     done = _agreed([start.newest_step(workdir / name) for name in configs])
     _check_order(list(configs), done, steps, workdir)
     for number, (name, stage) in enumerate(configs.items()):

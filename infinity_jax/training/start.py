@@ -1,7 +1,7 @@
 """How a run starts: from its own newest checkpoint, from another run's, from given parameters, or afresh."""
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,26 @@ from jax.experimental import multihost_utils
 
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
+from infinity_jax.files import atomic
+from infinity_jax.runtime import distributed
 from infinity_jax.runtime.sharding import put
 from infinity_jax.training.config import TrainConfig
 from infinity_jax.training.state import TrainState, TrainStep
+
+
+@contextlib.contextmanager
+def alone_in(workdir: Path) -> Iterator[None]:
+    """Keeps other runs out of `workdir`, which is made, and removes what killed ones left unfinished there.
+
+    Raises:
+      UserError: another run is at it.
+    """
+    remedy = "wait for its end, stop it, or give another --workdir"
+    with distributed.alone(workdir / ".lock", f"trains in {workdir}", remedy):
+        if jax.process_index() == 0:
+            for folder in (workdir, workdir / "samples", workdir / "tokenizer"):
+                atomic.clean(folder)
+        yield
 
 
 def first_state(

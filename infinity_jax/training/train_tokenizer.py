@@ -25,7 +25,7 @@ from infinity_jax.metrics.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpi
 from infinity_jax.runtime import memory, seeds, sharding
 from infinity_jax.tokenizer.model import Tokenizer, initial_variables
 from infinity_jax.training import config as train_config
-from infinity_jax.training import loop, optim, sections, summary
+from infinity_jax.training import loop, optim, sections, start, summary
 from infinity_jax.training import state as train_state
 from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.training.hooks import tokenizer_hooks
@@ -101,15 +101,16 @@ def main(config: Any, workdir: str | Path) -> TrainState:
                 batch[ADVERSARIAL] = np.ones(len(batch["image"]), bool)
             yield batch
 
-    return loop.run(
-        workdir,
-        train,
-        step,
-        loop.Data(read, examples_before=lambda step: int(mix.starts[step])),
-        config=config.to_dict() | {"origin": origin.describe()},
-        hooks=tokenizer_hooks(tokenizer, test_schedule, data, train, layout, Path(workdir)),
-        load_params=lambda path, wanted: open_checkpoint(path).tokenizer_params(wanted),
-    )
+    with start.alone_in(Path(workdir)):
+        return loop.run(
+            workdir,
+            train,
+            step,
+            loop.Data(read, examples_before=lambda step: int(mix.starts[step])),
+            config=config.to_dict() | {"origin": origin.describe()},
+            hooks=tokenizer_hooks(tokenizer, test_schedule, data, train, layout, Path(workdir)),
+            load_params=lambda path, wanted: open_checkpoint(path).tokenizer_params(wanted),
+        )
 
 
 def _resolutions(

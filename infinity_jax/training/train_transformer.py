@@ -25,7 +25,12 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     Raises:
       UserError: a value of the config, the data, a checkpoint or the disk stands in the way; the message says which.
     """
-    workdir, run = Path(workdir), run_config.read_config(config)
+    run = run_config.read_config(config)
+    with start.alone_in(Path(workdir)):
+        return _train(config, run, Path(workdir))
+
+
+def _train(config: Any, run: run_config.RunConfig, workdir: Path) -> TrainState:
     train, layout = run.train, run.layout
     pictures = (len(run.source), run.validation)
     summary.say("transformer", run_config.parameters(run), pictures, train, workdir)

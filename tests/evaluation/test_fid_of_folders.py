@@ -121,6 +121,7 @@ def test_mistakes_are_named_with_a_remedy(run, tmp_path, capsys):
     measure()
     with np.load(kept(tmp_path)) as file:
         np.savez(tmp_path / "other.npz", **{**file, "inception": np.array("of others")})
+    np.savez_compressed(tmp_path / "bomb.npz", mu=np.zeros(20_000_000), sigma=np.eye(3))
     np.savez(tmp_path / "small.npz", mu=np.zeros(3), sigma=np.eye(3))
     (tmp_path / "few").mkdir()
     (tmp_path / "broken" / "a").mkdir(parents=True)
@@ -133,6 +134,7 @@ def test_mistakes_are_named_with_a_remedy(run, tmp_path, capsys):
         ({"generated": tmp_path / "few"}, "has 0 pictures"),
         ({"generated": tmp_path / "broken"}, "0.png: truncated picture"),
         ({"real": tmp_path / "small.npz"}, "of Inception they have"),
+        ({"real": tmp_path / "bomb.npz"}, "would be unpacked to 160000128"),
         ({"real": tmp_path / "other.npz"}, "other weights"),
         ({"inception": tmp_path / "no.pth"}, "pt_inception-2015-12-05-6726825d.pth"),
     ):

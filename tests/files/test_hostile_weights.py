@@ -146,6 +146,11 @@ def test_a_pipe_is_no_file(tmp_path):
         refusal(tmp_path / name)
 
 
+def test_a_storage_that_the_list_lacks_is_said(tmp_path):
+    path = legacy_file(tmp_path / "a.pth", {"a": tensor("FloatStorage", "0", 1, 0, (1,), (1,))}, {})
+    assert "storage '0' is missing" in refusal(path)
+
+
 def safetensors(path, header: bytes, values: bytes = b"", length: int | None = None):
     path.write_bytes(struct.pack("<Q", len(header) if length is None else length) + header + values)
     return path

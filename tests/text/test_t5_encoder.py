@@ -9,7 +9,7 @@ import pytest
 from absl import logging
 from helpers.published_params import params_from
 from helpers.t5 import CONFIG, GOLDEN, small_tokenizer, write_published
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 
 from infinity_jax.errors import UserError
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
@@ -52,6 +52,7 @@ def test_encoder(converted):
 
 @pytest.mark.parametrize("end", [True, False], ids=["file adds the end", "file does not"])
 def test_one_end_token(converted, log, monkeypatch, end):
+    (converted / "checksums.json").unlink()
     small_tokenizer(end).save(str(converted / "tokenizer.json"))
     encoder = load_t5(6, converted)
     seen: list[np.ndarray] = []
@@ -74,13 +75,28 @@ def test_fingerprint(converted):
     (converted / "sha256").unlink()
     assert load_t5(8, converted).fingerprint == first, "the file only saves time"
     (converted / "sha256").write_text(written.replace(written[:4], "0000"))
-    assert load_t5(8, converted).fingerprint != first
+    with pytest.raises(UserError, match=r"text_encoder/sha256 is damaged.*copy the folder again"):
+        load_t5(8, converted)
+    (converted / "checksums.json").unlink()  # as an earlier version left it
+    with pytest.raises(UserError, match=r"weights.safetensors is not what .*/sha256 was written for"):
+        load_t5(8, converted)
     (converted / "sha256").write_text("what?")
     with pytest.raises(UserError, match="does not hold a sha256; delete it"):
         load_t5(8, converted)
     (converted / "sha256").write_text(written)
+    assert load_t5(8, converted).fingerprint == first
     small_tokenizer(pieces=("▁cat",)).save(str(converted / "tokenizer.json"))
     assert load_t5(8, converted).fingerprint != first
+
+
+def test_weights_of_another_encoder_beside_the_files_of_this_one_are_refused(converted, monkeypatch):
+    """The file sha256 is not asked which weights these are."""
+    weights = load_file(converted / "weights.safetensors")
+    changed = {name: np.array(array) for name, array in weights.items()}
+    changed["final_norm_scale"][0] += 1
+    save_file(changed, converted / "weights.safetensors")
+    with pytest.raises(UserError, match=r"weights.safetensors is damaged: it has .*; copy the folder again"):
+        load_t5(8, converted)
 
 
 def test_parameters_can_be_replaced_by_sharded_ones(converted):
@@ -104,6 +120,7 @@ def test_mistakes_of_loading(converted, tmp_path):
     for length in (1, 513):
         with pytest.raises(UserError, match=f"text length {length} .* choose 2 to 512"):
             load_text_encoder("t5", length, str(converted))
+    (converted / "checksums.json").unlink()
     small_tokenizer(pieces=tuple(f"piece{i}" for i in range(80))).save(str(converted / "tokenizer.json"))
     with pytest.raises(UserError, match=r"tokenizer.json has 115 tokens but the model only 100"):
         load_t5(8, converted)

@@ -304,3 +304,24 @@ def test_a_run_foresees_where_its_minutes_end(tmp_path, caplog):
     with pytest.raises(SystemExit):
         toy_run.run(tmp_path, 10**7, minutes=1 / 60, checkpoint_every=10**7)
     assert re.search(r"0\.0166667 minutes end this run near step \d+ of 10000000", caplog.text)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"step": 4, "lo',
+        b"\xff\xfe\x00garbage",
+        b"5",
+        b"null",
+        b'{"loss": 1}',
+        b'{"step": "x"}',
+        b"[" * 99_999,
+    ],
+)
+def test_damaged_lines_of_metrics_are_left_out_and_counted(tmp_path, line, caplog):
+    whole = [b'{"step": 1, "loss": 2.0}', b'{"step": 2, "loss": 1.0}']
+    (tmp_path / "metrics.jsonl").write_bytes(b"\n".join([whole[0], line, whole[1], line]))
+    with caplog.at_level("WARNING"):
+        run_log.MetricsWriter(tmp_path, start_step=1).close()
+    assert "metrics.jsonl: 2 damaged lines are left out" in caplog.text
+    assert (tmp_path / "metrics.jsonl").read_bytes() == whole[0] + b"\n"

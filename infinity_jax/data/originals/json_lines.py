@@ -1,7 +1,6 @@
 """The release's splits: a folder of `[h_div_w]_[num].jsonl`, one picture a line (docs/spec.md section 1)."""
 
 import dataclasses
-import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,7 +9,9 @@ from absl import logging
 
 from infinity_jax.data.originals.rows import Row, Skipped, part_size, row_of
 from infinity_jax.errors import UserError
+from infinity_jax.files import reading
 
+MOST_LINE = 1 << 24
 _SPLIT = re.compile(r"\d+(?:\.\d+)?_\d+\.jsonl")
 
 
@@ -33,8 +34,12 @@ class LinesPart:
         with open(self.file, "rb") as file:
             file.seek(self.first_byte)
             for number in range(self.first_line, self.first_line + self.lines):
-                line = file.readline()
-                if line.strip():
+                line = file.readline(MOST_LINE)
+                if len(line) == MOST_LINE and not line.endswith(b"\n"):
+                    yield Skipped(f"{self.file.name}:{number}", "not JSON", f"more than {MOST_LINE} bytes")
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(MOST_LINE)
+                elif line.strip():
                     yield _row(f"{self.file.name}:{number}", line, places)
 
 
@@ -74,18 +79,19 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _line_starts(file: Path) -> list[int]:
-    starts, position = [], 0
+    starts, position, begins = [], 0, True
     with open(file, "rb") as lines:
-        for line in lines:
-            starts.append(position)
-            position += len(line)
+        while line := lines.readline(MOST_LINE):
+            if begins:
+                starts.append(position)
+            position, begins = position + len(line), line.endswith(b"\n")
     return starts
 
 
 def _row(name: str, line: bytes, places: Sequence[Path]) -> Row | Skipped:
     try:
-        fields = json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
+        fields = reading.parse_json(line.decode("utf-8-sig"))
+    except ValueError as error:
         return Skipped(name, "not JSON", str(error))
     if not isinstance(fields, dict):
         return Skipped(name, "not JSON", f"not an object but {type(fields).__name__}")

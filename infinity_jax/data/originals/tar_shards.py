@@ -2,7 +2,6 @@
 
 import dataclasses
 import glob
-import json
 import tarfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 from infinity_jax.data.originals.rows import Row, Skipped, captions_of, scores_of, unread_columns
 from infinity_jax.errors import UserError
-from infinity_jax.files import pictures
+from infinity_jax.files import pictures, reading
 
 PICTURES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 TEXTS = ("txt", "caption")
@@ -77,10 +76,10 @@ class TarPart:
         fields: dict[str, Any] = {}
         try:
             if "json" in members:
-                loaded = json.loads(members["json"].decode("utf-8-sig"))
+                loaded = reading.parse_json(members["json"].decode("utf-8-sig"))
                 fields = loaded if isinstance(loaded, dict) else {}
             texts = [members[kind].decode("utf-8-sig") for kind in TEXTS if kind in members]
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             return Skipped(name, "not JSON" if "json" in members else "not UTF-8", str(error))
         captions = captions_of({**fields, "text": texts} if texts else fields)
         if not captions:

@@ -6,7 +6,6 @@ folder gets its name when it is whole; a killed run resumes where it stood.
 
 import contextlib
 import functools
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -78,7 +77,7 @@ def _write_part(index: RecordIndex, part: Path, out: Path, maker: "_Maker", prog
                     progress.advance()
         writer.close()
         shutil.copyfile(part / "columns.npz", folder / "columns.npz")
-        columns = json.loads((part / "part.json").read_text())["columns"]
+        columns = record_index.read_part(part)["columns"]
         atomic.write_json(folder / "part.json", {"counts": writer.counts, "columns": columns})
 
 

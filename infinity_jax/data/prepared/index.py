@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from infinity_jax.data.prepared.shards import shard_name
 from infinity_jax.errors import UserError
-from infinity_jax.files import atomic
+from infinity_jax.files import atomic, checksums, reading
 
 FORMAT = 1
 INDEX = "index.json"
@@ -89,15 +89,26 @@ def write(out: Path, parts: Sequence[Path], features: Mapping[str, Any] | None =
     """Writes `out`/index.json from the part.json of all parts."""
     shards, columns = [], set()
     for part in parts:
-        tally = json.loads((part / "part.json").read_text())
+        tally = read_part(part)
         columns |= set(tally["columns"])
         shards += [[part.name, ratio, count] for ratio, count in sorted(tally["counts"].items())]
     index = {"format": FORMAT, "columns": sorted(columns), "features": dict(features or {}), "shards": shards}
-    atomic.write_json(out / INDEX, index)
+    with checksums.replacing(out, INDEX):  # records and columns have their own
+        atomic.write_json(out / INDEX, index)
+
+
+def read_part(part: Path) -> dict[str, Any]:
+    """Reads what the part.json of a part's folder has counted. UserError if it is damaged."""
+    remedy = f"remove {part} and give the same prepare command again"
+    tally = reading.read_object(part / "part.json", remedy)
+    if not (isinstance(tally.get("counts"), dict) and isinstance(tally.get("columns"), list)):
+        raise UserError(f"{part / 'part.json'} is damaged, it lacks counts or columns; {remedy}")
+    return tally
 
 
 def read(folder: Path) -> RecordIndex:
     """Reads the index of a prepared folder. Raises UserError if it is missing, unfinished, damaged or empty."""
+    checksums.check(folder, [INDEX], "restore it, or prepare the set again")
     try:
         index = json.loads((folder / INDEX).read_text())
         if index["format"] != FORMAT:

@@ -6,11 +6,11 @@ from typing import Any
 
 from infinity_jax import config_files
 from infinity_jax.data.originals import by_name
-from infinity_jax.data.prepared.config import DataConfig
+from infinity_jax.data.prepared.config import DataConfig, parse_sets
 from infinity_jax.data.records import SPLITS
 from infinity_jax.data.sources import open_source
 from infinity_jax.errors import UserError
-from infinity_jax.files.paths import data_dir
+from infinity_jax.files.paths import check_not_read, data_dir
 
 
 def main(source: str, out: str | None = None, workers: int = 1) -> None:
@@ -31,6 +31,7 @@ def main(source: str, out: str | None = None, workers: int = 1) -> None:
         counts = ", ".join(f"{split} {size}" for split, size in sizes.items())
         print(f"{source}: {counts} pictures, in {data_dir()}")
         return
+    check_not_read(out, "--out", source.partition(":")[2])
     from infinity_jax.data.prepared import writer
 
     print(_summary(writer.prepare(source, Path(out), workers), out))
@@ -47,6 +48,7 @@ def features(config_path: str, overrides: Sequence[str], source: str, out: str |
     """
     if out is None:
         raise UserError("--features needs --out, a folder to write them into")
+    check_not_read(out, "--out", *(folder for folder, _ in parse_sets(source)))
     config = config_files.load(config_path, overrides)
     from infinity_jax.data.prepared import feature_writer
 

@@ -1,6 +1,5 @@
 """What became of every row of an original: report.json."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from infinity_jax import scales
 from infinity_jax.data.captions import plain
 from infinity_jax.data.originals.rows import Row, Skipped
+from infinity_jax.data.prepared import index
 from infinity_jax.files import atomic
 
 
@@ -48,7 +48,7 @@ def write(out: Path, source: str, parts: Sequence[Path]) -> dict[str, Any]:
     columns = {"scores": Counter(), "unread": Counter()}
     skipped = []
     for part in parts:
-        tally = json.loads((part / "part.json").read_text())
+        tally = index.read_part(part)
         counts.update(tally["counts"])
         skipped += tally["skipped"]
         for kind, pairs in tally["caption_lengths"].items():

@@ -10,9 +10,7 @@ A part's folder gets its name when it is whole; parts that have it are not read 
 """
 
 import contextlib
-import fcntl
 import hashlib
-import json
 import multiprocessing
 import multiprocessing.connection
 import os
@@ -37,7 +35,7 @@ from infinity_jax.data.originals.by_name import find_parts
 from infinity_jax.data.originals.rows import Part, Row, Skipped
 from infinity_jax.data.prepared import index, report, shards
 from infinity_jax.errors import UserError
-from infinity_jax.files import atomic, paths
+from infinity_jax.files import atomic, locks, paths, reading
 from infinity_jax.files.progress import counted
 
 # What a killed process leaves of part 00012: .00012.TOKEN.unfinished; of earlier versions .00012.4711 or .00012.
@@ -94,14 +92,9 @@ def locked(out: Path, note: Mapping[str, Any]) -> Iterator[None]:
     parts = out / "parts"
     try:
         parts.mkdir(parents=True, exist_ok=True)
-        with open(out / ".lock", "w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise UserError(
-                    f"another process prepares {out} now; wait for it or give another --out"
-                ) from error
+        with locks.alone(out / ".lock", f"prepares {out}", "wait for it or give another --out"):
             _claim(out, note)
+            atomic.clean(out)
             for left in parts.iterdir():
                 if _UNFINISHED.fullmatch(left.name) and left.is_dir():
                     shutil.rmtree(left)
@@ -126,10 +119,7 @@ def _claim(out: Path, note: Mapping[str, Any]) -> None:
     if not file.is_file():
         atomic.write_json(file, note)
         return
-    try:
-        claimed = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}); remove {out} or give another --out") from error
+    claimed = reading.read_object(file, f"remove {out} or give another --out")
     for name, value in note.items():
         if claimed.get(name) != value:
             changed = " (its files have changed)" if name == "hash" else ""

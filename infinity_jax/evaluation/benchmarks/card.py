@@ -20,7 +20,7 @@ from infinity_jax.config import SampleConfig
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation.benchmarks import prompt_files
 from infinity_jax.evaluation.benchmarks.layouts import PromptSet
-from infinity_jax.files import atomic, pictures
+from infinity_jax.files import atomic, pictures, reading
 from infinity_jax.sampling.pipeline import InfinityPipeline
 
 NAME = "card.json"
@@ -108,10 +108,7 @@ def keep(folder: Path, card: Mapping[str, Any]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         atomic.write_json(file, card)
         return
-    try:
-        there = json.loads(file.read_text())
-    except ValueError as error:
-        raise UserError(f"{file} is damaged ({error}); name another folder") from error
+    there = reading.read_object(file, "name another folder")
     old, new = (flatten_dict(values, sep=".") for values in (there, card))
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name) and not name.startswith(_FREE):

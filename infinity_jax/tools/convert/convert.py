@@ -20,7 +20,7 @@ from infinity_jax.checkpoints.opened import BUNDLED
 from infinity_jax.config import TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.files import paths
+from infinity_jax.files import checksums, paths
 from infinity_jax.files.lazy_tensor import LazyTensor, dtype_named
 from infinity_jax.files.safetensors_writer import SafetensorsWriter
 from infinity_jax.files.tensors import SAFETENSORS, TORCH_SUFFIXES, TensorFiles, open_tensors
@@ -78,9 +78,12 @@ def main(source: str, kind: str, config: str, out: str) -> None:
         layout["caption_rows"] = _note_rows(layout["caption_rows"], resolved.model.text_length)
     origin = {"published": dataclasses.asdict(_note(Path(source).name, layout, tensors, links))}
     folder = Path(out)
-    checkpoint_folder.add_part(
-        folder, kind, resolved.sections, origin, lambda path: write_ours(path, tensors, links)
-    )
+    read = {tensor.path for tensor in tensors.values()}
+    paths.check_not_read(folder / checkpoint_folder.WEIGHTS[kind], "the weights in --out", *read)
+    with checkpoint_folder.changing(folder):
+        checkpoint_folder.add_part(
+            folder, kind, resolved.sections, origin, lambda path: write_ours(path, tensors, links)
+        )
     logging.info(
         "converted %d tensors, %.2f GB, into %s in %.0f s",
         *(len(tensors), size_of(tensors) / 1e9, folder, time.monotonic() - started),
@@ -142,10 +145,10 @@ def to_torch(file: str, folder: str, kind: str) -> None:
         raise UserError(
             f"{where} lacks {weights.name}, which its config.json promises; convert or export it again"
         )
-    if path.is_dir() or (path.exists() and path.samefile(weights)):
-        raise UserError(
-            f"--to-torch {file} is {'a folder' if path.is_dir() else 'what is read'}; name another file"
-        )
+    if path.is_dir():
+        raise UserError(f"--to-torch {file} is a folder; name another file")
+    paths.check_not_read(path, "--to-torch", where)
+    checksums.check(where, [weights.name], checkpoint_folder.DAMAGED)
     ours = open_tensors(weights, kind)
     check_ours(weights, ours, links)
     if note.order:

@@ -9,7 +9,7 @@ from absl import logging
 
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.errors import UserError
-from infinity_jax.files import atomic
+from infinity_jax.files import atomic, checksums, paths
 from infinity_jax.files.lazy_tensor import LazyTensor
 from infinity_jax.files.tensors import open_tensors
 from infinity_jax.text import t5_encoder
@@ -45,14 +45,18 @@ def convert_t5(source: str, config: str, out: str) -> None:
     tensors = _encoder_tensors(open_tensors(Path(source), "t5"))
     links = t5_links(model)
     _check_fit(tensors, links, config)
-    has_config = (folder / checkpoint_folder.CONFIG).is_file()
-    old = checkpoint_folder.read_config(folder) if has_config else {}
-    checkpoint_folder.check_fit(folder, old, text_channels=model.width)
-    _write(folder / checkpoint_folder.TEXT_ENCODER, model, tokenizer, tensors, links)
-    text = old.get("text", {})
-    # A transformer that is there already knows how long its captions may be.
-    longest = text["max_length"] if text.get("encoder") == "t5" else t5_encoder.LONGEST
-    checkpoint_folder.set_text_encoder(folder, {"encoder": "t5", "max_length": longest})
+    paths.check_not_read(
+        folder / checkpoint_folder.TEXT_ENCODER, "the folder text_encoder in --out", tokenizer.parent
+    )
+    with checkpoint_folder.changing(folder):
+        has_config = (folder / checkpoint_folder.CONFIG).is_file()
+        old = checkpoint_folder.read_config(folder) if has_config else {}
+        checkpoint_folder.check_fit(folder, old, text_channels=model.width)
+        _write(folder / checkpoint_folder.TEXT_ENCODER, model, tokenizer, tensors, links)
+        text = old.get("text", {})
+        # A transformer that is there already knows how long its captions may be.
+        longest = text["max_length"] if text.get("encoder") == "t5" else t5_encoder.LONGEST
+        checkpoint_folder.set_text_encoder(folder, {"encoder": "t5", "max_length": longest})
     logging.info(
         "converted %d tensors, %.2f GB, into %s in %.0f s",
         *(len(tensors), size_of(tensors) / 1e9, folder, time.monotonic() - started),
@@ -118,14 +122,20 @@ def _write(
     folder: Path, model: T5Config, tokenizer: Path, tensors: Mapping[str, LazyTensor], links: Sequence[Link]
 ) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    hash_file, weights = folder / t5_encoder.WEIGHTS_HASH, folder / t5_encoder.WEIGHTS
-    hash_file.unlink(missing_ok=True)  # so that it can never be that of other weights
-    checkpoint_folder.replace(weights, lambda path: write_ours(path, tensors, links))
-    checkpoint_folder.replace(folder / t5_encoder.TOKENIZER, lambda path: shutil.copyfile(tokenizer, path))
-    atomic.write_json(folder / t5_encoder.CONFIG, model.to_hf())
-    # In the form of the program sha256sum, which can check it.
-    line = f"{t5_encoder.hash_of_file(weights)}  {weights.name}\n"
-    atomic.write_text(hash_file, line)
+    atomic.clean(folder)
+    weights = folder / t5_encoder.WEIGHTS
+    with checksums.replacing(folder, *t5_encoder.FILES):
+        (folder / t5_encoder.WEIGHTS_HASH).unlink(
+            missing_ok=True
+        )  # so that it can never be that of other weights
+        checkpoint_folder.replace(weights, lambda path: write_ours(path, tensors, links))
+        checkpoint_folder.replace(
+            folder / t5_encoder.TOKENIZER, lambda path: shutil.copyfile(tokenizer, path)
+        )
+        atomic.write_json(folder / t5_encoder.CONFIG, model.to_hf())
+        # In the form of the program sha256sum, which can check it.
+        line = f"{t5_encoder.hash_of_file(weights)}  {weights.name}\n"
+        atomic.write_text(folder / t5_encoder.WEIGHTS_HASH, line)
 
 
 EMBEDDING = "shared.weight"

@@ -72,7 +72,7 @@ def main(request: Request, json_file: str) -> bool:
     """
     r = request
     values = config_files.load(f"{r.config}:{r.size},{r.budget}")
-    atomic.check_target(Path(json_file), "--json")
+    atomic.check_target(Path(json_file), "--json", r.config)
     if r.sampler and r.microbatches:
         raise UserError("--microbatches is of the train step; leave it out with --sampler")
     model = from_dict(TransformerConfig, values.model, "model")

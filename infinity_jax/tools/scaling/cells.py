@@ -14,7 +14,7 @@ from infinity_jax.checkpoints import origin
 from infinity_jax.config import SampleConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.files import atomic
+from infinity_jax.files import atomic, reading
 from infinity_jax.sampling.pipeline import InfinityPipeline
 from infinity_jax.tools.scaling.estimate import Estimate
 from infinity_jax.tools.scaling.grid import Cell, GridConfig
@@ -36,7 +36,7 @@ def folder(workdir: Path, cell: Cell) -> Path:
 def finished_row(workdir: Path, cell: Cell) -> dict[str, Any] | None:
     """Reads the row of a cell that is done; None if it is not."""
     path = folder(workdir, cell) / ROW
-    return json.loads(path.read_text()) if path.exists() else None
+    return reading.read_object(path, "remove it to run the cell again") if path.exists() else None
 
 
 def check_unchanged(workdir: Path, cell: Cell, grid: GridConfig) -> None:
@@ -44,7 +44,8 @@ def check_unchanged(workdir: Path, cell: Cell, grid: GridConfig) -> None:
     path = folder(workdir, cell) / CONFIG
     if not path.exists():
         return
-    before, now = json.loads(path.read_text()), json.loads(json.dumps(_record(cell, grid)))
+    before = reading.read_object(path, f"remove {path.parent} to run the cell again")
+    now = json.loads(json.dumps(_record(cell, grid)))
     # A key that only one of them has came or went with another version of the program.
     changed = sorted(key for key in before.keys() & now.keys() if before[key] != now[key])
     if changed:
@@ -109,7 +110,10 @@ def _record(cell: Cell, grid: GridConfig) -> dict[str, Any]:
 
 def _trained(run: Path) -> dict[str, Any]:
     """Reads what a finished training left in its metrics."""
-    lines = run_log.read_lines(run / "metrics.jsonl")
+    needed = {"step", "loss", "seconds_per_step", "images_per_second"}
+    lines = [line for line in run_log.read_lines(run / "metrics.jsonl") if needed <= line.keys()]
+    if not lines:
+        raise UserError(f"{run / 'metrics.jsonl'} has no whole line; remove {run} to run the cell again")
     evaluations = run_log.read_lines(run / "evaluations.jsonl")
     # The first number has the compilation in it, and others may have a pause.
     step = statistics.median(line["seconds_per_step"] for line in lines)

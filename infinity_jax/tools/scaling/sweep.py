@@ -1,8 +1,7 @@
 """`infinity-jax sweep`: runs the cells of a grid one after the other, and keeps the table of runs up to date."""
 
 import contextlib
-import fcntl
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import jax
 from absl import logging
 
 from infinity_jax.errors import UserError
+from infinity_jax.files import locks
 from infinity_jax.runtime import distributed
 from infinity_jax.tools.scaling import cells, grid, table
 from infinity_jax.tools.scaling.estimate import Estimate, estimate
@@ -109,9 +109,10 @@ def _run_alone(workdir: Path, e: Estimate, config: grid.GridConfig) -> str | Non
     with contextlib.ExitStack() as held:
         if jax.process_count() == 1:
             try:
-                held.enter_context(_alone(workdir / "cells" / f".{e.cell.name}.lock", wait=False))
-            except BlockingIOError:
-                logging.info("cell %s is being run by another job: left to it", e.cell.name)
+                lock = workdir / "cells" / f".{e.cell.name}.lock"
+                held.enter_context(locks.alone(lock, f"runs the cell {e.cell.name}", "it is left to that"))
+            except locks.Held as error:
+                logging.info("%s", error)
                 return None
             if cells.finished_row(workdir, e.cell) is not None:
                 return None
@@ -124,7 +125,7 @@ def _run_alone(workdir: Path, e: Estimate, config: grid.GridConfig) -> str | Non
 
 def _train_tokenizer(config: Any, workdir: Path) -> None:
     """Trains a tokenizer that all cells share; of several jobs one does, and the others wait for it."""
-    lock = _alone(workdir.with_name(f".{workdir.name}.lock"))
+    lock = locks.alone(workdir.with_name(f".{workdir.name}.lock"), f"trains in {workdir}")
     with contextlib.ExitStack() as held:
 
         def wait() -> None:
@@ -140,19 +141,10 @@ def _collect(workdir: Path, estimates: Sequence[Estimate]) -> list[dict[str, Any
     if jax.process_index() != 0:
         return []
     # Jobs of an array end at any time: each must see the rows of those that wrote the table before.
-    with _alone(workdir / f".{TABLE}.lock"):
+    with locks.alone(workdir / f".{TABLE}.lock", f"writes {workdir / TABLE}"):
         rows = [cells.row(workdir, e) for e in estimates]
         table.write(workdir / TABLE, rows)
     return rows
-
-
-@contextlib.contextmanager
-def _alone(file: Path, wait: bool = True) -> Iterator[None]:
-    """Waits until no other job is in here with the same file, or raises BlockingIOError if there is one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with open(file, "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
 
 
 def _hours(seconds: float) -> str:

@@ -15,6 +15,7 @@ from infinity_jax.data.originals.rows import Row, Skipped
 from infinity_jax.data.prepared import prepare, shards, writer
 from infinity_jax.data.prepared.record_set import MixedRecords
 from infinity_jax.errors import UserError
+from infinity_jax.files import pictures as picture_files
 
 
 def records_of(out: Path):
@@ -192,3 +193,34 @@ def test_a_path_means_the_same_whatever_stood_before_it(tmp_path):
 def test_what_only_shards_are_made_of_needs_a_folder(source):
     with pytest.raises(UserError, match="needs --out DIR"):
         prepare.main(source)
+
+
+def test_a_line_that_would_fill_the_memory_is_one_bad_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(json_lines, "MOST_LINE", 1000)
+    long = '{"image_path": "0.jpg", "text": "' + "a" * 5000 + '"}'
+    write_split(tmp_path, [GOOD, long, GOOD, "b" * 999, "c" * 1000, GOOD])
+    rows = [row for part in json_lines.find_parts(tmp_path) for row in part.rows()]
+    assert [isinstance(row, Row) for row in rows] == [True, False, True, False, False, True]
+    assert [row.detail for row in rows if isinstance(row, Skipped)][::2] == ["more than 1000 bytes"] * 2
+
+
+def test_members_of_a_tar_that_would_fill_the_memory_are_not_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(picture_files, "MOST_BYTES", 10_000)
+    monkeypatch.setattr(tar_shards, "MOST_TEXT", 1000)
+    members = {
+        "a.jpg": pictures.jpeg(0),
+        "a.txt": b"a cat",
+        "b.jpg": b"\0" * 10_001,
+        "b.txt": b"b",
+        "c.bin": b"\0" * 50_000,
+    }
+    members |= {"c.jpg": pictures.jpeg(1), "c.txt": b"c" * 1001}
+    with tarfile.open(tmp_path / "a.tar", "w") as shard:
+        for name, content in members.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            shard.addfile(member, io.BytesIO(content))
+    first, second, third = tar_shards.TarPart(tmp_path / "a.tar").rows()
+    assert isinstance(first, Row) and first.captions == {"short": ["a cat"]}
+    assert isinstance(second, Row) and second.image == b"", "an empty file, as `prepare` will say"
+    assert isinstance(third, Skipped) and third.kind == "no caption"

@@ -82,6 +82,9 @@ def test_features_give_nearly_the_same_and_another_encoder_is_refused(shards, un
     index["features"]["tokenizer"] = "0" * 24
     (features / "index.json").write_text(json.dumps(index))
     train(features, tmp_path / "other", code=2)
+    assert "index.json is damaged" in capsys.readouterr().err
+    (features / "checksums.json").unlink()
+    train(features, tmp_path / "other", code=2)
     assert (
         "were made with tokenizer '000000000000000000000000', and config.tokenizer" in capsys.readouterr().err
     )

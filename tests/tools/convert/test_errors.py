@@ -164,5 +164,8 @@ def test_a_checkpoint_that_does_not_fit_its_config_is_not_exported(config, tmp_p
     main(str(write_pth(tmp_path / "a.pth", transformer_state())), "transformer", config, str(folder))
     arrays = load_file(folder / "transformer.safetensors")
     save_safetensors(arrays | {"start_position": np.zeros(3, np.float32)}, folder / "transformer.safetensors")
+    with pytest.raises(UserError, match=r"transformer.safetensors is damaged: it has \d+ bytes in place of"):
+        to_torch(str(tmp_path / "b.pth"), str(folder), "transformer")
+    (folder / "checksums.json").unlink()
     with pytest.raises(UserError, match=r"start_position is \(3,\) in the file and \(64,\) by the config"):
         to_torch(str(tmp_path / "b.pth"), str(folder), "transformer")

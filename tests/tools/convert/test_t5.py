@@ -44,7 +44,7 @@ def test_conversion(published, converted):
     text = json.loads((converted.parent / "config.json").read_text())["text"]
     assert text == {"encoder": "t5", "max_length": 512}
     assert sorted(path.name for path in converted.iterdir()) == [
-        "config.json", "sha256", "tokenizer.json", "weights.safetensors"
+        "checksums.json", "config.json", "sha256", "tokenizer.json", "weights.safetensors"
     ]  # fmt: skip
 
 
