@@ -122,6 +122,7 @@ def keep_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
     """
     tokenizer, copy = fitting_tokenizer(run, workdir), workdir / "tokenizer"
     if not start.newest_step(workdir) and jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
         shutil.rmtree(copy, ignore_errors=True)
         with atomic.writing_folder(copy) as temporary:
             pretrained.save_tokenizer(temporary, tokenizer)
