@@ -67,7 +67,7 @@ def paired(name: str, action: Callable[[], object], rounds: int, gigabytes: floa
 
 def main() -> None:
     """Measures and prints."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument(
         "--gigabytes", type=float, default=1.0, help="of the state and of the weights, default 1"
     )

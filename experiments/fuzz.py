@@ -11,6 +11,7 @@ than 1 GiB above the process's start, a traceback, or a flipped array. About 20 
 """
 
 import argparse
+import dataclasses
 import collections
 import io
 import itertools
@@ -293,7 +294,7 @@ class Checkpoints(Kind):
         writer = Checkpointer(self.whole / "checkpoints")
         for step in (1, 2):
             data = {"seed": 0, "next_step": step, "examples": 8 * step}
-            writer.save(step, self.state.replace(step=np.int32(step)), data, toy_run.CONFIG)
+            writer.save(step, dataclasses.replace(self.state, step=np.int32(step)), data, toy_run.CONFIG)
             writer.wait()
         writer.close()
         newest = self.whole / "checkpoints" / "2"

@@ -1,9 +1,10 @@
-"""Where weights come from: the commit and the command of the run that trains them."""
+"""Where weights come from: the commit and the command of the run that trains them, and all data behind them."""
 
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +12,29 @@ from typing import Any
 _PATH = re.compile(r"(?:(?<=[=:,])|^)(?:~[^/=:,@]*|\.{1,2})?/(?!/)[^=:,@]*")
 
 
-def describe() -> dict[str, str]:
-    """Tells {"commit", "command"} of this process; the commit is "unknown" outside a git checkout."""
-    return {"commit": _commit(), "command": shlex.join(["infinity-jax", *sys.argv[1:]])}
+def describe(earlier_data: Sequence[str]) -> dict[str, Any]:
+    """Tells {"commit", "command", "earlier_data"} of this process; the commit is "unknown" outside a git checkout.
+
+    Args:
+      earlier_data: what the weights that it starts from were trained on, see `data_of`.
+    """
+    command = shlex.join(["infinity-jax", *sys.argv[1:]])
+    return {"commit": commit(), "command": command, "earlier_data": list(earlier_data)}
 
 
-def _commit() -> str:
+def data_of(noted: Mapping[str, Any]) -> list[str]:
+    """Names the data that weights were trained on, from the first run to the last, by what is noted of the last one.
+
+    Whoever shares the weights owes all of it its attribution.
+    """
+    earlier = noted.get("origin", {}).get("earlier_data", [])
+    own = noted.get("data", {}).get("source")
+    return list(dict.fromkeys([*earlier, *([own] if own else [])]))
+
+
+def commit() -> str:
+    """Names the git commit of this package, with a note if files were changed since; "unknown" outside a checkout."""
+
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(Path(__file__).parent), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import PyTree
 
 from infinity_jax import scales
+from infinity_jax.checkpoints.origin import data_of
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.runtime.sharding import Layout, put
 from infinity_jax.tokenizer.model import Tokenizer, initial_variables
@@ -73,6 +74,13 @@ class TrainedModel:
     source: str
     sample: Mapping[str, Any]
     origin: Mapping[str, Any]
+
+    @property
+    def trained_on(self) -> list[str]:
+        """Names all data behind the pictures: of both parts' runs, and of those that they began with."""
+        own = [self.source] if self.source else []
+        behind = [*data_of(self.origin), *own, *data_of(self.tokenizer.origin)]
+        return list(dict.fromkeys(behind))
 
 
 def placed(model: TrainedModel, layout: Layout) -> TrainedModel:

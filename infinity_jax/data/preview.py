@@ -50,7 +50,7 @@ def write_preview(source: str, file: Path, fit: str, tokenizer: str) -> str:
         captions=[f"{found.psnr[i]:.1f} dB: {records[i]['caption']}" for i in shown],
         scale=1,
         title=f"{source}: {words}",
-        footer=attribution(source),
+        footer=attribution([source]),
     )
     lines = [f"wrote {file}: {words}"]
     if found.mean_psnr < ENOUGH_DB:

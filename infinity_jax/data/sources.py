@@ -1,7 +1,7 @@
 """Data sets by name: each is a random-access sequence of {image, caption, id}."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +52,6 @@ def fit_of(origin: Mapping[str, Any]) -> str:
     return origin.get("data", {}).get("fit", "crop")
 
 
-def attribution(source: str) -> str:
-    """Returns what a sheet must say about the pictures it was trained on, "" if nothing is known."""
-    return "Trained on OpenMoji pictures (openmoji.org, CC BY-SA 4.0)." if source == "emoji_captions" else ""
+def attribution(sources: Collection[str]) -> str:
+    """Returns what a sheet must say about the data that drew it, "" if nothing is known."""
+    return "Trained on OpenMoji pictures (openmoji.org, CC BY-SA 4.0)." if "emoji_captions" in sources else ""

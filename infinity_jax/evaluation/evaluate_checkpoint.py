@@ -75,7 +75,7 @@ def main(
     logging.info("wrote %s", json_file)
     print(main_numbers.as_text(numbers, main_numbers.CHECKPOINT))
     if sheet:
-        _draw(Path(sheet), pipeline.model.source, real, generated)
+        _draw(Path(sheet), pipeline.model.trained_on, real, generated)
     return numbers
 
 
@@ -108,7 +108,9 @@ def _tokenizer_quality(
     return {"psnr": psnr, "reconstruction_kid": kid, "reconstruction_kid_error": error}
 
 
-def _draw(path: Path, source: str, real: generation.RealPictures, generated: generation.Generated) -> None:
+def _draw(
+    path: Path, trained_on: list[str], real: generation.RealPictures, generated: generation.Generated
+) -> None:
     """Draws two sheets, generated above real: train prompts in `path`, held-out compositions beside it."""
     few = generated.chosen[:SHEET_COLUMNS]
     captions = [real.train.captions[i] for i in few]
@@ -124,6 +126,6 @@ def _draw(path: Path, source: str, real: generation.RealPictures, generated: gen
             ["generated", "real"],
             file,
             captions=captions,
-            footer=sources.attribution(source),
+            footer=sources.attribution(trained_on),
         )
         logging.info("wrote %s", file)

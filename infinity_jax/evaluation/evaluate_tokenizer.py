@@ -11,6 +11,7 @@ import numpy as np
 from absl import logging
 
 from infinity_jax.checkpoints import opened, pretrained
+from infinity_jax.checkpoints.origin import data_of
 from infinity_jax.data import pictures, sources
 from infinity_jax.data.records import Source
 from infinity_jax.data.sources import attribution
@@ -107,7 +108,7 @@ def main(
     logging.info("wrote %s", json_file)
     print(main_numbers.as_text(numbers, main_numbers.TOKENIZER))
     if sheet:
-        _draw(Path(sheet), through_bits, chosen, attribution(source))
+        _draw(Path(sheet), through_bits, chosen, attribution([source, *data_of(tokenizer.origin)]))
     return numbers
 
 

@@ -62,7 +62,7 @@ def main(
         # Not before all that was asked for has been found to be possible.
         folder.mkdir(parents=True, exist_ok=True)
         picture_writer.write_all({i: wanted[i] for i in missing}, drawn, "--skip-existing resumes from there")
-    shown = _draw_sheet(wanted, folder / "sheet.png", attribution(pipeline.model.source))
+    shown = _draw_sheet(wanted, folder / "sheet.png", attribution(pipeline.model.trained_on))
     logging.info(
         "wrote %d pictures and sheet.png%s to %s",
         len(missing),

@@ -12,6 +12,8 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jax.experimental import multihost_utils
 
+from infinity_jax.checkpoints import origin
+from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
@@ -84,6 +86,17 @@ def newest_step(workdir: Path) -> int:
     """Finds the step of the newest complete checkpoint, 0 if there is none; nothing is opened or cleaned up."""
     folder = workdir / "checkpoints"
     return max(ocp.utils.checkpoint_steps(folder), default=0) if folder.is_dir() else 0
+
+
+def data_before(train: TrainConfig, workdir: Path, part: str) -> list[str]:
+    """Names the data that the weights were trained on which a run of `part` starts from; see `origin.data_of`.
+
+    A run that goes on keeps what it noted: the checkpoint that it began with need not be there any more.
+    """
+    if newest_step(workdir):
+        return open_checkpoint(workdir).origin(part).get("origin", {}).get("earlier_data", [])
+    path = train.restore_from or train.init_from
+    return origin.data_of(open_checkpoint(path).origin(part)) if path else []
 
 
 def _check_shared(checkpointer: Checkpointer) -> None:

@@ -102,12 +102,13 @@ def main(config: Any, workdir: str | Path) -> TrainState:
             yield batch
 
     with start.alone_in(Path(workdir)):
+        earlier_data = start.data_before(train, Path(workdir), "tokenizer")
         return loop.run(
             workdir,
             train,
             step,
             loop.Data(read, examples_before=lambda step: int(mix.starts[step])),
-            config=config.to_dict() | {"origin": origin.describe()},
+            config=config.to_dict() | {"origin": origin.describe(earlier_data)},
             hooks=tokenizer_hooks(tokenizer, test_schedule, data, train, layout, Path(workdir)),
             load_params=lambda path, wanted: open_checkpoint(path).tokenizer_params(wanted),
         )

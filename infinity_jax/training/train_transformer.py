@@ -52,6 +52,8 @@ def _train(config: Any, run: run_config.RunConfig, workdir: Path) -> TrainState:
         # All captions are encoded by now; from here on the encoder takes its share of every device, not all of one.
         text_encoder.place(layout)
 
+    earlier_data = start.data_before(train, workdir, "transformer")
+
     def batches(first_step: int, rows_of: loop.RowsOf):
         return feed.batches(rows_of(train.batch_size), train.batch_size, train.seed, first_step)
 
@@ -60,7 +62,7 @@ def _train(config: Any, run: run_config.RunConfig, workdir: Path) -> TrainState:
         train,
         step,
         loop.Data(batches, lambda step: step * train.batch_size, to_features),
-        config=config.to_dict() | {"origin": origin.describe()},
+        config=config.to_dict() | {"origin": origin.describe(earlier_data)},
         hooks=hooks,
         load_params=lambda path, wanted: open_checkpoint(path).transformer_params(wanted),
     )

@@ -1,5 +1,7 @@
 """Arguments of the sampler whose settings are the same for all pictures."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -7,7 +9,7 @@ from infinity_jax.sampling.bits import DrawSettings
 from infinity_jax.sampling.config import SamplerInputs
 
 
-def draw_settings(seeds, tau=1.0, top_p=1.0, scale=0) -> DrawSettings:
+def draw_settings(seeds, tau: Any = 1.0, top_p: Any = 1.0, scale: int = 0) -> DrawSettings:
     """How the bits of one scale are drawn; tau and top_p are for all pictures, or one for each."""
     tau_B, top_p_B = (jnp.full(len(seeds), jnp.asarray(x), jnp.float32) for x in (tau, top_p))
     return DrawSettings(jnp.asarray(seeds, jnp.uint32), tau_B, top_p_B, scale)

@@ -86,7 +86,7 @@ def run(workdir: Path, cell: Cell, grid: GridConfig, estimate: Estimate) -> None
             numbers = {} if grid.checkpoint else _trained(here / "run")
             if grid.pictures:
                 numbers |= _drawn(checkpoint, cell, grid.pictures)
-            numbers |= {"status": "done", "commit": origin.describe()["commit"][:12]}
+            numbers |= {"status": "done", "commit": origin.commit()[:12]}
             numbers |= {"device": f"{jax.device_count()} x {jax.devices()[0].device_kind}"}
             atomic.write_json(here / ROW, estimate.row() | numbers)
     except (UserError, MemoryError, jax.errors.JaxRuntimeError) as error:
