@@ -125,6 +125,7 @@ def add_part(
             new.pop("source", None)  # the data of the transformer that was here before
     new["origin"] = old.get("origin", {}) | {part: dict(origin)}
     check_fit(folder, new)
+    folder.mkdir(parents=True, exist_ok=True)
     with checksums.replacing(folder, WEIGHTS[part]):
         replace(folder / WEIGHTS[part], write)
     write_config(folder, new)

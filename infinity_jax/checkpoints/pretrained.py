@@ -33,7 +33,10 @@ def load_on_host(path: str | Path) -> TrainedModel:
 
 
 def save_tokenizer(folder: Path, tokenizer: TrainedTokenizer, dtype: str = "float32") -> None:
-    """Writes config.json and tokenizer.safetensors, weights in `dtype`: "float32", "bfloat16" or "float16"."""
+    """Writes config.json and tokenizer.safetensors, weights in `dtype`: "float32", "bfloat16" or "float16".
+
+    Its origin is noted as it is, with paths of this machine: for a run's own copy. `export` leaves them out.
+    """
     disk.check_dtype(dtype)
     with disk.changing(folder):
         _write_weights(folder, {"tokenizer": tokenizer.params}, dtype)
@@ -43,11 +46,12 @@ def save_tokenizer(folder: Path, tokenizer: TrainedTokenizer, dtype: str = "floa
 def save_model(folder: Path, model: TrainedModel, dtype: str = "float32") -> None:
     """Writes the folder that `load_model` reads; weights in `dtype` as in `save_tokenizer`.
 
-    A text encoder that lies in a folder is copied along, so that everything is in one place.
+    A text encoder that lies in a folder is copied along, so that everything is in one place. Of paths that are noted of
+    the runs the last name alone is kept.
     """
     disk.check_dtype(dtype)
     text = dict(model.text)
-    values = _tokenizer_section(model.tokenizer)
+    values = _tokenizer_section(_without_paths(model.tokenizer))
     values["origin"]["transformer"] = origin.without_paths(dict(model.origin))
     values |= {"transformer": dataclasses.asdict(model.config), "sample": dict(model.sample)}
     values["source"] = origin.without_paths(model.source)
@@ -76,7 +80,7 @@ def export(checkpoint: str, out: str | Path, dtype: str = "float16") -> None:
     if opened.has_transformer:
         save_model(out, opened.model(), dtype)
     else:
-        save_tokenizer(out, opened.tokenizer(), dtype)
+        save_tokenizer(out, _without_paths(opened.tokenizer()), dtype)
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())
     logging.info("wrote %s, %.1f MB", out, size / 1e6)
 
@@ -101,5 +105,9 @@ def _tokenizer_section(tokenizer: TrainedTokenizer) -> dict[str, Any]:
     return {
         "scales": tokenizer.scales,
         "tokenizer": config,
-        "origin": {"tokenizer": origin.without_paths(tokenizer.origin)},
+        "origin": {"tokenizer": dict(tokenizer.origin)},
     }
+
+
+def _without_paths(tokenizer: TrainedTokenizer) -> TrainedTokenizer:
+    return dataclasses.replace(tokenizer, origin=origin.without_paths(dict(tokenizer.origin)))

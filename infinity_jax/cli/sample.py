@@ -24,7 +24,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     given = command.add_mutually_exclusive_group(required=True)
     prompts = given.add_argument(
         "prompts",
-        type=options.text,
+        type=options.any_text,
         nargs="*",
         default=[],
         metavar="PROMPT",

@@ -227,7 +227,7 @@ def logit_ties_taken_from(given_BLd: jax.Array, offsets: Sequence[int]) -> Itera
 
     def with_given(difference_BNd, settings):
         drawn_BNd = draw_bits(difference_BNd, settings)
-        differences.append(difference_BNd / settings.tau)
+        differences.append(difference_BNd / settings.tau_B[:, None, None])
         given_BNd = given_BLd[:, offsets[settings.scale] : offsets[settings.scale + 1]]
         return jnp.where(jnp.abs(differences[-1]) < TIE, given_BNd, drawn_BNd)
 

@@ -103,7 +103,7 @@ def run(
                 moved = {f"moved/{name}": value for name, value in numbers_of(other).items()}
                 shutil.rmtree(checkpoints)
             writer = Checkpointer(checkpoints)
-            writer.save(number, state, {}, {})
+            writer.save(number, state, {"seed": 0, "next_step": number, "examples": 0}, {})
             writer.close()
         state, metrics = step_fn(state, data, jax.random.key(0))
         results.append([metrics["loss"], metrics["gradient_norm"]])

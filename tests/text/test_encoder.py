@@ -196,7 +196,7 @@ def test_cache_hit_and_miss(encoder, tmp_path, log):
     counting.max_length = 31
     cached_features(counting, CAPTIONS, tmp_path)
     assert counting.encoded == 16
-    assert len(list(tmp_path.iterdir())) == 8, "two files each, no temporary ones"
+    assert len(list(tmp_path.iterdir())) == 16, "two files each with checksums, no temporary ones"
 
 
 @pytest.mark.parametrize("name", ["features", "mask"])
