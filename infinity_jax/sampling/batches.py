@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.devices import GIB, memory_bytes
+from infinity_jax.runtime.memory import device_memory
 from infinity_jax.runtime.sharding import Layout
 from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.scales import ScaleSchedule
@@ -38,7 +39,7 @@ def check(batch: int, config: SamplerConfig, layout: Layout | None) -> None:
     if layout is not None:
         layout.batch(batch)
     needed = least_bytes(config)
-    available = memory_bytes() * (1 if layout is None else layout.batch_parts)
+    available = memory_bytes() if layout is None else device_memory(layout) * layout.batch_parts
     if batch * needed > available:
         raise UserError(
             f"batch {batch}: pictures of this size take at least {needed / 2**20:.3g} MiB each while they are drawn, "
