@@ -65,7 +65,7 @@ def read(folder: Path) -> dict[str, tuple[int, str]]:
         return {name: (int(size), str(xxh3)) for name, (size, xxh3) in files.items()}
     except FileNotFoundError:
         return {}
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is damaged ({error}); restore it, or remove it to read unchecked") from error
 
 
