@@ -11,8 +11,8 @@ than 1 GiB above the process's start, a traceback, or a flipped array. About 20 
 """
 
 import argparse
-import dataclasses
 import collections
+import dataclasses
 import io
 import itertools
 import json
