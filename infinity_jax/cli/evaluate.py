@@ -35,6 +35,13 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         help="train prompts for retrieval, default 256",
     )
     add("--sheet", type=options.output_sheet, metavar="FILE", help="a PNG of generated beside real pictures")
+    add(
+        "--data",
+        type=options.text,
+        metavar="NAME",
+        help="emoji_captions or folder:PATH; default: what the checkpoint was trained on (an exported one does not tell "
+        "where a folder lies)",
+    )
 
 
 @command("evaluate", "measure a checkpoint: loss, reconstruction, KID, retrieval", EXAMPLES, _add_arguments)
@@ -49,6 +56,7 @@ def evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
         settings=options.settings_of(arguments),
         prompts=arguments.prompts,
         sheet=arguments.sheet,
+        data=arguments.data,
     )
 
 

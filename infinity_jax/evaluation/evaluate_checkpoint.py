@@ -36,6 +36,7 @@ def main(
     settings: Mapping[str, Any] | None = None,
     prompts: int = 256,
     sheet: str | Path | None = None,
+    data: str | None = None,
 ) -> dict[str, Any]:
     """Measures a checkpoint and writes the numbers.
 
@@ -46,6 +47,7 @@ def main(
       settings: values of fields of `SampleConfig`; the others, and those that are None, are the checkpoint's own.
       prompts: train prompts for retrieval, of pictures without look-alikes.
       sheet: a PNG to draw, or None.
+      data: the data set, as `data.source`; None is the one that the checkpoint was trained on.
     Raises:
       UserError: `json_file` cannot be written, or the checkpoint, its data set or a setting is wrong.
     """
@@ -57,7 +59,7 @@ def main(
     pipeline = InfinityPipeline.from_pretrained(checkpoint)
     chosen_settings = pipeline.settings.changed(**settings or {})
     model = pipeline.model
-    real = generation.real_pictures(model.source, model.tokenizer.side, sources.fit_of(model.origin))
+    real = generation.real_pictures(data or model.source, model.tokenizer.side, sources.fit_of(model.origin))
     chosen = real.choose_prompts(prompts, KID_PICTURES, seed)
     generated = generation.generate(pipeline, real, chosen_settings, chosen, seed)
 
