@@ -153,7 +153,8 @@ class Rewriter:
         if key := os.environ.get(KEY):
             headers["Authorization"] = f"Bearer {key.strip()}"
         request = urllib.request.Request(self._url, data=body, headers=headers, method="POST")
-        with self._opener.open(request, timeout=_TIMEOUT_S) as reply:
+        # The deadline of the whole exchange comes first, and tells what it was; this one ends the thread.
+        with self._opener.open(request, timeout=2 * _TIMEOUT_S) as reply:
             answer = reply.read(_LONGEST_REPLY + 1)
         if len(answer) > _LONGEST_REPLY:
             raise ValueError(f"more than {_LONGEST_REPLY} bytes")

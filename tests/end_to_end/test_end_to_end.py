@@ -82,12 +82,13 @@ def test_the_same_seed_and_prompt_give_the_same_picture(run, trained):
     first, again = (np.asarray(Image.open(root / out / "0000-red-disc.png")) for out in ("one", "two"))
     assert first.shape == (64, 64, 3)
     np.testing.assert_array_equal(first, again)
-    # The second picture of that call had seed 6: alone with that seed it is the same.
-    command("sample", "blue box", "--checkpoint", root / "whole", "--seed", 6, "--out", root / "three")
-    np.testing.assert_array_equal(
-        np.asarray(Image.open(root / "one" / "0001-blue-box.png")),
-        np.asarray(Image.open(root / "three" / "0000-blue-box.png")),
-    )
+    # The second picture of that call had seed 6: beside another one with that seed it is the same, and alone, in a
+    # batch of one, up to the rounding of the decoder.
+    second = np.asarray(Image.open(root / "one" / "0001-blue-box.png"))
+    for prompts, most in ((("blue box", "a cat"), 0), (("blue box",), 1)):
+        command("sample", *prompts, "--checkpoint", root / "whole", "--seed", 6, "--out", root / "three")
+        other = np.asarray(Image.open(root / "three" / "0000-blue-box.png"))
+        assert np.abs(second.astype(int) - other).max() <= most
     assert (root / "one" / "sheet.png").is_file()
 
 
