@@ -112,13 +112,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compile with less optimisation: several times faster, and other memory is planned",
     )
-    add(
-        "--json",
-        type=options.output_file,
-        required=True,
-        metavar="FILE",
-        help="where the numbers are written",
-    )
+    options.add_json(command)
 
 
 @command(

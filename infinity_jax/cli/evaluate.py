@@ -18,13 +18,7 @@ What is computed of the real pictures is kept in $INFINITY_DATA; the log names t
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add(
-        "--json",
-        type=options.output_file,
-        required=True,
-        metavar="FILE",
-        help="where the numbers are written",
-    )
+    options.add_json(command)
     sample.add_checkpoint(command)
     options.add_settings(command)
     add(
@@ -62,13 +56,7 @@ def evaluate(arguments: argparse.Namespace, _: list[str]) -> None:
 
 def _add_tokenizer_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add(
-        "--json",
-        type=options.output_file,
-        required=True,
-        metavar="FILE",
-        help="where the numbers are written",
-    )
+    options.add_json(command)
     add(
         "--checkpoint",
         type=options.text,
@@ -168,13 +156,7 @@ def _add_fid_arguments(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="the weights: pt_inception-2015-12-05-6726825d.pth of pytorch-fid",
     )
-    add(
-        "--json",
-        type=options.output_file,
-        required=True,
-        metavar="FILE",
-        help="where the numbers are written",
-    )
+    options.add_json(command)
 
 
 @command(

@@ -124,6 +124,13 @@ SETTING_FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+def add_json(command: argparse.ArgumentParser) -> None:
+    """Adds --json, where a command writes its numbers."""
+    command.add_argument(
+        "--json", type=output_file, required=True, metavar="FILE", help="where the numbers are written"
+    )
+
+
 def add_settings(command: argparse.ArgumentParser) -> None:
     """Adds an option for each field of `SampleConfig`."""
     group = command.add_argument_group("sampling settings (default: the checkpoint's own)")

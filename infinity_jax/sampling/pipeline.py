@@ -194,16 +194,19 @@ class InfinityPipeline:
         settings: SampleConfig | None = None,
         pictures: Sequence[int] = batches.SIZES,
     ) -> None:
-        """Compiles what requests of this kind need, by drawing so many pictures of its first prompt.
+        """Compiles what requests of this kind need, by drawing so many pictures of its longest prompt.
 
         Args:
-          request: its longest text, negative prompts or none, aspect ratio and budget are those that are compiled for.
+          request: the padded length of its longest text, whether there are negative prompts, aspect ratio and budget
+            are what is compiled for.
           settings: None takes the checkpoint's own; other values of cfg, tau and top_p need no other program.
           pictures: for calls of how many.
         """
+        request = request.checked()
+        columns = [request.prompts, *([] if request.negative_prompts is None else [request.negative_prompts])]
+        lengths = np.max([padded_lengths(self.text_encoder, texts) for texts in columns], axis=0)
         for count in pictures:
-            rows = request.part([i % len(request.prompts) for i in range(count)])
-            for _ in self.stream(rows, settings):
+            for _ in self.stream(request.part([int(np.argmax(lengths))] * count), settings):
                 pass
 
     def _batches(

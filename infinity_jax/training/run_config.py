@@ -181,8 +181,7 @@ def _check_drawing(run: RunConfig, tokenizer: TrainedTokenizer) -> None:
     """Raises UserError where the section `sample` does not fit: else the first sheet would find it, hours later."""
     schedule = scales.make_schedule(run.data.scales)
     SamplerConfig.from_settings(run.model, tokenizer.config, schedule, run.sample)
-    guidance.strengths(run.sample.guidance, run.sample.cfg, schedule.n_scales)
-    guidance.per_scale(run.sample.tau, schedule.n_scales, "tau")
+    guidance.numbers([run.sample], schedule.n_scales, pictures=1)
 
 
 def fitting_text_encoder(run: RunConfig) -> TextEncoder:

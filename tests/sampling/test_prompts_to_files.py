@@ -108,6 +108,21 @@ def test_nothing_is_compiled_after_a_warm_up(system):
     assert seen, "these are seen"
 
 
+def test_a_warm_up_is_for_the_longest_text(system, monkeypatch):
+    shapes = []
+
+    def draw(params, tokenizer_params, inputs):
+        shapes.append(inputs.text_BTC.shape[:2])
+        return FakePictures([], len(inputs.seeds_B))
+
+    monkeypatch.setattr(pipeline, "make_sampler", lambda config, layout: draw)
+    system.warm_up(SampleRequest(["a", "a " * 50, "b"], range(3)))
+    assert shapes == [(1, 64), (4, 64), (16, 64)]
+    shapes.clear()
+    system.warm_up(SampleRequest(["a", "b"], range(2), negative_prompts=["c", "a " * 50]), pictures=[1])
+    assert shapes == [(1, 64)]
+
+
 def test_texts_of_any_length_have_few_shapes(system, monkeypatch):
     shapes = []
 
