@@ -5,6 +5,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ def data_of(noted: Mapping[str, Any]) -> list[str]:
     earlier = noted.get("origin", {}).get("earlier_data", [])
     own = noted.get("data", {}).get("source")
     return list(dict.fromkeys([*earlier, *([own] if own else [])]))
+
+
+def package() -> str:
+    """Names this package with its version, "unknown" in a checkout that is not installed."""
+    name = "infinity-jax"
+    try:
+        return f"{name} {metadata.version(name)}"
+    except metadata.PackageNotFoundError:
+        return f"{name} unknown"
 
 
 def commit() -> str:

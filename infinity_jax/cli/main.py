@@ -4,8 +4,8 @@ import argparse
 import difflib
 import sys
 from collections.abc import Sequence
-from importlib import metadata
 
+from infinity_jax.checkpoints import origin
 from infinity_jax.cli import exit_codes
 from infinity_jax.cli.compile import compile
 from infinity_jax.cli.convert import convert, export
@@ -70,18 +70,11 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Prepared data, caches and compiled programs lie in $INFINITY_DATA (default ~/.cache/infinity_jax).",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=_version())
+    parser.add_argument("--version", action="version", version=origin.package())
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_to(commands)
     return parser
-
-
-def _version() -> str:
-    try:
-        return f"infinity-jax {metadata.version('infinity-jax')}"
-    except metadata.PackageNotFoundError:  # a checkout that is not installed
-        return "infinity-jax (not installed)"
 
 
 def _prepare_process() -> None:

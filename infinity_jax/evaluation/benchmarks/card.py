@@ -5,7 +5,6 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from absl import logging
 from flax.traverse_util import flatten_dict
 
 from infinity_jax.checkpoints import folder as checkpoint_folder
-from infinity_jax.checkpoints import opened
+from infinity_jax.checkpoints import opened, origin
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.config import SampleConfig
 from infinity_jax.errors import UserError
@@ -24,7 +23,6 @@ from infinity_jax.files import atomic, pictures, reading
 from infinity_jax.sampling.pipeline import InfinityPipeline
 
 NAME = "card.json"
-_PACKAGE = "infinity-jax"
 # What may be another one when a run goes on: it changes no picture, or only its rounding.
 _FREE = ("prompts.path", "checkpoint.path", "evaluator", "machine")
 
@@ -78,7 +76,7 @@ def describe(
         "seed": plan.seed,
         "seeds": f"{plan.seed} + {benchmark.pictures} * number of the prompt + number of its picture, both from 0",
         "rewriting": rewriting,
-        "package": f"{_PACKAGE} {_version()}",
+        "package": origin.package(),
         "evaluator": {
             "project": benchmark.project,
             "commands": benchmark.next_commands(out, prompt_set.path, height),
@@ -137,10 +135,3 @@ def checkpoint_identity(checkpoint: str) -> dict[str, Any]:
     with contextlib.closing(Checkpointer(folder / "checkpoints", read_only=True)) as reader:
         config = json.dumps(reader.config(), sort_keys=True).encode()
         return {"step": reader.latest_step(), "sha256": hashlib.sha256(config).hexdigest()}
-
-
-def _version() -> str:
-    try:
-        return metadata.version(_PACKAGE)
-    except metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return "unknown"
