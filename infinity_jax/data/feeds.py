@@ -1,6 +1,7 @@
 """What a run trains on, as batches {features or image, text, text_mask}: a small set encoded whole, or records.
 
-Both feeds have `schedules`, `batches`, `eval_batches`, `encodes_text`, and for sample sheets `held_back` and `caption`.
+Both feeds have `schedules`, `shapes`, `batches`, `eval_batches`, `encodes_text`, and for sample sheets `held_back` and
+`caption`.
 """
 
 import dataclasses
@@ -34,6 +35,8 @@ _ENDLESS = 2**48
 Transform = Callable[[str, dict[str, Any], random.Random], Mapping[str, Any]]
 
 Rows = Sequence[int] | np.ndarray
+# Of each array of a batch its shape without the first axis, and its dtype.
+Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +53,12 @@ class EncodedFeed:
     def schedules(self) -> dict[str, scales.ScaleSchedule]:
         """The schedule of the one ratio."""
         return {"1:1": scales.make_schedule(self.config.scales)}
+
+    def shapes(self) -> list[Shapes]:
+        """Tells what `batches` yields, of each kind of batch."""
+        tokenizer = self.tokenizer.config
+        grid = self.schedules["1:1"].times(tokenizer.patchify).last
+        return [{"features": ((*grid, tokenizer.bits), np.float32), **_text(self.text_encoder, np.float16)}]
 
     @functools.cached_property
     def _encoded(self) -> EncodedSource:
@@ -121,6 +130,19 @@ class RecordFeed:
             ratio: scales.schedule_of_ratio(self.config.scales, ratio) for ratio in scales.aspect_ratios()
         }
 
+    def shapes(self) -> list[Shapes]:
+        """Tells what `batches` yields, of each aspect ratio that has pictures."""
+        tokenizer, text = self.tokenizer.config, _text(self.text_encoder, ml_dtypes.bfloat16)
+
+        def of_ratio(ratio: str) -> Shapes:
+            grid = self.schedules[ratio].times(tokenizer.patchify).last
+            if self.records.features:
+                return {"features": ((*grid, tokenizer.bits), ml_dtypes.bfloat16), **text}
+            height, width = (n * tokenizer.stride for n in grid)
+            return {"image": ((height, width, 3), np.uint8), **text}
+
+        return [of_ratio(bucket.ratio) for bucket in self.records.buckets]
+
     def batches(self, rows: Rows, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
         """Yields the places `rows` of training batches from step `first_step` on; see `bucket_batches`."""
         order = BucketOrder(self.records.buckets, batch_size, seed)
@@ -170,6 +192,13 @@ class RecordFeed:
         missing = self.text_encoder.max_length - mask_Bt.shape[1]
         text_BTC = np.pad(features_BtC.astype(ml_dtypes.bfloat16), ((0, 0), (0, missing), (0, 0)))
         return {**batch, "text": text_BTC, "text_mask": np.pad(mask_Bt, ((0, 0), (0, missing)))}
+
+
+def _text(encoder: TextEncoder, dtype: Any) -> Shapes:
+    return {
+        "text": ((encoder.max_length, encoder.channels), dtype),
+        "text_mask": ((encoder.max_length,), np.bool_),
+    }
 
 
 def bucket_batches(

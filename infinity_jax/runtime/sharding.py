@@ -150,6 +150,16 @@ class Layout:
             )
         return NamedSharding(self.mesh, PartitionSpec(self.rules.batch))
 
+    def batch_shapes(
+        self, batch_size: int, arrays: Mapping[str, tuple[tuple[int, ...], Any]], microbatches: int = 1
+    ) -> dict[str, jax.ShapeDtypeStruct]:
+        """Describes a batch as it lies on the devices: of each array its shape without the first axis, and dtype."""
+        split = self.batch(batch_size, microbatches)
+        return {
+            name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
+            for name, (shape, dtype) in arrays.items()
+        }
+
     def of(self, variables: PyTree) -> PyTree:
         """Makes a NamedSharding for every array of a tree whose parameters are boxed with logical axis names.
 
@@ -254,10 +264,12 @@ def layout_of(
     return Layout(device_mesh(config, model, devices), chosen)
 
 
-def layout_from_config(chosen: MeshSection, model: TransformerConfig | None = None) -> Layout:
+def layout_from_config(
+    chosen: MeshSection, model: TransformerConfig | None = None, devices: Sequence[Any] | None = None
+) -> Layout:
     """Makes the layout of a config file's section `mesh`, for all devices; UserError as `layout_of` raises it."""
-    shape = chosen.shape or f"fsdp={jax.device_count()}"
-    return layout_of(parse_mesh(shape, chosen.slices), chosen.rules, model)
+    shape = chosen.shape or f"fsdp={len(devices or jax.devices())}"
+    return layout_of(parse_mesh(shape, chosen.slices), chosen.rules, model, devices)
 
 
 def partition_spec(

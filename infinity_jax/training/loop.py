@@ -21,7 +21,8 @@ from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.files.progress import Progress, in_words, speaks
 from infinity_jax.runtime import global_batch, stop_signals
-from infinity_jax.runtime.compiled_step import CompiledStep
+from infinity_jax.runtime.compiled_step import BatchShapes, CompiledStep
+from infinity_jax.runtime.kept_programs import KeptPrograms
 from infinity_jax.runtime.sharding import Layout
 from infinity_jax.training import start
 from infinity_jax.training.config import TrainConfig
@@ -43,11 +44,14 @@ class Data:
         gives those rows of the batches from there on, dicts of numpy arrays.
       examples_before: step (0-based) -> examples of all batches before it.
       on_device: what is made of each batch on the devices before the step sees it.
+      prepare: compiles what `on_device` runs, and gives the arrays of each kind of batch that the step will see, whose
+        programs are compiled before the first step. Others are at their first use.
     """
 
     batches: Callable[[int, RowsOf], Iterator[Batch]]
     examples_before: Callable[[int], int]
     on_device: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = lambda batch: batch
+    prepare: Callable[[], Sequence[BatchShapes]] = tuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,8 +103,15 @@ def run(
     # A shorter run's last line stands outside the rhythm of log_every; a run that resumes has no such line.
     writer = MetricsWriter(workdir, first if first % train.log_every == 0 else first - 1)
     with contextlib.closing(checkpointer), contextlib.closing(writer):
-        step_fn = CompiledStep(step.jitted())
+        step_fn = CompiledStep(step.jitted(), programs_of(workdir, step.layout).load)
+        step_fn.prepare(step.state_shapes(), data.prepare(), step.key_shape())
         return _Loop(train, step_fn, step.layout, data, checkpointer, writer, hooks, config).run(state)
+
+
+def programs_of(workdir: str | Path, layout: Layout) -> KeptPrograms:
+    """Finds the programs that were compiled for a run before it."""
+    devices: Any = layout.mesh.devices
+    return KeptPrograms(Path(workdir) / "programs", tuple(devices.flat))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ from infinity_jax import scales
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data import batches, pictures
-from infinity_jax.data.encoded import features_on_device
+from infinity_jax.data.encoded import FeaturesOnDevice
 from infinity_jax.data.prepared import features, shards
 from infinity_jax.data.prepared import index as record_index
 from infinity_jax.data.prepared import writer as preparation
@@ -91,7 +91,7 @@ class _Maker:
         self.described = features.described(data.scales, self._tokenizer, self._text)
         self._layout = sharding.layout_of(parse_mesh(f"fsdp={jax.device_count()}"))
         self._text.place(self._layout)
-        self._features = features_on_device(self._tokenizer, self._layout)
+        self._features = FeaturesOnDevice(self._tokenizer, self._layout)
 
     def records(self, shard: Shard):
         """Yields the records of a shard with features in place of their pictures."""

@@ -1,7 +1,9 @@
 """Training from prepared shards: one program a ratio, resumed without loss, from pictures and from their features."""
 
 import json
+import logging
 
+import jax
 import numpy as np
 import pytest
 from helpers import pictures
@@ -62,6 +64,30 @@ def test_validation_covers_all_ratios(undisturbed):
 def test_a_resumed_run_gives_the_numbers_of_an_undisturbed_one(shards, undisturbed, tmp_path):
     train(shards, tmp_path, "--config.train.steps=2")
     assert train(shards, tmp_path, "--config.train.steps=6") == undisturbed[1]
+
+
+def test_programs_of_all_ratios_are_compiled_before_a_run_that_then_compiles_none(
+    shards, undisturbed, tmp_path, monkeypatch
+):
+    config = ["--config.model.layers=1", "--config.model.drop_path=0.0"]
+    config += [f"--config.data.source=records:{shards}", "--config.train.steps=2"]
+    ahead = ["compile", "--warm", "configs/t2i.py:debug", "--workdir", str(tmp_path)]
+    assert main([*ahead, "--topology", f"cpu:{jax.device_count()}", *config]) == 0
+    assert len(list((tmp_path / "programs").iterdir())) == 4  # of two ratios the step and the picture encoder
+
+    def refuse(*_, **__):
+        raise AssertionError("a program is compiled that was compiled before")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", refuse)
+    assert train(shards, tmp_path, "--config.train.steps=2") == undisturbed[1][:2]
+
+
+def test_a_run_says_how_many_programs_it_compiles_before_its_first_step(shards, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("absl"), "propagate", True)
+    with caplog.at_level("INFO"):
+        train(shards, tmp_path, "--config.train.steps=1")
+    compiled = [message for message in caplog.messages if message.startswith("compiled the step")]
+    assert len(compiled) == 2 and {"features 2x5x10x32" in line for line in compiled} == {True, False}
 
 
 def test_features_give_nearly_the_same_and_another_encoder_is_refused(shards, undisturbed, tmp_path, capsys):
