@@ -61,7 +61,7 @@ class TrainedModel:
       tokenizer: its decoder makes the pictures.
       config: the transformer's.
       params: the transformer's float32 parameters.
-      text: how captions are read: {"encoder": name, "max_length": tokens}, and "path" where the encoder needs one.
+      text: how captions are read: {"encoder": name, "max_length": tokens}, and what else `TextConfig` has.
       source: the data it was trained on, a name that `data.sources` knows; "" if unknown.
       sample: the best known sampling settings: {"cfg", "tau", "top_p", "guidance"}.
       origin: commit, command and config of the transformer's run, for the record.

@@ -25,7 +25,7 @@ from infinity_jax.sampling.config import SamplerConfig, SamplerInputs, placed
 from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.sampling.sampler import make_sampler, rounded
 from infinity_jax.text.batching import bucket_length
-from infinity_jax.text.encoder import TextEncoder, load_text_encoder
+from infinity_jax.text.encoder import TextEncoder, text_encoder_of
 
 # Texts are padded to this length at least: a few tokens more cost nothing beside the picture's, and there are fewer
 # lengths to compile for.
@@ -54,9 +54,7 @@ class InfinityPipeline:
         self.scan_layers = scan_layers
         self.model = model if layout is None else trained.placed(model, layout)
         self.layout = layout
-        self.text_encoder = text_encoder or load_text_encoder(
-            model.text["encoder"], model.text["max_length"], model.text.get("path", "")
-        )
+        self.text_encoder = text_encoder or text_encoder_of(model.text)
         self.settings = from_dict(SampleConfig, model.sample, "sample")
 
     @classmethod

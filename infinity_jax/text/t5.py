@@ -253,13 +253,13 @@ class T5(nn.Module):
         return rms_norm(x_BTC, final_norm, c.norm_eps)
 
 
-def param_variables(config: T5Config) -> PyTree:
+def param_variables(config: T5Config, compute_dtype: str = "float32") -> PyTree:
     """Returns the encoder's parameters as ShapeDtypeStructs, boxed with their logical axis names.
 
     The names are those of `model.layers`, and "vocabulary" and "position_buckets" for the rows of the two tables.
     """
     ids, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
-    return jax.eval_shape(lambda: T5(config).init(jax.random.key(0), ids, mask))["params"]
+    return jax.eval_shape(lambda: T5(config, compute_dtype).init(jax.random.key(0), ids, mask))["params"]
 
 
 def param_shapes(config: T5Config) -> PyTree:

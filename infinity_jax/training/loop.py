@@ -1,7 +1,8 @@
 """The training loop of both models.
 
-Order within the loop: save -> next(batch) -> step -> log the previously logged step's metrics. The host
-asks the device for numbers only one step late, so it never waits for the device while there is work to queue.
+Order within the loop: step -> next(batch), and its encoding -> log the previously logged step's metrics -> save. The
+host asks the device for numbers only one step late, so it never waits for the device while there is work to queue, and
+what encodes the next batch is queued before the host waits for anything.
 """
 
 import contextlib
@@ -32,6 +33,7 @@ from infinity_jax.training.state import StepFunction, TrainState, TrainStep
 _MEASURED_STEPS, _WORTH_SAYING = 4, 20.0
 Batch = Mapping[str, np.ndarray]
 RowsOf = Callable[[int], np.ndarray]
+Placed = Callable[[Batch, np.ndarray, int, jax.sharding.Sharding], dict[str, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,11 +44,13 @@ class Data:
       batches: told the first step (0-based) and, for any batch size, the rows that this process reads of such a batch,
         gives those rows of the batches from there on, dicts of numpy arrays.
       examples_before: step (0-based) -> examples of all batches before it.
+      placed: lays the rows that this process has read out over all devices; arguments as of `global_batch.put`.
       on_device: what is made of each batch on the devices before the step sees it.
     """
 
     batches: Callable[[int, RowsOf], Iterator[Batch]]
     examples_before: Callable[[int], int]
+    placed: Placed = lambda *batch: global_batch.put(*batch)
     on_device: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = lambda batch: batch
 
 
@@ -132,15 +136,23 @@ class _Loop:
             # It may hold threads, and then can be closed.
             at_end.callback(getattr(stream, "close", lambda: None))
             stop = None
-            for step in range(first + 1, train.steps + 1):
+
+            def next_batch(step: int) -> dict[str, jax.Array] | None:
                 with log.waiting():
-                    batch = next(stream, None)
+                    batch = next(stream, None) if step <= train.steps else None
+                if batch is None:
+                    return None
+                size = examples_before(step) - examples_before(step - 1)
+                placed = self.data.placed(batch, rows_of(size), size, sharding_of(size))
+                return self.data.on_device(placed)
+
+            batch = next_batch(first + 1)
+            for step in range(first + 1, train.steps + 1):
                 if batch is None:
                     raise UserError(f"the data ended before step {step}; it needs at least one batch")
-                size = examples_before(step) - examples_before(step - 1)
-                batch = self.data.on_device(global_batch.put(batch, rows_of(size), size, sharding_of(size)))
                 with jax.transfer_guard("disallow"):
                     state, metrics = self.step_fn(state, batch, seed_key)
+                batch = next_batch(step + 1)
                 log.taken(step, metrics)
                 stop = stop_asked()
                 self.after_step(step, state, metrics, log, stop)

@@ -30,7 +30,7 @@ from infinity_jax.files import atomic
 from infinity_jax.files.progress import Progress
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import parse_mesh
-from infinity_jax.text.encoder import TextEncoder, load_text_encoder
+from infinity_jax.text.encoder import TextEncoder, text_encoder_of
 
 # Pixels that a device encodes at a time: 16 pictures of 256x256, one of 1024x1024; at most 64 pictures.
 _PIXELS = 1 << 20
@@ -42,7 +42,7 @@ def prepare_features(data: DataConfig, tokenizer_path: str, text: Mapping[str, A
     Args:
       data: source and scales.
       tokenizer_path: a folder as config.tokenizer names it.
-      text: {"encoder", "max_length", "path"} as config.text has them.
+      text: {"encoder", "max_length", ...} as config.text has them.
     Returns:
       how many records there are.
     Raises:
@@ -87,7 +87,7 @@ class _Maker:
     def __init__(self, data: DataConfig, tokenizer_path: str, text: Mapping[str, Any]):
         self._scales = data.scales
         self._tokenizer: TrainedTokenizer = pretrained.load_tokenizer(tokenizer_path)
-        self._text: TextEncoder = load_text_encoder(text["encoder"], text["max_length"], text["path"])
+        self._text: TextEncoder = text_encoder_of(text)
         self.described = features.described(data.scales, self._tokenizer, self._text)
         self._layout = sharding.layout_of(parse_mesh(f"fsdp={jax.device_count()}"))
         self._text.place(self._layout)
