@@ -41,6 +41,10 @@ class TextEncoder(Protocol):
         """Returns the token ids of texts, start and end tokens included, cut to `max_length`; errors as `encode`."""
         ...
 
+    def flops(self, tokens: int) -> int:
+        """Counts the FLOP of one text that is padded to so many tokens."""
+        ...
+
     def apply(
         self, params: PyTree, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]
     ) -> Float[Array, "B T C"]:

@@ -75,11 +75,12 @@ class TextOnDevice:
     """Lays batches out over the devices as `global_batch.put` does, and turns token ids into features there.
 
     Attributes:
+      encoder: whose `place` has laid its weights out by `layout`.
       layout: of this process's devices.
     """
 
     def __init__(self, encoder: TextEncoder, layout: Layout):
-        self._encoder, self.layout = encoder, local_layout(layout)
+        self.encoder, self.layout = encoder, local_layout(layout)
         self._encode = CompiledStep(
             jax.jit(
                 self.layout.traced(self._features),
@@ -106,16 +107,22 @@ class TextOnDevice:
         here = np.searchsorted(rows, global_batch.rows_here(sharding, batch_size))
         texts = self._shortest(batch[IDS][here], batch[MASK][here])
         local = jax.device_put(texts, self.layout.batch(len(here)))
-        features = self._encode(self._encoder.params, local, None)
+        features = self._encode(self.encoder.params, local, None)
         parts = [shard.data for shard in features.addressable_shards]
         shape = batch_size, *features.shape[1:]
         return {**placed, FEATURES: jax.make_array_from_single_device_arrays(shape, sharding, parts)}
+
+    def length(self, batch: Mapping[str, np.ndarray]) -> int:
+        """Returns the length to which the texts of these rows are padded while they are encoded; 0 for features."""
+        if IDS not in batch:
+            return 0
+        return padded_length(int(batch[MASK].sum(1).max()), self.encoder.max_length)
 
     def _shortest(
         self, ids_BT: Int[np.ndarray, "B T"], mask_BN: Bool[np.ndarray, "B N"]
     ) -> dict[str, np.ndarray]:
         """Cuts what no text of these rows needs."""
-        length = padded_length(int(mask_BN.sum(1).max()), self._encoder.max_length)
+        length = self.length({IDS: ids_BT, MASK: mask_BN})
         return {IDS: ids_BT[:, :length], MASK: mask_BN[:, :length]}
 
     def _features(self, params: PyTree, texts: Mapping[str, Array], _: None) -> Float[Array, "B N C"]:
@@ -126,7 +133,7 @@ class TextOnDevice:
 
         def encode(part: Mapping[str, Array]) -> Array:
             part = {name: constrain(array, "batch", None) for name, array in part.items()}
-            features_bTC = self._encoder.apply(params, part[IDS], part[MASK]).astype(jnp.bfloat16)
+            features_bTC = self.encoder.apply(params, part[IDS], part[MASK]).astype(jnp.bfloat16)
             return constrain(features_bTC * part[MASK][..., None], "batch", None, None)
 
         # Part i takes every `parts`-th text, so that each device encodes its own.
@@ -135,7 +142,7 @@ class TextOnDevice:
             for name, array in {IDS: ids_BT, MASK: mask_BT}.items()
         }
         features_BTC = jax.lax.map(encode, split).swapaxes(0, 1).reshape(batch, length, -1)
-        missing = self._encoder.max_length - length
+        missing = self.encoder.max_length - length
         return jnp.pad(features_BTC, ((0, 0), (0, missing), (0, 0)))
 
 

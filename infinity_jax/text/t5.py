@@ -228,6 +228,11 @@ class T5(nn.Module):
     config: T5Config
     compute_dtype: str = "float32"
 
+    def flops(self, tokens: int) -> int:
+        """Counts the FLOP of one text padded to so many tokens: products only, with scores of padding."""
+        c, inner = self.config, self.config.heads * self.config.head_size
+        return 2 * c.layers * tokens * (4 * c.width * inner + 3 * c.width * c.ffn_width + 2 * tokens * inner)
+
     @nn.compact
     def __call__(self, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]) -> Float[Array, "B T C"]:
         """Returns float32 features; a token sees only those where the mask is True."""

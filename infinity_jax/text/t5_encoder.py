@@ -51,6 +51,10 @@ class T5Encoder(BatchedEncoder):
         self.params = jax.tree.map(put, self.params, shardings)
         self._apply = jax.jit(layout.traced(self.apply), out_shardings=layout.replicated)
 
+    def flops(self, tokens: int) -> int:
+        """See `TextEncoder.flops`."""
+        return self._model.flops(tokens)
+
     def apply(
         self, params: PyTree, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]
     ) -> Float[Array, "B T C"]:

@@ -9,6 +9,7 @@ from infinity_jax.data.encoded import features_on_device
 from infinity_jax.runtime import distributed
 from infinity_jax.text.on_device import TextOnDevice
 from infinity_jax.training import loop, run_config, start, summary
+from infinity_jax.training.batch_cost import batch_cost
 from infinity_jax.training.hooks import sample_sheet, validation
 from infinity_jax.training.state import TrainState
 from infinity_jax.training.tokenizer_check import check_tokenizer
@@ -63,7 +64,13 @@ def _train(config: Any, run: run_config.RunConfig, workdir: Path) -> TrainState:
         workdir,
         train,
         step,
-        loop.Data(batches, lambda step: step * train.batch_size, placed, to_features),
+        loop.Data(
+            batches,
+            lambda step: step * train.batch_size,
+            placed,
+            to_features,
+            batch_cost(run.model, feed, placed),
+        ),
         config=config.to_dict() | {"origin": origin.describe(earlier_data)},
         hooks=hooks,
         load_params=lambda path, wanted: open_checkpoint(path).transformer_params(wanted),

@@ -11,7 +11,7 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tools.planning import flops
+from infinity_jax.training import flops
 from infinity_jax.transformer.attention import MANY_SCORES
 
 FLOAT32 = 4

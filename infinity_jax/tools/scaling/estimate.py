@@ -13,11 +13,12 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.data import sources
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.chips import CHIPS
 from infinity_jax.runtime.devices import main_memory
 from infinity_jax.runtime.mesh import parse_mesh
-from infinity_jax.tools.planning import flops, memory
-from infinity_jax.tools.planning.chips import CHIPS
+from infinity_jax.tools.planning import memory
 from infinity_jax.tools.scaling.grid import Cell, Hardware
+from infinity_jax.training import flops
 from infinity_jax.training.config import TrainConfig, from_section
 
 _SIDE = 2048  # of the product that this machine's rate is measured with
