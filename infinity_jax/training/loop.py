@@ -1,8 +1,8 @@
 """The training loop of both models.
 
-Order within the loop: step -> next(batch), and its encoding -> log the previously logged step's metrics -> save. The
-host asks the device for numbers only one step late, so it never waits for the device while there is work to queue, and
-what encodes the next batch is queued before the host waits for anything.
+Order within the loop: save -> next(batch) -> encode -> step -> log the previously logged step's metrics. The host
+asks the device for numbers only one step late, so it never waits for the device while there is work to queue: what
+encodes the next batch is queued while the step before still runs.
 """
 
 import contextlib
@@ -147,27 +147,20 @@ class _Loop:
             # It may hold threads, and then can be closed.
             at_end.callback(getattr(stream, "close", lambda: None))
             stop = None
-
-            def next_batch(step: int) -> dict[str, jax.Array] | None:
-                with account.spent("data"):
-                    batch = next(stream, None) if step <= train.steps else None
-                if batch is None:
-                    return None
-                size = examples_before(step) - examples_before(step - 1)
-                with account.spent("text"):
-                    placed = self.data.placed(batch, rows_of(size), size, sharding_of(size))
-                account.took(self.data.cost(batch, size))
-                with account.spent("pictures"):
-                    return self.data.on_device(placed)
-
-            batch = next_batch(first + 1)
             for step in range(first + 1, train.steps + 1):
+                with account.spent("data"):
+                    batch = next(stream, None)
                 if batch is None:
                     raise UserError(f"the data ended before step {step}; it needs at least one batch")
+                size = examples_before(step) - examples_before(step - 1)
+                account.took(self.data.cost(batch, size))
+                with account.spent("text"):
+                    batch = self.data.placed(batch, rows_of(size), size, sharding_of(size))
+                with account.spent("pictures"):
+                    batch = self.data.on_device(batch)
                 profile.before(step)
                 with account.queueing(batch), jax.transfer_guard("disallow"):
                     state, metrics = self.step_fn(state, batch, seed_key)
-                batch = next_batch(step + 1)
                 profile.after(step, metrics)
                 log.taken(step, metrics)
                 stop = stop_asked()

@@ -111,6 +111,7 @@ class Dense(nn.Module):
       kernel_init: initialiser of the kernel.
       dtype: of the product's operands.
       bias: whether a bias is added.
+      whole: whether others read the kernel too, in float32, so that it must be kept so.
     """
 
     shape: tuple[int, ...]
@@ -118,11 +119,13 @@ class Dense(nn.Module):
     kernel_init: Callable
     dtype: str
     bias: bool = True
+    whole: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps float32 [..., in] -> float32 [..., *out]."""
-        kernel = parameter(self, "kernel", self.kernel_init, self.shape, self.axes, self.dtype)
+        kept = "float32" if self.whole else self.dtype
+        kernel = parameter(self, "kernel", self.kernel_init, self.shape, self.axes, kept)
         y = checkpoint_name(matmul(x, from_storage(kernel), self.dtype), LINEAR)
         if self.bias:
             y += parameter(self, "bias", nn.initializers.zeros, self.shape[1:], self.axes[1:])
