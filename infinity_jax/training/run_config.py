@@ -99,7 +99,7 @@ def parameters(run: RunConfig) -> int:
     stream = train.batch_size // train.microbatches * length * run.model.width * memory.FLOAT32
     # Scanned layers have the same parameters, and are traced once.
     variables = trained.transformer_variables(dataclasses.replace(run.model, scan_layers=True))
-    return memory.check_training_fits(variables, run.layout, run.optim.ema_decay > 0, stream)
+    return memory.check_training_fits(variables, run.layout, run.optim.state_bytes, stream)
 
 
 def _open(data: DataConfig) -> tuple[Source, tuple[MixedRecords, MixedRecords | None] | None]:
