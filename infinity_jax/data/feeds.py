@@ -166,8 +166,8 @@ class RecordFeed:
         """Replaces captions by their token ids and mask, see `on_device.padded_ids`; devices encode them."""
         if "caption" not in batch:
             return batch
-        encoder = self.text_encoder
-        return {**batch, **padded_ids(encoder.tokens(batch.pop("caption").tolist()), encoder.max_length)}
+        token_ids = self.text_encoder.tokens(batch.pop("caption").tolist())
+        return {**batch, **padded_ids(token_ids, self.text_encoder.max_length)}
 
 
 def bucket_batches(
