@@ -1,7 +1,8 @@
 """Where the time of a run went, and how much of the devices it used: the timing of the lines of metrics.jsonl.
 
 All is the host's time of process 0. The host queues work for the devices and seldom waits for them, so what it does
-beside a running step costs nothing; shares of waiting are therefore bounds from above of what is lost.
+while a step runs costs nothing: a wait for data counts only where the devices have finished all work when it ends, and
+then whole, which bounds what is lost from above.
 """
 
 import contextlib
@@ -37,6 +38,7 @@ class Account:
         self._total = dict.fromkeys((*WAITING, *BETWEEN), 0.0)
         self._costs: list[StepCost] = []
         self._compiled: set[tuple] = set()
+        self._last: Any = None
         self.count_from_here()
 
     def count_from_here(self) -> None:
@@ -46,12 +48,13 @@ class Account:
 
     @contextlib.contextmanager
     def spent(self, source: str) -> Iterator[None]:
-        """Counts the time spent within for `source`, a key of `WAITING` or `BETWEEN`."""
+        """Counts the time spent within for `source`, a key of `WAITING` or `BETWEEN`, unless a step hid the wait."""
         asked = time.perf_counter()
         try:
             yield
         finally:
-            self._total[source] += time.perf_counter() - asked
+            if source in BETWEEN or self._last is None or self._last.is_ready():
+                self._total[source] += time.perf_counter() - asked
 
     def queueing(self, batch: Mapping[str, Any]) -> contextlib.AbstractContextManager[None]:
         """Counts the call within of a step: the first with a new shape waits for the compiler, others for nothing."""
@@ -60,6 +63,10 @@ class Account:
             return contextlib.nullcontext()
         self._compiled.add(shapes)
         return self.spent("compile")
+
+    def queued(self, metrics: Mapping[str, Any]) -> None:
+        """Notes what a step that was queued will give: while that is not there, the devices have work."""
+        self._last = next((value for value in metrics.values() if hasattr(value, "is_ready")), None)
 
     def took(self, cost: StepCost | None) -> None:
         """Counts the work of a step that was queued; None where nobody knows it."""

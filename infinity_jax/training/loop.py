@@ -111,7 +111,8 @@ def run(
     writer = MetricsWriter(workdir, first if first % train.log_every == 0 else first - 1)
     with contextlib.closing(checkpointer), contextlib.closing(writer):
         step_fn = CompiledStep(step.jitted())
-        return _Loop(train, step_fn, step.layout, data, checkpointer, writer, hooks, config, account).run(
+        watch = account, Profile(train.profile, Path(workdir))
+        return _Loop(train, step_fn, step.layout, data, checkpointer, writer, hooks, config, *watch).run(
             state
         )
 
@@ -128,15 +129,16 @@ class _Loop:
     writer: MetricsWriter
     hooks: Sequence[Hook]
     config: Mapping[str, Any]
-    account: Account
+    account: Account = dataclasses.field(default_factory=Account)
+    profile: Profile = dataclasses.field(default_factory=Profile)
 
     def run(self, state: TrainState) -> TrainState:
         train, first = self.train, int(state.step)
         seed_key = jax.jit(lambda: jax.random.key(train.seed), out_shardings=self.layout.replicated)()
         sharding_of = functools.cache(self.layout.batch)
         rows_of = functools.cache(lambda size: global_batch.rows_here(sharding_of(size), size))
-        examples_before, account = self.data.examples_before, self.account
-        log, profile = _Log(self, first), Profile(train.profile, self.writer.workdir)
+        examples_before, account, profile = self.data.examples_before, self.account, self.profile
+        log = _Log(self, first)
         with (
             stop_signals.received(train.minutes) as stop_asked,
             contextlib.closing(log.progress),
@@ -161,6 +163,7 @@ class _Loop:
                 profile.before(step)
                 with account.queueing(batch), jax.transfer_guard("disallow"):
                     state, metrics = self.step_fn(state, batch, seed_key)
+                account.queued(metrics)
                 profile.after(step, metrics)
                 log.taken(step, metrics)
                 stop = stop_asked()

@@ -31,7 +31,7 @@ def steps_of(text: str) -> tuple[int, int] | None:
 class Profile:
     """Traces the steps of `train.profile` into a workdir; each process its own devices."""
 
-    def __init__(self, text: str, workdir: Path):
+    def __init__(self, text: str = "", workdir: Path = Path()):
         self._steps, self._folder, self._runs = steps_of(text), workdir / FOLDER, False
 
     def before(self, step: int) -> None:

@@ -161,12 +161,12 @@ class CountingEncoder:
     """Counts the texts that reach the encoder."""
 
     def __init__(self, encoder):
-        self.max_length, self.fingerprint = encoder.max_length, encoder.fingerprint
+        self.name, self.channels, self.max_length = encoder.name, encoder.channels, encoder.max_length
+        self.fingerprint, self.token_counts = encoder.fingerprint, encoder.token_counts
+        self.params, self.tokens, self.apply = encoder.params, encoder.tokens, encoder.apply
+        self.flops, self.place = encoder.flops, encoder.place
         self._encoder = encoder
         self.encoded = 0
-
-    def __getattr__(self, name):
-        return getattr(self._encoder, name)
 
     def encode(self, texts):
         self.encoded += len(texts)

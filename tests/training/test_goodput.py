@@ -63,6 +63,18 @@ def test_the_step_that_is_queued_already_counts_for_the_next_line(clock):
     assert account.line(1, 1)["tokens_per_second"] == 900
 
 
+def test_a_wait_that_a_running_step_hides_is_none(clock):
+    account = goodput.Account()
+    for running in (True, False):
+        account.queued({"loss": types.SimpleNamespace(is_ready=lambda running=running: not running)})
+        with account.spent("data"):
+            clock(5)
+        with account.spent("hooks"):
+            clock(1)
+    line = account.line(1, 1)
+    assert line["data_wait_share"] == pytest.approx(5 / 12) and line["hooks_share"] == pytest.approx(2 / 12)
+
+
 def test_only_the_first_call_of_each_shape_compiles(clock):
     account = goodput.Account()
     for side in (2, 2, 3):
