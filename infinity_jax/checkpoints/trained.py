@@ -138,7 +138,9 @@ class Placing:
     def __call__(self, name: str, array: Any) -> jax.Array:
         """Rounds an array and lays it out. By NumPy: nothing is compiled for each of the shapes."""
         dtype, sharding = self._by_name[name]
-        kept = to_storage(np.asarray(array).astype(dtype_named(dtype), copy=False))
+        if not isinstance(array, jax.Array):
+            array = np.asarray(array)
+        kept = to_storage(array if array.dtype == dtype_named(dtype) else array.astype(dtype_named(dtype)))
         return jnp.asarray(kept) if sharding is None else put(kept, sharding)
 
     def targets(self, shapes: PyTree) -> PyTree:

@@ -4,13 +4,14 @@ Each process encodes its own rows on its own devices, in one program for each of
 an array over all devices where they lie. Nothing waits: the host may queue the next batch while a step runs.
 """
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AxisType, Mesh
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from infinity_jax.errors import UserError
@@ -66,7 +67,8 @@ def local_layout(layout: Layout) -> Layout:
         )
     devices = np.array([sorted(groups[row], key=lambda device: device.id) for row in sorted(groups)])
     shape = {"fsdp": len(devices), "tensor": devices.shape[1]}
-    mesh = Mesh(devices.reshape([shape.get(axis, 1) for axis in MESH_AXES]), MESH_AXES)
+    arranged = devices.reshape([shape.get(axis, 1) for axis in MESH_AXES])
+    mesh = Mesh(arranged, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
     # Weights may lie whole on every device where the model's own do.
     return Layout(mesh, layout.rules if devices.shape[1] == 1 else rules_named("fsdp_tp"))
 
@@ -75,18 +77,21 @@ class TextOnDevice:
     """Lays batches out over the devices as `global_batch.put` does, and turns token ids into features there.
 
     Attributes:
-      encoder: whose `place` has laid its weights out by `layout`.
-      layout: of this process's devices.
+      encoder: whose `place` has laid its weights out by `layout`, before captions are encoded.
     """
 
     def __init__(self, encoder: TextEncoder, layout: Layout):
-        self.encoder, self.layout = encoder, local_layout(layout)
-        self._encode = CompiledStep(
-            jax.jit(
-                self.layout.traced(self._features),
-                out_shardings=self.layout.batch(self.layout.batch_parts),
-            )
-        )
+        self.encoder, self._whole_layout = encoder, layout
+
+    @functools.cached_property
+    def layout(self) -> Layout:
+        """The layout of this process's devices, see `local_layout`; not before it is needed."""
+        return local_layout(self._whole_layout)
+
+    @functools.cached_property
+    def _encode(self) -> CompiledStep:
+        out = self.layout.batch(self.layout.batch_parts)
+        return CompiledStep(jax.jit(self.layout.traced(self._features), out_shardings=out))
 
     def __call__(
         self,
