@@ -59,8 +59,9 @@ def local_layout(layout: Layout) -> Layout:
     parts = layout.batch_parts
     places = layout.batch(parts).addressable_devices_indices_map((parts,))
     groups: dict[int, list[Any]] = {}
-    for device, (rows,) in places.items():
-        groups.setdefault(rows.indices(parts)[0], []).append(device)
+    for device, index in places.items():
+        assert index is not None
+        groups.setdefault(index[0].indices(parts)[0], []).append(device)
     if len({len(group) for group in groups.values()}) > 1:
         raise UserError(
             f"the devices of process {jax.process_index()} do not share a batch evenly; change config.mesh.shape"
