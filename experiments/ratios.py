@@ -33,7 +33,9 @@ PUBLISHED = (4096, 2048)  # pictures a step at 0.06M and 0.25M, and at 1M
 
 def main() -> None:
     """Trains, measures and writes the variances."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--source", required=True, help="records:DIR")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--batches", type=int, default=6, help=f"of {BATCH} pictures for each ratio")
@@ -57,7 +59,9 @@ def measure(config: Any, workdir: Path, batches: int) -> dict[str, Any]:
     to_features = FeaturesOnDevice(tokenizer, run.layout)
     shapes = train_transformer.step_of(run, feed).state_shapes().params
     params = open_checkpoint(workdir).transformer_params(shapes)
-    by_size = {schedule.times(tokenizer.config.patchify).last: schedule for schedule in feed.schedules.values()}
+    by_size = {
+        schedule.times(tokenizer.config.patchify).last: schedule for schedule in feed.schedules.values()
+    }
 
     @jax.jit
     def loss_and_gradient(params, batch, key, step):
@@ -99,7 +103,11 @@ def split(batches_of_ratio: list[np.ndarray]) -> dict[str, Any]:
     means = np.stack([x.mean(0) for x in batches_of_ratio])
     between = max(0.0, float(means.var(0, ddof=1).sum()) - within_means / count)
     within = within_means * BATCH
-    report = {"square_of_the_mean": float(np.square(means.mean(0)).sum()), "between": between, "within": within}
+    report = {
+        "square_of_the_mean": float(np.square(means.mean(0)).sum()),
+        "between": between,
+        "within": within,
+    }
     for size in (BATCH, *PUBLISHED):
         one, mixed = between + within / size, (between + within) / size
         report[f"step_of_{size}"] = {"one_ratio": one, "mixed": mixed, "deviations": (one / mixed) ** 0.5}

@@ -82,7 +82,9 @@ def test_programs_of_all_ratios_are_compiled_before_a_run_that_then_compiles_non
     assert train(shards, tmp_path, "--config.train.steps=2") == undisturbed[1][:2]
 
 
-def test_a_run_says_how_many_programs_it_compiles_before_its_first_step(shards, tmp_path, caplog, monkeypatch):
+def test_a_run_says_how_many_programs_it_compiles_before_its_first_step(
+    shards, tmp_path, caplog, monkeypatch
+):
     monkeypatch.setattr(logging.getLogger("absl"), "propagate", True)
     with caplog.at_level("INFO"):
         train(shards, tmp_path, "--config.train.steps=1")
