@@ -2,9 +2,9 @@
 
     python experiments/ratios.py --source records:shards --json ratios.json
 
-`shards` are pictures of several aspect ratios (`infinity-jax prepare --source ... --out shards`). A small transformer is
-trained on them for a while. Then, at its fixed parameters, loss and gradient are taken on batches of every ratio, with
-the flips of self-correction, and their variance is split into that between the ratios' means (B) and that between
+`shards` are pictures of several aspect ratios (`infinity-jax prepare --source ... --out shards`). A small transformer
+is trained on them for a while. Then, at its fixed parameters, loss and gradient are taken on batches of every ratio,
+with the flips of self-correction, and their variance is split into that between the ratios' means (B) and that between
 pictures of the same ratio (W). A step of N pictures has the variance B + W / N where all have one ratio, and
 (B + W) / N where they are mixed.
 """
@@ -97,7 +97,7 @@ def measure(config: Any, workdir: Path, batches: int) -> dict[str, Any]:
 
 
 def split(batches_of_ratio: list[np.ndarray]) -> dict[str, Any]:
-    """Estimates B and W (sums over the components) of means over batches: arrays [batches, components] of each ratio."""
+    """Estimates B and W, summed over components, from means over batches: [batches, components] of each ratio."""
     count = len(batches_of_ratio[0])
     within_means = float(np.mean([x.var(0, ddof=1).sum() for x in batches_of_ratio]))
     means = np.stack([x.mean(0) for x in batches_of_ratio])

@@ -133,7 +133,7 @@ class RecordFeed:
         }
 
     def shapes(self) -> list[Shapes]:
-        """Tells what becomes of a batch on the devices, before its pictures are encoded, of each ratio that has some."""
+        """Tells what a batch is on the devices before its pictures are encoded, for each ratio that has some."""
         tokenizer, text = self.tokenizer.config, _text(self.text_encoder, ml_dtypes.bfloat16)
 
         def of_ratio(ratio: str) -> Shapes:

@@ -15,6 +15,7 @@ from absl import logging
 from jax.experimental import serialize_executable
 
 from infinity_jax.files import atomic
+from infinity_jax.runtime.sharding import Layout
 
 # A program's file begins with the hash of what follows.
 _HASH_BYTES = 32
@@ -78,6 +79,12 @@ class KeptPrograms:
             return lowered.compile()
         logging.info("%s was compiled before", path)
         return compiled
+
+
+def of_run(workdir: Path, layout: Layout) -> KeptPrograms:
+    """Finds the programs that were compiled for a run before it."""
+    devices: Any = layout.mesh.devices
+    return KeptPrograms(workdir / "programs", tuple(devices.flat))
 
 
 def _versions() -> list[str]:

@@ -21,9 +21,8 @@ from absl import logging
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.files.progress import Progress, in_words, speaks
-from infinity_jax.runtime import global_batch, stop_signals
+from infinity_jax.runtime import global_batch, kept_programs, stop_signals
 from infinity_jax.runtime.compiled_step import BatchShapes, CompiledStep
-from infinity_jax.runtime.kept_programs import KeptPrograms
 from infinity_jax.runtime.sharding import Layout
 from infinity_jax.training import start
 from infinity_jax.training.config import TrainConfig
@@ -114,19 +113,13 @@ def run(
     # A shorter run's last line stands outside the rhythm of log_every; a run that resumes has no such line.
     writer = MetricsWriter(workdir, first if first % train.log_every == 0 else first - 1)
     with contextlib.closing(checkpointer), contextlib.closing(writer):
-        step_fn = CompiledStep(step.jitted(), programs_of(workdir, step.layout).load)
+        step_fn = CompiledStep(step.jitted(), kept_programs.of_run(Path(workdir), step.layout).load)
         with account.spent("compile"):
             step_fn.prepare(step.state_shapes(), data.prepare(), step.key_shape())
         watch = account, Profile(train.profile, Path(workdir))
         return _Loop(train, step_fn, step.layout, data, checkpointer, writer, hooks, config, *watch).run(
             state
         )
-
-
-def programs_of(workdir: str | Path, layout: Layout) -> KeptPrograms:
-    """Finds the programs that were compiled for a run before it."""
-    devices: Any = layout.mesh.devices
-    return KeptPrograms(Path(workdir) / "programs", tuple(devices.flat))
 
 
 @dataclasses.dataclass(frozen=True)

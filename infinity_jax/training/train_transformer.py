@@ -6,7 +6,7 @@ from typing import Any
 from infinity_jax.checkpoints import origin
 from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.data.encoded import FeaturesOnDevice
-from infinity_jax.runtime import distributed
+from infinity_jax.runtime import distributed, kept_programs
 from infinity_jax.runtime.compiled_step import BatchShapes
 from infinity_jax.text.on_device import TextOnDevice
 from infinity_jax.training import loop, run_config, start, summary
@@ -43,7 +43,7 @@ def _train(config: Any, run: run_config.RunConfig, workdir: Path) -> TrainState:
     text_encoder = run_config.fitting_text_encoder(run)
     feed = run_config.open_feed(run, tokenizer, text_encoder, workdir)
     step = step_of(run, feed)
-    to_features = FeaturesOnDevice(tokenizer, layout, loop.programs_of(workdir, layout).load)
+    to_features = FeaturesOnDevice(tokenizer, layout, kept_programs.of_run(workdir, layout).load)
     placed = TextOnDevice(text_encoder, layout)
     hooks = [
         loop.Hook(train.evaluate_every, validation(run, feed, placed, to_features)),

@@ -1,4 +1,4 @@
-"""Programs that are compiled before a run: told apart by what they were compiled from, and never trusted when damaged."""
+"""Programs compiled before a run: told apart by what they were compiled from, and not trusted when damaged."""
 
 import logging
 import subprocess

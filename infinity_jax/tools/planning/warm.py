@@ -6,9 +6,10 @@ from typing import Any
 from absl import logging
 
 from infinity_jax.data.encoded import FeaturesOnDevice
+from infinity_jax.runtime import kept_programs
 from infinity_jax.runtime.compiled_step import CompiledStep
 from infinity_jax.tools.planning.chips import find_target
-from infinity_jax.training import loop, run_config, train_transformer
+from infinity_jax.training import run_config, train_transformer
 
 
 def main(config: Any, workdir: Path, topology: str, slices: int = 1) -> int:
@@ -33,7 +34,7 @@ def _warm(config: Any, workdir: Path, devices: Any) -> int:
     run = run_config.read_config(config, devices)
     tokenizer = run_config.fitting_tokenizer(run, workdir)
     feed = run_config.feed_of(run, tokenizer, run_config.fitting_text_encoder(run))
-    step, programs = train_transformer.step_of(run, feed), loop.programs_of(workdir, run.layout)
+    step, programs = train_transformer.step_of(run, feed), kept_programs.of_run(workdir, run.layout)
     before = programs.count()
     pictures = FeaturesOnDevice(tokenizer, run.layout, programs.keep)
     batches = pictures.prepare(train_transformer.batch_shapes(run, feed))
