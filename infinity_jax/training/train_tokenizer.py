@@ -181,7 +181,10 @@ def with_adversary(step: TrainStep, adversary: Adversary, side: int, seed: int) 
     new_opponent, shardings = train_state.new_state(variables, adversary.optimiser, False, step.layout)
 
     def new_state() -> TrainState:
-        return dataclasses.replace(step.new_state(), adversary=new_opponent())
+        # Its steps are skipped together with the tokenizer's, whose state counts them.
+        return dataclasses.replace(
+            step.new_state(), adversary=dataclasses.replace(new_opponent(), skipped=None)
+        )
 
-    both = dataclasses.replace(step.shardings, adversary=shardings)
+    both = dataclasses.replace(step.shardings, adversary=dataclasses.replace(shardings, skipped=None))
     return dataclasses.replace(step, new_state=new_state, shardings=both)
