@@ -103,7 +103,7 @@ def features_on_device(
 ) -> Callable[[dict[str, jax.Array]], dict[str, jax.Array]]:
     """Makes the function that replaces a batch's `image` uint8 [B,H,W,3] by its `features` float32 [B,h,w,d].
 
-    Each aspect ratio is one program. Features that a batch has already, bfloat16, become float32.
+    Each aspect ratio is one program. Features that a batch has already become float32.
     """
     model = Tokenizer(tokenizer.config)
     # Not before they are needed: records may hold features.

@@ -106,9 +106,8 @@ class _Maker:
         records = batches.Computed(functools.partial(shards.read, shard.file), range(shard.count))
         for batch in batches.eval_batches(records, size, decode):
             placed = jax.device_put(batch["image"], self._layout.batch(size))
-            features_BhwC = np.asarray(self._features({"image": placed})["features"]).astype(
-                ml_dtypes.bfloat16
-            )
+            # Not rounded to bfloat16: some of the bits, signs of residuals, would be others.
+            features_BhwC = np.asarray(self._features({"image": placed})["features"], np.float32)
             captions = batch["captions"][batch["valid"]]
             for i, text in enumerate(self._text_features(list(captions))):
                 yield {
