@@ -15,8 +15,8 @@ class Augmentation:
     """What is drawn for each picture that a run reads.
 
     Attributes:
-      enlarge: the shorter side becomes so many times that of the square which is cut at a place drawn evenly; 1 cuts the
-        middle.
+      enlarge: the shorter side becomes so many times that of the square, which is cut at a place drawn evenly; 1 cuts
+        the middle.
       flip: probability that the square is mirrored left to right.
       seed: of the run.
     """
