@@ -102,7 +102,7 @@ def _valid(batch: batches.Batch) -> int:
 class FeaturesOnDevice:
     """Replaces a batch's `image` uint8 [B,H,W,3] by its `features` float32 [B,h,w,d], on the devices of a mesh.
 
-    Each aspect ratio is one program. Features that a batch has already, bfloat16, become float32.
+    Each aspect ratio is one program. Features that a batch has already become float32.
     """
 
     def __init__(self, tokenizer: TrainedTokenizer, layout: Layout, compiler: Compiler | None = None):

@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grain
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from infinity_jax import scales
@@ -134,12 +134,13 @@ class RecordFeed:
 
     def shapes(self) -> list[Shapes]:
         """Tells what a batch is on the devices before its pictures are encoded, for each ratio that has some."""
-        tokenizer, text = self.tokenizer.config, _text(self.text_encoder, ml_dtypes.bfloat16)
+        tokenizer, text = self.tokenizer.config, _text(self.text_encoder, jnp.bfloat16)
 
         def of_ratio(ratio: str) -> Shapes:
             grid = self.schedules[ratio].times(tokenizer.patchify).last
             if self.records.features:
-                return {"features": ((*grid, tokenizer.bits), ml_dtypes.bfloat16), **text}
+                kind = self.records.features.get(features.DTYPE, "bfloat16")
+                return {"features": ((*grid, tokenizer.bits), jnp.dtype(kind)), **text}
             height, width = (n * tokenizer.stride for n in grid)
             return {"image": ((height, width, 3), np.uint8), **text}
 

@@ -36,12 +36,12 @@ class Tokenizer(nn.Module):
         self,
         image_BHW3: Float[Array, "B H W 3"],
         schedule: ScaleSchedule,
-        keep_K: Bool[Array, " K"] | None = None,
+        keep_BK: Bool[Array, "B K"] | None = None,
         detach_residuals: bool = True,
     ) -> tuple[Float[Array, "B H W 3"], pyramid.Pyramid]:
         """Reconstructs pictures and gives their pyramid; not clipped, so that the gradient lives everywhere."""
         quantised = pyramid.quantise(
-            self.encode(image_BHW3), schedule, self.config.quantizer, keep_K, detach_residuals
+            self.encode(image_BHW3), schedule, self.config.quantizer, keep_BK, detach_residuals
         )
         return self.decoder(quantised.running_sum_BHWd), quantised
 

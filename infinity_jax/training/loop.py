@@ -24,7 +24,7 @@ from infinity_jax.files.progress import Progress, in_words, speaks
 from infinity_jax.runtime import global_batch, kept_programs, stop_signals
 from infinity_jax.runtime.compiled_step import BatchShapes, CompiledStep
 from infinity_jax.runtime.sharding import Layout
-from infinity_jax.training import start
+from infinity_jax.training import finite, start
 from infinity_jax.training.config import TrainConfig
 from infinity_jax.training.flops import StepCost
 from infinity_jax.training.goodput import Account
@@ -96,7 +96,8 @@ def run(
     Returns:
       the last state.
     Raises:
-      UserError: a number of a step is not finite; a full disk; a checkpoint of another model or another seed.
+      UserError: `train.most_skipped` steps in a row were skipped; a number of a step that was not is not finite; a full
+        disk; a checkpoint of another model or another seed.
       SystemExit: after SIGTERM or `train.minutes` (code 0) or SIGINT (130), once a checkpoint is saved.
     """
     checkpointer = Checkpointer(
@@ -196,7 +197,8 @@ class _Loop:
         if not due and not save:
             return
         log.write_pending()
-        _check_finite(step, jax.device_get(dict(metrics)), self.checkpointer.latest_step())
+        log.skips.check()
+        finite.check_metrics(step, jax.device_get(dict(metrics)), self.checkpointer)
         evaluated: dict[str, Any] = {}
         with self.account.spent("hooks"):
             for hook in due:
@@ -205,6 +207,7 @@ class _Loop:
                     self.writer.write(step, values, "evaluations.jsonl")
                     evaluated |= values
         if save:
+            finite.check_state(step, state, self.checkpointer)
             examples = self.data.examples_before(step)
             data = {"seed": self.train.seed, "next_step": step, "examples": examples}
             with self.account.spent("checkpoints"):
@@ -228,12 +231,14 @@ class _Log:
         self._loop, self.progress = loop, Progress("training", loop.train.steps, "step", first)
         # (step, metrics on the device) of a step that is to be logged but not yet waited for.
         self._pending: tuple[int, Mapping[str, Any]] | None = None
+        self.skips = finite.SkipWatch(loop.train.most_skipped, loop.checkpointer)
         self._begin, self._begun, self._measured_from = first, time.perf_counter(), 0.0
         self.count_time_from(first)
 
     def taken(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the line of the step before, and keeps this one's metrics if they are to be logged."""
         self.write_pending()
+        self.skips.taken(step, metrics)
         self._expect(step, metrics)
         if step % self._loop.train.log_every == 0 or step == self._loop.train.steps:
             self._pending = (step, metrics)
@@ -261,7 +266,7 @@ class _Log:
             return
         (step, metrics), self._pending = self._pending, None
         values = jax.device_get(dict(metrics))
-        _check_finite(step, values, self._loop.checkpointer.latest_step())
+        finite.check_metrics(step, values, self._loop.checkpointer)
         examples_before = self._loop.data.examples_before
         examples = examples_before(step) - examples_before(self._first)
         timing = self._loop.account.line(max(1, step - self._first), examples)
@@ -284,14 +289,3 @@ class _Log:
         """Starts the clock of the numbers that are logged next."""
         self._first = step
         self._loop.account.count_from_here()
-
-
-def _check_finite(step: int, metrics: Mapping[str, Any], saved: int | None) -> None:
-    """Raises UserError if a number of the step's metrics, of which some are arrays, is not finite."""
-    for name in sorted(metrics, key=lambda name: name != "loss"):
-        if np.ndim(metrics[name]) == 0 and not np.isfinite(metrics[name]):
-            kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved before"
-            raise UserError(
-                f"{name} is {float(metrics[name])} at step {step}; {kept}. Try a lower optim.learning_rate, "
-                "a longer optim.warmup_steps, a lower optim.clip, or compute_dtype float32"
-            )

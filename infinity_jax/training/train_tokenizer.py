@@ -17,7 +17,8 @@ from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.checkpoints.trained import tokenizer_variables
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.config_files import from_dict, numbers_by_name
-from infinity_jax.data import batches, pictures, resolutions, sources
+from infinity_jax.data import batches, resolutions, sources
+from infinity_jax.data.augmentation import Augmentation
 from infinity_jax.data.resolutions import PictureConfig, ResolutionMix
 from infinity_jax.errors import UserError
 from infinity_jax.metrics.efficientnet import load_efficientnet
@@ -91,8 +92,10 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     if adversary is not None:
         step = with_adversary(step, adversary, min(mix.sides), train.seed)
 
+    augmentation = Augmentation(data.enlarge, data.flip, train.seed)
+
     def decode(record, side: int):
-        return {"image": pictures.decode(record["image"], side, side, data.fit)}
+        return {"image": augmentation.decode(record["image"], side, data.fit, record["place"])}
 
     def read(first_step: int, rows_of: loop.RowsOf) -> Iterator[batches.Batch]:
         stream = resolutions.batches(source, mix, first_step, decode, rows_of)
@@ -181,7 +184,10 @@ def with_adversary(step: TrainStep, adversary: Adversary, side: int, seed: int) 
     new_opponent, shardings = train_state.new_state(variables, adversary.optimiser, False, step.layout)
 
     def new_state() -> TrainState:
-        return dataclasses.replace(step.new_state(), adversary=new_opponent())
+        # Its steps are skipped together with the tokenizer's, whose state counts them.
+        return dataclasses.replace(
+            step.new_state(), adversary=dataclasses.replace(new_opponent(), skipped=None)
+        )
 
-    both = dataclasses.replace(step.shardings, adversary=shardings)
+    both = dataclasses.replace(step.shardings, adversary=dataclasses.replace(shardings, skipped=None))
     return dataclasses.replace(step, new_state=new_state, shardings=both)

@@ -18,7 +18,7 @@ from infinity_jax.transformer.attention import attend, block_causal_attention
 from infinity_jax.transformer.kernels.storage import from_storage, to_storage
 from infinity_jax.transformer.layers import (
     Dense,
-    adaln_init,
+    adaln_table_init,
     layer_norm,
     modulate,
     output_init,
@@ -168,7 +168,9 @@ class Block(nn.Module):
 
     def setup(self) -> None:
         c, ones, zeros = self.config, nn.initializers.ones, nn.initializers.zeros
-        self.adaln_table = parameter(self, "adaln_table", adaln_init(c), (6, c.width), ("adaln", "embed"))
+        self.adaln_table = parameter(
+            self, "adaln_table", adaln_table_init(c), (6, c.width), ("adaln", "embed")
+        )
         self.self_attention = SelfAttention(c)
         self.cross_attention = CrossAttention(c)
         self.cross_norm_scale = parameter(self, "cross_norm_scale", ones, (c.width,), ("embed",))

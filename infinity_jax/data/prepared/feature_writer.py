@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from infinity_jax import scales
@@ -110,9 +109,8 @@ class _Maker:
         records = batches.Computed(functools.partial(shards.read, shard.file), range(shard.count))
         for batch in batches.eval_batches(records, size, decode):
             placed = jax.device_put(batch["image"], self._layout.batch(size))
-            features_BhwC = np.asarray(self._features({"image": placed})["features"]).astype(
-                ml_dtypes.bfloat16
-            )
+            # Not rounded to bfloat16: some of the bits, signs of residuals, would be others.
+            features_BhwC = np.asarray(self._features({"image": placed})["features"], np.float32)
             captions = batch["captions"][batch["valid"]]
             for i, text in enumerate(self._text_features(list(captions))):
                 yield {
