@@ -269,6 +269,11 @@ class SampleConfig(Checked):
         "fastvar: run fewer tokens at late scales, for other pictures sooner; none; or SCALE:SHARE[,...] of the "
         "tokens, scales from 0, share 0 skips the scale",
     )
+    decoder_dtype: Annotated[str, OneOf(DTYPES)] = _setting(
+        "bfloat16",
+        DTYPES,
+        "what the tokenizer's decoder multiplies, with float32 sums: float32, or bfloat16 where that is quicker",
+    )
 
     def changed(self, **values: Any) -> "SampleConfig":
         """Returns a copy with new values of some fields; None keeps a field, cfg and tau of one element become numbers.

@@ -7,7 +7,7 @@ from jaxtyping import Array, Bool, Float, PyTree
 
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tokenizer import pyramid, strips
+from infinity_jax.tokenizer import convolution, pyramid, strips
 from infinity_jax.tokenizer.autoencoder import Decoder, Encoder
 
 
@@ -24,13 +24,21 @@ class Tokenizer(nn.Module):
         """Computes features float32 [B,H/stride,W/stride,bits] of pictures float32 in [-1,1]."""
         return self.encoder(image_BHW3)
 
-    def decode(self, codes_BHWd: Float[Array, "B h w d"]) -> Float[Array, "B H W 3"]:
-        """Draws pictures float32 in [-1,1] from a sum of codes float32 [B,h,w,bits]; many or large ones in parts."""
-        memory = strips.memory_here()
-        if self.is_initializing() or not strips.needed(self.config, codes_BHWd.shape, memory):
-            return jnp.clip(self.decoder(codes_BHWd), -1.0, 1.0)
+    def decode(
+        self, codes_BHWd: Float[Array, "B h w d"], operands: str | None = None
+    ) -> Float[Array, "B H W 3"]:
+        """Draws pictures float32 in [-1,1] from a sum of codes float32 [B,h,w,bits]; many or large ones in parts.
+
+        Args:
+          operands: what is multiplied, with float32 sums: "float32", or "bfloat16" where that is quicker
+            (`convolution.drawing`). None computes in the config's compute dtype, as in training.
+        """
+        numbers = convolution.Arithmetic.of(self.config) if operands is None else convolution.drawing(operands)
+        memory = strips.memory_here(numbers)
+        if self.is_initializing() or not strips.needed(self.config, codes_BHWd.shape, numbers, memory):
+            return jnp.clip(self.decoder(codes_BHWd, numbers), -1.0, 1.0)
         params = nn.meta.unbox(self.decoder.variables["params"])
-        return jnp.clip(strips.decode(self.config, params, codes_BHWd, memory), -1.0, 1.0)
+        return jnp.clip(strips.decode(self.config, params, codes_BHWd, numbers, memory), -1.0, 1.0)
 
     def __call__(
         self,

@@ -100,18 +100,3 @@ def norm(moments: Moments, params: PyTree) -> Norm:
 
 def _by_channel(x_BG: jax.Array, each: int) -> jax.Array:
     return jnp.repeat(x_BG, each, -1)[:, None, None]
-
-
-def kernels_before_doubling(kernel_33io: jax.Array) -> list[list[jax.Array]]:
-    """Turns a 3x3 kernel over doubled rows and columns into kernels [2,2,...] over those before doubling.
-
-    Element [i][j] gives the results at rows 2y + i and columns 2x + j, and reads rows y - 1 + i and y + i, columns
-    x - 1 + j and x + j: four products each instead of nine.
-    """
-
-    def joined_taps(kernel: jax.Array, axis: int) -> list[jax.Array]:
-        row = [lax.index_in_dim(kernel, tap, axis) for tap in range(3)]
-        pairs = ((row[0], row[1] + row[2]), (row[0] + row[1], row[2]))
-        return [jnp.concatenate(pair, axis) for pair in pairs]
-
-    return [joined_taps(kernel, 1) for kernel in joined_taps(kernel_33io, 0)]

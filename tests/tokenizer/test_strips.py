@@ -17,6 +17,7 @@ from helpers.paths import PROGRAMS
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.tokenizer import strip_rows, strips
 from infinity_jax.tokenizer.autoencoder import Decoder
+from infinity_jax.tokenizer.convolution import Arithmetic
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.tools.planning import flops, hlo_costs
 
@@ -47,8 +48,11 @@ def plain(config: TokenizerConfig, params, codes) -> np.ndarray:
     return np.asarray(jax.jit(Decoder(config).apply)({"params": params}, codes))
 
 
-def in_strips(config: TokenizerConfig, params, codes, memory: strips.Memory) -> np.ndarray:
-    return np.asarray(jax.jit(lambda p, x: strips.decode(config, p, x, memory))(params, codes))
+def in_strips(
+    config: TokenizerConfig, params, codes, memory: strips.Memory, numbers: Arithmetic | None = None
+) -> np.ndarray:
+    numbers = numbers or Arithmetic.of(config)
+    return np.asarray(jax.jit(lambda p, x: strips.decode(config, p, x, numbers, memory))(params, codes))
 
 
 @pytest.mark.parametrize(
@@ -68,6 +72,16 @@ def test_the_same_numbers_as_the_plain_decoder(config, shape, memory):
     expected = plain(config, params, codes)
     ours = in_strips(config, params, codes, memory)
     assert ours.shape == expected.shape
+    assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max()
+
+
+@pytest.mark.parametrize("memory", [NOTHING, SOME_HELD])
+def test_products_of_neighbours_are_the_same_sums(memory):
+    """Of few channels with all nine gathered, of many with those of a row."""
+    wide = dataclasses.replace(CONFIG, base_width=96)
+    params, codes = params_and_codes(wide, (2, 3, 4))
+    expected = plain(wide, params, codes)
+    ours = in_strips(wide, params, codes, memory, Arithmetic("float32", "float32", by_products=True))
     assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max()
 
 
@@ -92,7 +106,7 @@ def test_large_values_far_from_zero_keep_their_variance():
 
 def test_small_pictures_are_decoded_at_once_and_large_ones_in_strips(monkeypatch):
     config = TokenizerConfig()
-    assert strips.largest_map(config, (16, 16)) == 256 * 256 * 256 * 4
+    assert strips.largest_map(config, (16, 16), "float32") == 256 * 256 * 256 * 4
     for shape, memory, expected in (
         ((1, 16, 16, 32), strips.CPU, False),
         ((2, 16, 16, 32), strips.CPU, True),
@@ -100,7 +114,7 @@ def test_small_pictures_are_decoded_at_once_and_large_ones_in_strips(monkeypatch
         ((1, 64, 64, 32), strips.ACCELERATOR, False),
         ((2, 64, 64, 32), strips.ACCELERATOR, True),
     ):
-        assert strips.needed(config, shape, memory) == expected, (shape, memory)
+        assert strips.needed(config, shape, Arithmetic.of(config), memory) == expected, (shape, memory)
 
     params, codes = params_and_codes(CONFIG, (2, 4, 3))
     expected = plain(CONFIG, params, codes)
