@@ -57,7 +57,7 @@ def test_the_decoder_by_hand():
     square = 9 * 64 * 64
     at_coarse = 9 * 4 * 64 + 2 * 2 * square + 2 * square  # in, middle, up_1
     at_fine = (
-        square + (9 * 64 * 32 + 9 * 32 * 32 + 64 * 32) + 9 * 32 * 3
+        4 * 64 * 64 + (9 * 64 * 32 + 9 * 32 * 32 + 64 * 32) + 9 * 32 * 3
     )  # upsampled, up_0 with shortcut, out
     assert flops.decoder_flops(config, (3, 2)) == 2 * (coarse * at_coarse + fine * at_fine)
     half_as_wide = dataclasses.replace(config, multipliers=(3, 1), decoder_multipliers=(1, 2))
