@@ -13,8 +13,8 @@ from jaxtyping import Array, Float
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.runtime.sharding import constrain
 from infinity_jax.tokenizer.convolution import Arithmetic, Sides, before_doubling, convolve, convolve_doubled
+from infinity_jax.tokenizer.group_norm import EPSILON, GROUPS, group_norm_swish
 
-GROUPS, EPSILON = 32, 1e-6  # of GroupNorm
 _CONV_AXES = (None, None, "conv_in", "conv_out")
 _ACTIVATION = ("batch", None, None, None)
 
@@ -47,15 +47,23 @@ def _conv(
     )
 
 
-def _norm_swish(x: jax.Array, name: str) -> jax.Array:
-    norm = nn.GroupNorm(
-        GROUPS,
-        epsilon=EPSILON,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("conv_out",)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)),
-        name=name,
-    )
-    return nn.swish(norm(x))
+class NormSwish(nn.Module):
+    """GroupNorm and swish: float [B,H,W,C] -> the same shape.
+
+    Float32 maps by flax's GroupNorm, whose rounding the bits of a tokenizer that exists depend on; bfloat16 maps, in
+    which one may be trained, by `group_norm_swish`.
+    """
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        params = {
+            name: self.param(name, nn.with_logical_partitioning(init, ("conv_out",)), x_BHWC.shape[-1:])
+            for name, init in (("scale", nn.initializers.ones), ("bias", nn.initializers.zeros))
+        }
+        if x_BHWC.dtype == jnp.bfloat16:
+            return group_norm_swish(x_BHWC, params)
+        norm = nn.GroupNorm(GROUPS, epsilon=EPSILON, parent=None)
+        return nn.swish(jnp.asarray(norm.apply({"params": params}, x_BHWC)))
 
 
 class ResidualBlock(nn.Module):
@@ -70,11 +78,16 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W features"]:
         x_BHWC = constrain(x_BHWC, *_ACTIVATION)
-        h = _conv(self.arithmetic, self.features, name="conv1")(_norm_swish(x_BHWC, "norm1"))
-        h = _conv(self.arithmetic, self.features, name="conv2")(_norm_swish(h, "norm2"))
+        h = _conv(self.arithmetic, self.features, name="conv1")(NormSwish(name="norm1")(x_BHWC))
+        h = _conv(self.arithmetic, self.features, name="conv2")(NormSwish(name="norm2")(h))
         if x_BHWC.shape[-1] != self.features:
             x_BHWC = _conv(self.arithmetic, self.features, kernel=1, name="shortcut")(x_BHWC)
         return constrain(x_BHWC + h, *_ACTIVATION)
+
+
+def _blocks(config: TokenizerConfig) -> Any:
+    """Returns `ResidualBlock`, of which the backward pass keeps only what `TokenizerConfig.remat` says."""
+    return nn.remat(ResidualBlock) if config.remat == "block" else ResidualBlock
 
 
 class Encoder(nn.Module):
@@ -84,20 +97,20 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B h w d"]:
-        c, arithmetic = self.config, Arithmetic.of(self.config)
+        c, arithmetic, block_of = self.config, Arithmetic.of(self.config), _blocks(self.config)
         p = c.pixel_patch
         x = einops.rearrange(image_BHW3, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
         x = _conv(arithmetic, c.base_width, name="conv_in")(x)
         for level, width in enumerate(c.encoder_widths):
             for block in range(c.encoder_blocks):
-                x = ResidualBlock(arithmetic, width, name=f"down_{level}_block_{block}")(x)
+                x = block_of(arithmetic, width, name=f"down_{level}_block_{block}")(x)
             if level < len(c.encoder_widths) - 1:
                 # The release pads bottom and right only.
                 padding, name = (0, 1), f"down_{level}_downsample"
                 x = _conv(arithmetic, x.shape[-1], stride=2, padding=padding, name=name)(x)
         for block in range(2):
-            x = ResidualBlock(arithmetic, x.shape[-1], name=f"mid_block_{block}")(x)
-        return _conv(arithmetic, c.bits, name="conv_out")(_norm_swish(x, "norm_out")).astype(jnp.float32)
+            x = block_of(arithmetic, x.shape[-1], name=f"mid_block_{block}")(x)
+        return _conv(arithmetic, c.bits, name="conv_out")(NormSwish(name="norm_out")(x)).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,10 +160,10 @@ class Decoder(nn.Module):
         x, arithmetic = codes_BHWd, arithmetic or Arithmetic.of(self.config)
         for layer in decoder_layers(self.config):
             if layer.kind == "block":
-                x = ResidualBlock(arithmetic, layer.width, name=layer.name)(x)
+                x = _blocks(self.config)(arithmetic, layer.width, name=layer.name)(x)
                 continue
             if layer.kind == "out":
-                x = _norm_swish(x, "norm_out")
+                x = NormSwish(name="norm_out")(x)
             x = _conv(arithmetic, layer.width, doubled=layer.kind == "upsample", name=layer.name)(x)
         return from_patches(x.astype(jnp.float32), self.config.pixel_patch)
 

@@ -23,10 +23,11 @@ from jaxtyping import Array, Float, PyTree
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.runtime.devices import on_each_device, platform
 from infinity_jax.runtime.sharding import traced_layout, tracing
-from infinity_jax.tokenizer import strip_rows
+from infinity_jax.tokenizer import group_norm, strip_rows
 from infinity_jax.tokenizer.autoencoder import Decoder, decoder_layers, from_patches
 from infinity_jax.tokenizer.convolution import Arithmetic, before_doubling, convolve, convolve_doubled
-from infinity_jax.tokenizer.strip_rows import Moments, Row
+from infinity_jax.tokenizer.group_norm import Moments, Norm
+from infinity_jax.tokenizer.strip_rows import Row
 
 MIB = 2**20
 Shape = tuple[int, ...]
@@ -117,7 +118,7 @@ def _in_strips(
     params = _before_the_strips(config, params, arithmetic.operands)
     first, *middle, last = decoder_layers(config)
     x_BHWC = strips.convolve(jnp.pad(codes_BHWd, ((0, 0), (1, 1), (0, 0), (0, 0))), params[first.name])
-    x: Map = HeldMap.of(strip_rows.as_stored(x_BHWC), strip_rows.moments(x_BHWC))
+    x: Map = HeldMap.of(strip_rows.as_stored(x_BHWC), group_norm.moments(x_BHWC))
     for layer, following in itertools.pairwise([*middle, last]):
         if layer.kind == "block":
             x = strips.residual_block(x, params[layer.name])
@@ -179,7 +180,7 @@ class _Strips:
         """Of maps; what is convolved has `arithmetic.operands`."""
         return jnp.dtype(self.arithmetic.maps)
 
-    def activated(self, x_BnWC: jax.Array, norm: strip_rows.Norm, inside: Row) -> jax.Array:
+    def activated(self, x_BnWC: jax.Array, norm: Norm, inside: Row) -> jax.Array:
         return strip_rows.activated(x_BnWC, norm, inside, self.arithmetic.operands)
 
     def residual_block(self, x: Map, params: PyTree) -> HeldMap:
@@ -201,7 +202,7 @@ class _Strips:
         return self.sweep(self.first_half(x, norm_params, params, n, dtype), n, self.nothing_above(x), new)
 
     def first_half(self, x: Map, norm_params: PyTree, params: PyTree, n: int, dtype: DTypeLike) -> Strip:
-        norm = strip_rows.norm(x.moments, norm_params)
+        norm = group_norm.norm(x.moments, norm_params)
 
         def strip(first: Row, above: Any, _: Any) -> tuple[jax.Array, Any]:
             new = self.activated(x.read(first, n, 1), norm, x.shape[1] - first)
@@ -213,7 +214,7 @@ class _Strips:
     def second_half(self, x: Map, h: HeldMap, params: PyTree, over: HeldMap) -> HeldMap:
         """Writes a block's result over x or over its hidden map h."""
         n = self.rows_per_strip(x.shape[:3], max(x.shape[3], h.shape[3]))
-        norm2 = strip_rows.norm(h.moments, params["norm2"])
+        norm2 = group_norm.norm(h.moments, params["norm2"])
 
         def strip(first: Row, above: Any, written: Any) -> tuple[jax.Array, Any]:
             read_written = functools.partial(strip_rows.read, written)
@@ -232,7 +233,7 @@ class _Strips:
         height, n = x.shape[1], self.rows_per_strip(x.shape[:3], x.shape[3])
         hidden = self.first_half(x, params["norm1"], params["conv1"], n, self.dtype)
         moments = self.moments(hidden, n, self.nothing_above(x), height)
-        norm1, norm2 = strip_rows.norm(x.moments, params["norm1"]), strip_rows.norm(moments, params["norm2"])
+        norm1, norm2 = group_norm.norm(x.moments, params["norm1"]), group_norm.norm(moments, params["norm2"])
 
         def activated_hidden(known: jax.Array, first: Row) -> jax.Array:
             h = self.convolve(known, params["conv1"])
@@ -274,19 +275,19 @@ class _Strips:
             above, written = carried
             new, above = strip(first, above, written)
             written = lax.dynamic_update_slice_in_dim(written, strip_rows.as_stored(new), first, 1)
-            return (above, written), strip_rows.moments(new)
+            return (above, written), group_norm.moments(new)
 
         (_, written), by_strip = lax.scan(step, (above, written), jnp.arange(0, written.shape[1], n))
-        return HeldMap.of(written, strip_rows.joined(by_strip))
+        return HeldMap.of(written, group_norm.joined(by_strip))
 
     def moments(self, strip: Strip, n: int, above: Any, height: int) -> Moments:
         """Computes the moments of the map that `sweep` would write."""
 
         def step(above: Any, first: Row) -> tuple[Any, Moments]:
             new, above = strip(first, above, None)
-            return above, strip_rows.moments(new)
+            return above, group_norm.moments(new)
 
-        return strip_rows.joined(lax.scan(step, above, jnp.arange(0, height, n))[1])
+        return group_norm.joined(lax.scan(step, above, jnp.arange(0, height, n))[1])
 
     def nothing_above(self, x: Map) -> jax.Array:
         """Makes the row above the first, after activation: zeros."""

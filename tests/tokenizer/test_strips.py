@@ -15,7 +15,7 @@ from helpers import paths
 from helpers.paths import PROGRAMS
 
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.tokenizer import strip_rows, strips
+from infinity_jax.tokenizer import group_norm, strips
 from infinity_jax.tokenizer.autoencoder import Decoder
 from infinity_jax.tokenizer.convolution import Arithmetic
 from infinity_jax.tokenizer.model import Tokenizer
@@ -97,8 +97,8 @@ def test_bfloat16_differs_by_its_rounding_only():
 def test_large_values_far_from_zero_keep_their_variance():
     """In one pass, sum of squares less square of the sum, float32 would lose it."""
     x = 1000 + jax.random.normal(jax.random.key(0), (2, 64, 16, 64))
-    by_strip = jax.vmap(strip_rows.moments)(jnp.stack(jnp.split(x, 8, 1)))
-    moments = strip_rows.joined(by_strip)
+    by_strip = jax.vmap(group_norm.moments)(jnp.stack(jnp.split(x, 8, 1)))
+    moments = group_norm.joined(by_strip)
     grouped = np.asarray(x, np.float64).reshape(2, 64 * 16, 32, 2)
     np.testing.assert_allclose(moments.mean, grouped.mean((1, 3)), rtol=1e-6)
     np.testing.assert_allclose(moments.variance, grouped.var((1, 3)), rtol=1e-3)

@@ -96,3 +96,20 @@ def decoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
         of_a_place = sum(2 * math.prod(kernel.shape) for kernel in kernels) * 4**layer.doublings
         total += math.prod(size) * (of_a_place * 4 // 9 if layer.kind == "upsample" else of_a_place)
     return total
+
+
+def encoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
+    """Counts the FLOP of the tokenizer's encoder for one picture of `size` tokens, as `decoder_flops`."""
+    params, total, coarsest = tokenizer_shapes(config)["encoder"], 0, len(config.multipliers) - 1
+    for name, layer in params.items():
+        # Of a level; the first convolution is of the finest, the middle and the last of the coarsest one.
+        level = int(name.split("_")[1]) if name.startswith("down_") else 0 if name == "conv_in" else coarsest
+        doublings = coarsest - level - name.endswith("_downsample")
+        kernels = [leaf for leaf in jax.tree.leaves(layer) if leaf.ndim == 4]
+        total += sum(2 * math.prod(kernel.shape) for kernel in kernels) * math.prod(size) * 4**doublings
+    return total
+
+
+def tokenizer_train_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
+    """Counts the FLOP of one picture of `size` tokens in a train step of the tokenizer, without the loss's networks."""
+    return 3 * (encoder_flops(config, size) + decoder_flops(config, size))
