@@ -17,6 +17,8 @@ EXAMPLES = """infinity-jax compile --config configs/t2i.py --size 2.2b --budget 
       --topology v5p:4x4x8 --mesh fsdp=128 --batch 2048 --microbatches 8 --json 2.2b.json
   infinity-jax compile --config configs/t2i.py --size 125m --budget 0.06M --topology cpu:8 --mesh fsdp=8 \\
       --batch 8 --json 125m.json
+  infinity-jax compile --config tokenizer:stage2 --budget 1M --batch 512 --remat block --topology v5e:16x16 \\
+      --json tokenizer.json
 exit code: 0, or 3 where it does not fit into the devices' memory (the numbers are written all the same)"""
 DOES_NOT_FIT = 3
 # Each virtual device has threads of its own.
@@ -44,16 +46,14 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--size",
         type=options.text,
-        required=True,
         metavar="NAME",
-        help="its argument: 125m 361m 940m 2.2b 4.7b 2b 8b",
+        help="its argument: 125m 361m 940m 2.2b 4.7b 2b 8b; left out for a tokenizer's, like tokenizer:stage2",
     )
     add(
         "--budget",
         type=options.text,
-        required=True,
         metavar="NAME",
-        help="the stage of the config: 0.06M 0.25M 1M",
+        help="the stage of the config: 0.06M 0.25M 1M; of a tokenizer's one resolution, by default each of the config",
     )
     add(
         "--aspects",

@@ -173,7 +173,8 @@ class InfinityPipeline:
         if others:
             raise UserError(
                 "pictures that are drawn together can differ in cfg, tau and top_p alone; these settings need "
-                f"{1 + len(others)} programs (guidance, unguided_scales, reuse_guidance, pruning, decoder_dtype): call once for each"
+                f"{1 + len(others)} programs (guidance, unguided_scales, reuse_guidance, pruning, decoder_dtype): "
+                "call once for each"
             )
         batch = self.batch_of(request) if request.batch is None else request.batch
         batches.check(batch, config, self.layout)

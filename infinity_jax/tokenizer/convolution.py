@@ -127,7 +127,7 @@ def convolve_doubled(
 def before_doubling(kernel_33io: Float[Array, "3 3 C F"]) -> Float[Array, "2 2 C O"]:
     """Sums the taps of a kernel that see the same place once rows and columns are doubled.
 
-    A result sees two different rows and two different columns. Features of the sums: by the result's row and column, odd
+    A result sees two different rows and two different columns. Features of the sums are by its row and column, odd
     ones first.
     """
 

@@ -44,7 +44,9 @@ class Tokenizer(nn.Module):
           operands: what is multiplied, with float32 sums: "float32", `exact`, or "bfloat16" where that is quicker
             (`convolution.drawing`). None computes in the config's compute dtype.
         """
-        numbers = convolution.Arithmetic.of(self.config) if operands is None else convolution.drawing(operands)
+        numbers = (
+            convolution.Arithmetic.of(self.config) if operands is None else convolution.drawing(operands)
+        )
         memory = strips.memory_here(numbers)
         with exact(numbers.operands):
             if self.is_initializing() or not strips.needed(self.config, codes_BHWd.shape, numbers, memory):

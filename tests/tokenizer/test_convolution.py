@@ -92,7 +92,9 @@ def test_drawing_in_bfloat16_stays_within_50_db_of_float32(form, monkeypatch):
     numbers = Arithmetic("bfloat16", "float32", by_products=form == "products")
     chosen = {"float32": FLOAT32, "bfloat16": numbers}
     monkeypatch.setattr(convolution, "drawing", chosen.__getitem__)
-    decode = functools.partial(Tokenizer(tokenizer.config).apply, {"params": tokenizer.params}, method="decode")
+    decode = functools.partial(
+        Tokenizer(tokenizer.config).apply, {"params": tokenizer.params}, method="decode"
+    )
     exact, ours = (np.asarray(jax.jit(functools.partial(decode, operands=o))(codes)) for o in chosen)
     assert not np.array_equal(ours, exact)
     psnr = 10 * np.log10(4 / np.mean((ours - exact) ** 2, (1, 2, 3)))
