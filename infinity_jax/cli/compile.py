@@ -19,6 +19,8 @@ EXAMPLES = """infinity-jax compile --config configs/t2i.py --size 2.2b --budget 
       --batch 8 --json 125m.json
   infinity-jax compile --warm configs/pods/v5e_256.py:2b,0.06M --workdir runs/2b --topology v5e:16x16 \
       --config.data.source=records:shards
+  infinity-jax compile --config tokenizer:stage2 --budget 1M --batch 512 --remat block --topology v5e:16x16 \\
+      --json tokenizer.json
 exit code: 0, or 3 where it does not fit into the devices' memory (the numbers are written all the same)"""
 DOES_NOT_FIT = 3
 _NEEDED = "give --config, --size, --budget, --topology and --json, or --warm, --workdir and --topology"
@@ -47,13 +49,13 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         "--size",
         type=options.text,
         metavar="NAME",
-        help="its argument: 125m 361m 940m 2.2b 4.7b 2b 8b",
+        help="its argument: 125m 361m 940m 2.2b 4.7b 2b 8b; left out for a tokenizer's, like tokenizer:stage2",
     )
     add(
         "--budget",
         type=options.text,
         metavar="NAME",
-        help="the stage of the config: 0.06M 0.25M 1M",
+        help="the stage of the config: 0.06M 0.25M 1M; of a tokenizer's one resolution, by default each of the config",
     )
     add(
         "--aspects",

@@ -30,6 +30,7 @@ class SamplerConfig:
       pruning: which tokens late scales run; None runs all.
       scan_layers: one compiled block, so that the program does not grow with depth, or one per layer, which a CPU runs
         faster (it copies a scanned block's weights at every scale) and which takes longer to compile.
+      decoder_dtype: what the tokenizer's decoder multiplies, see `Tokenizer.decode`.
     """
 
     model: TransformerConfig
@@ -41,6 +42,7 @@ class SamplerConfig:
     reuse_guidance: bool = False
     pruning: TokenPruning | None = None
     scan_layers: bool = True
+    decoder_dtype: str = "bfloat16"
 
     @classmethod
     def from_settings(
@@ -62,6 +64,7 @@ class SamplerConfig:
             reuse_guidance=settings.reuse_guidance,
             pruning=named(settings.pruning, schedule, model.layers),
             scan_layers=scan_layers,
+            decoder_dtype=settings.decoder_dtype,
         )
 
     def __post_init__(self):

@@ -95,7 +95,9 @@ def make_sampler(
 
     def sample(params: Any, tokenizer_params: Any, inputs: SamplerInputs) -> jax.Array:
         codes_BHWd = constrain(draw(config, params, inputs).running_sum_BHWd, "batch", None, None, None)
-        image = Tokenizer(config.tokenizer).apply({"params": tokenizer_params}, codes_BHWd, method="decode")
+        image = Tokenizer(config.tokenizer).apply(
+            {"params": tokenizer_params}, codes_BHWd, config.decoder_dtype, method="decode"
+        )
         # Truncated, as the release does.
         return jnp.clip((jnp.asarray(image) + 1) / 2 * 255, 0, 255).astype(jnp.uint8)
 

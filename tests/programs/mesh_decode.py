@@ -42,7 +42,10 @@ def main(out: str, meshes: list[str]) -> None:
         config = parse_mesh(shape)
         layout = sharding.layout_of(config, devices=jax.devices()[: config.devices])
         arguments = jax.device_put(params, layout.of(boxed)), jax.device_put(codes, layout.batch(len(codes)))
-        for form, most in {"strips": 0, "pictures": strips.largest_map(TOKENIZER.config, (4, 6))}.items():
+        for form, most in {
+            "strips": 0,
+            "pictures": strips.largest_map(TOKENIZER.config, (4, 6), "float32"),
+        }.items():
             strips.CPU = strips.Memory(plain=most, held=2**16, strip=2**12)
             # A new function, so that it is traced with this memory.
             run = jax.jit(layout.traced(lambda *args: decode(*args)), out_shardings=layout.batch(len(codes)))
