@@ -1,7 +1,7 @@
 """One transformer block: AdaLN self-attention, cross-attention to the text, AdaLN feed-forward (spec 4)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -47,8 +47,24 @@ class ChosenTokens(NamedTuple):
     fill: Callable[[jax.Array], jax.Array]
 
 
+class Seen(NamedTuple):
+    """What queries attend to.
+
+    Attributes:
+      keys, values: each [B, H, T, head], in storage form in `compute_dtype`.
+      count: how many of the T are there, the first ones; what lies behind them is not read.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    count: int
+
+
 # (residual stream float32 [B, N, C] before a sub-layer, number of the sub-layer) -> the tokens that it runs.
 TokenChoice = Callable[[jax.Array, int], ChosenTokens]
+# (keys and values of one scale, each [B, H, n, head] in storage form) -> those that its queries see, with earlier
+# scales'; and the cache that holds them.
+Remember = Callable[[KeysValues], tuple[Seen, KeysValues]]
 
 
 def all_tokens(x_BNC: jax.Array, sublayer: int) -> ChosenTokens:
@@ -201,7 +217,7 @@ class Block(nn.Module):
     def step(
         self,
         x_BNC: jax.Array,
-        past: Sequence[KeysValues],
+        remember: Remember,
         text_kv: KeysValues,
         condition: Condition,
         scale: int,
@@ -210,13 +226,13 @@ class Block(nn.Module):
         """Runs the block on one scale of N tokens.
 
         Args:
-          past: keys and values of each earlier scale, each [B, H, n, head], in storage form in `compute_dtype`.
+          remember: caches the keys and values of the tokens that run, and gives those of all scales so far.
           text_kv: from `text_keys_values`.
           scale: its number in the schedule, from 0.
           choose: picks the tokens that each sub-layer runs; the others get what it fills in.
         Returns:
-          the residual stream float32 [B, N, C]; keys and values of this scale's tokens that ran, each [B, H, n, head],
-          in storage form; what each sub-layer added to the stream, float32 [B, N, C].
+          the residual stream float32 [B, N, C]; the cache that `remember` returned; what each sub-layer added to the
+          stream, float32 [B, N, C].
         """
         x_BNC = constrain(x_BNC, "batch", None, None)
         gamma1, gamma2, *modulation = self._modulation(condition)
@@ -225,9 +241,8 @@ class Block(nn.Module):
         positions = (take(table_Nn[None])[:, None] for table_Nn in tables)
         dtype = self.config.compute_dtype
         q, k, v = self.self_attention.project(modulate(take(x_BNC), modulation[0], modulation[2]), *positions)
-        new = to_storage(k.astype(dtype)), to_storage(v.astype(dtype))
-        keys, values = (from_storage(jnp.concatenate(each, 2)) for each in zip(*past, new, strict=True))
-        attended = attend(q, keys, values, dtype)
+        (keys, values, count), cache = remember((to_storage(k.astype(dtype)), to_storage(v.astype(dtype))))
+        attended = attend(q, from_storage(keys), from_storage(values), dtype, count=count)
         by_self_attention = fill(self.self_attention.merge(attended) * gamma1[:, None])
         x_BNC += by_self_attention
         take, fill = choose(x_BNC, CROSS_ATTENTION)
@@ -235,7 +250,7 @@ class Block(nn.Module):
         x_BNC += by_cross_attention
         take, fill = choose(x_BNC, FEED_FORWARD)
         by_ffn = fill(self.ffn(modulate(take(x_BNC), modulation[1], modulation[3])) * gamma2[:, None])
-        return x_BNC + by_ffn, new, (by_self_attention, by_cross_attention, by_ffn)
+        return x_BNC + by_ffn, cache, (by_self_attention, by_cross_attention, by_ffn)
 
     def text_keys_values(self, context_BTC: jax.Array) -> KeysValues:
         """Computes keys and values of the text for the cross-attention, each float32 [B, H, T, head]."""

@@ -10,7 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from infinity_jax import presets, scales
 from infinity_jax.checkpoints import trained
@@ -115,8 +115,8 @@ def lower_sampler(
         trained.transformer_variables(model),
         trained.tokenizer_variables(tokenizer),
     )
-    params = jax.eval_shape(lambda params: rounded(model, params), nn.meta.unbox(variables))
-    params = _with_shardings(params, layout.of(variables))
+    params = jax.eval_shape(layout.traced(lambda params: rounded(model, params)), nn.meta.unbox(variables))
+    params = _with_shardings(params, _as_rounded(params, layout.of(variables)))
     tokenizer_params = _with_shardings(nn.meta.unbox(tokenizer_variables), layout.of(tokenizer_variables))
     sampler = SamplerConfig(model, tokenizer, schedule, mixed, (max(-5, -model.layers),))
     draw: Any = make_sampler(sampler, layout)
@@ -169,6 +169,16 @@ def _tokenizer(size: str, model: TransformerConfig) -> TokenizerConfig:
 
 def _shape(shape: Sequence[int], dtype: Any, sharding: NamedSharding) -> Any:
     return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=sharding)
+
+
+def _as_rounded(params: Any, shardings: Any) -> Any:
+    """Splits the shardings of stacked layers where the sampler's parameters are split (`kv_cache.split`)."""
+    if not isinstance(params["blocks"], list):
+        return shardings
+    of_layer = jax.tree.map(
+        lambda where: NamedSharding(where.mesh, PartitionSpec(*where.spec[1:])), shardings["blocks"]
+    )
+    return {**shardings, "blocks": [of_layer] * len(params["blocks"])}
 
 
 def _with_shardings(tree: Any, shardings: Any) -> Any:
