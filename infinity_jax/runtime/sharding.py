@@ -150,16 +150,6 @@ class Layout:
             )
         return NamedSharding(self.mesh, PartitionSpec(self.rules.batch))
 
-    def batch_shapes(
-        self, batch_size: int, arrays: Mapping[str, tuple[tuple[int, ...], Any]], microbatches: int = 1
-    ) -> dict[str, jax.ShapeDtypeStruct]:
-        """Describes a batch as it lies on the devices: of each array its shape without the first axis, and dtype."""
-        split = self.batch(batch_size, microbatches)
-        return {
-            name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=split)
-            for name, (shape, dtype) in arrays.items()
-        }
-
     def of(self, variables: PyTree) -> PyTree:
         """Makes a NamedSharding for every array of a tree whose parameters are boxed with logical axis names.
 

@@ -6,7 +6,7 @@ from typing import Any
 from infinity_jax.checkpoints import origin
 from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.data.encoded import FeaturesOnDevice
-from infinity_jax.runtime import distributed, kept_programs
+from infinity_jax.runtime import distributed, global_batch, kept_programs
 from infinity_jax.runtime.compiled_step import BatchShapes
 from infinity_jax.text.on_device import TextOnDevice
 from infinity_jax.training import loop, run_config, start, summary
@@ -92,4 +92,5 @@ def step_of(run: run_config.RunConfig, feed: run_config.Feed) -> TrainStep:
 
 def batch_shapes(run: run_config.RunConfig, feed: run_config.Feed) -> list[BatchShapes]:
     """Describes each kind of batch of a run as it comes onto the devices."""
-    return [run.layout.batch_shapes(run.train.batch_size, shapes) for shapes in feed.shapes()]
+    size = run.train.batch_size
+    return [global_batch.described(arrays, size, run.layout.batch(size)) for arrays in feed.shapes()]
