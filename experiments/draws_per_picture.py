@@ -9,6 +9,7 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +31,12 @@ def main() -> None:
     """Measures the mean and the deviation of the loss over draws, prints both and writes them."""
     arguments = _arguments()
     start_up.keep_freed_memory()
-    loss_of = _loss_of(arguments.pictures)
+    loss_of, params = _loss_of(arguments.pictures)
     config = CorrectionConfig(p=arguments.p)
     report = {}
     for name, draw in (("for the batch", for_the_batch), ("for each picture", correction.draw_flips)):
-        loss = jax.jit(lambda key, draw=draw: loss_of(key, draw, config))
-        losses = np.array([float(loss(jax.random.key(seed))) for seed in range(arguments.draws)])
+        loss = jax.jit(lambda params, key, draw=draw: loss_of(params, key, draw, config))
+        losses = np.array([float(loss(params, jax.random.key(seed))) for seed in range(arguments.draws)])
         report[name] = {"mean": losses.mean(), "deviation": losses.std(ddof=1), "draws": len(losses)}
         print(
             f"rates {name}: loss {losses.mean():.4f}, deviation {losses.std(ddof=1):.4f} over {len(losses)} draws"
@@ -54,22 +55,23 @@ def for_the_batch(key, schedule, batch: int, bits: int, config: CorrectionConfig
     )
 
 
-def _loss_of(count: int) -> Callable:
-    """Makes the function (key, draw of flips, config) -> loss of the first `count` training pictures."""
+def _loss_of(count: int) -> tuple[Callable, Any]:
+    """Makes the function (params, key, draw of flips, config) -> loss of the first `count` training pictures."""
     model = pretrained.load_model("bundled")
     tokenizer, schedule = model.tokenizer, make_schedule(model.tokenizer.scales)
     source = sources.open_source("emoji_captions", "train")
     records = [source[i] for i in range(count)]
     image = pictures.to_float(pictures.decode_squares(records, tokenizer.side))
+    # Parameters as arguments: as constants of the program they take the compiler minutes.
     encode = jax.jit(
-        lambda image: Tokenizer(tokenizer.config).apply({"params": tokenizer.params}, image, method="encode")
+        lambda params, image: Tokenizer(tokenizer.config).apply({"params": params}, image, method="encode")
     )
-    features, encoder = encode(image), load_text_encoder("minilm", 32, "")
+    features, encoder = encode(tokenizer.params, image), load_text_encoder("minilm", 32, "")
     text, text_mask = encoder.encode([record["caption"] for record in records])
     loss_config = LossConfig(caption_drop=0.0)
     loss_fn = make_loss(Transformer(model.config), schedule, loss_config)
 
-    def loss_of(key, draw, config):
+    def loss_of(params, key, draw, config):
         flips = draw(seeds.stream(key, "flip bits", 0), schedule, count, tokenizer.config.bits, config)
         inputs, bits = correction.self_correction(features, flips, schedule, tokenizer.config.quantizer)
         examples = {
@@ -78,9 +80,9 @@ def _loss_of(count: int) -> Callable:
             "text": jnp.asarray(text),
             "text_mask": jnp.asarray(text_mask),
         }
-        return loss_fn(model.params, examples | draw_examples(key, 0, count, model.config, loss_config))[0]
+        return loss_fn(params, examples | draw_examples(key, 0, count, model.config, loss_config))[0]
 
-    return loss_of
+    return loss_of, model.params
 
 
 def _arguments() -> argparse.Namespace:
