@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.runtime.sharding import Layout, constrain
+from infinity_jax.runtime.sharding import Layout, constrain, on_mesh
 from infinity_jax.sampling import guidance, head_bits, head_index, kv_cache
 from infinity_jax.sampling.bits import DrawSettings, LinearHead
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
@@ -24,6 +24,7 @@ from infinity_jax.sampling.kv_cache import LayerCache, PartCache
 from infinity_jax.tokenizer import bsq, pyramid
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.transformer.block import Block, Condition, KeysValues
+from infinity_jax.transformer.joined_maps import joined
 from infinity_jax.transformer.transformer import Transformer
 
 
@@ -92,8 +93,9 @@ def make_sampler(
 def rounded(config: TransformerConfig, params: Any) -> Any:
     """Brings the transformer's parameters into the form that the sampler reads at every scale.
 
-    Kernels in blocks are rounded to the type of the products' operands, and layers are split where they are not scanned
-    (`kv_cache`). The sampler does it itself; who draws often does it once. The numbers are the same.
+    Kernels in blocks are rounded to the type of the products' operands, those of one input are joined (`joined_maps`),
+    and layers are split where they are not scanned (`kv_cache`). The sampler does it itself; who draws often does it
+    once. The numbers are the same.
     """
     if isinstance(params["blocks"], list):  # it is in this form
         return params
@@ -104,7 +106,7 @@ def rounded(config: TransformerConfig, params: Any) -> Any:
         return jnp.asarray(x, None if is_rounded else config.compute_dtype)
 
     blocks = jax.tree_util.tree_map_with_path(of_block, params["blocks"])
-    return {**params, "blocks": kv_cache.split(config, blocks)}
+    return {**params, "blocks": kv_cache.split(config, joined(blocks))}
 
 
 def draw(config: SamplerConfig, params: Any, inputs: SamplerInputs) -> Drawn:
@@ -140,11 +142,17 @@ def prepare(config: SamplerConfig, params: Any, inputs: SamplerInputs) -> Prepar
     head_of = head_bits.difference_head if config.model.head == "bits" else head_index.index_head
     head = head_of(config.model, params, vectors_NC, config.rows)
 
+    contexts = [condition.context_BTC for condition in conditions]
+
     def text_kv(layer_params: Any) -> KeysValues:
-        each: list[Any] = [
-            block.apply({"params": layer_params}, condition.context_BTC, method="text_keys_values")
-            for condition in conditions
-        ]
+        def of(context_BTC: jax.Array) -> Any:
+            return block.apply({"params": layer_params}, context_BTC, method="text_keys_values")
+
+        if on_mesh():  # it would have to move rows for a single product
+            each = [of(context_BTC) for context_BTC in contexts]
+        else:
+            ends = np.cumsum([len(context_BTC) for context_BTC in contexts])[:-1]
+            each = zip(*(jnp.split(x, ends) for x in of(jnp.concatenate(contexts))), strict=True)
         interleaved = jax.tree.map(guidance.interleave, *each)
         return jax.tree.map(lambda x: x.astype(config.model.compute_dtype), interleaved)
 
