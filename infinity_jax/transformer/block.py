@@ -106,6 +106,12 @@ def _gelu(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=True)
 
 
+def _apart(x_BLnHd: jax.Array) -> list[jax.Array]:
+    """Takes the results of joined maps apart, each [B, H, L, head]."""
+    # Each for itself: a single transposition of all would be an array of its own.
+    return [x_BLnHd[:, :, i].swapaxes(1, 2) for i in range(x_BLnHd.shape[2])]
+
+
 class _HeadMaps(nn.Module):
     """The linear maps of an attention layer: to queries, keys and values of each head, and from all heads."""
 
@@ -141,7 +147,7 @@ class SelfAttention(_HeadMaps):
     def project(self, x_BLC: jax.Array, *cos_and_sin_Ln: Table) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Computes queries, keys, values, each float32 [B, H, L, head], rotated to positions if these are given."""
         if self.has_variable("params", "query_key_value"):
-            q, k, v = self.query_key_value(x_BLC).transpose(2, 0, 3, 1, 4)
+            q, k, v = _apart(self.query_key_value(x_BLC))
         else:
             q, k, v = (layer(x_BLC).swapaxes(1, 2) for layer in (self.query, self.key, self.value))
         scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
@@ -156,7 +162,7 @@ class CrossAttention(_HeadMaps):
     def keys_values(self, context_BTC: jax.Array) -> KeysValues:
         """Computes keys and values of the text, each float32 [B, H, T, head]."""
         if self.has_variable("params", "key_value"):
-            keys, values = self.key_value(context_BTC).transpose(2, 0, 3, 1, 4)
+            keys, values = _apart(self.key_value(context_BTC))
         else:
             keys, values = (layer(context_BTC).swapaxes(1, 2) for layer in (self.key, self.value))
         return constrain(keys, "batch", "heads", None, None), constrain(values, "batch", "heads", None, None)
