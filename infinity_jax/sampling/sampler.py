@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Float, UInt8
 from infinity_jax.checkpoints import trained
 from infinity_jax.config import TransformerConfig
 from infinity_jax.files.lazy_tensor import dtype_named
-from infinity_jax.runtime.sharding import Layout, constrain
+from infinity_jax.runtime.sharding import Layout, constrain, on_mesh
 from infinity_jax.sampling import guidance, head_bits, head_index, kv_cache
 from infinity_jax.sampling.bits import DrawSettings, LinearHead
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
@@ -26,6 +26,7 @@ from infinity_jax.sampling.kv_cache import LayerCache, PartCache
 from infinity_jax.tokenizer import bsq, pyramid
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.transformer.block import Block, Condition, KeysValues
+from infinity_jax.transformer.joined_maps import is_joined, joined
 from infinity_jax.transformer.transformer import Transformer
 
 
@@ -96,17 +97,18 @@ def make_sampler(
 def rounded(config: TransformerConfig, params: Any) -> Any:
     """Brings the transformer's parameters into the form that the sampler reads at every scale.
 
-    What modules read as operands of products is rounded to their type, and layers are split where they are not scanned
-    (`kv_cache`). The sampler does it itself; who draws often does it once. The numbers are the same.
+    What modules read as operands of products is rounded to their type, kernels of one input are joined (`joined_maps`),
+    and layers are split where they are not scanned (`kv_cache`). The sampler does it itself; who draws often does it
+    once. The numbers are the same.
     """
-    if isinstance(params["blocks"], list):  # it is in this form
+    if isinstance(params["blocks"], list) or is_joined(params["blocks"]):  # it is in this form
         return params
 
     def kept(x: jax.Array | np.ndarray, dtype: str) -> Any:
         return x if dtype == "float32" or x.dtype == jnp.uint16 else to_storage(x.astype(dtype_named(dtype)))
 
     params = jax.tree.map(kept, params, trained.stored_dtypes(config))
-    return {**params, "blocks": kv_cache.split(config, params["blocks"])}
+    return {**params, "blocks": kv_cache.split(config, joined(params["blocks"]))}
 
 
 def draw(config: SamplerConfig, params: Any, inputs: SamplerInputs) -> Drawn:
@@ -142,11 +144,17 @@ def prepare(config: SamplerConfig, params: Any, inputs: SamplerInputs) -> Prepar
     head_of = head_bits.difference_head if config.model.head == "bits" else head_index.index_head
     head = head_of(config.model, params, vectors_NC, config.rows)
 
+    contexts = [condition.context_BTC for condition in conditions]
+
     def text_kv(layer_params: Any) -> KeysValues:
-        each: list[Any] = [
-            block.apply({"params": layer_params}, condition.context_BTC, method="text_keys_values")
-            for condition in conditions
-        ]
+        def of(context_BTC: jax.Array) -> Any:
+            return block.apply({"params": layer_params}, context_BTC, method="text_keys_values")
+
+        if on_mesh():  # it would have to move rows for a single product
+            each = [of(context_BTC) for context_BTC in contexts]
+        else:
+            ends = np.cumsum([len(context_BTC) for context_BTC in contexts])[:-1]
+            each = zip(*(jnp.split(x, ends) for x in of(jnp.concatenate(contexts))), strict=True)
         interleaved = jax.tree.map(guidance.interleave, *each)
         return jax.tree.map(lambda x: x.astype(config.model.compute_dtype), interleaved)
 

@@ -106,6 +106,12 @@ def _gelu(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=True)
 
 
+def _apart(x_BLnHd: jax.Array) -> list[jax.Array]:
+    """Takes the results of joined maps apart, each [B, H, L, head]."""
+    # Each for itself: a single transposition of all would be an array of its own.
+    return [x_BLnHd[:, :, i].swapaxes(1, 2) for i in range(x_BLnHd.shape[2])]
+
+
 class _HeadMaps(nn.Module):
     """The linear maps of an attention layer: to queries, keys and values of each head, and from all heads."""
 
@@ -120,6 +126,9 @@ class _HeadMaps(nn.Module):
         self.key = Dense(shape, axes, init, dtype, bias=False)
         self.value = Dense(shape, axes, init, dtype)
         self.out = Dense((c.width, c.width), ("merged_heads", "embed"), output_init(c), dtype)
+        # One product, on parameters from `joined_maps.joined` alone.
+        self.query_key_value = Dense((c.width, 3, *shape[1:]), (axes[0], None, *axes[1:]), init, dtype)
+        self.key_value = Dense((c.width, 2, *shape[1:]), (axes[0], None, *axes[1:]), init, dtype)
 
     def merge(self, out_BHLd: jax.Array) -> jax.Array:
         """Projects the outputs of all heads: float32 [B, H, L, head] -> [B, L, C]."""
@@ -137,7 +146,10 @@ class SelfAttention(_HeadMaps):
 
     def project(self, x_BLC: jax.Array, *cos_and_sin_Ln: Table) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Computes queries, keys, values, each float32 [B, H, L, head], rotated to positions if these are given."""
-        q, k, v = (layer(x_BLC).swapaxes(1, 2) for layer in (self.query, self.key, self.value))
+        if self.has_variable("params", "query_key_value"):
+            q, k, v = _apart(self.query_key_value(x_BLC))
+        else:
+            q, k, v = (layer(x_BLC).swapaxes(1, 2) for layer in (self.query, self.key, self.value))
         scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
         q, k = _apply_rotary(q, scale[:, None, None], *cos_and_sin_Ln), _apply_rotary(k, 1.0, *cos_and_sin_Ln)
         q, k, v = (constrain(x, "batch", "attention_heads", None, None) for x in (q, k, v))
@@ -149,7 +161,10 @@ class CrossAttention(_HeadMaps):
 
     def keys_values(self, context_BTC: jax.Array) -> KeysValues:
         """Computes keys and values of the text, each float32 [B, H, T, head]."""
-        keys, values = self.key(context_BTC).swapaxes(1, 2), self.value(context_BTC).swapaxes(1, 2)
+        if self.has_variable("params", "key_value"):
+            keys, values = _apart(self.key_value(context_BTC))
+        else:
+            keys, values = (layer(context_BTC).swapaxes(1, 2) for layer in (self.key, self.value))
         return constrain(keys, "batch", "heads", None, None), constrain(values, "batch", "heads", None, None)
 
     def __call__(self, x_BLC: jax.Array, text_kv: KeysValues, mask_BT: jax.Array) -> jax.Array:

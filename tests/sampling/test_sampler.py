@@ -241,9 +241,13 @@ def test_rounding_the_parameters_before_changes_nothing(params, inputs, monkeypa
     low = dataclasses.replace(MODEL, compute_dtype="bfloat16")
     config = dataclasses.replace(CONFIG, model=low, feature_layers=(int(scanned),))  # compiled for each
     before = sampler.rounded(low, params)
-    whole = jax.tree.map(jnp.shape, params["blocks"])
-    of_layer = jax.tree.map(lambda x: x.shape[1:], params["blocks"])
-    assert jax.tree.map(jnp.shape, before["blocks"]) == (whole if scanned else [of_layer] * 2)
+    blocks = (
+        before["blocks"] if scanned else jax.tree.map(lambda *of_each: jnp.stack(of_each), *before["blocks"])
+    )
+    assert blocks["self_attention"]["query_key_value"]["kernel"].shape == (2, 64, 3, 4, 16)
+    assert sum(x.size for x in jax.tree.leaves(blocks)) == 2 * 2 * 64 + sum(  # keys get biases
+        x.size for x in jax.tree.leaves(params["blocks"])
+    )
     assert jax.tree.all(jax.tree.map(lambda a, b: a is b, sampler.rounded(low, before), before))
     jax.tree.map(np.testing.assert_array_equal, draw(config, params, inputs), draw(config, before, inputs))
 

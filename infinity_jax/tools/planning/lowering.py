@@ -26,6 +26,7 @@ from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
 from infinity_jax.training.tokenizer_step import ADVERSARIAL
 from infinity_jax.training.transformer_step import LossConfig, StepConfig, build_step
+from infinity_jax.transformer.joined_maps import JOINED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,13 +173,19 @@ def _shape(shape: Sequence[int], dtype: Any, sharding: NamedSharding) -> Any:
 
 
 def _as_rounded(params: Any, shardings: Any) -> Any:
-    """Splits the shardings of stacked layers where the sampler's parameters are split (`kv_cache.split`)."""
-    if not isinstance(params["blocks"], list):
-        return shardings
-    of_layer = jax.tree.map(
-        lambda where: NamedSharding(where.mesh, PartitionSpec(*where.spec[1:])), shardings["blocks"]
-    )
-    return {**shardings, "blocks": [of_layer] * len(params["blocks"])}
+    """Makes the shardings of the sampler's parameters (`rounded`) from those of the trained ones."""
+    blocks = dict(shardings["blocks"])
+    for layer, maps, name in JOINED:
+        others = {key: value for key, value in blocks[layer].items() if key not in maps}
+        one = jax.tree.map(
+            lambda where: NamedSharding(where.mesh, PartitionSpec(*where.spec[:-2], None, *where.spec[-2:])),
+            blocks[layer][maps[-1]],
+        )
+        blocks[layer] = {**others, name: one}
+    if isinstance(params["blocks"], list):
+        blocks = jax.tree.map(lambda where: NamedSharding(where.mesh, PartitionSpec(*where.spec[1:])), blocks)
+        blocks = [blocks] * len(params["blocks"])
+    return {**shardings, "blocks": blocks}
 
 
 def _with_shardings(tree: Any, shardings: Any) -> Any:

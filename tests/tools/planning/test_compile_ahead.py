@@ -216,7 +216,7 @@ def test_the_sampler_reads_the_rounded_weights_that_the_pipeline_draws_with():
     (params, *_), _ = program.lowered.args_info
     drawn_with = sampler.rounded(model, jax.tree.map(lambda x: jnp.zeros(x.shape), params))
     assert jax.tree.map(lambda x: x.dtype, params) == jax.tree.map(lambda x: x.dtype, drawn_with)
-    assert params["blocks"]["self_attention"]["query"]["kernel"].dtype.itemsize == 2
+    assert params["blocks"]["self_attention"]["query_key_value"]["kernel"].dtype.itemsize == 2
 
 
 def test_memory_decides_what_fits():
