@@ -27,6 +27,7 @@ from infinity_jax.tokenizer import bsq, pyramid
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.transformer.block import Block, Condition, KeysValues
 from infinity_jax.transformer.joined_maps import is_joined, joined
+from infinity_jax.transformer.kernels.storage import to_storage
 from infinity_jax.transformer.transformer import Transformer
 
 

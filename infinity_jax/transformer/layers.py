@@ -85,7 +85,7 @@ def parameter(
     name: str,
     init: Callable,
     shape: tuple[int, ...],
-    axes: tuple[str, ...],
+    axes: tuple[str | None, ...],
     operand_dtype: str = "float32",
 ) -> jax.Array:
     """Declares a float32 parameter of `module` with one logical axis name per dimension.
@@ -129,7 +129,7 @@ class Dense(nn.Module):
     """
 
     shape: tuple[int, ...]
-    axes: tuple[str, ...]
+    axes: tuple[str | None, ...]
     kernel_init: Callable
     dtype: str
     bias: bool = True
