@@ -66,30 +66,18 @@ def adaln_table_init(config: TransformerConfig) -> Callable:
     return init
 
 
-<<<<<<< HEAD
 class Operand(nn.LogicallyPartitioned):
     """Boxes a parameter that its module reads only as an operand of products, rounded to `operand_dtype`."""
 
     operand_dtype: str = flax.struct.field(default="float32", pytree_node=False)
 
 
-=======
->>>>>>> 540df00b5c68d7f4c7d039359253d2dd2ea2e3af
 def caption_init(channels: int) -> Callable:
     """Makes the initialiser of the empty caption [rows, channels]: a normal of 1.2, cut at 2, over sqrt(channels)."""
     deviation = 1.2
     return nn.initializers.truncated_normal(
         deviation * channels**-0.5, lower=-2 / deviation, upper=2 / deviation
     )
-<<<<<<< HEAD
-=======
-
-
-class Operand(nn.LogicallyPartitioned):
-    """Boxes a parameter that its module reads only as an operand of products, rounded to `operand_dtype`."""
-
-    operand_dtype: str = flax.struct.field(default="float32", pytree_node=False)
->>>>>>> 540df00b5c68d7f4c7d039359253d2dd2ea2e3af
 
 
 def parameter(
