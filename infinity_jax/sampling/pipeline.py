@@ -50,11 +50,7 @@ class InfinityPipeline:
         text_encoder: TextEncoder | None = None,
         layout: Layout | None = None,
     ):
-<<<<<<< HEAD
-=======
-        self.scan_layers = scan_layers
         self._path: str | Path | None = None
->>>>>>> e5ed2e670f68cde4cd0250ef48d6d618b68b5b8a
         self.model = model if layout is None else trained.placed(model, layout)
         self.layout = layout
         self.text_encoder = text_encoder or text_encoder_of(model.text)
@@ -78,19 +74,6 @@ class InfinityPipeline:
             not fit the model or needs more devices than there are.
         """
         start_up.keep_programs()
-<<<<<<< HEAD
-        if mesh is None:
-            if rules:
-                raise UserError(
-                    f"sharding rules {rules!r} need a mesh; give one, like data={jax.device_count()}"
-                )
-            return cls(pretrained.load_model(path))
-        shape = parse_mesh(mesh)
-        model = pretrained.load_on_host(path)
-        layout = layout_of(shape, rules, model.config, jax.devices()[: shape.devices])
-        pipeline = cls(model, layout=layout)
-        pipeline.text_encoder.place(layout)
-=======
         if mesh is None and rules:
             raise UserError(f"sharding rules {rules!r} need a mesh; give one, like data={jax.device_count()}")
         opened, layout = open_checkpoint(path), None
@@ -98,11 +81,12 @@ class InfinityPipeline:
             shape = parse_mesh(mesh)
             layout = layout_of(shape, rules, opened.transformer_config(), jax.devices()[: shape.devices])
         # Rounded as they are read: beside what is drawn with, no device holds more than one array of them.
-        pipeline = cls(opened.model(layout, rounded=True), layout=layout, scan_layers=scan_layers)
+        pipeline = cls(opened.model(layout, rounded=True), layout=layout)
+        # What is kept is the sampler's form alone.
+        pipeline.model = dataclasses.replace(pipeline.model, params=pipeline._rounded_params)
         pipeline._path = path
         if layout is not None:
             pipeline.text_encoder.place(layout)
->>>>>>> e5ed2e670f68cde4cd0250ef48d6d618b68b5b8a
         return pipeline
 
     def save_pretrained(self, path: str | Path, dtype: str = "float32") -> None:

@@ -16,14 +16,9 @@ from jaxtyping import Array, Bool, Float, UInt8
 
 from infinity_jax.checkpoints import trained
 from infinity_jax.config import TransformerConfig
-<<<<<<< HEAD
+from infinity_jax.files.lazy_tensor import dtype_named
 from infinity_jax.runtime.sharding import Layout, constrain, on_mesh
 from infinity_jax.sampling import guidance, head_bits, head_index, kv_cache
-=======
-from infinity_jax.files.lazy_tensor import dtype_named
-from infinity_jax.runtime.sharding import Layout, constrain
-from infinity_jax.sampling import guidance, head_bits, head_index
->>>>>>> e5ed2e670f68cde4cd0250ef48d6d618b68b5b8a
 from infinity_jax.sampling.bits import DrawSettings, LinearHead
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.sampling.hooks import hooks_of
@@ -31,7 +26,8 @@ from infinity_jax.sampling.kv_cache import LayerCache, PartCache
 from infinity_jax.tokenizer import bsq, pyramid
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.transformer.block import Block, Condition, KeysValues
-from infinity_jax.transformer.joined_maps import joined
+from infinity_jax.transformer.joined_maps import is_joined, joined
+from infinity_jax.transformer.kernels.storage import to_storage
 from infinity_jax.transformer.transformer import Transformer
 
 
@@ -98,35 +94,21 @@ def make_sampler(
 
 
 def rounded(config: TransformerConfig, params: Any) -> Any:
-<<<<<<< HEAD
     """Brings the transformer's parameters into the form that the sampler reads at every scale.
 
-    Kernels in blocks are rounded to the type of the products' operands, those of one input are joined (`joined_maps`),
+    What modules read as operands of products is rounded to their type, maps of one input are joined (`joined_maps`),
     and layers are split where they are not scanned (`kv_cache`). The sampler does it itself; who draws often does it
     once. The numbers are the same.
-=======
-    """Rounds what the transformer reads as operands of products to their type, in storage form.
-
-    The sampler reads it once a scale. It rounds it itself; who draws often does it once. The numbers are the same.
->>>>>>> e5ed2e670f68cde4cd0250ef48d6d618b68b5b8a
     """
-    if isinstance(params["blocks"], list):  # it is in this form
+    blocks = params["blocks"]
+    if isinstance(blocks, list) or is_joined(blocks):  # in this form already
         return params
 
-<<<<<<< HEAD
-    # Of a training run they are read as NumPy arrays.
-    def of_block(path: Any, x: jax.Array | np.ndarray) -> Any:
-        is_rounded = path[-1].key != "kernel" or x.dtype == jnp.uint16
-        return jnp.asarray(x, None if is_rounded else config.compute_dtype)
-
-    blocks = jax.tree_util.tree_map_with_path(of_block, params["blocks"])
-    return {**params, "blocks": kv_cache.split(config, joined(blocks))}
-=======
     def kept(x: jax.Array | np.ndarray, dtype: str) -> Any:
         return x if dtype == "float32" or x.dtype == jnp.uint16 else to_storage(x.astype(dtype_named(dtype)))
 
-    return jax.tree.map(kept, params, trained.stored_dtypes(config))
->>>>>>> e5ed2e670f68cde4cd0250ef48d6d618b68b5b8a
+    params = jax.tree.map(kept, params, trained.stored_dtypes(config))
+    return {**params, "blocks": kv_cache.split(config, joined(params["blocks"]))}
 
 
 def draw(config: SamplerConfig, params: Any, inputs: SamplerInputs) -> Drawn:

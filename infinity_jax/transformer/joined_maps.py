@@ -11,22 +11,27 @@ JOINED = (
 )
 
 
+def is_joined(blocks: Any) -> bool:
+    """Tells whether parameters of blocks are as `joined` returns them."""
+    layer, _, name = JOINED[0]
+    return name in blocks[layer]
+
+
 def joined(blocks: Any) -> Any:
     """Joins the maps of one input to queries, keys and values, for the sampler: one product instead of three.
 
     Few rows hardly use a processor's cores, and a GPU's compiler would join the weights at each call.
 
     Args:
-      blocks: parameters of one block, or of all with a first axis of layers; joined ones are returned as they are.
+      blocks: parameters of one block, or of all with a first axis of layers.
     """
     for layer, maps, name in JOINED:
-        if name not in blocks[layer]:
-            parts = [blocks[layer][of_map] for of_map in maps]
-            nothing = jnp.zeros_like(parts[-1]["bias"])  # keys have no bias
-            one = {
-                "kernel": jnp.stack([part["kernel"] for part in parts], -3),
-                "bias": jnp.stack([part.get("bias", nothing) for part in parts], -3),
-            }
-            others = {key: value for key, value in blocks[layer].items() if key not in maps}
-            blocks = {**blocks, layer: {**others, name: one}}
+        parts = [blocks[layer][of_map] for of_map in maps]
+        nothing = jnp.zeros_like(parts[-1]["bias"])  # keys have no bias
+        one = {
+            "kernel": jnp.stack([part["kernel"] for part in parts], -3),
+            "bias": jnp.stack([part.get("bias", nothing) for part in parts], -3),
+        }
+        others = {key: value for key, value in blocks[layer].items() if key not in maps}
+        blocks = {**blocks, layer: {**others, name: one}}
     return blocks
