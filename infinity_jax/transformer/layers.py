@@ -71,7 +71,7 @@ def parameter(
     name: str,
     init: Callable,
     shape: tuple[int, ...],
-    axes: tuple[str, ...],
+    axes: tuple[str | None, ...],
     operand_dtype: str = "float32",
 ) -> jax.Array:
     """Declares a float32 parameter of `module` with one logical axis name per dimension.
@@ -106,7 +106,7 @@ class Dense(nn.Module):
     """Linear map of the last axis.
 
     Attributes:
-      axes: logical names, the input's first.
+      axes: logical names, the input's first; None is of no name.
       shape: sizes; the first is the input's, the rest are the output's.
       kernel_init: initialiser of the kernel.
       dtype: of the product's operands.
@@ -115,7 +115,7 @@ class Dense(nn.Module):
     """
 
     shape: tuple[int, ...]
-    axes: tuple[str, ...]
+    axes: tuple[str | None, ...]
     kernel_init: Callable
     dtype: str
     bias: bool = True
