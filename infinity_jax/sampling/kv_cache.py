@@ -137,13 +137,15 @@ def _first(past: KeysValues, place: Any, count: int) -> KeysValues:
 
 
 def split(config: TransformerConfig, stacked: Any) -> Any:
-    """Gives each layer arrays of its own, in a list, from arrays with a first axis of layers.
+    """Gives each layer arrays of its own, in a list, from arrays in storage form with a first axis of layers.
 
-    Layers that are scanned stay together, in storage form.
+    Layers that are scanned stay together, and in storage form.
     """
     if are_scanned(config):
-        return jax.tree.map(to_storage, stacked)
-    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(config.layers)]
+        return stacked
+    return [
+        jax.tree.map(lambda x, i=i: from_storage(jnp.asarray(x[i])), stacked) for i in range(config.layers)
+    ]
 
 
 def pick(tree: Any, number: Any) -> Any:

@@ -84,9 +84,7 @@ def make_sampler(
 
     def sample(params: Any, tokenizer_params: Any, inputs: SamplerInputs) -> jax.Array:
         codes_BHWd = constrain(draw(config, params, inputs).running_sum_BHWd, "batch", None, None, None)
-        image = Tokenizer(config.tokenizer).apply(
-            {"params": tokenizer_params}, codes_BHWd, config.decoder_dtype, method="decode"
-        )
+        image = Tokenizer(config.tokenizer).apply({"params": tokenizer_params}, codes_BHWd, method="decode")
         # Truncated, as the release does.
         return jnp.clip((jnp.asarray(image) + 1) / 2 * 255, 0, 255).astype(jnp.uint8)
 
@@ -98,11 +96,12 @@ def make_sampler(
 def rounded(config: TransformerConfig, params: Any) -> Any:
     """Brings the transformer's parameters into the form that the sampler reads at every scale.
 
-    What modules read as operands of products is rounded to their type, kernels of one input are joined (`joined_maps`),
+    What modules read as operands of products is rounded to their type, maps of one input are joined (`joined_maps`),
     and layers are split where they are not scanned (`kv_cache`). The sampler does it itself; who draws often does it
     once. The numbers are the same.
     """
-    if isinstance(params["blocks"], list) or is_joined(params["blocks"]):  # it is in this form
+    blocks = params["blocks"]
+    if isinstance(blocks, list) or is_joined(blocks):  # in this form already
         return params
 
     def kept(x: jax.Array | np.ndarray, dtype: str) -> Any:

@@ -120,7 +120,7 @@ class Dense(nn.Module):
     """Linear map of the last axis.
 
     Attributes:
-      axes: logical names, the input's first.
+      axes: logical names, the input's first; None is of no name.
       shape: sizes; the first is the input's, the rest are the output's.
       kernel_init: initialiser of the kernel.
       dtype: of the product's operands.
