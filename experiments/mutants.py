@@ -22,6 +22,7 @@ import sys
 import tempfile
 import time
 import tomllib
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -177,8 +178,6 @@ def preload(copy: Path) -> None:
     __import__("conftest")
     for name in PRELOADED:
         __import__(name)
-    from jax.extend import backend  # noqa: F401
-
     from jax._src import xla_bridge
 
     if xla_bridge._backends:
@@ -255,8 +254,11 @@ def in_child(mutant: Mutant, log: Path) -> None:
         code = int(
             pytest.main(["-x", "-q", "--tb=line", "-p", "no:cacheprovider", "-p", "no:xdist", *mutant.tests])
         )
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
 
 
@@ -277,7 +279,7 @@ def report(results: list[dict]) -> str:
     lines += ["", "| survivor | before | after | why |", "|---|---|---|---|"]
     for result in results:
         if result["outcome"] != "killed":
-            why = reasons.get(result["name"], "**no reason yet**")
+            why = reasons.get(result["name"], "no reason yet")
             lines.append(f"| {result['name']} | `{result['before']}` | `{result['after']}` | {why} |")
     return "\n".join(lines)
 
