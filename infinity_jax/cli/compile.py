@@ -17,13 +17,13 @@ EXAMPLES = """infinity-jax compile --config configs/t2i.py --size 2.2b --budget 
       --topology v5p:4x4x8 --mesh fsdp=128 --batch 2048 --microbatches 8 --json 2.2b.json
   infinity-jax compile --config configs/t2i.py --size 125m --budget 0.06M --topology cpu:8 --mesh fsdp=8 \\
       --batch 8 --json 125m.json
-  infinity-jax compile --warm configs/pods/v5e_256.py:2b,0.06M --workdir runs/2b --topology v5e:16x16 \
+  infinity-jax compile --warm configs/pods/v5e_256.py:2b,0.06M --workdir runs/2b --topology v5e:16x16 \\
       --config.data.source=records:shards
   infinity-jax compile --config tokenizer:stage2 --budget 1M --batch 512 --remat block --topology v5e:16x16 \\
       --json tokenizer.json
 exit code: 0, or 3 where it does not fit into the devices' memory (the numbers are written all the same)"""
 DOES_NOT_FIT = 3
-_NEEDED = "give --config, --size, --budget, --topology and --json, or --warm, --workdir and --topology"
+_NEEDED = "give --config and --json (and for a transformer --size and --budget), or --warm and --workdir"
 # Each virtual device has threads of its own.
 MOST_CPU_DEVICES = 1024
 # Lets libtpu describe devices on a machine without any, and two processes do so at once.
@@ -134,7 +134,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
 )
 def compile(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Compiles; returns the exit code, 3 where it does not fit into the devices' memory."""
-    needed = ("warm", "workdir") if arguments.warm else ("config", "size", "budget", "json")
+    needed = ("warm", "workdir") if arguments.warm else ("config", "json")
     for name in needed:
         if getattr(arguments, name) is None:
             raise UserError(f"--{name} is missing; {_NEEDED}")

@@ -11,6 +11,7 @@ from infinity_jax.config import TokenizerConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import convolution, pyramid, strips
 from infinity_jax.tokenizer.autoencoder import Decoder, Encoder
+from infinity_jax.tokenizer.decoder_memory import memory_here
 
 
 def exact(dtype: str) -> contextlib.AbstractContextManager[object]:
@@ -47,7 +48,7 @@ class Tokenizer(nn.Module):
         numbers = (
             convolution.Arithmetic.of(self.config) if operands is None else convolution.drawing(operands)
         )
-        memory = strips.memory_here(numbers)
+        memory = memory_here(numbers)
         with exact(numbers.operands):
             if self.is_initializing() or not strips.needed(self.config, codes_BHWd.shape, numbers, memory):
                 return jnp.clip(self.decoder(codes_BHWd, numbers), -1.0, 1.0)

@@ -21,47 +21,16 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.runtime.devices import on_each_device, platform
+from infinity_jax.runtime.devices import on_each_device
 from infinity_jax.runtime.sharding import traced_layout, tracing
 from infinity_jax.tokenizer import group_norm, strip_rows
 from infinity_jax.tokenizer.autoencoder import Decoder, decoder_layers, from_patches
 from infinity_jax.tokenizer.convolution import Arithmetic, before_doubling, convolve, convolve_doubled
+from infinity_jax.tokenizer.decoder_memory import Memory
 from infinity_jax.tokenizer.group_norm import Moments, Norm
 from infinity_jax.tokenizer.strip_rows import Row
 
-MIB = 2**20
 Shape = tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes that the decoder may use for its maps.
-
-    Attributes:
-      plain: the largest map of the pictures that are decoded at once; a picture for which it is larger, in strips.
-      held: two maps that live at the same time; where they are larger, one of them is computed again.
-      strip: one strip of rows.
-    """
-
-    plain: int
-    held: int
-    strip: int
-
-
-# On a CPU strips are quicker too, because they stay in its caches: by a tenth or more at 512x512, in half the memory;
-# the size of a strip matters little. What XLA makes of them for a TPU moves several times more data: there they are for
-# pictures that would not fit.
-CPU = Memory(plain=64 * MIB, held=768 * MIB, strip=4 * MIB)
-# Products over gathered neighbours are of strips always: best of 8 to 16 rows at the sizes that take the time.
-CPU_PRODUCTS = Memory(plain=0, held=768 * MIB, strip=2 * MIB)
-ACCELERATOR = Memory(plain=1024 * MIB, held=1536 * MIB, strip=64 * MIB)
-
-
-def memory_here(arithmetic: Arithmetic) -> Memory:
-    """Chooses the memory for the devices that are traced for."""
-    if arithmetic.by_products:
-        return CPU_PRODUCTS
-    return CPU if platform() == "cpu" else ACCELERATOR
 
 
 def largest_map(config: TokenizerConfig, size: tuple[int, int], maps: str) -> int:
@@ -177,7 +146,7 @@ class _Strips:
 
     @property
     def dtype(self) -> Any:
-        """Of maps; what is convolved has `arithmetic.operands`."""
+        """The dtype of maps; what is convolved has `arithmetic.operands`."""
         return jnp.dtype(self.arithmetic.maps)
 
     def activated(self, x_BnWC: jax.Array, norm: Norm, inside: Row) -> jax.Array:

@@ -15,7 +15,7 @@ from helpers import paths
 from helpers.paths import PROGRAMS
 
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.tokenizer import group_norm, strips
+from infinity_jax.tokenizer import decoder_memory, group_norm, strips
 from infinity_jax.tokenizer.autoencoder import Decoder
 from infinity_jax.tokenizer.convolution import Arithmetic
 from infinity_jax.tokenizer.model import Tokenizer
@@ -28,10 +28,10 @@ PATCHED = TokenizerConfig(
 )
 UNEQUAL = dataclasses.replace(CONFIG, decoder_multipliers=(2, 1, 3))
 # No room: strips of one or two rows, and all that can be is computed again.
-NOTHING = strips.Memory(plain=0, held=0, strip=0)
-EVERYTHING_HELD = strips.Memory(plain=0, held=2**30, strip=2**14)
-ONE_PICTURE = strips.Memory(plain=2**16, held=0, strip=0)
-SOME_HELD = strips.Memory(plain=0, held=2**18, strip=2**14)
+NOTHING = decoder_memory.Memory(plain=0, held=0, strip=0)
+EVERYTHING_HELD = decoder_memory.Memory(plain=0, held=2**30, strip=2**14)
+ONE_PICTURE = decoder_memory.Memory(plain=2**16, held=0, strip=0)
+SOME_HELD = decoder_memory.Memory(plain=0, held=2**18, strip=2**14)
 
 
 def params_and_codes(config: TokenizerConfig, shape: tuple[int, int, int]):
@@ -50,7 +50,7 @@ def plain(config: TokenizerConfig, params, codes) -> np.ndarray:
 
 
 def in_strips(
-    config: TokenizerConfig, params, codes, memory: strips.Memory, numbers: Arithmetic | None = None
+    config: TokenizerConfig, params, codes, memory: decoder_memory.Memory, numbers: Arithmetic | None = None
 ) -> np.ndarray:
     numbers = numbers or Arithmetic.of(config)
     return np.asarray(jax.jit(lambda p, x: strips.decode(config, p, x, numbers, memory))(params, codes))
@@ -109,11 +109,11 @@ def test_small_pictures_are_decoded_at_once_and_large_ones_in_strips(monkeypatch
     config = TokenizerConfig()
     assert strips.largest_map(config, (16, 16), "float32") == 256 * 256 * 256 * 4
     for shape, memory, expected in (
-        ((1, 16, 16, 32), strips.CPU, False),
-        ((2, 16, 16, 32), strips.CPU, True),
-        ((1, 64, 64, 32), strips.CPU, True),
-        ((1, 64, 64, 32), strips.ACCELERATOR, False),
-        ((2, 64, 64, 32), strips.ACCELERATOR, True),
+        ((1, 16, 16, 32), decoder_memory.CPU, False),
+        ((2, 16, 16, 32), decoder_memory.CPU, True),
+        ((1, 64, 64, 32), decoder_memory.CPU, True),
+        ((1, 64, 64, 32), decoder_memory.ACCELERATOR, False),
+        ((2, 64, 64, 32), decoder_memory.ACCELERATOR, True),
     ):
         assert strips.needed(config, shape, Arithmetic.of(config), memory) == expected, (shape, memory)
 
