@@ -190,3 +190,8 @@ class TrainStep:
             jax.eval_shape(self.new_state),
             self.shardings,
         )
+
+    def key_shape(self) -> jax.ShapeDtypeStruct:
+        """Tells the shape, dtype and sharding of the seed key."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self.layout.replicated)

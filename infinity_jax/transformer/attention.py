@@ -26,6 +26,7 @@ def attend(
     v_BHKd: jax.Array,
     dtype: str,
     mask: jax.Array | np.ndarray | None = None,
+    count: int | None = None,
 ) -> jax.Array:
     """Computes softmax(q k^T) v with softmax scale 1, float32 [B, H, Q, head].
 
@@ -34,8 +35,14 @@ def attend(
       dtype: what the operands of the products are rounded to; the softmax is float32.
       mask: bool of four axes, broadcast to [B, H, Q, K]; False = not visible. A query that sees nothing
         gets the mean of v.
+      count: how many of the K keys and values there are, the first ones; None: all. Not with a mask.
     """
-    fused = _fused(q_BHQd.shape[2] * k_BHKd.shape[2], q_BHQd.shape[3], dtype)
+    assert mask is None or count is None
+    count = k_BHKd.shape[2] if count is None else count
+    fused = _fused(q_BHQd.shape[2] * count, q_BHQd.shape[3], dtype)
+    if fused == "cudnn" and mask is None:
+        return attend_cudnn(q_BHQd, k_BHKd, v_BHKd, count=count)
+    k_BHKd, v_BHKd = k_BHKd[:, :, :count], v_BHKd[:, :, :count]
     if not fused or (mask is not None and mask.shape[1:3] != (1, 1)):
         return attend_xla(q_BHQd, k_BHKd, v_BHKd, None if mask is None else jnp.asarray(mask), dtype)
     mask_BK = None

@@ -1,7 +1,7 @@
 """One transformer block: AdaLN self-attention, cross-attention to the text, AdaLN feed-forward (spec 4)."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -18,7 +18,7 @@ from infinity_jax.transformer.attention import attend, block_causal_attention
 from infinity_jax.transformer.kernels.storage import from_storage, to_storage
 from infinity_jax.transformer.layers import (
     Dense,
-    adaln_init,
+    adaln_table_init,
     layer_norm,
     modulate,
     output_init,
@@ -47,8 +47,24 @@ class ChosenTokens(NamedTuple):
     fill: Callable[[jax.Array], jax.Array]
 
 
+class Seen(NamedTuple):
+    """What queries attend to.
+
+    Attributes:
+      keys, values: each [B, H, T, head], in storage form in `compute_dtype`.
+      count: how many of the T are there, the first ones; what lies behind them is not read.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    count: int
+
+
 # (residual stream float32 [B, N, C] before a sub-layer, number of the sub-layer) -> the tokens that it runs.
 TokenChoice = Callable[[jax.Array, int], ChosenTokens]
+# (keys and values of one scale, each [B, H, n, head] in storage form) -> those that its queries see, with earlier
+# scales'; and the cache that holds them.
+Remember = Callable[[KeysValues], tuple[Seen, KeysValues]]
 
 
 def all_tokens(x_BNC: jax.Array, sublayer: int) -> ChosenTokens:
@@ -90,6 +106,12 @@ def _gelu(x: jax.Array) -> jax.Array:
     return nn.gelu(x, approximate=True)
 
 
+def _apart(x_BLnHd: jax.Array) -> list[jax.Array]:
+    """Takes the results of joined maps apart, each [B, H, L, head]."""
+    # Each for itself: a single transposition of all would be an array of its own.
+    return [x_BLnHd[:, :, i].swapaxes(1, 2) for i in range(x_BLnHd.shape[2])]
+
+
 class _HeadMaps(nn.Module):
     """The linear maps of an attention layer: to queries, keys and values of each head, and from all heads."""
 
@@ -104,6 +126,9 @@ class _HeadMaps(nn.Module):
         self.key = Dense(shape, axes, init, dtype, bias=False)
         self.value = Dense(shape, axes, init, dtype)
         self.out = Dense((c.width, c.width), ("merged_heads", "embed"), output_init(c), dtype)
+        # One product, on parameters from `joined_maps.joined` alone.
+        self.query_key_value = Dense((c.width, 3, *shape[1:]), (axes[0], None, *axes[1:]), init, dtype)
+        self.key_value = Dense((c.width, 2, *shape[1:]), (axes[0], None, *axes[1:]), init, dtype)
 
     def merge(self, out_BHLd: jax.Array) -> jax.Array:
         """Projects the outputs of all heads: float32 [B, H, L, head] -> [B, L, C]."""
@@ -121,7 +146,10 @@ class SelfAttention(_HeadMaps):
 
     def project(self, x_BLC: jax.Array, *cos_and_sin_Ln: Table) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Computes queries, keys, values, each float32 [B, H, L, head], rotated to positions if these are given."""
-        q, k, v = (layer(x_BLC).swapaxes(1, 2) for layer in (self.query, self.key, self.value))
+        if self.has_variable("params", "query_key_value"):
+            q, k, v = _apart(self.query_key_value(x_BLC))
+        else:
+            q, k, v = (layer(x_BLC).swapaxes(1, 2) for layer in (self.query, self.key, self.value))
         scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
         q, k = _apply_rotary(q, scale[:, None, None], *cos_and_sin_Ln), _apply_rotary(k, 1.0, *cos_and_sin_Ln)
         q, k, v = (constrain(x, "batch", "attention_heads", None, None) for x in (q, k, v))
@@ -133,7 +161,10 @@ class CrossAttention(_HeadMaps):
 
     def keys_values(self, context_BTC: jax.Array) -> KeysValues:
         """Computes keys and values of the text, each float32 [B, H, T, head]."""
-        keys, values = self.key(context_BTC).swapaxes(1, 2), self.value(context_BTC).swapaxes(1, 2)
+        if self.has_variable("params", "key_value"):
+            keys, values = _apart(self.key_value(context_BTC))
+        else:
+            keys, values = (layer(context_BTC).swapaxes(1, 2) for layer in (self.key, self.value))
         return constrain(keys, "batch", "heads", None, None), constrain(values, "batch", "heads", None, None)
 
     def __call__(self, x_BLC: jax.Array, text_kv: KeysValues, mask_BT: jax.Array) -> jax.Array:
@@ -168,7 +199,9 @@ class Block(nn.Module):
 
     def setup(self) -> None:
         c, ones, zeros = self.config, nn.initializers.ones, nn.initializers.zeros
-        self.adaln_table = parameter(self, "adaln_table", adaln_init(c), (6, c.width), ("adaln", "embed"))
+        self.adaln_table = parameter(
+            self, "adaln_table", adaln_table_init(c), (6, c.width), ("adaln", "embed")
+        )
         self.self_attention = SelfAttention(c)
         self.cross_attention = CrossAttention(c)
         self.cross_norm_scale = parameter(self, "cross_norm_scale", ones, (c.width,), ("embed",))
@@ -199,7 +232,7 @@ class Block(nn.Module):
     def step(
         self,
         x_BNC: jax.Array,
-        past: Sequence[KeysValues],
+        remember: Remember,
         text_kv: KeysValues,
         condition: Condition,
         scale: int,
@@ -208,13 +241,13 @@ class Block(nn.Module):
         """Runs the block on one scale of N tokens.
 
         Args:
-          past: keys and values of each earlier scale, each [B, H, n, head], in storage form in `compute_dtype`.
+          remember: caches the keys and values of the tokens that run, and gives those of all scales so far.
           text_kv: from `text_keys_values`.
           scale: its number in the schedule, from 0.
           choose: picks the tokens that each sub-layer runs; the others get what it fills in.
         Returns:
-          the residual stream float32 [B, N, C]; keys and values of this scale's tokens that ran, each [B, H, n, head],
-          in storage form; what each sub-layer added to the stream, float32 [B, N, C].
+          the residual stream float32 [B, N, C]; the cache that `remember` returned; what each sub-layer added to the
+          stream, float32 [B, N, C].
         """
         x_BNC = constrain(x_BNC, "batch", None, None)
         gamma1, gamma2, *modulation = self._modulation(condition)
@@ -223,9 +256,8 @@ class Block(nn.Module):
         positions = (take(table_Nn[None])[:, None] for table_Nn in tables)
         dtype = self.config.compute_dtype
         q, k, v = self.self_attention.project(modulate(take(x_BNC), modulation[0], modulation[2]), *positions)
-        new = to_storage(k.astype(dtype)), to_storage(v.astype(dtype))
-        keys, values = (from_storage(jnp.concatenate(each, 2)) for each in zip(*past, new, strict=True))
-        attended = attend(q, keys, values, dtype)
+        (keys, values, count), cache = remember((to_storage(k.astype(dtype)), to_storage(v.astype(dtype))))
+        attended = attend(q, from_storage(keys), from_storage(values), dtype, count=count)
         by_self_attention = fill(self.self_attention.merge(attended) * gamma1[:, None])
         x_BNC += by_self_attention
         take, fill = choose(x_BNC, CROSS_ATTENTION)
@@ -233,7 +265,7 @@ class Block(nn.Module):
         x_BNC += by_cross_attention
         take, fill = choose(x_BNC, FEED_FORWARD)
         by_ffn = fill(self.ffn(modulate(take(x_BNC), modulation[1], modulation[3])) * gamma2[:, None])
-        return x_BNC + by_ffn, new, (by_self_attention, by_cross_attention, by_ffn)
+        return x_BNC + by_ffn, cache, (by_self_attention, by_cross_attention, by_ffn)
 
     def text_keys_values(self, context_BTC: jax.Array) -> KeysValues:
         """Computes keys and values of the text for the cross-attention, each float32 [B, H, T, head]."""

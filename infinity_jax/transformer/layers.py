@@ -24,13 +24,16 @@ import math
 from collections.abc import Callable
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.transformer.kernels.matmul import matmul
+from infinity_jax.transformer.kernels.storage import from_storage
 
 NORM_EPS = 1e-6
 LINEAR = "linear map"  # the name by which a remat policy knows its result
@@ -38,8 +41,11 @@ ADALN_INIT, GAMMA_INIT = 1e-3, 5e-6
 
 
 def weight_init(config: TransformerConfig, factor: float = 1.0) -> Callable:
-    """Makes a truncated normal of deviation `factor` * sqrt(1 / C / 3): fresh weights and embeddings."""
-    return nn.initializers.truncated_normal(factor * math.sqrt(1 / config.width / 3))
+    """Makes a normal of deviation `factor` * sqrt(1 / C / 3): fresh weights and embeddings.
+
+    The release truncates it at -2 and 2, far outside: not at twice the deviation (docs/recipe.md).
+    """
+    return nn.initializers.normal(factor * math.sqrt(1 / config.width / 3))
 
 
 def output_init(config: TransformerConfig) -> Callable:
@@ -47,22 +53,67 @@ def output_init(config: TransformerConfig) -> Callable:
     return weight_init(config, 1 / math.sqrt(2 * config.layers))
 
 
-def adaln_init(config: TransformerConfig) -> Callable:
-    """Makes the initialiser of [..., 6, C]: small rows gamma1, gamma2, then scale1, scale2, shift1, shift2."""
+def adaln_table_init(config: TransformerConfig) -> Callable:
+    """Makes the initialiser of a block's table [6, C]: small rows gamma1, gamma2, then scale1, scale2, shift1, shift2.
+
+    The map that all blocks share is not small at first (docs/recipe.md).
+    """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         factors = jnp.array([GAMMA_INIT] * 2 + [ADALN_INIT] * 4, dtype)[:, None]
-        return weight_init(config)(key, shape, dtype) * factors
+        return nn.initializers.normal(config.width**-0.5)(key, shape, dtype) * factors
 
     return init
 
 
+class Operand(nn.LogicallyPartitioned):
+    """Boxes a parameter that its module reads only as an operand of products, rounded to `operand_dtype`."""
+
+    operand_dtype: str = flax.struct.field(default="float32", pytree_node=False)
+
+
+def caption_init(channels: int) -> Callable:
+    """Makes the initialiser of the empty caption [rows, channels]: a normal of 1.2, cut at 2, over sqrt(channels)."""
+    deviation = 1.2
+    return nn.initializers.truncated_normal(
+        deviation * channels**-0.5, lower=-2 / deviation, upper=2 / deviation
+    )
+
+
 def parameter(
-    module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]
+    module: nn.Module,
+    name: str,
+    init: Callable,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    operand_dtype: str = "float32",
 ) -> jax.Array:
-    """Declares a float32 parameter of `module` with one logical axis name per dimension."""
-    partitioned = nn.with_logical_partitioning(init, axes)
-    return module.param(name, partitioned, shape, jnp.float32)  # pyright: ignore[reportReturnType]
+    """Declares a float32 parameter of `module` with one logical axis name per dimension.
+
+    Args:
+      operand_dtype: what it may be rounded to beforehand (`stored_dtypes`), since the module rounds it so wherever it
+        reads it.
+    """
+
+    def boxed(*args):
+        return Operand(init(*args), axes, operand_dtype=operand_dtype)
+
+    return module.param(name, boxed, shape, jnp.float32)  # pyright: ignore[reportReturnType]
+
+
+def stored_dtypes(variables: PyTree) -> PyTree:
+    """Tells the dtype in which each parameter can be kept for inference without a change of any number.
+
+    Args:
+      variables: parameters or their shapes, boxed as `parameter` boxes them.
+    Returns:
+      the tree with the name of a dtype for each array: what the modules that read it say, or "float32".
+    """
+    return jax.tree.map(
+        lambda leaf: leaf.operand_dtype if isinstance(leaf, Operand) else "float32",
+        variables,
+        is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned),
+    )
 
 
 class Dense(nn.Module):
@@ -74,6 +125,7 @@ class Dense(nn.Module):
       kernel_init: initialiser of the kernel.
       dtype: of the product's operands.
       bias: whether a bias is added.
+      whole: whether others read the kernel too, in float32, so that it must be kept so.
     """
 
     shape: tuple[int, ...]
@@ -81,12 +133,14 @@ class Dense(nn.Module):
     kernel_init: Callable
     dtype: str
     bias: bool = True
+    whole: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps float32 [..., in] -> float32 [..., *out]."""
-        kernel = parameter(self, "kernel", self.kernel_init, self.shape, self.axes)
-        y = checkpoint_name(matmul(x, kernel, self.dtype), LINEAR)
+        kept = "float32" if self.whole else self.dtype
+        kernel = parameter(self, "kernel", self.kernel_init, self.shape, self.axes, kept)
+        y = checkpoint_name(matmul(x, from_storage(kernel), self.dtype), LINEAR)
         if self.bias:
             y += parameter(self, "bias", nn.initializers.zeros, self.shape[1:], self.axes[1:])
         return y

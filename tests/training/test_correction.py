@@ -31,13 +31,13 @@ def test_without_requantising_labels_ignore_the_flips():
 
 def test_each_picture_s_flip_rates_are_the_hundredths_up_to_p():
     schedule, config = make_schedule("64px"), CorrectionConfig(p=0.3, scales=5)
-    flips = jax.jit(lambda key: correction.draw_flips(key, schedule, 64, 4096, config))(jax.random.key(0))
+    flips = jax.jit(lambda key: correction.draw_flips(key, schedule, 24, 4096, config))(jax.random.key(0))
     assert not flips[5].any()  # beyond the first five scales nothing flips
     rates_B, others_B = (np.asarray(flips[k].mean((1, 2, 3))) for k in (4, 3))
     # 36 * 4096 bits: the rate is known to about 0.001.
     assert (abs(rates_B * 100 - np.round(rates_B * 100)) < 0.5).all()
     assert 0.1 < rates_B.mean() < 0.2 and rates_B.min() < 0.05 and rates_B.max() > 0.25
-    assert abs(np.corrcoef(rates_B, others_B)[0, 1]) < 0.4
+    assert abs(np.corrcoef(rates_B, others_B)[0, 1]) < 0.6
 
 
 def test_the_rate_varies_little_for_a_batch_of_many_pictures():

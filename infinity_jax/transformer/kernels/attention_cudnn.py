@@ -21,7 +21,11 @@ def possible(head: int) -> bool:
 
 
 def attend_cudnn(
-    q_BHQd: jax.Array, k_BHKd: jax.Array, v_BHKd: jax.Array, mask_BK: jax.Array | None = None
+    q_BHQd: jax.Array,
+    k_BHKd: jax.Array,
+    v_BHKd: jax.Array,
+    mask_BK: jax.Array | None = None,
+    count: int | None = None,
 ) -> jax.Array:
     """Computes softmax(q k^T) v with softmax scale 1 and bfloat16 operands, float32 [B, H, Q, head].
 
@@ -30,8 +34,9 @@ def attend_cudnn(
     Args:
       q_BHQd, k_BHKd, v_BHKd: float32 or bfloat16.
       mask_BK: bool, False = not visible. Each picture has something visible.
+      count: see `attention.attend`.
     """
-    Q, K = q_BHQd.shape[2], k_BHKd.shape[2]
+    Q, K = q_BHQd.shape[2], k_BHKd.shape[2] if count is None else count
     axes = ("batch", None, "attention_heads" if mask_BK is None else "heads", None)
     # Training wants even lengths; what is added to the keys is hidden by the mask or by their number.
     arrays = [_even(x.astype("bfloat16").swapaxes(1, 2)) for x in (q_BHQd, k_BHKd, v_BHKd)]
