@@ -252,7 +252,9 @@ def in_child(mutant: Mutant, log: Path) -> None:
         import pytest
 
         # Plugins that are loaded before pytest are no reason to fail.
-        options = "-x -q --tb=line -p no:cacheprovider -p no:xdist -W ignore::pytest.PytestAssertRewriteWarning"
+        options = (
+            "-x -q --tb=line -p no:cacheprovider -p no:xdist -W ignore::pytest.PytestAssertRewriteWarning"
+        )
         code = int(pytest.main([*options.split(), *mutant.tests]))
     except BaseException:
         traceback.print_exc()
