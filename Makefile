@@ -9,7 +9,7 @@ TRAIN_PROMPTS := "beating heart" "pizza" "cat face" "rocket" "sunflower" "soccer
 HELD_OUT_PROMPTS := "woman astronaut, medium-light skin tone" "man farmer" "man zombie" "woman getting haircut" \
 	"man technologist" "man fairy, dark skin tone" "waving hand, medium-light skin tone" "woman farmer, medium-dark skin tone"
 
-.PHONY: quickstart test test-slow lint docs clean
+.PHONY: quickstart test test-slow mutants lint docs clean
 
 quickstart: .venv/installed
 	@rm -rf quickstart/train
@@ -27,6 +27,12 @@ test: .venv/installed-test
 # One after the other: each may take some GiB of memory.
 test-slow: .venv/installed-test
 	$(BIN)/python -m pytest -q -m slow
+
+# Plants small errors, one at a time, and says which no test notices; goes on where it stopped. See docs/design/mutants.md.
+mutants: .venv/installed-test
+	$(BIN)/python -m pip install --quiet --editable '.[mutants]'
+	$(BIN)/python experiments/mutants.py planted --out out/planted.jsonl
+	$(BIN)/python experiments/mutants.py sampled --out out/mutants.jsonl
 
 lint: .venv/installed-test
 	$(BIN)/ruff check

@@ -177,6 +177,16 @@ def test_padding_of_the_text_changes_no_bit(params, inputs):
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), a_logits, b_logits)
 
 
+@pytest.mark.parametrize("cold", range(4))
+def test_each_scale_is_drawn_at_its_own_temperature(params, inputs, cold):
+    """At temperature 0 the likelier value is always taken, and at 1 not always."""
+    given = inputs._replace(tau_BK=for_all(jnp.ones(4).at[cold].set(0.0), 3))
+    drawn, differences = draw_and_differences(CONFIG, params, given)
+    for k, (bits_BhwD, difference_BND) in enumerate(zip(drawn.bits, differences, strict=True)):
+        likelier = np.asarray(difference_BND > 0).reshape(bits_BhwD.shape)
+        assert np.array_equal(bits_BhwD, likelier) == (k == cold)
+
+
 def test_new_values_do_not_compile_again(params, tokenizer_params, inputs):
     sample = sampler.make_sampler(CONFIG)
     sample(params, tokenizer_params, inputs)
