@@ -23,6 +23,7 @@ from safetensors import SafetensorError
 from safetensors.flax import load_file
 
 from infinity_jax import scales
+from infinity_jax.checkpoints import rotary
 from infinity_jax.config import WEIGHT_DTYPES, SampleConfig, TextConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
@@ -88,6 +89,7 @@ def _check_sections(values: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{name} is {values[name]!r}; it must be {'a section' if kind is dict else 'text'}"
             )
+    rotary.order_of(values)
     if "scales" in values:
         scales.make_schedule(values["scales"])
 
@@ -120,7 +122,7 @@ def add_part(
     if part == "tokenizer":
         new = {**sections, **old, part: sections[part]}
     else:
-        new = {**old, **sections}
+        new = {**old, **sections, **rotary.MARK}
         if "source" not in sections:
             new.pop("source", None)  # the data of the transformer that was here before
     new["origin"] = old.get("origin", {}) | {part: dict(origin)}

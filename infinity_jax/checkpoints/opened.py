@@ -14,6 +14,7 @@ import jax
 from jaxtyping import PyTree
 
 from infinity_jax.checkpoints import folder as disk
+from infinity_jax.checkpoints import rotary
 from infinity_jax.checkpoints.trained import (
     TrainedModel,
     TrainedTokenizer,
@@ -111,7 +112,7 @@ class ExportedFolder:
                     f"{self._folder} is of another model: {name} is {have.get(name, 'missing')} in the weights "
                     f"and {want.get(name, 'missing')} by {whose}"
                 )
-        return params
+        return rotary.in_halves(params, self._config) if part == "transformer" else params
 
     def _section(self, name: str) -> Any:
         if name in self._config:

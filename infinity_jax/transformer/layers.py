@@ -74,6 +74,7 @@ class Dense(nn.Module):
       kernel_init: initialiser of the kernel.
       dtype: of the product's operands.
       bias: whether a bias is added.
+      result: type of what comes out, "float32" or `between_products(dtype)`; the bias is added in float32.
     """
 
     shape: tuple[int, ...]
@@ -81,14 +82,16 @@ class Dense(nn.Module):
     kernel_init: Callable
     dtype: str
     bias: bool = True
+    result: str = "float32"
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps float32 [..., in] -> float32 [..., *out]."""
+        """Maps [..., in], float32 or of the type `dtype`, -> [..., *out] of the type `result`."""
         kernel = parameter(self, "kernel", self.kernel_init, self.shape, self.axes)
-        y = checkpoint_name(matmul(x, kernel, self.dtype), LINEAR)
+        y = checkpoint_name(matmul(x, kernel, self.dtype, self.result), LINEAR)
         if self.bias:
-            y += parameter(self, "bias", nn.initializers.zeros, self.shape[1:], self.axes[1:])
+            bias = parameter(self, "bias", nn.initializers.zeros, self.shape[1:], self.axes[1:])
+            y = (y + bias).astype(self.result)
         return y
 
 
