@@ -25,7 +25,7 @@ import numpy as np
 from machine import matmul_flops_per_second
 
 from infinity_jax import scales
-from infinity_jax.tools.planning import flops
+from infinity_jax.training import flops
 from infinity_jax.transformer.attention import block_causal_attention, block_causal_mask
 
 OURS, MASKED = "by scale", ("softmax", "jax.nn")

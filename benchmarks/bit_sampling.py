@@ -26,10 +26,10 @@ import jax.numpy as jnp
 import machine
 import numpy as np
 
+from infinity_jax.runtime.chips import CHIPS
 from infinity_jax.runtime.devices import platform
 from infinity_jax.runtime.start_up import keep_freed_memory
 from infinity_jax.sampling import bits, guidance, head_bits
-from infinity_jax.tools.planning.chips import CHIPS
 from infinity_jax.transformer.kernels.matmul import matmul
 from infinity_jax.transformer.layers import modulate
 

@@ -170,7 +170,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help="pictures; the sampler draws two rows for each")
     parser.add_argument("--remat", help="of the train step; default: the config's")
     parser.add_argument("--h100-target", metavar="FILE", help="GpuTargetConfigProto of the GPU, as text")
-    parser.add_argument("--quick", action="store_true", help="compile with less optimisation, many times faster")
+    parser.add_argument(
+        "--quick", action="store_true", help="compile with less optimisation, many times faster"
+    )
     parser.add_argument("--top", type=int, default=8, help="largest kernels of each kind that are listed")
     parser.add_argument("--json", metavar="FILE", help="where the numbers go as well")
     parser.add_argument("--text", metavar="FOLDER", help="where the programs' texts go")

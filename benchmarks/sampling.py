@@ -24,7 +24,8 @@ from infinity_jax.runtime import start_up
 from infinity_jax.sampling import sampler
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.tools.planning import flops, hlo_costs
+from infinity_jax.tools.planning import hlo_costs
+from infinity_jax.training import flops
 from infinity_jax.transformer.transformer import init_params
 
 FEW_TOKENS = 1000

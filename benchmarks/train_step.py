@@ -30,9 +30,9 @@ from infinity_jax.runtime.compiled_step import planned_bytes
 from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.runtime.sharding import layout_of
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tools.planning import flops, hlo_costs
+from infinity_jax.tools.planning import hlo_costs
+from infinity_jax.training import flops, transformer_step
 from infinity_jax.training import state as train_state
-from infinity_jax.training import transformer_step
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
 from infinity_jax.training.state import TrainState, TrainStep

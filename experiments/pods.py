@@ -17,10 +17,10 @@ from infinity_jax.cli.compile import DOES_NOT_FIT
 from infinity_jax.config import TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.chips import CHIPS
 from infinity_jax.runtime.devices import GIB
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.tools.planning import memory
-from infinity_jax.tools.planning.chips import CHIPS
 
 PODS = Path(__file__).parents[1] / "configs" / "pods"
 HEAD = ["size", "stage", "batch", "mesh", "microbatches", "remat", "by formula"]

@@ -215,11 +215,14 @@ class TextConfig(Checked):
       encoder: "minilm" (bundled) or "t5".
       max_length: tokens of a caption; the rest is cut off.
       path: for "t5" the folder text_encoder/ of `infinity-jax convert`; "" for "minilm".
+      dtype: of "t5": what its linear maps and the operands of its products are rounded to. "minilm", which is small,
+        is always float32.
     """
 
     encoder: Annotated[str, OneOf(("minilm", "t5"))]
     max_length: Annotated[int, Range(2, 2**16)]
     path: FilePath = ""
+    dtype: Annotated[str, OneOf(("bfloat16", "float32"))] = "bfloat16"
 
 
 def nearest(name: str, known: Sequence[str], prefix: str = "") -> str:

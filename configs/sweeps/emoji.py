@@ -50,7 +50,7 @@ def get_config(argument: str = "") -> ConfigDict:
     )
     # Pictures drawn after each cell with its config.sample, for EffNet-KID and retrieval; 0 draws none.
     config.pictures = 512
-    # Where it runs, for the estimates: a chip of infinity_jax/tools/planning/chips.py ("" is this machine), how many,
+    # Where it runs, for the estimates: a chip of infinity_jax/runtime/chips.py ("" is this machine), how many,
     # and the share of their peak rate that training reaches.
     config.hardware = ConfigDict(dict(chip="", count=1, utilisation=0.3))
     if argument == "debug":

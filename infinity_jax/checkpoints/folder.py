@@ -19,8 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
-from safetensors import SafetensorError
-from safetensors.flax import load_file
 
 from infinity_jax import scales
 from infinity_jax.checkpoints import rotary
@@ -30,7 +28,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.files import atomic, checksums, locks, reading
 from infinity_jax.files.lazy_tensor import dtype_named
 from infinity_jax.files.safetensors_writer import SafetensorsWriter
-from infinity_jax.files.tensors import check_safetensors
+from infinity_jax.files.tensors import open_tensors
 from infinity_jax.runtime import trees
 from infinity_jax.text.minilm import MiniLM
 
@@ -192,16 +190,32 @@ def check_dtype(dtype: str) -> None:
         raise UserError(f"unknown dtype of weights {dtype!r}; use one of {', '.join(WEIGHT_DTYPES)}")
 
 
-def read_arrays(path: Path) -> PyTree:
-    """Reads float32 parameters, nested dicts, of a .safetensors file; UserError if it is missing or damaged."""
+def on_default_device(name: str, array: np.ndarray) -> jax.Array:
+    """Puts an array as float32 on jax's default device."""
+    # By NumPy: nothing is compiled for each of the shapes.
+    return jnp.asarray(array.astype(np.float32, copy=False))
+
+
+def read_arrays(
+    path: Path,
+    place: Callable[[str, np.ndarray], Any] = on_default_device,
+    check: Callable[[Mapping[str, tuple[int, ...]]], None] = lambda shapes: None,
+) -> PyTree:
+    """Reads parameters, nested dicts, of a .safetensors file; UserError if it is missing or damaged.
+
+    One after the other: in the host's memory there is never more than one as it is stored.
+
+    Args:
+      place: (name, array as it is stored) -> what is kept of it; the default is float32 on jax's default device.
+      check: told the shapes by name before anything is read.
+    """
     try:
         with checksums.beside(lambda: checksums.check(path.parent, [path.name], DAMAGED)):
-            check_safetensors(path)
-            flat = load_file(path)
-    except (OSError, SafetensorError) as error:
+            tensors = open_tensors(path, "")
+            check({name: tensor.shape for name, tensor in tensors.items()})
+            arrays = {name: place(name, tensor.read()) for name, tensor in tensors.items()}
+    except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error}; {DAMAGED}") from error
-    # Popped: never two copies of all weights. By NumPy: nothing is compiled for each of the shapes.
-    arrays = {name: jnp.asarray(np.asarray(flat.pop(name)).astype(np.float32)) for name in list(flat)}
     return unflatten_dict(arrays, sep="/")
 
 

@@ -11,14 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from infinity_jax.checkpoints import folder as disk
 from infinity_jax.checkpoints import rotary
 from infinity_jax.checkpoints.trained import (
+    Placing,
     TrainedModel,
     TrainedTokenizer,
     tokenizer_shapes,
+    tokenizer_variables,
+    transformer_placing,
     transformer_shapes,
 )
 from infinity_jax.config import TokenizerConfig, TransformerConfig
@@ -26,6 +30,7 @@ from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import paths
 from infinity_jax.runtime import trees
+from infinity_jax.runtime.sharding import Layout
 
 if TYPE_CHECKING:
     from infinity_jax.checkpoints.run import Checkpointer
@@ -70,21 +75,32 @@ class ExportedFolder:
         """Tells what config.json notes of the run that made the part."""
         return self._config.get("origin", {}).get(part, {})
 
-    def tokenizer(self) -> TrainedTokenizer:
-        """Reads the tokenizer."""
+    def tokenizer(self, layout: Layout | None = None) -> TrainedTokenizer:
+        """Reads the tokenizer, laid out over `layout`, or on jax's default device."""
         config = from_dict(TokenizerConfig, self._section("tokenizer"), "tokenizer")
-        params = self._params("tokenizer", tokenizer_shapes(config), _OWN_CONFIG)
+        place = Placing.of(tokenizer_variables(config), layout=layout)
+        params = self._params("tokenizer", tokenizer_shapes(config), _OWN_CONFIG, place)
         return TrainedTokenizer(config, params, self._section("scales"), self.origin("tokenizer"))
 
-    def model(self) -> TrainedModel:
-        """Reads the whole system, once it is clear that all parts are there and belong together."""
+    def transformer_config(self) -> TransformerConfig:
+        """Tells what the transformer is, once it is clear that all parts are there and belong together."""
         for name in (*disk.WEIGHTS, "text", "sample", "scales"):
             self._section(name)
         disk.check_fit(self._folder, self._config)
-        config = from_dict(TransformerConfig, self._section("transformer"), "transformer")
-        params = self._params("transformer", transformer_shapes(config), _OWN_CONFIG)
+        return from_dict(TransformerConfig, self._section("transformer"), "transformer")
+
+    def model(self, layout: Layout | None = None, rounded: bool = False) -> TrainedModel:
+        """Reads the whole system.
+
+        Args:
+          layout: over which its arrays are laid out, one by one as they are read; None is jax's default device.
+          rounded: whether the transformer's become what drawing needs, see `stored_dtypes`, else float32.
+        """
+        config = self.transformer_config()
+        place = transformer_placing(config, layout, rounded)
+        params = self._params("transformer", transformer_shapes(config), _OWN_CONFIG, place)
         return TrainedModel(
-            tokenizer=self.tokenizer(),
+            tokenizer=self.tokenizer(layout),
             config=config,
             params=params,
             text=self._text(),
@@ -102,17 +118,22 @@ class ExportedFolder:
         with on_host():
             return self._params("transformer", target, _THIS_RUN)
 
-    def _params(self, part: str, wanted: PyTree, whose: str) -> PyTree:
+    def _params(self, part: str, wanted: PyTree, whose: str, place: Placing | None = None) -> PyTree:
         self._section(part)
-        params = disk.read_arrays(self._folder / disk.WEIGHTS[part])
-        have, want = trees.shapes(params), trees.shapes(wanted)
-        for name in sorted(have.keys() | want.keys()):
-            if have.get(name) != want.get(name):
-                raise UserError(
-                    f"{self._folder} is of another model: {name} is {have.get(name, 'missing')} in the weights "
-                    f"and {want.get(name, 'missing')} by {whose}"
-                )
-        return rotary.in_halves(params, self._config) if part == "transformer" else params
+        want = trees.shapes(wanted)
+
+        def check(have: Mapping[str, tuple[int, ...]]) -> None:
+            for name in sorted(have.keys() | want.keys()):
+                if have.get(name) != want.get(name):
+                    raise UserError(
+                        f"{self._folder} is of another model: {name} is {have.get(name, 'missing')} in the weights "
+                        f"and {want.get(name, 'missing')} by {whose}"
+                    )
+
+        kept = place or disk.on_default_device
+        if part == "transformer":
+            kept = rotary.placing_in_halves(kept, self._config)
+        return disk.read_arrays(self._folder / disk.WEIGHTS[part], kept, check)
 
     def _section(self, name: str) -> Any:
         if name in self._config:
@@ -160,22 +181,29 @@ class TrainingRun:
         """Tells the run's config, commit and command; of a transformer's run's tokenizer, what the copy notes."""
         return self._copy().origin(part) if part == "tokenizer" and self.has_transformer else self._config
 
-    def tokenizer(self) -> TrainedTokenizer:
+    def tokenizer(self, layout: Layout | None = None) -> TrainedTokenizer:
         """Reads the tokenizer: the run's own, or the copy that a transformer's run keeps."""
         if self.has_transformer:
-            return self._copy().tokenizer()
+            return self._copy().tokenizer(layout)
         self._check_kind("tokenizer")
         config = from_dict(TokenizerConfig, self._config["model"], "model")
         params = self._restore(tokenizer_shapes(config))
         return TrainedTokenizer(config, params, self._config["data"]["scales"], self._config)
 
-    def model(self) -> TrainedModel:
-        """Reads the whole system."""
+    def transformer_config(self) -> TransformerConfig:
+        """Tells what the transformer is."""
         self._check_kind("transformer")
-        config = from_dict(TransformerConfig, self._config["model"], "model")
-        params = self._restore(transformer_shapes(config))
+        return from_dict(TransformerConfig, self._config["model"], "model")
+
+    def model(self, layout: Layout | None = None, rounded: bool = False) -> TrainedModel:
+        """Reads the whole system; arguments as of `ExportedFolder.model`, without a layout in the host's memory."""
+        config = self.transformer_config()
+        place = transformer_placing(config, layout, rounded)
+        params = self._restore(place.targets(transformer_shapes(config)))
+        if rounded:
+            params = _each(place, params)
         return TrainedModel(
-            tokenizer=self.tokenizer(),
+            tokenizer=self.tokenizer(layout),
             config=config,
             params=params,
             text=self._config["text"],
@@ -212,6 +240,12 @@ class TrainingRun:
             raise UserError(
                 f"{self._folder} holds a transformer's run but its folder tokenizer/ is missing; restore that folder"
             )
+
+
+def _each(place: Placing, params: PyTree) -> PyTree:
+    """Places arrays one after the other, and lets go of each as it was."""
+    flat = flatten_dict(params, sep="/")
+    return unflatten_dict({name: place(name, flat.pop(name)) for name in list(flat)}, sep="/")
 
 
 def on_host() -> contextlib.AbstractContextManager[Any]:

@@ -6,7 +6,7 @@ average, and the optimiser's moments.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -41,11 +41,20 @@ def in_halves(tree: PyTree, marks: Mapping[str, Any]) -> PyTree:
     """
     if order_of(marks) == HALVES:
         return tree
-    return jax.tree_util.tree_map_with_path(_reordered, tree)
+    return jax.tree_util.tree_map_with_path(lambda path, x: _reordered(trees.parameter_name(path), x), tree)
 
 
-def _reordered(path: jax.tree_util.KeyPath, x: Any) -> Any:
-    if not _REORDERED.search(trees.parameter_name(path)):
+def placing_in_halves(
+    place: Callable[[str, Any], Any], marks: Mapping[str, Any]
+) -> Callable[[str, Any], Any]:
+    """Makes `place`, which is told name and array, get them in the present order. Arguments as in `in_halves`."""
+    if order_of(marks) == HALVES:
+        return place
+    return lambda name, x: place(name, _reordered(name, x))
+
+
+def _reordered(name: str, x: Any) -> Any:
+    if not _REORDERED.search(name):
         return x
     if isinstance(x, np.ndarray):
         return np.ascontiguousarray(to_halves(x))

@@ -8,14 +8,19 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import PyTree
 
 from infinity_jax import scales
 from infinity_jax.checkpoints.origin import data_of
 from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.files.lazy_tensor import dtype_named
+from infinity_jax.runtime import trees
 from infinity_jax.runtime.sharding import Layout, put
 from infinity_jax.tokenizer.model import Tokenizer, initial_variables
+from infinity_jax.transformer import layers
+from infinity_jax.transformer.kernels.storage import to_storage
 from infinity_jax.transformer.transformer import init_variables
 
 
@@ -60,8 +65,8 @@ class TrainedModel:
     Attributes:
       tokenizer: its decoder makes the pictures.
       config: the transformer's.
-      params: the transformer's float32 parameters.
-      text: how captions are read: {"encoder": name, "max_length": tokens}, and "path" where the encoder needs one.
+      params: the transformer's parameters, float32 or what `stored_dtypes` says.
+      text: how captions are read: {"encoder": name, "max_length": tokens}, and what else `TextConfig` has.
       source: the data it was trained on, a name that `data.sources` knows; "" if unknown.
       sample: the best known sampling settings: {"cfg", "tau", "top_p", "guidance"}.
       origin: commit, command and config of the transformer's run, for the record.
@@ -94,6 +99,68 @@ def placed(model: TrainedModel, layout: Layout) -> TrainedModel:
     )
     tokenizer = dataclasses.replace(model.tokenizer, params=tokenizer_params)
     return dataclasses.replace(model, params=params, tokenizer=tokenizer)
+
+
+@functools.cache
+def stored_dtypes(config: TransformerConfig) -> PyTree:
+    """Tells the dtype in which each of the transformer's parameters can be kept for drawing, see `layers`."""
+    return layers.stored_dtypes(transformer_variables(config))
+
+
+@dataclasses.dataclass(frozen=True)
+class Placing:
+    """Where the arrays of a checkpoint go and in which dtype, told one by one as they are read.
+
+    Attributes:
+      dtypes: tree with the name of a dtype for each parameter.
+      shardings: tree with a NamedSharding for each; None is jax's default device.
+    """
+
+    dtypes: PyTree
+    shardings: PyTree | None = None
+
+    @classmethod
+    def of(cls, variables: PyTree, dtypes: PyTree | None = None, layout: Layout | None = None) -> "Placing":
+        """Plans for parameters that are boxed with their logical axis names; without `dtypes` all become float32."""
+        if dtypes is None:
+            dtypes = jax.tree.map(lambda _: "float32", nn.meta.unbox(variables))
+        return cls(dtypes, None if layout is None else layout.of(variables))
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, tuple[str, Any]]:
+        dtypes = jax.tree_util.tree_leaves_with_path(self.dtypes)
+        where = [None] * len(dtypes) if self.shardings is None else jax.tree.leaves(self.shardings)
+        return {
+            trees.parameter_name(path): (dtype, sharding)
+            for (path, dtype), sharding in zip(dtypes, where, strict=True)
+        }
+
+    def __call__(self, name: str, array: Any) -> jax.Array:
+        """Rounds an array and lays it out. By NumPy: nothing is compiled for each of the shapes."""
+        dtype, sharding = self._by_name[name]
+        if not isinstance(array, jax.Array):
+            array = np.asarray(array)
+        kept = to_storage(array if array.dtype == dtype_named(dtype) else array.astype(dtype_named(dtype)))
+        return jnp.asarray(kept) if sharding is None else put(kept, sharding)
+
+    def targets(self, shapes: PyTree) -> PyTree:
+        """Tells shape, dtype and sharding of each array, as ShapeDtypeStructs, for those who lay arrays out themselves.
+
+        On a CPU the form in which low precision is stored there is not among them: `__call__` makes it.
+        """
+        structs = jax.tree.map(lambda x, dtype: jax.ShapeDtypeStruct(x.shape, dtype), shapes, self.dtypes)
+        if self.shardings is None:
+            return structs
+        return jax.tree.map(
+            lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+            structs,
+            self.shardings,
+        )
+
+
+def transformer_placing(config: TransformerConfig, layout: Layout | None, rounded: bool) -> Placing:
+    """Plans where the transformer's arrays go: rounded to `stored_dtypes`, or float32."""
+    return Placing.of(transformer_variables(config), stored_dtypes(config) if rounded else None, layout)
 
 
 def transformer_variables(config: TransformerConfig) -> PyTree:

@@ -1,4 +1,4 @@
-"""What a run trains on, as batches {features or image, text, text_mask}: a small set encoded whole, or records.
+"""What a run trains on, as batches {features or image, text or text_ids, text_mask}: encoded whole, or records.
 
 Both feeds have `schedules`, `batches`, `eval_batches`, `encodes_text`, and for sample sheets `held_back` and `caption`.
 """
@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grain
-import ml_dtypes
 import numpy as np
 
 from infinity_jax import scales
@@ -28,6 +27,7 @@ from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
 from infinity_jax.data.records import Source
 from infinity_jax.errors import UserError
 from infinity_jax.text.encoder import TextEncoder
+from infinity_jax.text.on_device import padded_ids
 
 _ENDLESS = 2**48
 # (ratio, record, random numbers of this picture at this time) -> arrays and text.
@@ -95,7 +95,8 @@ class RecordFeed:
       validation: what is evaluated on; None is nothing.
       config: how captions are chosen.
       tokenizer: its stride says how large pictures of each ratio are.
-      text_encoder: of captions; not used where the records hold their features.
+      text_encoder: of captions, which become its token ids here and features on the devices (`text/on_device.py`);
+        not used where the records hold features.
     """
 
     records: MixedRecords
@@ -162,14 +163,11 @@ class RecordFeed:
         return {"image": pictures.decode(record["image"], height, width), "caption": caption}
 
     def _with_text(self, batch: Batch) -> Batch:
-        """Encodes captions: bfloat16 [B,T,C] and mask bool [B,T], T always the longest, for one program a ratio."""
+        """Replaces captions by their token ids and mask, see `on_device.padded_ids`; devices encode them."""
         if "caption" not in batch:
             return batch
-        texts = batch.pop("caption").tolist()
-        features_BtC, mask_Bt = self.text_encoder.encode(texts)
-        missing = self.text_encoder.max_length - mask_Bt.shape[1]
-        text_BTC = np.pad(features_BtC.astype(ml_dtypes.bfloat16), ((0, 0), (0, missing), (0, 0)))
-        return {**batch, "text": text_BTC, "text_mask": np.pad(mask_Bt, ((0, 0), (0, missing)))}
+        token_ids = self.text_encoder.tokens(batch.pop("caption").tolist())
+        return {**batch, **padded_ids(token_ids, self.text_encoder.max_length)}
 
 
 def bucket_batches(

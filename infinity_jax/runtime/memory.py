@@ -12,8 +12,6 @@ from infinity_jax.runtime.devices import GIB, main_memory, memory_bytes
 from infinity_jax.runtime.sharding import Layout
 
 FLOAT32 = 4
-# Of each parameter: itself, its gradient and both moments of AdamW; with a moving average one more.
-TRAINED_COPIES = 4
 
 
 def device_memory(layout: Layout) -> int:
@@ -23,12 +21,12 @@ def device_memory(layout: Layout) -> int:
     return main_memory() // len(here) if here[0].platform == "cpu" else memory_bytes()
 
 
-def check_training_fits(variables: PyTree, layout: Layout, average: bool, activations: int) -> int:
+def check_training_fits(variables: PyTree, layout: Layout, state_bytes: int, activations: int) -> int:
     """Counts a model's parameters, and refuses one for which a device has not even a part of the memory it needs.
 
     Args:
       variables: float32 parameters as ShapeDtypeStructs, boxed with their logical axis names.
-      average: whether a moving average of them is kept.
+      state_bytes: what a run keeps of each of them; its gradient comes on top.
       activations: bytes of the largest array of activations that is surely held, of all devices together.
     Returns:
       the number of parameters.
@@ -40,7 +38,7 @@ def check_training_fits(variables: PyTree, layout: Layout, average: bool, activa
     on_device = sum(
         math.prod(sharding.shard_shape(leaf.shape)) for leaf, sharding in zip(shapes, shardings, strict=True)
     )
-    needed = on_device * FLOAT32 * (TRAINED_COPIES + average) + activations // layout.batch_parts
+    needed = on_device * (state_bytes + FLOAT32) + activations // layout.batch_parts
     there = device_memory(layout)
     if needed > there:
         raise UserError(

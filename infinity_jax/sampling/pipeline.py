@@ -13,6 +13,7 @@ from PIL import Image
 
 from infinity_jax import scales
 from infinity_jax.checkpoints import pretrained, trained
+from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.config import SampleConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
@@ -25,7 +26,7 @@ from infinity_jax.sampling.config import SamplerConfig, SamplerInputs, placed
 from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.sampling.sampler import make_sampler, rounded
 from infinity_jax.text.batching import bucket_length
-from infinity_jax.text.encoder import TextEncoder, load_text_encoder
+from infinity_jax.text.encoder import TextEncoder, text_encoder_of
 
 # Texts are padded to this length at least: a few tokens more cost nothing beside the picture's, and there are fewer
 # lengths to compile for.
@@ -52,11 +53,10 @@ class InfinityPipeline:
         scan_layers: bool = True,
     ):
         self.scan_layers = scan_layers
+        self._path: str | Path | None = None
         self.model = model if layout is None else trained.placed(model, layout)
         self.layout = layout
-        self.text_encoder = text_encoder or load_text_encoder(
-            model.text["encoder"], model.text["max_length"], model.text.get("path", "")
-        )
+        self.text_encoder = text_encoder or text_encoder_of(model.text)
         self.settings = from_dict(SampleConfig, model.sample, "sample")
 
     @classmethod
@@ -78,22 +78,26 @@ class InfinityPipeline:
             not fit the model or needs more devices than there are.
         """
         start_up.keep_programs()
-        if mesh is None:
-            if rules:
-                raise UserError(
-                    f"sharding rules {rules!r} need a mesh; give one, like data={jax.device_count()}"
-                )
-            return cls(pretrained.load_model(path), scan_layers=scan_layers)
-        shape = parse_mesh(mesh)
-        model = pretrained.load_on_host(path)
-        layout = layout_of(shape, rules, model.config, jax.devices()[: shape.devices])
-        pipeline = cls(model, layout=layout, scan_layers=scan_layers)
-        pipeline.text_encoder.place(layout)
+        if mesh is None and rules:
+            raise UserError(f"sharding rules {rules!r} need a mesh; give one, like data={jax.device_count()}")
+        opened, layout = open_checkpoint(path), None
+        if mesh is not None:
+            shape = parse_mesh(mesh)
+            layout = layout_of(shape, rules, opened.transformer_config(), jax.devices()[: shape.devices])
+        # Rounded as they are read: beside what is drawn with, no device holds more than one array of them.
+        pipeline = cls(opened.model(layout, rounded=True), layout=layout, scan_layers=scan_layers)
+        pipeline._path = path
+        if layout is not None:
+            pipeline.text_encoder.place(layout)
         return pipeline
 
     def save_pretrained(self, path: str | Path, dtype: str = "float32") -> None:
-        """Writes all that `from_pretrained` needs into one folder; weights "float32", "bfloat16" or "float16"."""
-        pretrained.save_model(Path(path), self.model, dtype)
+        """Writes all that `from_pretrained` needs into one folder; weights "float32", "bfloat16" or "float16".
+
+        What was loaded is read again, since it was rounded.
+        """
+        model = self.model if self._path is None else pretrained.load_on_host(self._path)
+        pretrained.save_model(Path(path), model, dtype)
 
     def __call__(
         self,

@@ -14,7 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, UInt8
 
+from infinity_jax.checkpoints import trained
 from infinity_jax.config import TransformerConfig
+from infinity_jax.files.lazy_tensor import dtype_named
 from infinity_jax.runtime.sharding import Layout, constrain
 from infinity_jax.sampling import guidance, head_bits, head_index
 from infinity_jax.sampling.bits import DrawSettings, LinearHead
@@ -103,17 +105,15 @@ def make_sampler(
 
 
 def rounded(config: TransformerConfig, params: Any) -> Any:
-    """Rounds the transformer's kernels in blocks to the type of the products' operands, in storage form.
+    """Rounds what the transformer reads as operands of products to their type, in storage form.
 
-    The sampler reads them once a scale. It rounds them itself; who draws often does it once. The numbers are the same.
+    The sampler reads it once a scale. It rounds it itself; who draws often does it once. The numbers are the same.
     """
 
-    # Of a training run they are read as NumPy arrays.
-    def of_block(path: Any, x: jax.Array | np.ndarray) -> Any:
-        is_rounded = path[-1].key != "kernel" or x.dtype == jnp.uint16
-        return x if is_rounded else to_storage(x.astype(config.compute_dtype))
+    def kept(x: jax.Array | np.ndarray, dtype: str) -> Any:
+        return x if dtype == "float32" or x.dtype == jnp.uint16 else to_storage(x.astype(dtype_named(dtype)))
 
-    return {**params, "blocks": jax.tree_util.tree_map_with_path(of_block, params["blocks"])}
+    return jax.tree.map(kept, params, trained.stored_dtypes(config))
 
 
 def draw(config: SamplerConfig, params: Any, inputs: SamplerInputs) -> Drawn:

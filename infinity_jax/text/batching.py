@@ -39,14 +39,17 @@ class BatchedEncoder:
         tokenizer: Tokenizer,
         fingerprint: str,
     ):
-        """`lengths` are those that `max_length` may be; UserError for another one."""
+        """`lengths` are those that `max_length` may be; UserError for another one.
+
+        `params` that are NumPy arrays move to the default device at the first use, unless `place` laid them out before.
+        """
         if max_length not in lengths:
             raise UserError(
                 f"text length {max_length} is impossible with the text encoder {self.name!r}:"
                 f" choose {lengths[0]} to {lengths[-1]} tokens"
             )
         self.max_length, self.channels, self.fingerprint = max_length, channels, fingerprint
-        self.params = jax.device_put(params)
+        self.params = params
         # Padding and truncation are ours (buckets, and a warning), not the file's.
         tokenizer.no_padding()
         tokenizer.no_truncation()
@@ -72,8 +75,8 @@ class BatchedEncoder:
         counts = [min(len(ids), self.max_length) for ids in self._tokenize(clean_prompts(texts, cut=True))]
         return np.array(counts, np.int32)
 
-    def encode(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
-        """See `TextEncoder.encode`. A prompt without one known word is logged."""
+    def tokens(self, texts: Sequence[str]) -> list[list[int]]:
+        """See `TextEncoder.tokens`. A prompt without one known word is logged."""
         texts = clean_prompts(texts, cut=True)
         token_ids = self._tokenize(texts)
         for text, ids in zip(texts, token_ids, strict=True):
@@ -81,8 +84,14 @@ class BatchedEncoder:
                 logging.warning(
                     "prompt %r has no character that the text encoder knows; use words", text[:40]
                 )
+        return truncate_tokens(token_ids, texts, self.max_length)
+
+    def encode(self, texts: Sequence[str]) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
+        """See `TextEncoder.encode`. A prompt without one known word is logged."""
+        if any(isinstance(leaf, np.ndarray) for leaf in jax.tree.leaves(self.params)):
+            self.params = jax.device_put(self.params)
         return encode_in_buckets(
-            truncate_tokens(token_ids, texts, self.max_length),
+            self.tokens(texts),
             lambda ids, mask: np.asarray(self._apply(self.params, ids, mask)),
             self.max_length,
         )

@@ -59,6 +59,11 @@ class MiniLM(nn.Module):
     vocabulary: int = 30522
     positions: int = 512
 
+    def flops(self, tokens: int) -> int:
+        """Counts the FLOP of one text padded to so many tokens: products only, with scores of padding."""
+        per_token = 4 * self.width**2 + 2 * self.width * self.ffn_width + 2 * tokens * self.width
+        return 2 * self.layers * tokens * per_token
+
     @nn.compact
     def __call__(self, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]) -> Float[Array, "B T C"]:
         words = nn.Embed(self.vocabulary, self.width, name="word_embedding")(ids_BT)
@@ -86,6 +91,10 @@ class MiniLMEncoder(BatchedEncoder):
         """See `TextEncoder.place`. This small one lies whole on every device."""
         self.params = jax.tree.map(lambda x: put(x, layout.replicated), self.params)
         self._apply = jax.jit(self.apply, out_shardings=layout.replicated)
+
+    def flops(self, tokens: int) -> int:
+        """See `TextEncoder.flops`."""
+        return self._model.flops(tokens)
 
     def apply(
         self, params: PyTree, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]

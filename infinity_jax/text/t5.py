@@ -228,6 +228,11 @@ class T5(nn.Module):
     config: T5Config
     compute_dtype: str = "float32"
 
+    def flops(self, tokens: int) -> int:
+        """Counts the FLOP of one text padded to so many tokens: products only, with scores of padding."""
+        c, inner = self.config, self.config.heads * self.config.head_size
+        return 2 * c.layers * tokens * (4 * c.width * inner + 3 * c.width * c.ffn_width + 2 * tokens * inner)
+
     @nn.compact
     def __call__(self, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]) -> Float[Array, "B T C"]:
         """Returns float32 features; a token sees only those where the mask is True."""
@@ -253,13 +258,13 @@ class T5(nn.Module):
         return rms_norm(x_BTC, final_norm, c.norm_eps)
 
 
-def param_variables(config: T5Config) -> PyTree:
+def param_variables(config: T5Config, compute_dtype: str = "float32") -> PyTree:
     """Returns the encoder's parameters as ShapeDtypeStructs, boxed with their logical axis names.
 
     The names are those of `model.layers`, and "vocabulary" and "position_buckets" for the rows of the two tables.
     """
     ids, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool)
-    return jax.eval_shape(lambda: T5(config).init(jax.random.key(0), ids, mask))["params"]
+    return jax.eval_shape(lambda: T5(config, compute_dtype).init(jax.random.key(0), ids, mask))["params"]
 
 
 def param_shapes(config: T5Config) -> PyTree:

@@ -7,20 +7,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Bool, Float, Int, PyTree
-from safetensors import SafetensorError
-from safetensors.flax import load_file
 from tokenizers import Tokenizer
 
 from infinity_jax.errors import UserError, shortened
 from infinity_jax.files import checksums, reading
-from infinity_jax.files.tensors import check_safetensors
+from infinity_jax.files.lazy_tensor import dtype_named
+from infinity_jax.files.tensors import open_tensors
 from infinity_jax.runtime.sharding import Layout, put
 from infinity_jax.text.batching import BatchedEncoder
-from infinity_jax.text.t5 import T5, T5Config, param_shapes, param_variables
+from infinity_jax.text.t5 import T5, T5Config, param_variables
+from infinity_jax.transformer.kernels.storage import to_storage
+from infinity_jax.transformer.layers import stored_dtypes
 
 CONFIG, WEIGHTS, TOKENIZER, WEIGHTS_HASH = "config.json", "weights.safetensors", "tokenizer.json", "sha256"
 FILES = (CONFIG, WEIGHTS, TOKENIZER, WEIGHTS_HASH)
@@ -36,11 +39,9 @@ class T5Encoder(BatchedEncoder):
 
     name = "t5"
 
-    def __init__(
-        self, max_length: int, config: T5Config, params: PyTree, tokenizer: Tokenizer, fingerprint: str
-    ):
-        self.config = config
-        self._model = T5(config)
+    def __init__(self, max_length: int, model: T5, params: PyTree, tokenizer: Tokenizer, fingerprint: str):
+        self._model, self.config = model, model.config
+        config = model.config
         super().__init__(range(2, LONGEST + 1), max_length, config.width, params, tokenizer, fingerprint)
         check_tokenizer(tokenizer, config)
 
@@ -49,6 +50,10 @@ class T5Encoder(BatchedEncoder):
         shardings = layout.of(param_variables(self.config))
         self.params = jax.tree.map(put, self.params, shardings)
         self._apply = jax.jit(layout.traced(self.apply), out_shardings=layout.replicated)
+
+    def flops(self, tokens: int) -> int:
+        """See `TextEncoder.flops`."""
+        return self._model.flops(tokens)
 
     def apply(
         self, params: PyTree, ids_BT: Int[Array, "B T"], mask_BT: Bool[Array, "B T"]
@@ -85,8 +90,10 @@ def check_tokenizer(tokenizer: Tokenizer, config: T5Config) -> None:
         )
 
 
-def load_t5(max_length: int, folder: Path) -> T5Encoder:
+def load_t5(max_length: int, folder: Path, dtype: str = "bfloat16") -> T5Encoder:
     """Loads the encoder that `infinity-jax convert --kind t5` wrote as text_encoder/, for `max_length` of 2 to 512.
+
+    Its linear maps are kept in `dtype`, to which they are rounded one by one as they are read, in the host's memory.
 
     Raises UserError if a file is missing, unreadable or does not fit the others, or `max_length` is out of range.
     """
@@ -100,8 +107,9 @@ def load_t5(max_length: int, folder: Path) -> T5Encoder:
     with checksums.beside(lambda: checksums.check(folder, there, f"copy the folder again, or {HOW_TO_MAKE}")):
         config = read_config(folder / CONFIG)
         tokenizer = read_tokenizer(folder / TOKENIZER)
-        params = _read_params(folder / WEIGHTS, config)
-        return T5Encoder(max_length, config, params, tokenizer, _fingerprint(folder, config))
+        model = T5(config, dtype)
+        params = _read_params(folder / WEIGHTS, model)
+        return T5Encoder(max_length, model, params, tokenizer, _fingerprint(folder, config, dtype))
 
 
 def read_config(path: Path) -> T5Config:
@@ -122,27 +130,34 @@ def read_tokenizer(path: Path) -> Tokenizer:
         raise UserError(f"cannot read the tokenizer {path}: {said}; copy it again") from error
 
 
-def _read_params(path: Path, config: T5Config) -> PyTree:
+def _read_params(path: Path, model: T5) -> PyTree:
+    variables = param_variables(model.config, model.compute_dtype)
+    shapes: dict[str, Any] = flatten_dict(nn.meta.unbox(variables), sep="/")
+    dtypes: dict[str, Any] = flatten_dict(stored_dtypes(variables), sep="/")
     try:
-        check_safetensors(path)
-        flat = load_file(path)
-    except (OSError, SafetensorError) as error:
+        tensors = open_tensors(path, "t5")
+        for name in sorted(tensors.keys() | shapes.keys()):
+            have = tensors[name].shape if name in tensors else "missing"
+            want = shapes[name].shape if name in shapes else "missing"
+            if have != want:
+                raise UserError(
+                    f"{path} is of another model: {name} is {have} there and {want} by config.json; convert it again"
+                )
+        flat = {name: _kept(tensor.read(), dtypes[name]) for name, tensor in tensors.items()}
+    except OSError as error:
         raise UserError(f"cannot read the weights {path}: {error}; copy or convert them again") from error
-    shapes: dict[str, Any] = flatten_dict(param_shapes(config), sep="/")
-    wanted = {name: leaf.shape for name, leaf in shapes.items()}
-    for name in sorted(flat.keys() | wanted.keys()):
-        have = flat[name].shape if name in flat else "missing"
-        want = wanted.get(name, "missing")
-        if have != want:
-            raise UserError(
-                f"{path} is of another model: {name} is {have} there and {want} by config.json; convert it again"
-            )
     return unflatten_dict(flat, sep="/")
 
 
-def _fingerprint(folder: Path, config: T5Config) -> str:
-    # Names of caches hold what is computed in, float32.
-    parts = "t5", json.dumps(dataclasses.asdict(config)), "float32", _weights_hash(folder)
+def _kept(array: np.ndarray, dtype: str) -> np.ndarray:
+    """Rounds to `dtype` what is stored in a wider one."""
+    rounded = dtype != "float32" and array.dtype != dtype_named(dtype)
+    return to_storage(array.astype(dtype_named(dtype)) if rounded else array)
+
+
+def _fingerprint(folder: Path, config: T5Config, dtype: str) -> str:
+    # The names of caches hold what is computed in, so that features of two dtypes are never mixed.
+    parts = "t5", json.dumps(dataclasses.asdict(config)), dtype, _weights_hash(folder)
     return hashlib.sha256(" ".join([*parts, hash_of_file(folder / TOKENIZER)]).encode()).hexdigest()
 
 

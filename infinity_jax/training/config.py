@@ -6,6 +6,7 @@ from typing import Annotated, TypeVar
 from infinity_jax.config_files import DURATION, Section, from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.fields import MOST, Checked, Count, FilePath, Range, Seed, Unlimited, WholeNumber, check
+from infinity_jax.training import profile
 
 # Keys of config files that are numbers of steps or text, see `in_steps`.
 DURATIONS = (
@@ -38,6 +39,8 @@ class TrainConfig(Checked):
       sample_prompts: a text file, one prompt a line; sheets show the first 24. "" shows captions of the data:
         up to 12 that are held back for validation, then others.
       evaluate_every: steps between evaluations.
+      profile: "START:STOP", the first and the last step of a trace for xprof, written into the workdir's profile/; ""
+        writes none.
       restore_from: another run's checkpoints to resume from with its optimiser and step, in a new workdir.
       init_from: a workdir, an exported folder or "bundled", of which only the parameters are taken; the run starts at
         step 0.
@@ -56,11 +59,13 @@ class TrainConfig(Checked):
     sample_every: WholeNumber = 0
     sample_prompts: FilePath = ""
     evaluate_every: WholeNumber = 0
+    profile: Annotated[str, Unlimited("START:STOP, or nothing")] = ""
     restore_from: FilePath = ""
     init_from: FilePath = ""
 
     def __post_init__(self):
         super().__post_init__()
+        profile.steps_of(self.profile)
         if self.batch_size % self.microbatches:
             raise UserError(
                 f"train.batch_size {self.batch_size} cannot be split into {self.microbatches} equal parts "

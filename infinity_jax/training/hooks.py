@@ -22,7 +22,7 @@ from infinity_jax.scales import ScaleSchedule
 from infinity_jax.text.prompt import read_prompts
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 from infinity_jax.training.config import TrainConfig
-from infinity_jax.training.loop import Hook
+from infinity_jax.training.loop import Hook, Placed
 from infinity_jax.training.run_config import RunConfig
 from infinity_jax.training.state import TrainState, averaged
 from infinity_jax.training.transformer_step import make_eval_step, of_ratio
@@ -93,11 +93,13 @@ def sheet_captions(
 
 
 def validation(
-    run: RunConfig, feed: Feed, to_features: ToFeatures
+    run: RunConfig, feed: Feed, placed: Placed, to_features: ToFeatures
 ) -> Callable[[int, TrainState], dict[str, Any]]:
     """Makes the hook that measures loss and accuracies on the validation split, with the averaged parameters.
 
-    `to_features` is that of `encoded.features_on_device`.
+    Args:
+      placed: lays batches out, see `loop.Data`.
+      to_features: that of `encoded.features_on_device`.
     """
     tokenizer, layout, model = feed.tokenizer.config, run.layout, Transformer(run.model)
     by_ratio = of_ratio(
@@ -111,7 +113,7 @@ def validation(
     sharding_of_batch, rows = layout.batch(size), np.arange(size)
 
     def step_of(params, batch):
-        return eval_step(params, to_features(global_batch.put(batch, rows, size, sharding_of_batch)))
+        return eval_step(params, to_features(placed(batch, rows, size, sharding_of_batch)))
 
     def evaluate(step: int, state: TrainState) -> dict[str, Any]:
         metrics = evaluate_loss(step_of, averaged(state), feed.eval_batches(size))

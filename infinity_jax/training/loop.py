@@ -1,7 +1,8 @@
 """The training loop of both models.
 
-Order within the loop: save -> next(batch) -> step -> log the previously logged step's metrics. The host
-asks the device for numbers only one step late, so it never waits for the device while there is work to queue.
+Order within the loop: save -> next(batch) -> encode -> step -> log the previously logged step's metrics. The host
+asks the device for numbers only one step late, so it never waits for the device while there is work to queue: what
+encodes the next batch is queued while the step before still runs.
 """
 
 import contextlib
@@ -25,6 +26,9 @@ from infinity_jax.runtime.compiled_step import CompiledStep
 from infinity_jax.runtime.sharding import Layout
 from infinity_jax.training import start
 from infinity_jax.training.config import TrainConfig
+from infinity_jax.training.flops import StepCost
+from infinity_jax.training.goodput import Account
+from infinity_jax.training.profile import Profile
 from infinity_jax.training.run_log import MetricsWriter
 from infinity_jax.training.state import StepFunction, TrainState, TrainStep
 
@@ -32,6 +36,7 @@ from infinity_jax.training.state import StepFunction, TrainState, TrainStep
 _MEASURED_STEPS, _WORTH_SAYING = 4, 20.0
 Batch = Mapping[str, np.ndarray]
 RowsOf = Callable[[int], np.ndarray]
+Placed = Callable[[Batch, np.ndarray, int, jax.sharding.Sharding], dict[str, jax.Array]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,12 +47,16 @@ class Data:
       batches: told the first step (0-based) and, for any batch size, the rows that this process reads of such a batch,
         gives those rows of the batches from there on, dicts of numpy arrays.
       examples_before: step (0-based) -> examples of all batches before it.
+      placed: lays the rows that this process has read out over all devices; arguments as of `global_batch.put`.
+      cost: (rows of a batch, examples of the whole one) -> what its step computes, see `StepCost`; None is unknown.
       on_device: what is made of each batch on the devices before the step sees it.
     """
 
     batches: Callable[[int, RowsOf], Iterator[Batch]]
     examples_before: Callable[[int], int]
+    placed: Placed = lambda *batch: global_batch.put(*batch)
     on_device: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = lambda batch: batch
+    cost: Callable[[Batch, int], StepCost | None] = lambda batch, size: None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +99,9 @@ def run(
     checkpointer = Checkpointer(
         Path(workdir) / "checkpoints", train.keep_checkpoints, train.keep_every, train.keep_best
     )
-    state = start.first_state(checkpointer, train, step, load_params, data.examples_before)
+    account = Account()
+    with account.spent("start"):
+        state = start.first_state(checkpointer, train, step, load_params, data.examples_before)
     first = int(state.step)
     if first >= train.steps:
         logging.info("the run already has its %d steps; raise train.steps to train further", train.steps)
@@ -100,7 +111,10 @@ def run(
     writer = MetricsWriter(workdir, first if first % train.log_every == 0 else first - 1)
     with contextlib.closing(checkpointer), contextlib.closing(writer):
         step_fn = CompiledStep(step.jitted())
-        return _Loop(train, step_fn, step.layout, data, checkpointer, writer, hooks, config).run(state)
+        watch = account, Profile(train.profile, Path(workdir))
+        return _Loop(train, step_fn, step.layout, data, checkpointer, writer, hooks, config, *watch).run(
+            state
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,17 +129,20 @@ class _Loop:
     writer: MetricsWriter
     hooks: Sequence[Hook]
     config: Mapping[str, Any]
+    account: Account = dataclasses.field(default_factory=Account)
+    profile: Profile = dataclasses.field(default_factory=Profile)
 
     def run(self, state: TrainState) -> TrainState:
         train, first = self.train, int(state.step)
         seed_key = jax.jit(lambda: jax.random.key(train.seed), out_shardings=self.layout.replicated)()
         sharding_of = functools.cache(self.layout.batch)
         rows_of = functools.cache(lambda size: global_batch.rows_here(sharding_of(size), size))
-        examples_before = self.data.examples_before
+        examples_before, account, profile = self.data.examples_before, self.account, self.profile
         log = _Log(self, first)
         with (
             stop_signals.received(train.minutes) as stop_asked,
             contextlib.closing(log.progress),
+            contextlib.closing(profile),
             contextlib.ExitStack() as at_end,
         ):
             stream = self.data.batches(first, rows_of)
@@ -133,14 +150,21 @@ class _Loop:
             at_end.callback(getattr(stream, "close", lambda: None))
             stop = None
             for step in range(first + 1, train.steps + 1):
-                with log.waiting():
+                with account.spent("data"):
                     batch = next(stream, None)
                 if batch is None:
                     raise UserError(f"the data ended before step {step}; it needs at least one batch")
                 size = examples_before(step) - examples_before(step - 1)
-                batch = self.data.on_device(global_batch.put(batch, rows_of(size), size, sharding_of(size)))
-                with jax.transfer_guard("disallow"):
+                account.took(self.data.cost(batch, size))
+                with account.spent("text"):
+                    batch = self.data.placed(batch, rows_of(size), size, sharding_of(size))
+                with account.spent("pictures"):
+                    batch = self.data.on_device(batch)
+                profile.before(step)
+                with account.queueing(batch), jax.transfer_guard("disallow"):
                     state, metrics = self.step_fn(state, batch, seed_key)
+                account.queued(metrics)
+                profile.after(step, metrics)
                 log.taken(step, metrics)
                 stop = stop_asked()
                 self.after_step(step, state, metrics, log, stop)
@@ -169,15 +193,17 @@ class _Loop:
         log.write_pending()
         _check_finite(step, jax.device_get(dict(metrics)), self.checkpointer.latest_step())
         evaluated: dict[str, Any] = {}
-        for hook in due:
-            values = hook.call(step, state)
-            if values:
-                self.writer.write(step, values, "evaluations.jsonl")
-                evaluated |= values
+        with self.account.spent("hooks"):
+            for hook in due:
+                values = hook.call(step, state)
+                if values:
+                    self.writer.write(step, values, "evaluations.jsonl")
+                    evaluated |= values
         if save:
             examples = self.data.examples_before(step)
             data = {"seed": self.train.seed, "next_step": step, "examples": examples}
-            self.checkpointer.save(step, state, data, self.config, self.judged_by(evaluated))
+            with self.account.spent("checkpoints"):
+                self.checkpointer.save(step, state, data, self.config, self.judged_by(evaluated))
         # Time spent here is not training time.
         log.count_time_from(step)
 
@@ -199,13 +225,6 @@ class _Log:
         self._pending: tuple[int, Mapping[str, Any]] | None = None
         self._begin, self._begun, self._measured_from = first, time.perf_counter(), 0.0
         self.count_time_from(first)
-
-    @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Counts the time spent within as waiting for data."""
-        asked = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - asked
 
     def taken(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the line of the step before, and keeps this one's metrics if they are to be logged."""
@@ -238,16 +257,12 @@ class _Log:
         (step, metrics), self._pending = self._pending, None
         values = jax.device_get(dict(metrics))
         _check_finite(step, values, self._loop.checkpointer.latest_step())
-        passed, steps = time.perf_counter() - self._started, max(1, step - self._first)
-        seconds = passed / steps
         examples_before = self._loop.data.examples_before
-        examples = (examples_before(step) - examples_before(self._first)) / steps
-        timing = {"seconds_per_step": seconds, "images_per_second": examples / seconds}
-        timing["data_wait_share"] = self._waited / passed
-        steady = self._first > self._begin
-        self.count_time_from(step)
+        examples = examples_before(step) - examples_before(self._first)
+        timing = self._loop.account.line(max(1, step - self._first), examples)
+        steady, self._first = self._first > self._begin, step
         self._loop.writer.write(step, {**values, **timing})
-        self.progress.show(step, values, seconds, steady)
+        self.progress.show(step, values, timing["seconds_per_step"], steady)
 
     def _foresee_end(self, step: int, seconds: float) -> None:
         """Says where `train.minutes` will end the run, if that is before its last step."""
@@ -262,7 +277,8 @@ class _Log:
 
     def count_time_from(self, step: int) -> None:
         """Starts the clock of the numbers that are logged next."""
-        self._first, self._started, self._waited = step, time.perf_counter(), 0.0
+        self._first = step
+        self._loop.account.count_from_here()
 
 
 def _check_finite(step: int, metrics: Mapping[str, Any], saved: int | None) -> None:

@@ -23,7 +23,7 @@ from infinity_jax.files import atomic
 from infinity_jax.runtime import memory, sharding
 from infinity_jax.sampling import guidance
 from infinity_jax.sampling.config import SamplerConfig
-from infinity_jax.text.encoder import TextEncoder, load_text_encoder
+from infinity_jax.text.encoder import TextEncoder, text_encoder_of
 from infinity_jax.training import config as train_config
 from infinity_jax.training import sections, start
 from infinity_jax.training.correction import CorrectionConfig
@@ -38,7 +38,7 @@ class RunConfig:
     Attributes:
       model, correction, loss, optim, sample, data, train: the sections of these names.
       tokenizer: path of the tokenizer, or "bundled".
-      text: how captions are read: {"encoder", "max_length", "path"}.
+      text: how captions are read, see `TextConfig`.
       layout: the mesh.
       source: pictures and captions of the train split.
       records: prepared shards to train and to evaluate on, where the data is such.
@@ -99,7 +99,7 @@ def parameters(run: RunConfig) -> int:
     stream = train.batch_size // train.microbatches * length * run.model.width * memory.FLOAT32
     # Scanned layers have the same parameters, and are traced once.
     variables = trained.transformer_variables(dataclasses.replace(run.model, scan_layers=True))
-    return memory.check_training_fits(variables, run.layout, run.optim.ema_decay > 0, stream)
+    return memory.check_training_fits(variables, run.layout, run.optim.state_bytes, stream)
 
 
 def _open(data: DataConfig) -> tuple[Source, tuple[MixedRecords, MixedRecords | None] | None]:
@@ -186,7 +186,7 @@ def _check_drawing(run: RunConfig, tokenizer: TrainedTokenizer) -> None:
 
 def fitting_text_encoder(run: RunConfig) -> TextEncoder:
     """Loads the text encoder. Raises UserError if it does not fit the model."""
-    encoder = load_text_encoder(run.text["encoder"], run.text["max_length"], run.text["path"])
+    encoder = text_encoder_of(run.text)
     if encoder.channels != run.model.text_channels:
         raise UserError(
             f"text encoder {encoder.name!r} has {encoder.channels} channels but config.model.text_channels "

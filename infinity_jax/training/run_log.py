@@ -17,8 +17,13 @@ from tensorboardX.summary import scalar
 
 from infinity_jax.files import atomic
 
-# The only keys that differ between a run and the same run killed and resumed.
-TIMING_KEYS = ("seconds_per_step", "images_per_second", "data_wait_share")
+# The only keys that differ between a run and the same run killed and resumed; `goodput.py` makes them.
+TIMING_KEYS = (
+    *("seconds_per_step", "images_per_second", "tokens_per_second"),
+    *("model_flops_per_second", "hardware_flops_per_second", "mfu", "hfu"),
+    *("goodput", "start_share", "compile_share", "hooks_share", "checkpoint_share"),
+    *("data_wait_share", "text_wait_share", "picture_wait_share"),
+)
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:

@@ -31,6 +31,7 @@ _HARMLESS = (
     "mesh.",
     "train.init_from",
     "train.log_",
+    "train.profile",
     "train.sample_",
     "train.evaluate_",
     "train.keep_",

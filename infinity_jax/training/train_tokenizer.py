@@ -70,7 +70,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     parameters = memory.check_training_fits(
         tokenizer_variables(model),
         layout,
-        optim_config.ema_decay > 0,
+        optim_config.state_bytes,
         pixels * model.base_width * memory.FLOAT32,
     )
     validation = len(sources.open_source(data.source, "validation"))
@@ -84,7 +84,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     new_state, shardings = train_state.new_state(
         lambda: initial_variables(tokenizer, max(mix.sides), train.seed),
         optimiser,
-        optim_config.ema_decay > 0,
+        optim_config.state_bytes,
         layout,
     )
     step = TrainStep(function, new_state, shardings, layout)

@@ -7,7 +7,9 @@ from infinity_jax.checkpoints import origin
 from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.data.encoded import features_on_device
 from infinity_jax.runtime import distributed
+from infinity_jax.text.on_device import TextOnDevice
 from infinity_jax.training import loop, run_config, start, summary
+from infinity_jax.training.batch_cost import batch_cost
 from infinity_jax.training.hooks import sample_sheet, validation
 from infinity_jax.training.state import TrainState
 from infinity_jax.training.tokenizer_check import check_tokenizer
@@ -44,13 +46,14 @@ def _train(config: Any, run: run_config.RunConfig, workdir: Path) -> TrainState:
     )
     step = build_step(step_config, feed.schedules.values(), layout, train.seed)
     to_features = features_on_device(tokenizer, layout)
+    placed = TextOnDevice(text_encoder, layout)
     hooks = [
-        loop.Hook(train.evaluate_every, validation(run, feed, to_features)),
+        loop.Hook(train.evaluate_every, validation(run, feed, placed, to_features)),
         loop.Hook(train.sample_every, sample_sheet(run, feed, workdir / "samples")),
     ]
-    if not feed.encodes_text:
-        # All captions are encoded by now; from here on the encoder takes its share of every device, not all of one.
-        text_encoder.place(layout)
+    # A small set's captions are encoded by now; from here on the encoder takes its share of every device, not all of
+    # one. Where the run goes on encoding, each process does so for its own rows.
+    text_encoder.place(placed.layout if feed.encodes_text else layout)
 
     earlier_data = start.data_before(train, workdir, "transformer")
 
@@ -61,7 +64,13 @@ def _train(config: Any, run: run_config.RunConfig, workdir: Path) -> TrainState:
         workdir,
         train,
         step,
-        loop.Data(batches, lambda step: step * train.batch_size, to_features),
+        loop.Data(
+            batches,
+            lambda step: step * train.batch_size,
+            placed,
+            to_features,
+            batch_cost(run.model, feed, placed),
+        ),
         config=config.to_dict() | {"origin": origin.describe(earlier_data)},
         hooks=hooks,
         load_params=lambda path, wanted: open_checkpoint(path).transformer_params(wanted),

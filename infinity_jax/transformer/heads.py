@@ -24,7 +24,11 @@ class BitHead(nn.Module):
         adaln_axes = ("embed", "adaln", "embed_out")
         self.adaln = Dense((c.width, 2, c.width), adaln_axes, weight_init(c, ADALN_INIT), c.compute_dtype)
         self.logits = Dense(
-            (c.width, c.head_logits), ("embed", self.logits_axis), weight_init(c, HEAD_INIT), c.compute_dtype
+            (c.width, c.head_logits),
+            ("embed", self.logits_axis),
+            weight_init(c, HEAD_INIT),
+            c.compute_dtype,
+            whole=True,  # the sampler reads it
         )
 
     def __call__(self, x_BLC: jax.Array, vector_BC: jax.Array) -> jax.Array:

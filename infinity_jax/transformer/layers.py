@@ -24,13 +24,16 @@ import math
 from collections.abc import Callable
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jax.typing import DTypeLike
+from jaxtyping import PyTree
 
 from infinity_jax.config import TransformerConfig
 from infinity_jax.transformer.kernels.matmul import matmul
+from infinity_jax.transformer.kernels.storage import from_storage
 
 NORM_EPS = 1e-6
 LINEAR = "linear map"  # the name by which a remat policy knows its result
@@ -57,12 +60,46 @@ def adaln_init(config: TransformerConfig) -> Callable:
     return init
 
 
+class Operand(nn.LogicallyPartitioned):
+    """Boxes a parameter that its module reads only as an operand of products, rounded to `operand_dtype`."""
+
+    operand_dtype: str = flax.struct.field(default="float32", pytree_node=False)
+
+
 def parameter(
-    module: nn.Module, name: str, init: Callable, shape: tuple[int, ...], axes: tuple[str, ...]
+    module: nn.Module,
+    name: str,
+    init: Callable,
+    shape: tuple[int, ...],
+    axes: tuple[str, ...],
+    operand_dtype: str = "float32",
 ) -> jax.Array:
-    """Declares a float32 parameter of `module` with one logical axis name per dimension."""
-    partitioned = nn.with_logical_partitioning(init, axes)
-    return module.param(name, partitioned, shape, jnp.float32)  # pyright: ignore[reportReturnType]
+    """Declares a float32 parameter of `module` with one logical axis name per dimension.
+
+    Args:
+      operand_dtype: what it may be rounded to beforehand (`stored_dtypes`), since the module rounds it so wherever it
+        reads it.
+    """
+
+    def boxed(*args):
+        return Operand(init(*args), axes, operand_dtype=operand_dtype)
+
+    return module.param(name, boxed, shape, jnp.float32)  # pyright: ignore[reportReturnType]
+
+
+def stored_dtypes(variables: PyTree) -> PyTree:
+    """Tells the dtype in which each parameter can be kept for inference without a change of any number.
+
+    Args:
+      variables: parameters or their shapes, boxed as `parameter` boxes them.
+    Returns:
+      the tree with the name of a dtype for each array: what the modules that read it say, or "float32".
+    """
+    return jax.tree.map(
+        lambda leaf: leaf.operand_dtype if isinstance(leaf, Operand) else "float32",
+        variables,
+        is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned),
+    )
 
 
 class Dense(nn.Module):
@@ -75,6 +112,7 @@ class Dense(nn.Module):
       dtype: of the product's operands.
       bias: whether a bias is added.
       result: type of what comes out, "float32" or `between_products(dtype)`; the bias is added in float32.
+      whole: whether others read the kernel too, in float32, so that it must be kept so.
     """
 
     shape: tuple[int, ...]
@@ -83,12 +121,14 @@ class Dense(nn.Module):
     dtype: str
     bias: bool = True
     result: str = "float32"
+    whole: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps [..., in], float32 or of the type `dtype`, -> [..., *out] of the type `result`."""
-        kernel = parameter(self, "kernel", self.kernel_init, self.shape, self.axes)
-        y = checkpoint_name(matmul(x, kernel, self.dtype, self.result), LINEAR)
+        kept = "float32" if self.whole else self.dtype
+        kernel = parameter(self, "kernel", self.kernel_init, self.shape, self.axes, kept)
+        y = checkpoint_name(matmul(x, from_storage(kernel), self.dtype, self.result), LINEAR)
         if self.bias:
             bias = parameter(self, "bias", nn.initializers.zeros, self.shape[1:], self.axes[1:])
             y = (y + bias).astype(self.result)

@@ -21,8 +21,7 @@ from infinity_jax import presets
 from infinity_jax.checkpoints import trained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.scales import make_schedule
-from infinity_jax.tools.planning import flops
-from infinity_jax.training import optim
+from infinity_jax.training import flops, optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.transformer_step import LossConfig, StepConfig, make_loss, make_train_step

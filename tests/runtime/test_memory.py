@@ -21,19 +21,19 @@ def layout() -> sharding.Layout:
 def test_the_count_is_that_of_the_published_model():
     small = TransformerConfig(layers=12, width=768, heads=8)
     variables = trained.transformer_variables(small)
-    assert memory.check_training_fits(variables, layout(), True, 0) == 125_185_696
+    assert memory.check_training_fits(variables, layout(), 16, 0) == 125_185_696
 
 
 def test_the_message_says_what_is_needed_and_what_there_is(monkeypatch):
     variables = trained.transformer_variables(TransformerConfig(layers=2, width=64, heads=2))
-    count = memory.check_training_fits(variables, layout(), True, 0)
+    count = memory.check_training_fits(variables, layout(), 16, 0)
     monkeypatch.setattr(memory, "main_memory", lambda: 5 * 4 * count)
-    memory.check_training_fits(variables, layout(), True, 0)
+    memory.check_training_fits(variables, layout(), 16, 0)
     with pytest.raises(
         UserError, match=rf"{count:,} parameters takes at least .* GiB on each device, and each"
     ):
-        memory.check_training_fits(variables, layout(), True, 1000)
-    memory.check_training_fits(variables, layout(), False, 1000)
+        memory.check_training_fits(variables, layout(), 16, 1000)
+    memory.check_training_fits(variables, layout(), 12, 1000)
 
 
 @pytest.mark.parametrize(

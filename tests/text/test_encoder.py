@@ -163,7 +163,8 @@ class CountingEncoder:
     def __init__(self, encoder):
         self.name, self.channels, self.max_length = encoder.name, encoder.channels, encoder.max_length
         self.fingerprint, self.token_counts = encoder.fingerprint, encoder.token_counts
-        self.place = encoder.place
+        self.params, self.tokens, self.apply = encoder.params, encoder.tokens, encoder.apply
+        self.flops, self.place = encoder.flops, encoder.place
         self._encoder = encoder
         self.encoded = 0
 

@@ -14,8 +14,9 @@ from safetensors.numpy import load_file, save_file
 from infinity_jax.errors import UserError
 from infinity_jax.text.encoder import TextEncoder, load_text_encoder
 from infinity_jax.text.t5 import T5
-from infinity_jax.text.t5_encoder import load_t5
+from infinity_jax.text.t5_encoder import T5Encoder, load_t5
 from infinity_jax.tools.convert.t5 import convert_t5, t5_links
+from infinity_jax.transformer.kernels.storage import from_storage
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ def log(monkeypatch):
 
 
 def test_encoder(converted):
-    encoder = load_text_encoder("t5", 12, str(converted))
+    encoder = load_text_encoder("t5", 12, str(converted), "float32")
     assert isinstance(encoder, TextEncoder)
     assert (encoder.name, encoder.channels, encoder.max_length) == ("t5", CONFIG.width, 12)
     features, mask = encoder.encode(["a red heart", "a dog"])
@@ -61,6 +62,29 @@ def test_one_end_token(converted, log, monkeypatch, end):
     encoder.encode(["a dog", "a dog</s>", "a very very very very very very red dog"])
     assert seen[0][:3].tolist() == [[4, 7, 1, 0, 0, 0], [4, 7, 1, 0, 0, 0], [4, 8, 8, 8, 8, 1]]
     assert len(log) == 1 and "has 10 tokens, the text encoder takes 6" in log[0]
+
+
+def test_bfloat16_is_the_default_and_rounds_only_what_products_read(converted):
+    exact, encoder = load_t5(12, converted, "float32"), load_t5(12, converted)
+    assert encoder.fingerprint != exact.fingerprint, "a cache of one is none of the other"
+    kernels = {
+        jax.tree_util.keystr(path): (leaf, other)
+        for (path, leaf), other in zip(
+            jax.tree_util.tree_leaves_with_path(encoder.params), jax.tree.leaves(exact.params), strict=True
+        )
+    }
+    for name, (leaf, wide) in kernels.items():
+        rounded = "kernel" in name
+        assert leaf.itemsize == (2 if rounded else wide.itemsize), name
+        values = from_storage(leaf) if rounded else leaf
+        np.testing.assert_array_equal(values, wide.astype(jnp.bfloat16) if rounded else wide, err_msg=name)
+    texts = ["a red heart", "a very very red dog"]
+    features, mask = encoder.encode(texts)
+    wanted = exact.encode(texts)[0]
+    assert 0 < np.abs(features - wanted).max() < 0.05 * np.abs(wanted[mask]).max()
+    # The same numbers as with weights that are rounded where they enter a product.
+    late = T5Encoder(12, T5(CONFIG, "bfloat16"), exact.params, small_tokenizer(), "")
+    np.testing.assert_array_equal(late.encode(texts)[0], features)
 
 
 def test_unknown_characters_are_said(converted, log):

@@ -18,7 +18,8 @@ from infinity_jax.config import TokenizerConfig
 from infinity_jax.tokenizer import strip_rows, strips
 from infinity_jax.tokenizer.autoencoder import Decoder
 from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.tools.planning import flops, hlo_costs
+from infinity_jax.tools.planning import hlo_costs
+from infinity_jax.training import flops
 
 CONFIG = TokenizerConfig(bits=6, base_width=32, multipliers=(1, 2, 2), encoder_blocks=1, decoder_blocks=1)
 PATCHED = TokenizerConfig(

@@ -1,3 +1,4 @@
+import dataclasses
 from typing import Any
 
 import jax
@@ -44,6 +45,28 @@ def test_only_matrices_that_are_not_exempt_are_decayed():
     updates: Any = optimiser.update(jax.tree.map(jnp.zeros_like, params), optimiser.init(params), params)[0]
     assert float(updates["head"]["kernel"][0, 0]) == pytest.approx(-0.05)
     assert not updates["head"]["bias"].any() and not updates["start"].any()
+
+
+def test_the_first_moment_can_be_kept_in_bfloat16():
+    """The memory is what the config says, a step is nearly the same, and the other moment stays float32."""
+    params = {"w": jnp.zeros((4, 4))}
+    grads = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(4, 4)), jnp.float32)}
+    steps = {}
+    for dtype, size in (("float32", 16), ("bfloat16", 14)):
+        config = optim.OptimConfig(learning_rate=0.1, warmup_steps=0, first_moment_dtype=dtype)
+        optimiser = optim.make_optimiser(config, 10)
+        state = train_state.create(params, optimiser, ema=True)
+        assert (
+            config.state_bytes == size and dataclasses.replace(config, ema_decay=0.0).state_bytes == size - 4
+        )
+        kept = sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim == 2)
+        assert kept == size * 16
+        for _ in range(3):
+            state = train_state.apply_gradients(state, grads, optimiser, 0.9)
+        assert {x.dtype.name for x in jax.tree.leaves(state.opt_state) if x.ndim == 2} == {"float32", dtype}
+        steps[dtype] = np.asarray(state.params["w"])
+    np.testing.assert_allclose(steps["bfloat16"], steps["float32"], rtol=0.02)
+    assert (steps["bfloat16"] != steps["float32"]).any()
 
 
 def test_gradients_are_clipped_by_their_global_norm():

@@ -21,8 +21,8 @@ from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import indices
 from infinity_jax.tools.convert.transformer_names import transformer_links
-from infinity_jax.tools.planning import flops, memory
-from infinity_jax.training import optim
+from infinity_jax.tools.planning import memory
+from infinity_jax.training import flops, optim
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.transformer_losses import index_loss, token_weights

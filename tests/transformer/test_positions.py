@@ -22,7 +22,7 @@ from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.scales import ScaleSchedule, make_schedule
 from infinity_jax.tokenizer import bsq, pyramid
 from infinity_jax.tools.convert.transformer_names import transformer_links
-from infinity_jax.tools.planning import flops
+from infinity_jax.training import flops
 from infinity_jax.training.transformer_step import not_a_kernel
 from infinity_jax.transformer.transformer import SCALE_ROWS, Transformer
 

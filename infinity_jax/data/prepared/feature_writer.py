@@ -7,7 +7,7 @@ folder gets its name when it is whole; a killed run resumes where it stood.
 import contextlib
 import functools
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +30,13 @@ from infinity_jax.files import atomic
 from infinity_jax.files.progress import Progress
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import parse_mesh
-from infinity_jax.text.encoder import TextEncoder, load_text_encoder
+from infinity_jax.text.encoder import TextEncoder, text_encoder_of
+from infinity_jax.text.on_device import FEATURES, MASK, TextOnDevice, padded_ids
 
 # Pixels that a device encodes at a time: 16 pictures of 256x256, one of 1024x1024; at most 64 pictures.
 _PIXELS = 1 << 20
+# Texts that a device encodes at a time.
+_TEXTS = 16
 
 
 def prepare_features(data: DataConfig, tokenizer_path: str, text: Mapping[str, Any], out: Path) -> int:
@@ -42,7 +45,7 @@ def prepare_features(data: DataConfig, tokenizer_path: str, text: Mapping[str, A
     Args:
       data: source and scales.
       tokenizer_path: a folder as config.tokenizer names it.
-      text: {"encoder", "max_length", "path"} as config.text has them.
+      text: {"encoder", "max_length", ...} as config.text has them.
     Returns:
       how many records there are.
     Raises:
@@ -87,10 +90,11 @@ class _Maker:
     def __init__(self, data: DataConfig, tokenizer_path: str, text: Mapping[str, Any]):
         self._scales = data.scales
         self._tokenizer: TrainedTokenizer = pretrained.load_tokenizer(tokenizer_path)
-        self._text: TextEncoder = load_text_encoder(text["encoder"], text["max_length"], text["path"])
+        self._text: TextEncoder = text_encoder_of(text)
         self.described = features.described(data.scales, self._tokenizer, self._text)
         self._layout = sharding.layout_of(parse_mesh(f"fsdp={jax.device_count()}"))
-        self._text.place(self._layout)
+        self._place = TextOnDevice(self._text, self._layout)
+        self._text.place(self._place.layout)
         self._features = features_on_device(self._tokenizer, self._layout)
 
     def records(self, shard: Shard):
@@ -119,10 +123,19 @@ class _Maker:
                 }
 
     def _text_features(self, captions: list[dict[str, list[str]]]) -> list[dict[str, list[np.ndarray]]]:
-        """Encodes each picture's captions: features bfloat16 [tokens, channels], by kind."""
+        """Encodes the captions of each picture: features bfloat16 [tokens, channels], by kind."""
         texts = [text for kinds in captions for alternatives in kinds.values() for text in alternatives]
-        features_NTC, mask_NT = self._text.encode(texts)
-        encoded = iter(
-            features_NTC[i, : mask_NT[i].sum()].astype(ml_dtypes.bfloat16) for i in range(len(texts))
-        )
+        encoded = self._encode(texts)
         return [{kind: [next(encoded) for _ in texts] for kind, texts in kinds.items()} for kinds in captions]
+
+    def _encode(self, texts: list[str]) -> Iterator[np.ndarray]:
+        """Yields the features of each text, bfloat16 [tokens, channels]: as training would encode it on the fly."""
+        size = self._layout.batch_parts * _TEXTS
+        for start in range(0, len(texts), size):
+            part = texts[start : start + size]
+            # Filled up with copies: a few programs serve all.
+            token_ids = self._text.tokens([*part, *[part[-1]] * (size - len(part))])
+            batch = padded_ids(token_ids, self._text.max_length)
+            placed = self._place(batch, np.arange(size), size, self._layout.batch(size))
+            features_BTC, counts = np.asarray(placed[FEATURES]), batch[MASK].sum(1)
+            yield from (features_BTC[i, : counts[i]] for i in range(len(part)))

@@ -20,12 +20,14 @@ from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 from infinity_jax.runtime import sharding
+from infinity_jax.runtime.chips import Chip
 from infinity_jax.runtime.compiled_step import planned_bytes
 from infinity_jax.runtime.devices import GIB
 from infinity_jax.runtime.mesh import parse_mesh
-from infinity_jax.tools.planning import flops, hlo_costs
-from infinity_jax.tools.planning.chips import Chip, Target, find_target
+from infinity_jax.tools.planning import hlo_costs
+from infinity_jax.tools.planning.chips import Target, find_target
 from infinity_jax.tools.planning.lowering import Program, lower_sampler, lower_train_step
+from infinity_jax.training import flops
 
 # For `--quick`: XLA's level EFFORT_O0, as a number because older jax takes no name; known for every kind of device.
 QUICK: Any = {"optimization_level": 9}

@@ -19,7 +19,7 @@ from infinity_jax.config_files import from_dict
 from infinity_jax.runtime.sharding import Layout
 from infinity_jax.sampling.config import MIXED, SamplerConfig, SamplerInputs
 from infinity_jax.sampling.sampler import make_sampler, rounded
-from infinity_jax.tools.planning import flops
+from infinity_jax.training import flops
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
 from infinity_jax.training.transformer_step import LossConfig, StepConfig, build_step

@@ -11,7 +11,8 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tools.planning import flops
+from infinity_jax.training import flops
+from infinity_jax.training.optim import OptimConfig
 from infinity_jax.transformer.attention import MANY_SCORES
 
 FLOAT32 = 4
@@ -58,12 +59,14 @@ def train_memory(
     batch: int,
     microbatches: int,
     mesh: MeshConfig,
+    optim: OptimConfig | None = None,
 ) -> TrainMemory:
     """Estimates the memory of one device in a train step with remat "block" or "none".
 
     Args:
       text_tokens: tokens of a caption, padding included.
       batch: pictures over all devices.
+      optim: says what is kept of each parameter; None is its defaults.
     Raises:
       UserError: another remat policy or head, or a mesh with `tensor`: the formula was not fitted to them.
     """
@@ -86,7 +89,7 @@ def train_memory(
         cross = schedule.length * text_tokens
         saved, working = _KEPT_STREAMS * stream + _KEPT_SCORES * (sum(pairs) + cross) * score, 0
     return TrainMemory(
-        state=round(4 * parameters * FLOAT32 / mesh.fsdp),
+        state=round((optim or OptimConfig()).state_bytes * parameters / mesh.fsdp),
         gradients=round((2 if microbatches > 1 else 1) * parameters * FLOAT32 / mesh.fsdp),
         saved=round(config.layers * saved),
         working=round(working + text + 2 * layer),

@@ -13,12 +13,14 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.data import sources
 from infinity_jax.errors import UserError
+from infinity_jax.runtime.chips import CHIPS
 from infinity_jax.runtime.devices import main_memory
 from infinity_jax.runtime.mesh import parse_mesh
-from infinity_jax.tools.planning import flops, memory
-from infinity_jax.tools.planning.chips import CHIPS
+from infinity_jax.tools.planning import memory
 from infinity_jax.tools.scaling.grid import Cell, Hardware
+from infinity_jax.training import flops
 from infinity_jax.training.config import TrainConfig, from_section
+from infinity_jax.training.optim import OptimConfig
 
 _SIDE = 2048  # of the product that this machine's rate is measured with
 
@@ -98,7 +100,9 @@ def estimate(cell: Cell, hardware: Hardware, trains: bool = True) -> Estimate:
             mesh = parse_mesh(config.mesh.shape or f"fsdp={hardware.count}", config.mesh.slices)
             if memory.has_formula(model, mesh):
                 batch, parts = train.batch_size, train.microbatches
-                needed = memory.train_memory(model, schedule, text, batch, parts, mesh).total
+                needed = memory.train_memory(
+                    model, schedule, text, batch, parts, mesh, from_dict(OptimConfig, config.optim, "optim")
+                ).total
     except UserError as error:
         raise UserError(f"cell {cell.name}: {error}") from error
     pictures = train.steps * train.batch_size if trains else 0

@@ -11,7 +11,7 @@ from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.fields import Checked, FilePath, OneOf, Range, Unlimited, WholeNumber
 from infinity_jax.metrics import kid
-from infinity_jax.tools.planning.chips import CHIPS
+from infinity_jax.runtime.chips import CHIPS
 from infinity_jax.tools.scaling import table
 
 _NAME = r"[A-Za-z0-9][A-Za-z0-9._+-]*"

@@ -15,8 +15,10 @@ from infinity_jax.runtime.devices import platform
 
 
 def to_storage(x: jax.Array | np.ndarray) -> Any:
-    """Brings x into the form in which it is kept: bfloat16 as its bits in uint16 on a CPU."""
+    """Brings x into the form in which it is kept: bfloat16 as its bits in uint16 on a CPU. NumPy's stays NumPy's."""
     if x.dtype == jnp.bfloat16 and platform() == "cpu":
+        if isinstance(x, np.ndarray):
+            return x.view(np.uint16)
         return lax.bitcast_convert_type(x, jnp.uint16)
     return x
 

@@ -17,13 +17,14 @@ from ml_collections import ConfigDict
 
 from infinity_jax.cli.main import main
 from infinity_jax.config import TransformerConfig
+from infinity_jax.runtime.chips import CHIPS
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import layout_of
 from infinity_jax.sampling import sampler
 from infinity_jax.scales import make_schedule
 from infinity_jax.tools.planning import compile_ahead as compile_module
 from infinity_jax.tools.planning import hlo_costs
-from infinity_jax.tools.planning.chips import CHIPS, Target
+from infinity_jax.tools.planning.chips import Target
 from infinity_jax.tools.planning.lowering import Program, lower_sampler
 
 T2I = CONFIGS / "t2i.py"

@@ -10,9 +10,9 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.presets import preset
+from infinity_jax.runtime.chips import CHIPS
 from infinity_jax.runtime.mesh import MeshConfig, axis_sizes, parse_mesh
 from infinity_jax.tools.planning import memory
-from infinity_jax.tools.planning.chips import CHIPS
 
 PODS = sorted((config_files.PACKED / "pods").glob("*_[0-9]*.py"))
 

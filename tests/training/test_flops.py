@@ -7,7 +7,7 @@ import pytest
 from infinity_jax import presets
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.scales import make_schedule
-from infinity_jax.tools.planning import flops
+from infinity_jax.training import flops
 
 
 @pytest.mark.parametrize(

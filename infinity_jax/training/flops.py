@@ -93,3 +93,66 @@ def decoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
         kernels = [leaf for leaf in jax.tree.leaves(params[layer.name]) if leaf.ndim == 4]
         total += sum(2 * math.prod(kernel.shape) for kernel in kernels) * math.prod(size) * 4**layer.doublings
     return total
+
+
+def encoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
+    """Counts the FLOP of the tokenizer's encoder for one picture, as `decoder_flops` does.
+
+    Args:
+      size: (height, width) in tokens of the tokenizer.
+    """
+    params = tokenizer_shapes(config)["encoder"]
+    coarsest, total = len(config.encoder_widths) - 1, 0
+    for path, kernel in jax.tree_util.tree_leaves_with_path(params):
+        if kernel.ndim != 4:
+            continue
+        # "down_LEVEL_..." runs at that level, and what halves it gives the places of the next; the rest is coarsest.
+        layer = path[0].key
+        halvings = 0 if layer == "conv_in" else coarsest
+        if layer.startswith("down_"):
+            halvings = int(layer.split("_")[1]) + layer.endswith("downsample")
+        total += 2 * math.prod(kernel.shape) * math.prod(size) * 4 ** (coarsest - halvings)
+    return total
+
+
+@dataclasses.dataclass(frozen=True)
+class StepCost:
+    """What one train step works on and computes by formula, all devices together.
+
+    Attributes:
+      tokens: of pictures.
+      model_flops: of the transformer, forward and backward: what no program can do without.
+      hardware_flops: besides that, what the backward pass computes again (remat), and the encoders of captions and of
+        pictures where they run within the step's time.
+    """
+
+    tokens: int
+    model_flops: int
+    hardware_flops: int
+
+
+def step_cost(
+    config: TransformerConfig,
+    schedule: ScaleSchedule,
+    text_tokens: int,
+    batch: int,
+    encoders: int = 0,
+) -> StepCost:
+    """Counts a train step of the transformer.
+
+    Args:
+      text_tokens: tokens of a caption, padding included.
+      batch: pictures, all of one schedule.
+      encoders: FLOP that text encoder and tokenizer need for one of them.
+    """
+    forward = forward_flops(config, schedule, text_tokens)
+    again = 0
+    if config.remat in ("block", "offload"):  # "dots" keeps the results of linear maps
+        again = forward.block_products + forward.self_attention + forward.cross_attention
+    if config.remat == "dots":
+        again = forward.self_attention + forward.cross_attention
+    return StepCost(
+        tokens=batch * schedule.length,
+        model_flops=batch * train_flops(config, schedule, text_tokens),
+        hardware_flops=batch * (train_flops(config, schedule, text_tokens) + again + encoders),
+    )
