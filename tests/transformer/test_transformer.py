@@ -124,7 +124,9 @@ def test_pairs_of_channels_are_those_of_the_release():
     pairs = x.reshape(*x.shape[:-1], 8, 2)
     a, b = pairs[..., 0], pairs[..., 1]
     turned = np.stack([a * cos_Ln - b * sin_Ln, a * sin_Ln + b * cos_Ln], -1).reshape(x.shape)
-    np.testing.assert_allclose(rotate(to_halves(x), cos_Ln, sin_Ln), to_halves(turned), rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(
+        rotate(jnp.asarray(to_halves(x)), cos_Ln, sin_Ln), to_halves(turned), rtol=1e-6, atol=1e-6
+    )
 
 
 def test_a_seed_gives_the_model_that_it_gave_with_neighbours_as_pairs(monkeypatch):
