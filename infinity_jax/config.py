@@ -14,6 +14,7 @@ from infinity_jax.scales import ScaleSchedule, make_schedule
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "block", "dots", "offload")
+TOKENIZER_REMAT = REMAT[:2]
 HEADS = ("bits", "index")
 # Before the name of a scale preset in `TransformerConfig.positions`. Text, as it is one value for both models' configs,
 # for --config.model.positions and for config.json.
@@ -47,7 +48,10 @@ class TokenizerConfig(Checked):
       patchify: the transformer reads patchify x patchify tokens as one (space-to-depth); 2 in the released 8B
         model, 1 elsewhere.
       quantizer: "bsq" or "lfq" (paper Table 3).
-      compute_dtype: dtype of the convolutions' inputs; parameters stay float32.
+      compute_dtype: dtype of the convolutions' inputs and results and of the maps between them; parameters and the
+        statistics of GroupNorm stay float32.
+      remat: what the backward pass recomputes to save memory, a name of `TOKENIZER_REMAT`: "none"; "block", all but
+        what goes into a residual block, and the features of the loss's network stage by stage.
     """
 
     bits: Annotated[int, Range(1, 64)] = 32
@@ -63,6 +67,7 @@ class TokenizerConfig(Checked):
     decoder_multipliers: Annotated[tuple[_Multiplier, ...], Range(0, 8)] = dataclasses.field(
         default=(), repr=False
     )
+    remat: Annotated[str, OneOf(TOKENIZER_REMAT)] = dataclasses.field(default="none", repr=False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -271,6 +276,11 @@ class SampleConfig(Checked):
         "name",
         "fastvar: run fewer tokens at late scales, for other pictures sooner; none; or SCALE:SHARE[,...] of the "
         "tokens, scales from 0, share 0 skips the scale",
+    )
+    decoder_dtype: Annotated[str, OneOf(DTYPES)] = _setting(
+        "bfloat16",
+        DTYPES,
+        "what the tokenizer's decoder multiplies, with float32 sums: float32, or bfloat16 where that is quicker",
     )
 
     def changed(self, **values: Any) -> "SampleConfig":

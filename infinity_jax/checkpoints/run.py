@@ -1,8 +1,7 @@
 """Checkpoints: one composite of state, place in the data, and config, written whole or not at all.
 
-A state is any dataclass that is a pytree. Its optional parts are the fields whose default is None: one that is None is
-left out of the checkpoint, so that checkpoints from before there was such a part are read as they always were. The
-model's parameters are its field `params`; `ema_params`, where it has that, is their moving average.
+A state is as in `state_tree`. The model's parameters are its field `params`; `ema_params`, where it has that, is their
+moving average.
 """
 
 import contextlib
@@ -20,7 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
 
-from infinity_jax.checkpoints import damage, keeping, rotary
+from infinity_jax.checkpoints import damage, keeping, rotary, state_tree
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import trees
 
@@ -126,7 +125,7 @@ class Checkpointer:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(_tree(state)),  # pyright: ignore[reportCallIssue]
+                    state=ocp.args.StandardSave(state_tree.tree(state)),  # pyright: ignore[reportCallIssue]
                     data=ocp.args.JsonSave({**data, **rotary.MARK}),  # pyright: ignore[reportCallIssue]
                     config=ocp.args.JsonSave(dict(config)),  # pyright: ignore[reportCallIssue]
                 ),
@@ -181,19 +180,21 @@ class Checkpointer:
         step = self._existing_step(step)
         with self._reading(step, "state", "data"):
             stored = self._stored_shapes(step)
+            absent = state_tree.absent(target, stored)
+            target = dataclasses.replace(target, **dict.fromkeys(absent))
             for field in dataclasses.fields(target):
                 wanted = trees.shapes({field.name: getattr(target, field.name)})
                 self._check_same_tree(step, stored, wanted, field.name, optional=field.default is None)
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.StandardRestore(_abstract(_tree(target))),  # pyright: ignore[reportCallIssue]
+                    state=ocp.args.StandardRestore(state_tree.abstract(state_tree.tree(target))),  # pyright: ignore[reportCallIssue]
                     data=ocp.args.JsonRestore(),
                 ),
             )
             data = {key: int(restored["data"][key]) for key in ("seed", "next_step", "examples")}
         state = rotary.in_halves(restored["state"], restored["data"])
-        return dataclasses.replace(target, **state), data
+        return dataclasses.replace(target, **state, **absent), data
 
     def restore_params(self, target_params: PyTree) -> PyTree:
         """Reads only the model: the averaged parameters (EMA) where the run kept them, else the parameters.
@@ -207,7 +208,7 @@ class Checkpointer:
             stored = self._stored_shapes(step)
             key = "ema_params" if any(name.startswith("ema_params/") for name in stored) else "params"
             self._check_same_tree(step, stored, trees.shapes({key: target_params}), key)
-            target = {key: _abstract(target_params)}
+            target = {key: state_tree.abstract(target_params)}
             restored = reader.restore(
                 self.directory / str(step) / "state",
                 args=ocp.args.PyTreeRestore(  # pyright: ignore[reportCallIssue]
@@ -274,19 +275,6 @@ class _Barrier:
             self.after_failure = True
             return
         ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
-
-
-def _tree(state: PyTree) -> dict[str, Any]:
-    """Takes a state apart by field, without the optional parts that it does not have."""
-    parts = ((field, getattr(state, field.name)) for field in dataclasses.fields(state))
-    return {field.name: part for field, part in parts if part is not None or field.default is not None}
-
-
-def _abstract(tree: PyTree) -> PyTree:
-    """Keeps a tree's shapes, dtypes and shardings without its numbers."""
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=getattr(x, "sharding", None)), tree
-    )
 
 
 def _operating_system_reason(error: BaseException) -> str | None:

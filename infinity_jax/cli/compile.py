@@ -17,8 +17,13 @@ EXAMPLES = """infinity-jax compile --config configs/t2i.py --size 2.2b --budget 
       --topology v5p:4x4x8 --mesh fsdp=128 --batch 2048 --microbatches 8 --json 2.2b.json
   infinity-jax compile --config configs/t2i.py --size 125m --budget 0.06M --topology cpu:8 --mesh fsdp=8 \\
       --batch 8 --json 125m.json
+  infinity-jax compile --warm configs/pods/v5e_256.py:2b,0.06M --workdir runs/2b --topology v5e:16x16 \\
+      --config.data.source=records:shards
+  infinity-jax compile --config tokenizer:stage2 --budget 1M --batch 512 --remat block --topology v5e:16x16 \\
+      --json tokenizer.json
 exit code: 0, or 3 where it does not fit into the devices' memory (the numbers are written all the same)"""
 DOES_NOT_FIT = 3
+_NEEDED = "give --config and --json (and for a transformer --size and --budget), or --warm and --workdir"
 # Each virtual device has threads of its own.
 MOST_CPU_DEVICES = 1024
 # Lets libtpu describe devices on a machine without any, and two processes do so at once.
@@ -37,23 +42,20 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--config",
         type=options.text,
-        required=True,
         metavar="FILE",
         help="a config file, or one that is packed, like t2i",
     )
     add(
         "--size",
         type=options.text,
-        required=True,
         metavar="NAME",
-        help="its argument: 125m 361m 940m 2.2b 4.7b 2b 8b",
+        help="its argument: 125m 361m 940m 2.2b 4.7b 2b 8b; left out for a tokenizer's, like tokenizer:stage2",
     )
     add(
         "--budget",
         type=options.text,
-        required=True,
         metavar="NAME",
-        help="the stage of the config: 0.06M 0.25M 1M",
+        help="the stage of the config: 0.06M 0.25M 1M; of a tokenizer's one resolution, by default each of the config",
     )
     add(
         "--aspects",
@@ -112,7 +114,15 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="compile with less optimisation: several times faster, and other memory is planned",
     )
-    options.add_json(command)
+    add(
+        "--warm",
+        type=options.text,
+        metavar="FILE[:ARGUMENT]",
+        help="compile what infinity-jax train runs of this config into --workdir, where the run to come finds it: "
+        "all aspect ratios, side by side; only --topology, --slices and changes to the config go with it",
+    )
+    add("--workdir", type=options.output_folder, metavar="DIR", help="with --warm: the run's")
+    options.add_json(command, required=False)
 
 
 @command(
@@ -120,9 +130,14 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     "compile a train step or sampler for a TPU topology ahead of time: does it fit, how fast could it be",
     EXAMPLES,
     _add_arguments,
+    takes_overrides=True,
 )
-def compile(arguments: argparse.Namespace, _: list[str]) -> int:
+def compile(arguments: argparse.Namespace, overrides: list[str]) -> int:
     """Compiles; returns the exit code, 3 where it does not fit into the devices' memory."""
+    needed = ("warm", "workdir") if arguments.warm else ("config", "json")
+    for name in needed:
+        if getattr(arguments, name) is None:
+            raise UserError(f"--{name} is missing; {_NEEDED}")
     os.environ.update(LIBTPU)
     # The time that compiling takes is one of the numbers, and there is no device to load a kept program.
     os.environ["JAX_ENABLE_COMPILATION_CACHE"] = "false"
@@ -133,11 +148,35 @@ def compile(arguments: argparse.Namespace, _: list[str]) -> int:
             )
         flags = os.environ.get("XLA_FLAGS", "")
         os.environ["XLA_FLAGS"] = f"{flags} --xla_force_host_platform_device_count={cpu[1]}".strip()
+    if arguments.warm:
+        _refuse_others(arguments)
+        return _warm(arguments, overrides)
+    if overrides:
+        raise UserError(f"{overrides[0]} changes the config of --warm; {_NEEDED}")
     from infinity_jax.tools.planning import compile_ahead
 
     names = [field.name for field in dataclasses.fields(compile_ahead.Request)]
     request = compile_ahead.Request(**{name: getattr(arguments, name) for name in names})
     return 0 if compile_ahead.main(request, arguments.json) else DOES_NOT_FIT
+
+
+def _warm(arguments: argparse.Namespace, overrides: list[str]) -> int:
+    from infinity_jax import config_files
+
+    config = config_files.load(arguments.warm, overrides, stages=True)
+    from infinity_jax.tools.planning import warm
+
+    warm.main(config, arguments.workdir, arguments.topology, arguments.slices)
+    return 0
+
+
+def _refuse_others(arguments: argparse.Namespace) -> None:
+    """Raises UserError if something is asked for that a run takes from its config."""
+    others = ("config", "size", "budget", "mesh", "rules", "batch", "microbatches", "remat", "json")
+    flags = [name for name in ("sampler", "quick") if getattr(arguments, name)]
+    given = flags + [name for name in others if getattr(arguments, name) is not None]
+    if given:
+        raise UserError(f"--{given[0]} does not go with --warm, which takes all from its config; {_NEEDED}")
 
 
 def _shares(text: str) -> dict[str, float]:

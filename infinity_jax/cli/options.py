@@ -124,10 +124,10 @@ SETTING_FORMS: dict[str, dict[str, Any]] = {
 }
 
 
-def add_json(command: argparse.ArgumentParser) -> None:
+def add_json(command: argparse.ArgumentParser, required: bool = True) -> None:
     """Adds --json, where a command writes its numbers."""
     command.add_argument(
-        "--json", type=output_file, required=True, metavar="FILE", help="where the numbers are written"
+        "--json", type=output_file, required=required, metavar="FILE", help="where the numbers are written"
     )
 
 

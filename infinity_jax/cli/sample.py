@@ -84,12 +84,6 @@ def add_drawing(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pictures drawn at once, at most; default: 1, 4 or 16, by how many there are, fewer where they are large",
     )
-    add(
-        "--no-scan-layers",
-        dest="scan_layers",
-        action="store_false",
-        help="compile every layer for itself: longer to compile, then faster on a CPU",
-    )
     devices = command.add_mutually_exclusive_group()
     devices.add_argument(
         "--devices",
@@ -159,7 +153,7 @@ def system_of(arguments: argparse.Namespace) -> "SystemOptions":
     from infinity_jax.sampling.request import SystemOptions
 
     checkpoint = arguments.checkpoint or BUNDLED
-    return SystemOptions(checkpoint, _mesh(arguments), arguments.rules, arguments.scan_layers)
+    return SystemOptions(checkpoint, _mesh(arguments), arguments.rules)
 
 
 def _mesh(arguments: argparse.Namespace) -> str | None:

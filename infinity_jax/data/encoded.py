@@ -2,8 +2,9 @@
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from infinity_jax.data.records import Source
 from infinity_jax.files import caches, paths
 from infinity_jax.files.progress import counted
 from infinity_jax.runtime import distributed
-from infinity_jax.runtime.compiled_step import CompiledStep
+from infinity_jax.runtime.compiled_step import BatchShapes, CompiledStep, Compiler
 from infinity_jax.runtime.sharding import Layout, put
 from infinity_jax.text.cache import cached_features
 from infinity_jax.text.encoder import TextEncoder
@@ -98,30 +99,60 @@ def _valid(batch: batches.Batch) -> int:
     return int(batch["valid"].sum())
 
 
-def features_on_device(
-    tokenizer: TrainedTokenizer, layout: Layout
-) -> Callable[[dict[str, jax.Array]], dict[str, jax.Array]]:
-    """Makes the function that replaces a batch's `image` uint8 [B,H,W,3] by its `features` float32 [B,h,w,d].
+class FeaturesOnDevice:
+    """Replaces a batch's `image` uint8 [B,H,W,3] by its `features` float32 [B,h,w,d], on the devices of a mesh.
 
-    Each aspect ratio is one program. Features that a batch has already, bfloat16, become float32.
+    Each aspect ratio is one program. Features that a batch has already become float32.
     """
-    model = Tokenizer(tokenizer.config)
-    # Not before they are needed: records may hold features.
-    replicated = functools.cache(lambda: jax.tree.map(lambda x: put(x, layout.replicated), tokenizer.params))
 
-    def encode(params, batch, _):
-        image_BHW3 = batch["image"].astype(jnp.float32) / 127.5 - 1
-        return model.apply({"params": params}, image_BHW3, method="encode")
+    def __init__(self, tokenizer: TrainedTokenizer, layout: Layout, compiler: Compiler | None = None):
+        """Takes what encodes, and what compiles the programs; see `CompiledStep`."""
+        model, self._layout, self._tokenizer = Tokenizer(tokenizer.config), layout, tokenizer
 
-    encoders = functools.cache(
-        lambda size: CompiledStep(jax.jit(layout.traced(encode), out_shardings=layout.batch(size)))
-    )
+        def encode(params, batch, _):
+            image_BHW3 = batch["image"].astype(jnp.float32) / 127.5 - 1
+            return model.apply({"params": params}, image_BHW3, method="encode")
 
-    def features(batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        def encoder(size: int) -> CompiledStep:
+            jitted = jax.jit(layout.traced(encode), out_shardings=layout.batch(size))
+            return CompiledStep(jitted, compiler, "the picture encoder")
+
+        self._encoder_of_size = functools.cache(encoder)
+
+    @functools.cached_property
+    def _replicated(self) -> Any:
+        # Not before they are needed: records may hold features.
+        return jax.tree.map(lambda x: put(x, self._layout.replicated), self._tokenizer.params)
+
+    def __call__(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Makes the features of a batch that lies on the devices."""
         if "features" in batch:
             return {**batch, "features": batch["features"].astype(jnp.float32)}
         rest = {name: array for name, array in batch.items() if name != "image"}
         image = batch["image"]
-        return {**rest, "features": encoders(len(image))(replicated(), {"image": image}, None)}
+        encode = self._encoder_of_size(len(image))
+        return {**rest, "features": encode(self._replicated, {"image": image}, None)}
 
-    return features
+    def prepare(self, batches: Sequence[BatchShapes]) -> list[BatchShapes]:
+        """Compiles the programs for batches of these shapes, all of one size; returns the shapes that they become."""
+        params = jax.tree.map(
+            lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._layout.replicated),
+            self._tokenizer.params,
+        )
+        images = [{"image": batch["image"]} for batch in batches if "image" in batch]
+        if images:
+            self._encoder_of_size(images[0]["image"].shape[0]).prepare(params, images, None)
+        config = self._tokenizer.config
+
+        def after(batch: BatchShapes) -> BatchShapes:
+            given = dict(batch)
+            if "image" in given:
+                size, height, width, _ = given.pop("image").shape
+                shape = (size, height // config.stride, width // config.stride, config.bits)
+            else:
+                shape = given["features"].shape
+                size = shape[0]
+            features = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=self._layout.batch(size))
+            return {**given, "features": features}
+
+        return [after(batch) for batch in batches]

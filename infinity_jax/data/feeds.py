@@ -1,6 +1,7 @@
 """What a run trains on, as batches {features or image, text or text_ids, text_mask}: encoded whole, or records.
 
-Both feeds have `schedules`, `batches`, `eval_batches`, `encodes_text`, and for sample sheets `held_back` and `caption`.
+Both feeds have `schedules`, `shapes`, `batches`, `eval_batches`, `encodes_text`, and for sample sheets `held_back` and
+`caption`.
 """
 
 import dataclasses
@@ -12,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grain
+import jax.numpy as jnp
 import numpy as np
 
 from infinity_jax import scales
@@ -34,6 +36,8 @@ _ENDLESS = 2**48
 Transform = Callable[[str, dict[str, Any], random.Random], Mapping[str, Any]]
 
 Rows = Sequence[int] | np.ndarray
+# Of each array of a batch its shape without the first axis, and its dtype.
+Shapes = Mapping[str, tuple[tuple[int, ...], Any]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +54,12 @@ class EncodedFeed:
     def schedules(self) -> dict[str, scales.ScaleSchedule]:
         """The schedule of the one ratio."""
         return {"1:1": scales.make_schedule(self.config.scales)}
+
+    def shapes(self) -> list[Shapes]:
+        """Tells what `batches` yields: of each kind of batch the arrays."""
+        tokenizer = self.tokenizer.config
+        grid = self.schedules["1:1"].times(tokenizer.patchify).last
+        return [{"features": ((*grid, tokenizer.bits), np.float32), **_text(self.text_encoder, np.float16)}]
 
     @functools.cached_property
     def _encoded(self) -> EncodedSource:
@@ -122,6 +132,20 @@ class RecordFeed:
             ratio: scales.schedule_of_ratio(self.config.scales, ratio) for ratio in scales.aspect_ratios()
         }
 
+    def shapes(self) -> list[Shapes]:
+        """Tells what a batch is on the devices before its pictures are encoded, for each ratio that has some."""
+        tokenizer, text = self.tokenizer.config, _text(self.text_encoder, jnp.bfloat16)
+
+        def of_ratio(ratio: str) -> Shapes:
+            grid = self.schedules[ratio].times(tokenizer.patchify).last
+            if self.records.features:
+                kind = self.records.features.get(features.DTYPE, "bfloat16")
+                return {"features": ((*grid, tokenizer.bits), jnp.dtype(kind)), **text}
+            height, width = (n * tokenizer.stride for n in grid)
+            return {"image": ((height, width, 3), np.uint8), **text}
+
+        return [of_ratio(bucket.ratio) for bucket in self.records.buckets]
+
     def batches(self, rows: Rows, batch_size: int, seed: int, first_step: int) -> Iterator[Batch]:
         """Yields the places `rows` of training batches from step `first_step` on; see `bucket_batches`."""
         order = BucketOrder(self.records.buckets, batch_size, seed)
@@ -168,6 +192,13 @@ class RecordFeed:
             return batch
         token_ids = self.text_encoder.tokens(batch.pop("caption").tolist())
         return {**batch, **padded_ids(token_ids, self.text_encoder.max_length)}
+
+
+def _text(encoder: TextEncoder, dtype: Any) -> Shapes:
+    return {
+        "text": ((encoder.max_length, encoder.channels), dtype),
+        "text_mask": ((encoder.max_length,), np.bool_),
+    }
 
 
 def bucket_batches(

@@ -78,14 +78,18 @@ def check(image_bytes: bytes) -> tuple[int, int]:
 
 def cover(picture: Image.Image, height: int, width: int) -> Image.Image:
     """Resizes (Lanczos) to the smallest size that covers height x width; crops at the centre."""
-    if picture.height * width <= picture.width * height:  # Wider than the target: the height fits exactly.
-        size = (max(width, picture.width * height // picture.height), height)
-    else:
-        size = (width, max(height, picture.height * width // picture.width))
+    size = covering_size(picture, height, width)
     if size != picture.size:
         picture = picture.resize(size, Image.Resampling.LANCZOS)
     left, top = (size[0] - width) // 2, (size[1] - height) // 2
     return picture.crop((left, top, left + width, top + height))
+
+
+def covering_size(picture: Image.Image, height: int, width: int) -> tuple[int, int]:
+    """Computes the smallest (width, height) of a picture's own proportions that covers height x width."""
+    if picture.height * width <= picture.width * height:  # Wider than the target: the height fits exactly.
+        return max(width, picture.width * height // picture.height), height
+    return width, max(height, picture.height * width // picture.width)
 
 
 def pad(picture: Image.Image, height: int, width: int) -> Image.Image:

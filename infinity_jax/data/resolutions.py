@@ -14,7 +14,8 @@ from jaxtyping import Int
 from infinity_jax import scales
 from infinity_jax.data import batches as pipeline
 from infinity_jax.data.pictures import FITS
-from infinity_jax.fields import Checked, OneOf, Unlimited
+from infinity_jax.errors import UserError
+from infinity_jax.fields import Checked, OneOf, Range, Share, Unlimited
 from infinity_jax.runtime import seeds
 
 
@@ -29,15 +30,24 @@ class PictureConfig(Checked):
         `scales` alone. Each step has one of them.
       fit: how a picture of other proportions is brought to a square: "crop" cuts what stands over, "pad" puts it whole
         on white, "stretch" distorts it.
+      enlarge: a picture's shorter side becomes so many times the square's, which is cut at a random place; 1 cuts the
+        middle. Only with fit "crop".
+      flip: share of the pictures that are mirrored left to right, drawn anew each time one is read.
     """
 
     source: Annotated[str, Unlimited("the name of a data set")]
     scales: Annotated[str, Unlimited("a pixel budget or small preset")]
     mix: Annotated[str, Unlimited("RESOLUTION=BATCH_SIZE,..., or nothing")] = ""
     fit: Annotated[str, OneOf(tuple(FITS))] = "crop"
+    enlarge: Annotated[float, Range(1, 4)] = 1.0
+    flip: Share = 0.0
 
     def __post_init__(self):
         super().__post_init__()
+        if self.enlarge != 1 and self.fit != "crop":
+            raise UserError(
+                f"data.enlarge is {self.enlarge} and data.fit {self.fit!r}; a random place is cut with fit 'crop' only"
+            )
         scales.make_schedule(self.scales)
 
 
@@ -87,7 +97,7 @@ def batches(
     """Yields the batches of a run from step `first_step` to its end, as `batches.batches` orders them.
 
     Args:
-      decode: (record, side) -> arrays.
+      decode: (record, side) -> arrays. The record also has `place`, its number among all that the run reads.
       rows_of: batch size -> the rows of it that are read here.
     """
     records = pipeline.endless_records(source, mix.seed)
@@ -95,6 +105,7 @@ def batches(
     def batch(step: int) -> pipeline.Batch:
         first, side = int(mix.starts[step]), mix.side_at(step)
         rows = rows_of(mix.batch_size_at(step))
-        return pipeline.stack([decode(records[first + int(row)], side) for row in rows])
+        places = [first + int(row) for row in rows]
+        return pipeline.stack([decode({**records[place], "place": place}, side) for place in places])
 
     return pipeline.prefetched(batch, range(first_step, mix.steps))

@@ -14,7 +14,7 @@ from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data import pictures
 from infinity_jax.metrics.network_weights import filled_batches
 from infinity_jax.tokenizer import pyramid
-from infinity_jax.tokenizer.model import Tokenizer
+from infinity_jax.tokenizer.model import Tokenizer, through_bits
 
 _MOST_PICTURES, _MOST_PIXELS = 32, 1 << 20  # of a batch
 
@@ -41,11 +41,11 @@ class ThroughBits:
         module: Any = Tokenizer(tokenizer.config)
 
         def there_and_back(params, image_BHW3):
-            image, quantised = module.apply({"params": params}, image_BHW3, schedule)
-            return jnp.clip(image, -1.0, 1.0), quantised.bits
+            image, quantised = through_bits(module, params, image_BHW3, schedule)
+            return image, quantised.bits
 
         def after_each_scale(params, image_BHW3):
-            _, quantised = module.apply({"params": params}, image_BHW3, schedule)
+            _, quantised = through_bits(module, params, image_BHW3, schedule)
             sums = [
                 pyramid.sum_of_codes(quantised.bits[: k + 1], schedule.last, quantizer)
                 for k in range(schedule.n_scales)

@@ -71,6 +71,12 @@ def lpips_distance(
     return jnp.asarray(Lpips().apply({"params": params}, image_BHW3, reconstruction_BHW3))
 
 
+def made_up_lpips() -> dict[str, Any]:
+    """Makes parameters of `lpips_distance` of no meaning, for a program that is only compiled."""
+    image = jnp.zeros((1, 16, 16, 3))
+    return jax.jit(Lpips().init)(jax.random.key(0), image, image)["params"]
+
+
 def load_lpips(vgg_file: str | Path, heads_file: str | Path) -> dict[str, Any]:
     """Loads the parameters of `lpips_distance`, nested dicts of float32 arrays.
 

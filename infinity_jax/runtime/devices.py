@@ -1,7 +1,9 @@
 """For which devices a program is traced, and how a kernel is split over those of a mesh."""
 
+import functools
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,19 @@ def _device() -> Any:
     if layout is not None and isinstance(layout.mesh, Mesh):
         return layout.mesh.devices.flat[0]
     return jax.devices()[0]
+
+
+@functools.cache
+def multiplies_bfloat16(cpuinfo: Path = Path("/proc/cpuinfo")) -> bool:
+    """Tells whether this machine's processor multiplies bfloat16; not where the system does not say what it can do.
+
+    Without the instruction XLA makes operands float32 first, and products are no quicker than those of float32.
+    """
+    try:
+        flags = re.search(r"^(?:flags|Features)\s*:(.*)$", cpuinfo.read_text(), re.MULTILINE)
+    except OSError:  # another system
+        return False
+    return flags is not None and not {"avx512_bf16", "amx_bf16", "bf16"}.isdisjoint(flags[1].split())
 
 
 def main_memory() -> int:

@@ -40,3 +40,18 @@ def put(
         return jax.make_array_from_callback((batch_size, *local.shape[1:]), sharding, part)
 
     return {name: arrays(np.asarray(local)) for name, local in batch.items()}
+
+
+def described(
+    arrays: Mapping[str, tuple[tuple[int, ...], Any]], batch_size: int, sharding: jax.sharding.Sharding
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Describes a batch as it lies on the devices.
+
+    Args:
+      arrays: of each array its shape without the first axis, and its dtype.
+      sharding: of the first axis.
+    """
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in arrays.items()
+    }

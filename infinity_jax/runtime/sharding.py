@@ -254,10 +254,12 @@ def layout_of(
     return Layout(device_mesh(config, model, devices), chosen)
 
 
-def layout_from_config(chosen: MeshSection, model: TransformerConfig | None = None) -> Layout:
+def layout_from_config(
+    chosen: MeshSection, model: TransformerConfig | None = None, devices: Sequence[Any] | None = None
+) -> Layout:
     """Makes the layout of a config file's section `mesh`, for all devices; UserError as `layout_of` raises it."""
-    shape = chosen.shape or f"fsdp={jax.device_count()}"
-    return layout_of(parse_mesh(shape, chosen.slices), chosen.rules, model)
+    shape = chosen.shape or f"fsdp={len(devices or jax.devices())}"
+    return layout_of(parse_mesh(shape, chosen.slices), chosen.rules, model, devices)
 
 
 def partition_spec(

@@ -28,8 +28,7 @@ class SamplerConfig:
         rows of later scales then look at what the conditional ones have cached.
       reuse_guidance: at unguided scales, guide by what the caption changed at the last guided scale, resized.
       pruning: which tokens late scales run; None runs all.
-      scan_layers: one compiled block, so that the program does not grow with depth, or one per layer, which a CPU runs
-        faster (it copies a scanned block's weights at every scale) and which takes longer to compile.
+      decoder_dtype: what the tokenizer's decoder multiplies, see `Tokenizer.decode`.
     """
 
     model: TransformerConfig
@@ -40,7 +39,7 @@ class SamplerConfig:
     unguided_scales: tuple[int, ...] = ()
     reuse_guidance: bool = False
     pruning: TokenPruning | None = None
-    scan_layers: bool = True
+    decoder_dtype: str = "bfloat16"
 
     @classmethod
     def from_settings(
@@ -49,7 +48,6 @@ class SamplerConfig:
         tokenizer: TokenizerConfig,
         schedule: ScaleSchedule,
         settings: SampleConfig,
-        scan_layers: bool = True,
     ) -> "SamplerConfig":
         """Picks what is compiled from sampling settings; raises UserError where they do not fit model or schedule."""
         return cls(
@@ -61,7 +59,7 @@ class SamplerConfig:
             unguided_scales=settings.unguided_scales,
             reuse_guidance=settings.reuse_guidance,
             pruning=named(settings.pruning, schedule, model.layers),
-            scan_layers=scan_layers,
+            decoder_dtype=settings.decoder_dtype,
         )
 
     def __post_init__(self):

@@ -26,8 +26,9 @@ from infinity_jax.sampling.token_pruning import ALL_TOKENS, PrunedTokens
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import resize
 
-# (residual stream float32 [N,L,C], number of the layer just run (traced), rows, cfg [B]) -> the stream.
-GuideFeatures = Callable[[jax.Array, jax.Array, Rows, jax.Array], jax.Array]
+# (residual stream float32 [N,L,C], number of the layer just run (traced where layers are scanned), rows, cfg [B]) ->
+# the stream.
+GuideFeatures = Callable[[jax.Array, jax.Array | int, Rows, jax.Array], jax.Array]
 # (arguments of `head_bits.draw_head_bits`, what this hook handed on at the scale before) -> bits bool [B,N,D], and what
 # it hands to the next scale.
 DrawBits = Callable[
@@ -68,7 +69,7 @@ def hooks_of(config: SamplerConfig) -> Hooks:
     )
 
 
-def _leave_features(x_NLC: jax.Array, layer: jax.Array, rows: Rows, cfg_B: jax.Array) -> jax.Array:
+def _leave_features(x_NLC: jax.Array, layer: jax.Array | int, rows: Rows, cfg_B: jax.Array) -> jax.Array:
     return x_NLC
 
 
@@ -91,7 +92,7 @@ class GuidedFeatures:
 
     layers: tuple[int, ...]
 
-    def __call__(self, x_NLC: jax.Array, layer: jax.Array, rows: Rows, cfg_B: jax.Array) -> jax.Array:
+    def __call__(self, x_NLC: jax.Array, layer: jax.Array | int, rows: Rows, cfg_B: jax.Array) -> jax.Array:
         """Returns the mix after the chosen layers; other layers and scales that run one row keep their stream."""
         if rows.running == 1:
             return x_NLC

@@ -42,7 +42,6 @@ class InfinityPipeline:
       text_encoder: reads prompts.
       settings: the sampling settings that the checkpoint recommends.
       layout: the mesh that the weights lie on; None is the default device.
-      scan_layers: see `SamplerConfig`.
     """
 
     def __init__(
@@ -50,9 +49,7 @@ class InfinityPipeline:
         model: trained.TrainedModel,
         text_encoder: TextEncoder | None = None,
         layout: Layout | None = None,
-        scan_layers: bool = True,
     ):
-        self.scan_layers = scan_layers
         self._path: str | Path | None = None
         self.model = model if layout is None else trained.placed(model, layout)
         self.layout = layout
@@ -61,7 +58,7 @@ class InfinityPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, mesh: str | None = None, rules: str = "", scan_layers: bool = True
+        cls, path: str | Path, mesh: str | None = None, rules: str = ""
     ) -> "InfinityPipeline":
         """Loads a converted or exported folder, a training workdir, or "bundled".
 
@@ -69,7 +66,6 @@ class InfinityPipeline:
           mesh: how to use the devices, like "data=8" or "data=2,tensor=4", the first ones if there are more; None draws
             on one.
           rules: what is split over them, a preset of `sharding.ShardingRules`; "" is the least that uses the mesh.
-          scan_layers: False draws faster on a CPU and compiles longer; see `SamplerConfig`.
 
         Programs that take long to compile are kept on disk for the next process, see `start_up.keep_programs`.
 
@@ -85,7 +81,7 @@ class InfinityPipeline:
             shape = parse_mesh(mesh)
             layout = layout_of(shape, rules, opened.transformer_config(), jax.devices()[: shape.devices])
         # Rounded as they are read: beside what is drawn with, no device holds more than one array of them.
-        pipeline = cls(opened.model(layout, rounded=True), layout=layout, scan_layers=scan_layers)
+        pipeline = cls(opened.model(layout, rounded=True), layout=layout)
         pipeline._path = path
         if layout is not None:
             pipeline.text_encoder.place(layout)
@@ -160,7 +156,7 @@ class InfinityPipeline:
 
         Args:
           settings: None takes the checkpoint's own; N of them give each picture its own cfg, tau and top_p, while what
-            is compiled (what guidance mixes, unguided scales, pruning) must be the same for all.
+            is compiled (what guidance mixes, unguided scales, pruning, the decoder's dtype) must be the same for all.
           only: numbers of the pictures to draw, each as among all N; None draws all.
         Raises:
           UserError: a bad prompt, setting, aspect ratio or batch; it comes before anything is drawn.
@@ -173,11 +169,12 @@ class InfinityPipeline:
             raise UserError(f"got {len(request.prompts)} prompts and {len(each)} settings; give one for each")
         model, tokenizer = self.model.config, self.model.tokenizer.config
         compiled = functools.partial(SamplerConfig.from_settings, model, tokenizer, schedule)
-        config, *others = dict.fromkeys(compiled(own, self.scan_layers) for own in each)
+        config, *others = dict.fromkeys(compiled(own) for own in each)
         if others:
             raise UserError(
                 "pictures that are drawn together can differ in cfg, tau and top_p alone; these settings need "
-                f"{1 + len(others)} programs (guidance, unguided_scales, reuse_guidance, pruning): call once for each"
+                f"{1 + len(others)} programs (guidance, unguided_scales, reuse_guidance, pruning, decoder_dtype): "
+                "call once for each"
             )
         batch = self.batch_of(request) if request.batch is None else request.batch
         batches.check(batch, config, self.layout)

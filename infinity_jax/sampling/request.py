@@ -68,10 +68,8 @@ class SystemOptions:
     Attributes:
       checkpoint: an exported folder or a training workdir; the default is the one in the package.
       mesh, rules: how the devices are used, and what is split over them.
-      scan_layers: one compiled block for all layers.
     """
 
     checkpoint: str = opened.BUNDLED
     mesh: str | None = None
     rules: str = ""
-    scan_layers: bool = True

@@ -1,7 +1,7 @@
 """The sampler: text features to pictures in one compiled program, scale by scale (docs/spec.md section 7).
 
 `reference.py` is the same algorithm without anything that makes it fast: read it first. Here the keys and values of
-earlier scales are cached, layers are scanned, and options act through the hooks of `hooks.py`.
+earlier scales are cached (`kv_cache.py`), and options act through the hooks of `hooks.py`.
 """
 
 import functools
@@ -17,16 +17,17 @@ from jaxtyping import Array, Bool, Float, UInt8
 from infinity_jax.checkpoints import trained
 from infinity_jax.config import TransformerConfig
 from infinity_jax.files.lazy_tensor import dtype_named
-from infinity_jax.runtime.sharding import Layout, constrain
-from infinity_jax.sampling import guidance, head_bits, head_index
+from infinity_jax.runtime.sharding import Layout, constrain, on_mesh
+from infinity_jax.sampling import guidance, head_bits, head_index, kv_cache
 from infinity_jax.sampling.bits import DrawSettings, LinearHead
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.sampling.hooks import hooks_of
-from infinity_jax.sampling.token_pruning import Updates
+from infinity_jax.sampling.kv_cache import LayerCache, PartCache
 from infinity_jax.tokenizer import bsq, pyramid
 from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.transformer.block import Block, Condition, KeysValues
-from infinity_jax.transformer.kernels.storage import from_storage, to_storage
+from infinity_jax.transformer.attention_layers import KeysValues
+from infinity_jax.transformer.block import Block, Condition
+from infinity_jax.transformer.joined_maps import is_joined, joined
 from infinity_jax.transformer.transformer import Transformer
 
 
@@ -47,26 +48,14 @@ class Prepared(NamedTuple):
 
     Attributes:
       condition: of N rows: B, or 2B with guidance, a picture's conditional and unconditional row interleaved.
-      text_kv: keys and values of the text for all layers, each [layers,N,H,T,head], in storage form.
+      text_kv: keys and values of the text, each [N,H,T,head] in the type of the products' operands, of each layer;
+        where layers are scanned, each [layers,N,H,T,head] of all.
       head: the last step from hidden states to bits, or to indices.
     """
 
     condition: Condition
-    text_kv: KeysValues
+    text_kv: Any
     head: LinearHead
-
-
-class LayerCache(NamedTuple):
-    """What one part of the layers keeps for later scales, in storage form, in the type of the products' operands.
-
-    Attributes:
-      past: keys and values of each scale so far, each [layers,N,H,n,head]; n is the tokens that ran, all h_k*w_k unless
-        pruned. Those of the last scale, which nobody reads, are not kept.
-      updates: what each sub-layer added at the last scale that `Hooks.tokens` keeps, [layers,N,n,C] each.
-    """
-
-    past: tuple[KeysValues, ...] = ()
-    updates: Updates | None = None
 
 
 @flax.struct.dataclass
@@ -80,7 +69,7 @@ class SamplerState:
     """
 
     running_sum_BHWd: Float[Array, "B H W d"]
-    caches: tuple[LayerCache, ...]
+    caches: tuple[PartCache, ...]
     carried: jax.Array | None = None
 
 
@@ -95,7 +84,9 @@ def make_sampler(
 
     def sample(params: Any, tokenizer_params: Any, inputs: SamplerInputs) -> jax.Array:
         codes_BHWd = constrain(draw(config, params, inputs).running_sum_BHWd, "batch", None, None, None)
-        image = Tokenizer(config.tokenizer).apply({"params": tokenizer_params}, codes_BHWd, method="decode")
+        image = Tokenizer(config.tokenizer).apply(
+            {"params": tokenizer_params}, codes_BHWd, config.decoder_dtype, method="decode"
+        )
         # Truncated, as the release does.
         return jnp.clip((jnp.asarray(image) + 1) / 2 * 255, 0, 255).astype(jnp.uint8)
 
@@ -105,15 +96,20 @@ def make_sampler(
 
 
 def rounded(config: TransformerConfig, params: Any) -> Any:
-    """Rounds what the transformer reads as operands of products to their type, in storage form.
+    """Brings the transformer's parameters into the form that the sampler reads at every scale.
 
-    The sampler reads it once a scale. It rounds it itself; who draws often does it once. The numbers are the same.
+    What modules read as operands of products is rounded to their type, kernels of one input are joined (`joined_maps`),
+    and layers are split where they are not scanned (`kv_cache`). The sampler does it itself; who draws often does it
+    once. The numbers are the same.
     """
+    if isinstance(params["blocks"], list) or is_joined(params["blocks"]):  # it is in this form
+        return params
 
     def kept(x: jax.Array | np.ndarray, dtype: str) -> Any:
         return x if dtype == "float32" or x.dtype == jnp.uint16 else to_storage(x.astype(dtype_named(dtype)))
 
-    return jax.tree.map(kept, params, trained.stored_dtypes(config))
+    params = jax.tree.map(kept, params, trained.stored_dtypes(config))
+    return {**params, "blocks": kv_cache.split(config, joined(params["blocks"]))}
 
 
 def draw(config: SamplerConfig, params: Any, inputs: SamplerInputs) -> Drawn:
@@ -149,16 +145,21 @@ def prepare(config: SamplerConfig, params: Any, inputs: SamplerInputs) -> Prepar
     head_of = head_bits.difference_head if config.model.head == "bits" else head_index.index_head
     head = head_of(config.model, params, vectors_NC, config.rows)
 
-    def text_kv(layer_params: Any) -> KeysValues:
-        layer_params = jax.tree.map(from_storage, layer_params)
-        each: list[Any] = [
-            block.apply({"params": layer_params}, condition.context_BTC, method="text_keys_values")
-            for condition in conditions
-        ]
-        interleaved = jax.tree.map(guidance.interleave, *each)
-        return jax.tree.map(lambda x: to_storage(x.astype(config.model.compute_dtype)), interleaved)
+    contexts = [condition.context_BTC for condition in conditions]
 
-    kv = jax.lax.map(text_kv, params["blocks"])
+    def text_kv(layer_params: Any) -> KeysValues:
+        def of(context_BTC: jax.Array) -> Any:
+            return block.apply({"params": layer_params}, context_BTC, method="text_keys_values")
+
+        if on_mesh():  # it would have to move rows for a single product
+            each = [of(context_BTC) for context_BTC in contexts]
+        else:
+            ends = np.cumsum([len(context_BTC) for context_BTC in contexts])[:-1]
+            each = zip(*(jnp.split(x, ends) for x in of(jnp.concatenate(contexts))), strict=True)
+        interleaved = jax.tree.map(guidance.interleave, *each)
+        return jax.tree.map(lambda x: x.astype(config.model.compute_dtype), interleaved)
+
+    kv = kv_cache.for_all(text_kv, params["blocks"])
     return Prepared(jax.tree.map(guidance.interleave, *conditions), kv, head)
 
 
@@ -167,7 +168,18 @@ def empty_state(config: SamplerConfig, batch: int) -> SamplerState:
     tokenizer = config.tokenizer
     size = config.schedule.times(tokenizer.patchify).last
     running_sum = constrain(jnp.zeros((batch, *size, tokenizer.bits), jnp.float32), "batch", None, None, None)
-    return SamplerState(running_sum, (LayerCache(),) * len(hooks_of(config).tokens.parts))
+    last = config.drawn_scales[-1]
+    caches = (
+        kv_cache.empty(config.model, len(part), batch * config.rows, _cached(config, part, last))
+        for part in hooks_of(config).tokens.parts
+    )
+    return SamplerState(running_sum, tuple(caches))
+
+
+def _cached(config: SamplerConfig, part: range, k: int) -> int:
+    """Counts the tokens that layers of a part have run before scale k."""
+    tokens = hooks_of(config).tokens
+    return sum(tokens.running(part, scale) for scale in config.drawn_scales if scale < k)
 
 
 def draw_scale(
@@ -205,40 +217,36 @@ def run_layers(
     config: SamplerConfig,
     params: Any,
     prepared: Prepared,
-    caches: tuple[LayerCache, ...],
+    caches: tuple[PartCache, ...],
     x_NLC: jax.Array,
     k: int,
     cfg_B: jax.Array,
-) -> tuple[jax.Array, tuple[LayerCache, ...]]:
+) -> tuple[jax.Array, tuple[PartCache, ...]]:
     """Runs all layers on the residual stream [N,h_k*w_k,C] of scale k; returns it after them, and the caches with k."""
     hooks, block = hooks_of(config), Block(config.model, config.schedule)
     rows, is_last = hooks.rows_of_scale(k), k == config.drawn_scales[-1]
     condition = rows.select(prepared.condition)
 
+    # Jitted, so that it is traced once for all layers of a part.
+    @functools.partial(jax.jit, static_argnums=0)
+    def step(part: range, place: Any, weights: Any, text_kv: Any, x_NLC: Any, cache: LayerCache) -> Any:
+        remember = kv_cache.Span(_cached(config, part, k), rows, is_last).remember
+        choose = hooks.tokens.choose(part, k, rows.select(cache.updates))
+        inputs = x_NLC, functools.partial(remember, cache.past, place), rows.select(text_kv), condition
+        result: Any = block.apply({"params": weights}, *inputs, k, choose, method="step")
+        x_NLC, past, updates = result
+        kept = hooks.tokens.keep(part, k, updates)
+        return x_NLC, LayerCache(past, None if is_last else rows.restore(kept))
+
     def layer(
-        part: range, x_NLC: jax.Array, number_and_cache: tuple[jax.Array, LayerCache]
-    ) -> tuple[Any, Any]:
-        number, cache = number_and_cache
-        # Picked by number: so layers in several parts need no copy of their parameters.
-        weights, text_kv = jax.tree.map(
-            lambda x: from_storage(
-                jax.lax.dynamic_index_in_dim(x, number, 0, False, allow_negative_indices=False)
-            ),
-            (params["blocks"], prepared.text_kv),
-        )
-        cache, text_kv = rows.select(cache), rows.select(text_kv)
-        choose = hooks.tokens.choose(part, k, cache.updates)
-        inputs = x_NLC, cache.past, text_kv, condition, k, choose
-        result: Any = block.apply({"params": weights}, *inputs, method="step")
-        x_NLC, keys_values, updates = result
-        x_NLC = hooks.guide_features(x_NLC, number, rows, cfg_B)
-        kept = LayerCache((keys_values,), hooks.tokens.keep(part, k, updates))
-        return x_NLC, None if is_last else rows.restore(kept)
+        part: range, x_NLC: jax.Array, number: Any, place: Any, cache: LayerCache
+    ) -> tuple[jax.Array, LayerCache]:
+        weights, text_kv = kv_cache.pick(params["blocks"], number), kv_cache.pick(prepared.text_kv, number)
+        x_NLC, cache = step(part, place, weights, text_kv, x_NLC, cache)
+        return hooks.guide_features(x_NLC, number, rows, cfg_B), cache
 
     later = []
     for part, cache in zip(hooks.tokens.parts, caches, strict=True):
-        unroll = 1 if config.scan_layers else len(part)
-        numbers_and_cache = jnp.array(part), cache
-        x_NLC, kept = jax.lax.scan(functools.partial(layer, part), x_NLC, numbers_and_cache, unroll=unroll)
-        later.append(cache if is_last else LayerCache(cache.past + kept.past, kept.updates or cache.updates))
+        x_NLC, cache = kv_cache.run(functools.partial(layer, part), part, x_NLC, cache)
+        later.append(cache)
     return x_NLC, tuple(later)

@@ -152,10 +152,15 @@ class PrunedTokens:
 
     @property
     def parts(self) -> tuple[range, ...]:
-        """Numbers of all layers, in the parts that are scanned in turn: before those that prune, these, after them."""
+        """Numbers of all layers, in the parts that run in turn: before those that prune, these, after them."""
         pruned = self.pruned
         parts = (range(pruned.start), pruned, range(pruned.stop, self.layers))
         return tuple(part for part in parts if part) if pruned else (range(self.layers),)
+
+    def running(self, part: range, scale: int) -> int:
+        """Counts the tokens of a scale that the layers of a part run."""
+        tokens = self.schedule.tokens[scale]
+        return self.pruning.kept(scale, tokens) if part == self.pruned else tokens
 
     def choose(self, part: range, scale: int, updates: Updates | None) -> TokenChoice:
         """Says which tokens a layer runs, given its updates at an earlier scale: pruned layers the most deviating."""

@@ -12,41 +12,58 @@ from jaxtyping import Array, Float
 
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.runtime.sharding import constrain
+from infinity_jax.tokenizer.convolution import Arithmetic, Sides, before_doubling, convolve, convolve_doubled
+from infinity_jax.tokenizer.group_norm import EPSILON, GROUPS, group_norm_swish
 
-GROUPS, EPSILON = 32, 1e-6  # of GroupNorm
 _CONV_AXES = (None, None, "conv_in", "conv_out")
 _ACTIVATION = ("batch", None, None, None)
 
 
 def _conv(
-    config: TokenizerConfig,
+    arithmetic: Arithmetic,
     features: int,
     kernel: int = 3,
     stride: int = 1,
-    padding: Any = "SAME",
+    padding: Sides | None = None,
+    doubled: bool = False,
     name: str | None = None,
 ) -> nn.Conv:
+    sides = padding or (kernel // 2, kernel // 2)
+
+    def operation(x: jax.Array, kernel: jax.Array, strides: Sides, *_: Any, **__: Any) -> jax.Array:
+        if doubled:
+            return convolve_doubled(x, before_doubling(kernel), arithmetic, (1, 1))
+        return convolve(x, kernel, arithmetic, sides, sides, strides)
+
     return nn.Conv(
         features,
         (kernel, kernel),
         (stride, stride),
-        padding=padding,
-        dtype=jnp.dtype(config.compute_dtype),
+        dtype=jnp.dtype(arithmetic.maps),
         kernel_init=nn.with_logical_partitioning(nn.initializers.lecun_normal(), _CONV_AXES),
         bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)),
+        conv_general_dilated=operation,
         name=name,
     )
 
 
-def _norm_swish(x: jax.Array, name: str) -> jax.Array:
-    norm = nn.GroupNorm(
-        GROUPS,
-        epsilon=EPSILON,
-        scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("conv_out",)),
-        bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)),
-        name=name,
-    )
-    return nn.swish(norm(x))
+class NormSwish(nn.Module):
+    """GroupNorm and swish: float [B,H,W,C] -> the same shape.
+
+    Float32 maps by flax's GroupNorm, whose rounding the bits of a tokenizer that exists depend on; bfloat16 maps, in
+    which one may be trained, by `group_norm_swish`.
+    """
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        params = {
+            name: self.param(name, nn.with_logical_partitioning(init, ("conv_out",)), x_BHWC.shape[-1:])
+            for name, init in (("scale", nn.initializers.ones), ("bias", nn.initializers.zeros))
+        }
+        if x_BHWC.dtype == jnp.bfloat16:
+            return group_norm_swish(x_BHWC, params)
+        norm = nn.GroupNorm(GROUPS, epsilon=EPSILON, parent=None)
+        return nn.swish(jnp.asarray(norm.apply({"params": params}, x_BHWC)))
 
 
 class ResidualBlock(nn.Module):
@@ -55,17 +72,22 @@ class ResidualBlock(nn.Module):
     float [B,H,W,C] -> float [B,H,W,features]; the skip is a 1x1 convolution where C differs.
     """
 
-    config: TokenizerConfig
+    arithmetic: Arithmetic
     features: int
 
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W features"]:
         x_BHWC = constrain(x_BHWC, *_ACTIVATION)
-        h = _conv(self.config, self.features, name="conv1")(_norm_swish(x_BHWC, "norm1"))
-        h = _conv(self.config, self.features, name="conv2")(_norm_swish(h, "norm2"))
+        h = _conv(self.arithmetic, self.features, name="conv1")(NormSwish(name="norm1")(x_BHWC))
+        h = _conv(self.arithmetic, self.features, name="conv2")(NormSwish(name="norm2")(h))
         if x_BHWC.shape[-1] != self.features:
-            x_BHWC = _conv(self.config, self.features, kernel=1, name="shortcut")(x_BHWC)
+            x_BHWC = _conv(self.arithmetic, self.features, kernel=1, name="shortcut")(x_BHWC)
         return constrain(x_BHWC + h, *_ACTIVATION)
+
+
+def _blocks(config: TokenizerConfig) -> Any:
+    """Returns `ResidualBlock`, of which the backward pass keeps only what `TokenizerConfig.remat` says."""
+    return nn.remat(ResidualBlock) if config.remat == "block" else ResidualBlock
 
 
 class Encoder(nn.Module):
@@ -75,20 +97,20 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B h w d"]:
-        c = self.config
+        c, arithmetic, block_of = self.config, Arithmetic.of(self.config), _blocks(self.config)
         p = c.pixel_patch
         x = einops.rearrange(image_BHW3, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
-        x = _conv(c, c.base_width, name="conv_in")(x)
+        x = _conv(arithmetic, c.base_width, name="conv_in")(x)
         for level, width in enumerate(c.encoder_widths):
             for block in range(c.encoder_blocks):
-                x = ResidualBlock(c, width, name=f"down_{level}_block_{block}")(x)
+                x = block_of(arithmetic, width, name=f"down_{level}_block_{block}")(x)
             if level < len(c.encoder_widths) - 1:
                 # The release pads bottom and right only.
-                padding, name = ((0, 1), (0, 1)), f"down_{level}_downsample"
-                x = _conv(c, x.shape[-1], stride=2, padding=padding, name=name)(x)
+                padding, name = (0, 1), f"down_{level}_downsample"
+                x = _conv(arithmetic, x.shape[-1], stride=2, padding=padding, name=name)(x)
         for block in range(2):
-            x = ResidualBlock(c, x.shape[-1], name=f"mid_block_{block}")(x)
-        return _conv(c, c.bits, name="conv_out")(_norm_swish(x, "norm_out")).astype(jnp.float32)
+            x = block_of(arithmetic, x.shape[-1], name=f"mid_block_{block}")(x)
+        return _conv(arithmetic, c.bits, name="conv_out")(NormSwish(name="norm_out")(x)).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,22 +146,25 @@ def decoder_layers(config: TokenizerConfig) -> Sequence[Layer]:
 
 
 class Decoder(nn.Module):
-    """Codes -> picture: float32 [B,h,w,bits] -> float32 [B,h*stride,w*stride,3], not yet clipped."""
+    """Codes -> picture: float32 [B,h,w,bits] -> float32 [B,h*stride,w*stride,3], not yet clipped.
+
+    Its numbers are those of the config's compute dtype, or others for drawing (`convolution.drawing`).
+    """
 
     config: TokenizerConfig
 
     @nn.compact
-    def __call__(self, codes_BHWd: Float[Array, "B h w d"]) -> Float[Array, "B H W 3"]:
-        x = codes_BHWd
+    def __call__(
+        self, codes_BHWd: Float[Array, "B h w d"], arithmetic: Arithmetic | None = None
+    ) -> Float[Array, "B H W 3"]:
+        x, arithmetic = codes_BHWd, arithmetic or Arithmetic.of(self.config)
         for layer in decoder_layers(self.config):
             if layer.kind == "block":
-                x = ResidualBlock(self.config, layer.width, name=layer.name)(x)
+                x = _blocks(self.config)(arithmetic, layer.width, name=layer.name)(x)
                 continue
-            if layer.kind == "upsample":
-                x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
             if layer.kind == "out":
-                x = _norm_swish(x, "norm_out")
-            x = _conv(self.config, layer.width, name=layer.name)(x)
+                x = NormSwish(name="norm_out")(x)
+            x = _conv(arithmetic, layer.width, doubled=layer.kind == "upsample", name=layer.name)(x)
         return from_patches(x.astype(jnp.float32), self.config.pixel_patch)
 
 

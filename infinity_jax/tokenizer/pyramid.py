@@ -59,14 +59,14 @@ def quantise(
     features_BHWd: Float[Array, "B H W d"],
     schedule: ScaleSchedule,
     quantizer: str = "bsq",
-    keep_K: Bool[Array, " K"] | None = None,
+    keep_BK: Bool[Array, "B K"] | None = None,
     detach_residuals: bool = True,
 ) -> Pyramid:
     """Quantises float32 features [B,H,W,d] scale by scale, with straight-through gradients.
 
     Args:
       schedule: its last size must be (H, W).
-      keep_K: scales to use; a dropped one adds nothing (its bits are returned all the same).
+      keep_BK: scales to use of each picture; a dropped one adds nothing (its bits are returned all the same).
       detach_residuals: no gradient from one scale's residual into the earlier scales' codes (docs/spec.md section 2).
     """
     running_sum = jnp.zeros_like(features_BHWd)
@@ -75,8 +75,8 @@ def quantise(
         explained = jax.lax.stop_gradient(running_sum) if detach_residuals else running_sum
         z = residual_at_scale(features_BHWd, explained, size, quantizer)
         codes = bsq.straight_through(z, quantizer)
-        if keep_K is not None:
-            codes = jnp.where(keep_K[k], codes, 0.0)
+        if keep_BK is not None:
+            codes = jnp.where(keep_BK[:, k, None, None, None], codes, 0.0)
         running_sum = add_codes(running_sum, codes)
         bits.append(bsq.to_bits(z))
         projected.append(z)

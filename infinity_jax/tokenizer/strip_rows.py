@@ -1,34 +1,17 @@
-"""Some rows of a map: reading, normalisation, and statistics that are joined over strips (see `strips.py`)."""
+"""Some rows of a map: how they are held, read and normalised (see `strips.py`)."""
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import PyTree
 
-from infinity_jax.tokenizer.autoencoder import EPSILON, GROUPS
+from infinity_jax.tokenizer.group_norm import Moments, Norm, normalised_swish
 
 Row = jax.Array | int
 # (first row, number of rows, rows below them) -> those rows; any finite numbers below the end of the map.
 Read = Callable[[Row, int, int], jax.Array]
-
-
-class Moments(NamedTuple):
-    """Mean and variance of each group of channels, float32 [B,groups], or [strips,B,groups]."""
-
-    mean: jax.Array
-    variance: jax.Array
-
-
-class Norm(NamedTuple):
-    """(x - mean) * factor + bias: mean and factor float32 [B,1,1,C], bias [C]."""
-
-    mean: jax.Array
-    factor: jax.Array
-    bias: jax.Array
 
 
 def as_stored(x: jax.Array) -> jax.Array:
@@ -67,51 +50,5 @@ def read_around(read: Read, height: int, first: Row, count: int, below: int) -> 
 
 def activated(x_BnWC: jax.Array, norm: Norm, inside: Row, dtype: DTypeLike) -> jax.Array:
     """Applies GroupNorm and swish; zero from row number `inside` on, where the map has ended."""
-    normal = (x_BnWC.astype(jnp.float32) - norm.mean) * norm.factor + norm.bias
-    x = jax.nn.swish(normal).astype(dtype)
+    x = normalised_swish(x_BnWC, norm, dtype)
     return jnp.where((jnp.arange(x.shape[1]) < inside)[:, None, None], x, 0)
-
-
-def moments(x_BnWC: jax.Array) -> Moments:
-    """Computes the moments of one strip; where the channels are no groups, those of all channels together."""
-    groups = GROUPS if x_BnWC.shape[-1] % GROUPS == 0 else 1
-    each = x_BnWC.shape[-1] // groups
-
-    def mean(x: jax.Array) -> jax.Array:
-        return x.mean((1, 2)).reshape(-1, groups, each).mean(-1)
-
-    x_BnWC = x_BnWC.astype(jnp.float32)
-    center = mean(x_BnWC)
-    return Moments(center, mean((x_BnWC - _by_channel(center, each)) ** 2))
-
-
-def joined(by_strip: Moments) -> Moments:
-    """Joins the moments of strips of equal size to those of the map."""
-    mean = by_strip.mean.mean(0)
-    return Moments(mean, (by_strip.variance + (by_strip.mean - mean) ** 2).mean(0))
-
-
-def norm(moments: Moments, params: PyTree) -> Norm:
-    """Makes the GroupNorm of a map with these moments."""
-    each = params["scale"].shape[0] // GROUPS
-    factor = _by_channel(lax.rsqrt(moments.variance + EPSILON), each) * params["scale"]
-    return Norm(_by_channel(moments.mean, each), factor, params["bias"])
-
-
-def _by_channel(x_BG: jax.Array, each: int) -> jax.Array:
-    return jnp.repeat(x_BG, each, -1)[:, None, None]
-
-
-def kernels_before_doubling(kernel_33io: jax.Array) -> list[list[jax.Array]]:
-    """Turns a 3x3 kernel over doubled rows and columns into kernels [2,2,...] over those before doubling.
-
-    Element [i][j] gives the results at rows 2y + i and columns 2x + j, and reads rows y - 1 + i and y + i, columns
-    x - 1 + j and x + j: four products each instead of nine.
-    """
-
-    def joined_taps(kernel: jax.Array, axis: int) -> list[jax.Array]:
-        row = [lax.index_in_dim(kernel, tap, axis) for tap in range(3)]
-        pairs = ((row[0], row[1] + row[2]), (row[0] + row[1], row[2]))
-        return [jnp.concatenate(pair, axis) for pair in pairs]
-
-    return [joined_taps(kernel, 1) for kernel in joined_taps(kernel_33io, 0)]

@@ -21,63 +21,42 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.runtime.devices import on_each_device, platform
+from infinity_jax.runtime.devices import on_each_device
 from infinity_jax.runtime.sharding import traced_layout, tracing
-from infinity_jax.tokenizer import strip_rows
+from infinity_jax.tokenizer import group_norm, strip_rows
 from infinity_jax.tokenizer.autoencoder import Decoder, decoder_layers, from_patches
-from infinity_jax.tokenizer.strip_rows import Moments, Row
+from infinity_jax.tokenizer.convolution import Arithmetic, before_doubling, convolve, convolve_doubled
+from infinity_jax.tokenizer.decoder_memory import Memory
+from infinity_jax.tokenizer.group_norm import Moments, Norm
+from infinity_jax.tokenizer.strip_rows import Row
 
-MIB = 2**20
 Shape = tuple[int, ...]
 
 
-@dataclasses.dataclass(frozen=True)
-class Memory:
-    """Bytes that the decoder may use for its maps.
-
-    Attributes:
-      plain: the largest map of the pictures that are decoded at once; a picture for which it is larger, in strips.
-      held: two maps that live at the same time; where they are larger, one of them is computed again.
-      strip: one strip of rows.
-    """
-
-    plain: int
-    held: int
-    strip: int
-
-
-# On a CPU strips are quicker too, because they stay in its caches: by a tenth or more at 512x512, in half the memory;
-# the size of a strip matters little. What XLA makes of them for a TPU moves several times more data: there they are for
-# pictures that would not fit.
-CPU = Memory(plain=64 * MIB, held=768 * MIB, strip=4 * MIB)
-ACCELERATOR = Memory(plain=1024 * MIB, held=1536 * MIB, strip=64 * MIB)
-
-
-def memory_here() -> Memory:
-    """Chooses the memory for the devices that are traced for."""
-    return CPU if platform() == "cpu" else ACCELERATOR
-
-
-def largest_map(config: TokenizerConfig, size: tuple[int, int]) -> int:
-    """Counts the bytes of the decoder's largest map for one picture of `size` tokens of the tokenizer."""
+def largest_map(config: TokenizerConfig, size: tuple[int, int], maps: str) -> int:
+    """Counts the bytes of the decoder's largest map, of dtype `maps`, for one picture of `size` tokens."""
     most = max(layer.width * 4**layer.doublings for layer in decoder_layers(config)[:-1])
-    return most * math.prod(size) * jnp.dtype(config.compute_dtype).itemsize
+    return most * math.prod(size) * jnp.dtype(maps).itemsize
 
 
-def needed(config: TokenizerConfig, shape: Shape, memory: Memory) -> bool:
+def needed(config: TokenizerConfig, shape: Shape, arithmetic: Arithmetic, memory: Memory) -> bool:
     """Tells whether codes [B,h,w,bits] are more on one device than the plain decoder should take at once there."""
     layout = traced_layout.get()
     parts = layout.batch_parts if layout is not None else 1
     pictures = shape[0] // parts if shape[0] % parts == 0 else shape[0]
-    return pictures * largest_map(config, (shape[1], shape[2])) > memory.plain
+    return pictures * largest_map(config, (shape[1], shape[2]), arithmetic.maps) > memory.plain
 
 
 def decode(
-    config: TokenizerConfig, params: Any, codes_BHWd: Float[Array, "B h w d"], memory: Memory
+    config: TokenizerConfig,
+    params: Any,
+    codes_BHWd: Float[Array, "B h w d"],
+    arithmetic: Arithmetic,
+    memory: Memory,
 ) -> Float[Array, "B H W 3"]:
     """Decodes float32 codes as `autoencoder.Decoder` with the parameters `params` does: float32, not clipped."""
     leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
-    largest = largest_map(config, (codes_BHWd.shape[1], codes_BHWd.shape[2]))
+    largest = largest_map(config, (codes_BHWd.shape[1], codes_BHWd.shape[2]), arithmetic.maps)
     at_once = _in_strips if largest > memory.plain else _plain
 
     def on_device(codes_BHWd: jax.Array, *leaves: jax.Array) -> jax.Array:
@@ -85,7 +64,7 @@ def decode(
         together = max(
             n for n in range(1, batch + 1) if batch % n == 0 and n * largest <= max(memory.plain, largest)
         )
-        some = functools.partial(at_once, config, jax.tree.unflatten(tree, leaves), memory)
+        some = functools.partial(at_once, config, jax.tree.unflatten(tree, leaves), arithmetic, memory)
         image = lax.map(some, codes_BHWd.reshape(-1, together, *codes_BHWd.shape[1:]))
         return image.reshape(batch, *image.shape[2:])
 
@@ -94,16 +73,21 @@ def decode(
     return on_each_device(on_device, [split, *whole], split)(codes_BHWd, *leaves)
 
 
-def _plain(config: TokenizerConfig, params: PyTree, memory: Memory, codes_BHWd: jax.Array) -> jax.Array:
+def _plain(
+    config: TokenizerConfig, params: PyTree, arithmetic: Arithmetic, _: Memory, codes_BHWd: jax.Array
+) -> jax.Array:
     with tracing(None):  # within one device there is no mesh
-        return jnp.asarray(Decoder(config, parent=None).apply({"params": params}, codes_BHWd))
+        return jnp.asarray(Decoder(config, parent=None).apply({"params": params}, codes_BHWd, arithmetic))
 
 
-def _in_strips(config: TokenizerConfig, params: PyTree, memory: Memory, codes_BHWd: jax.Array) -> jax.Array:
-    strips = _Strips(jnp.dtype(config.compute_dtype), memory)
+def _in_strips(
+    config: TokenizerConfig, params: PyTree, arithmetic: Arithmetic, memory: Memory, codes_BHWd: jax.Array
+) -> jax.Array:
+    strips = _Strips(arithmetic, memory)
+    params = _before_the_strips(config, params, arithmetic.operands)
     first, *middle, last = decoder_layers(config)
     x_BHWC = strips.convolve(jnp.pad(codes_BHWd, ((0, 0), (1, 1), (0, 0), (0, 0))), params[first.name])
-    x: Map = HeldMap.of(strip_rows.as_stored(x_BHWC), strip_rows.moments(x_BHWC))
+    x: Map = HeldMap.of(strip_rows.as_stored(x_BHWC), group_norm.moments(x_BHWC))
     for layer, following in itertools.pairwise([*middle, last]):
         if layer.kind == "block":
             x = strips.residual_block(x, params[layer.name])
@@ -111,6 +95,19 @@ def _in_strips(config: TokenizerConfig, params: PyTree, memory: Memory, codes_BH
             x = strips.upsample(x, params[layer.name], following.width)
     image = strips.normalised_convolution(x, params["norm_out"], params[last.name], jnp.float32)
     return from_patches(image.stored, config.pixel_patch)
+
+
+def _before_the_strips(config: TokenizerConfig, params: PyTree, operands: str) -> PyTree:
+    """Does once what is the same for each strip: kernels get their taps joined, and the type of the operands."""
+
+    def kernel_of(name: str, leaf: jax.Array) -> jax.Array:
+        return (before_doubling(leaf) if name in doubling else leaf).astype(operands)
+
+    doubling = {layer.name for layer in decoder_layers(config) if layer.kind == "upsample"}
+    return {
+        name: jax.tree.map(lambda leaf, n=name: kernel_of(n, leaf) if leaf.ndim == 4 else leaf, layer)
+        for name, layer in params.items()
+    }
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +141,16 @@ Strip = Callable[[Any, Any, Any], tuple[jax.Array, Any]]
 
 @dataclasses.dataclass(frozen=True)
 class _Strips:
-    dtype: Any
+    arithmetic: Arithmetic
     memory: Memory
+
+    @property
+    def dtype(self) -> Any:
+        """The dtype of maps; what is convolved has `arithmetic.operands`."""
+        return jnp.dtype(self.arithmetic.maps)
+
+    def activated(self, x_BnWC: jax.Array, norm: Norm, inside: Row) -> jax.Array:
+        return strip_rows.activated(x_BnWC, norm, inside, self.arithmetic.operands)
 
     def residual_block(self, x: Map, params: PyTree) -> HeldMap:
         """Runs a `ResidualBlock`: over x if that is held and as wide as the result, else over the hidden map."""
@@ -166,10 +171,10 @@ class _Strips:
         return self.sweep(self.first_half(x, norm_params, params, n, dtype), n, self.nothing_above(x), new)
 
     def first_half(self, x: Map, norm_params: PyTree, params: PyTree, n: int, dtype: DTypeLike) -> Strip:
-        norm = strip_rows.norm(x.moments, norm_params)
+        norm = group_norm.norm(x.moments, norm_params)
 
         def strip(first: Row, above: Any, _: Any) -> tuple[jax.Array, Any]:
-            new = strip_rows.activated(x.read(first, n, 1), norm, x.shape[1] - first, self.dtype)
+            new = self.activated(x.read(first, n, 1), norm, x.shape[1] - first)
             known = jnp.concatenate([above, new], 1)
             return self.convolve(known, params).astype(dtype), known[:, -2:-1]
 
@@ -178,12 +183,12 @@ class _Strips:
     def second_half(self, x: Map, h: HeldMap, params: PyTree, over: HeldMap) -> HeldMap:
         """Writes a block's result over x or over its hidden map h."""
         n = self.rows_per_strip(x.shape[:3], max(x.shape[3], h.shape[3]))
-        norm2 = strip_rows.norm(h.moments, params["norm2"])
+        norm2 = group_norm.norm(h.moments, params["norm2"])
 
         def strip(first: Row, above: Any, written: Any) -> tuple[jax.Array, Any]:
             read_written = functools.partial(strip_rows.read, written)
             read_x, read_h = (x.read, read_written) if over is h else (read_written, h.read)
-            new = strip_rows.activated(read_h(first, n, 1), norm2, h.shape[1] - first, self.dtype)
+            new = self.activated(read_h(first, n, 1), norm2, h.shape[1] - first)
             known = jnp.concatenate([above, new], 1)
             skip = read_x(first, n, 0)
             if "shortcut" in params:
@@ -197,21 +202,21 @@ class _Strips:
         height, n = x.shape[1], self.rows_per_strip(x.shape[:3], x.shape[3])
         hidden = self.first_half(x, params["norm1"], params["conv1"], n, self.dtype)
         moments = self.moments(hidden, n, self.nothing_above(x), height)
-        norm1, norm2 = strip_rows.norm(x.moments, params["norm1"]), strip_rows.norm(moments, params["norm2"])
+        norm1, norm2 = group_norm.norm(x.moments, params["norm1"]), group_norm.norm(moments, params["norm2"])
 
         def activated_hidden(known: jax.Array, first: Row) -> jax.Array:
             h = self.convolve(known, params["conv1"])
-            return strip_rows.activated(h, norm2, height - first, self.dtype)
+            return self.activated(h, norm2, height - first)
 
         def strip(first: Row, above: Any, written: Any) -> tuple[jax.Array, Any]:
             # Hidden rows one further down than the result: those above are carried.
             rows = strip_rows.read(written, first, n, 2)
-            new = strip_rows.activated(rows, norm1, height - first, self.dtype)
+            new = self.activated(rows, norm1, height - first)
             known = jnp.concatenate([above, activated_hidden(new, first + 1)], 1)
             result = strip_rows.read(written, first, n, 0) + self.convolve(known, params["conv2"])
             return result, known[:, -2:]
 
-        top = strip_rows.activated(x.read(0, 1, 1), norm1, height, self.dtype)
+        top = self.activated(x.read(0, 1, 1), norm1, height)
         top = activated_hidden(jnp.concatenate([self.nothing_above(x), top], 1), 0)
         return self.sweep(strip, n, jnp.concatenate([self.nothing_above(x), top], 1), x.stored)
 
@@ -219,18 +224,11 @@ class _Strips:
         """Doubles the size, with a 3x3 convolution; held if there is room for the next block's map too."""
         shape = (z.shape[0], 2 * z.shape[1], 2 * z.shape[2], z.shape[3])
         n = self.rows_per_strip(shape[:3], shape[3])
-        kernels = strip_rows.kernels_before_doubling(params["kernel"])
-
-        def convolved(known: jax.Array, i: int, j: int) -> jax.Array:
-            """Computes every second row and column of the result, from row i and column j on."""
-            of_these = {"kernel": kernels[i][j], "bias": params["bias"]}
-            return self.convolve(known[:, i : known.shape[1] - 1 + i], of_these, (1 - j, j))
 
         def read(first: Row, count: int, below: int) -> jax.Array:
             known = strip_rows.read_around(z.read, z.shape[1], first // 2, count // 2, 1 + (below + 1) // 2)
-            by_row = [jnp.stack([convolved(known, i, j) for j in range(2)], 3) for i in range(2)]
-            doubled = jnp.stack(by_row, 2).reshape(shape[0], -1, *shape[2:])
-            return doubled[:, : count + below]
+            doubled = convolve_doubled(known, params["kernel"], self.arithmetic, (0, 0))
+            return (doubled + params["bias"].astype(self.dtype))[:, : count + below]
 
         def strip(first: Row, above: Any, _: Any) -> tuple[jax.Array, Any]:
             return read(first, n, 0), above
@@ -246,23 +244,23 @@ class _Strips:
             above, written = carried
             new, above = strip(first, above, written)
             written = lax.dynamic_update_slice_in_dim(written, strip_rows.as_stored(new), first, 1)
-            return (above, written), strip_rows.moments(new)
+            return (above, written), group_norm.moments(new)
 
         (_, written), by_strip = lax.scan(step, (above, written), jnp.arange(0, written.shape[1], n))
-        return HeldMap.of(written, strip_rows.joined(by_strip))
+        return HeldMap.of(written, group_norm.joined(by_strip))
 
     def moments(self, strip: Strip, n: int, above: Any, height: int) -> Moments:
         """Computes the moments of the map that `sweep` would write."""
 
         def step(above: Any, first: Row) -> tuple[Any, Moments]:
             new, above = strip(first, above, None)
-            return above, strip_rows.moments(new)
+            return above, group_norm.moments(new)
 
-        return strip_rows.joined(lax.scan(step, above, jnp.arange(0, height, n))[1])
+        return group_norm.joined(lax.scan(step, above, jnp.arange(0, height, n))[1])
 
     def nothing_above(self, x: Map) -> jax.Array:
         """Makes the row above the first, after activation: zeros."""
-        return jnp.zeros((x.shape[0], 1, *x.shape[2:]), self.dtype)
+        return jnp.zeros((x.shape[0], 1, *x.shape[2:]), self.arithmetic.operands)
 
     def rows_per_strip(self, shape: Shape, channels: int) -> int:
         """Finds the most rows of a map [B,H,W] that divide its height and fit into a strip; even if the height is."""
@@ -275,15 +273,8 @@ class _Strips:
         """Tells whether maps may be held at the same time."""
         return sum(map(math.prod, shapes)) * self.dtype.itemsize <= self.memory.held
 
-    def convolve(self, known: jax.Array, params: PyTree, sides: tuple[int, int] | None = None) -> jax.Array:
-        """Convolves rows with those above and below, as `nn.Conv`; `sides` are columns of zeros left and right."""
-        kernel = params["kernel"].astype(self.dtype)
-        around = kernel.shape[1] // 2
-        x = lax.conv_general_dilated(
-            known.astype(self.dtype),
-            kernel,
-            (1, 1),
-            ((0, 0), sides or (around, around)),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+    def convolve(self, known: jax.Array, params: PyTree) -> jax.Array:
+        """Convolves rows with those above and below, as `nn.Conv`."""
+        around = params["kernel"].shape[1] // 2
+        x = convolve(known, params["kernel"], self.arithmetic, (0, 0), (around, around))
         return x + params["bias"].astype(self.dtype)

@@ -34,6 +34,8 @@ class TrainConfig(Checked):
       keep_best: a number of the evaluation, like "validation_loss", whose best checkpoint is kept: the smallest if
         one of the words loss, kid, fid, lpips, error is in its name, else the largest; only steps with an evaluation
         and a checkpoint compete. "" is none.
+      most_skipped: a step whose gradient is not finite is skipped: it changes no parameter and is counted. So many of
+        them in a row end the run; 1 ends it at the first.
       microbatches: equal parts of a batch whose gradients are taken one after the other and added up, to save memory.
       sample_every: steps between sample sheets.
       sample_prompts: a text file, one prompt a line; sheets show the first 24. "" shows captions of the data:
@@ -55,6 +57,7 @@ class TrainConfig(Checked):
     keep_checkpoints: Count = 2
     keep_every: WholeNumber = 0
     keep_best: Annotated[str, Unlimited("a number of the evaluation, or nothing")] = ""
+    most_skipped: Annotated[int, Range(1, 10**6)] = 10
     microbatches: Annotated[int, Range(1, 2**24)] = 1
     sample_every: WholeNumber = 0
     sample_prompts: FilePath = ""

@@ -21,7 +21,7 @@ class CorrectionConfig(Checked):
     """How bits are flipped in training.
 
     Attributes:
-      p: largest flip probability; each scale of each batch draws its own from {0, 0.01, ..., p}. 0 turns it off.
+      p: largest flip probability; each scale of each picture draws its own from {0, 0.01, ..., p}. 0 turns it off.
       scales: how many of the first scales flip (13 = all).
       requantise: labels come from the residual against the flipped sum (Algorithm 2); False is the paper's
         Table 7, second row: labels against the unflipped sum.
@@ -37,14 +37,16 @@ def draw_flips(
 ) -> tuple[Bool[Array, "B _ _ d"], ...]:
     """Which bits are flipped: K arrays bool [B,h_k,w_k,d].
 
-    The probability is drawn once per scale and batch, in steps of 0.01 (docs/spec.md section 3).
+    The probability is drawn for each scale of each picture, in steps of 0.01. The release draws one for each device's
+    batch (docs/spec.md section 3); so drawn it does not depend on how many devices there are, and the loss of a whole
+    batch varies least (docs/recipe.md).
     """
     flips = []
     for k, (h, w) in enumerate(schedule.sizes):
         key_probability, key_bits = jax.random.split(jax.random.fold_in(key, k))
         steps = round(config.p * 100) if k < config.scales else 0
-        probability = jax.random.randint(key_probability, (), 0, steps + 1) / 100.0
-        flips.append(jax.random.bernoulli(key_bits, probability, (batch, h, w, bits)))
+        probability_B111 = jax.random.randint(key_probability, (batch, 1, 1, 1), 0, steps + 1) / 100.0
+        flips.append(jax.random.bernoulli(key_bits, probability_B111, (batch, h, w, bits)))
     return tuple(flips)
 
 

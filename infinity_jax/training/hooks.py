@@ -11,7 +11,6 @@ import numpy as np
 
 from infinity_jax.checkpoints.trained import TrainedModel
 from infinity_jax.data import batches, pictures, sources
-from infinity_jax.data.feeds import EncodedFeed, RecordFeed
 from infinity_jax.data.resolutions import PictureConfig
 from infinity_jax.files import sheets
 from infinity_jax.metrics.psnr import mean_psnr
@@ -23,14 +22,13 @@ from infinity_jax.text.prompt import read_prompts
 from infinity_jax.tokenizer.model import Tokenizer, reconstruct
 from infinity_jax.training.config import TrainConfig
 from infinity_jax.training.loop import Hook, Placed
-from infinity_jax.training.run_config import RunConfig
+from infinity_jax.training.run_config import Feed, RunConfig
 from infinity_jax.training.state import TrainState, averaged
 from infinity_jax.training.transformer_step import make_eval_step, of_ratio
 from infinity_jax.transformer.transformer import Transformer
 
 SHEET_PICTURES, SHEET_RECONSTRUCTIONS = 24, 12
 
-Feed = EncodedFeed | RecordFeed
 ToFeatures = Callable[[dict[str, Any]], dict[str, Any]]
 
 
@@ -99,7 +97,7 @@ def validation(
 
     Args:
       placed: lays batches out, see `loop.Data`.
-      to_features: that of `encoded.features_on_device`.
+      to_features: that of `encoded.FeaturesOnDevice`.
     """
     tokenizer, layout, model = feed.tokenizer.config, run.layout, Transformer(run.model)
     by_ratio = of_ratio(

@@ -21,10 +21,10 @@ from absl import logging
 from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.errors import UserError
 from infinity_jax.files.progress import Progress, in_words, speaks
-from infinity_jax.runtime import global_batch, stop_signals
-from infinity_jax.runtime.compiled_step import CompiledStep
+from infinity_jax.runtime import global_batch, kept_programs, stop_signals
+from infinity_jax.runtime.compiled_step import BatchShapes, CompiledStep
 from infinity_jax.runtime.sharding import Layout
-from infinity_jax.training import start
+from infinity_jax.training import finite, start
 from infinity_jax.training.config import TrainConfig
 from infinity_jax.training.flops import StepCost
 from infinity_jax.training.goodput import Account
@@ -50,6 +50,8 @@ class Data:
       placed: lays the rows that this process has read out over all devices; arguments as of `global_batch.put`.
       cost: (rows of a batch, examples of the whole one) -> what its step computes, see `StepCost`; None is unknown.
       on_device: what is made of each batch on the devices before the step sees it.
+      prepare: compiles what `on_device` runs, and gives the arrays of each kind of batch that the step will see, whose
+        programs are compiled before the first step. Others are at their first use.
     """
 
     batches: Callable[[int, RowsOf], Iterator[Batch]]
@@ -57,6 +59,7 @@ class Data:
     placed: Placed = lambda *batch: global_batch.put(*batch)
     on_device: Callable[[dict[str, jax.Array]], dict[str, jax.Array]] = lambda batch: batch
     cost: Callable[[Batch, int], StepCost | None] = lambda batch, size: None
+    prepare: Callable[[], Sequence[BatchShapes]] = tuple
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,7 +96,8 @@ def run(
     Returns:
       the last state.
     Raises:
-      UserError: a number of a step is not finite; a full disk; a checkpoint of another model or another seed.
+      UserError: `train.most_skipped` steps in a row were skipped; a number of a step that was not is not finite; a full
+        disk; a checkpoint of another model or another seed.
       SystemExit: after SIGTERM or `train.minutes` (code 0) or SIGINT (130), once a checkpoint is saved.
     """
     checkpointer = Checkpointer(
@@ -110,7 +114,9 @@ def run(
     # A shorter run's last line stands outside the rhythm of log_every; a run that resumes has no such line.
     writer = MetricsWriter(workdir, first if first % train.log_every == 0 else first - 1)
     with contextlib.closing(checkpointer), contextlib.closing(writer):
-        step_fn = CompiledStep(step.jitted())
+        step_fn = CompiledStep(step.jitted(), kept_programs.of_run(Path(workdir), step.layout).load)
+        with account.spent("compile"):
+            step_fn.prepare(step.state_shapes(), data.prepare(), step.key_shape())
         watch = account, Profile(train.profile, Path(workdir))
         return _Loop(train, step_fn, step.layout, data, checkpointer, writer, hooks, config, *watch).run(
             state
@@ -191,7 +197,8 @@ class _Loop:
         if not due and not save:
             return
         log.write_pending()
-        _check_finite(step, jax.device_get(dict(metrics)), self.checkpointer.latest_step())
+        log.skips.check()
+        finite.check_metrics(step, jax.device_get(dict(metrics)), self.checkpointer)
         evaluated: dict[str, Any] = {}
         with self.account.spent("hooks"):
             for hook in due:
@@ -200,6 +207,7 @@ class _Loop:
                     self.writer.write(step, values, "evaluations.jsonl")
                     evaluated |= values
         if save:
+            finite.check_state(step, state, self.checkpointer)
             examples = self.data.examples_before(step)
             data = {"seed": self.train.seed, "next_step": step, "examples": examples}
             with self.account.spent("checkpoints"):
@@ -223,12 +231,14 @@ class _Log:
         self._loop, self.progress = loop, Progress("training", loop.train.steps, "step", first)
         # (step, metrics on the device) of a step that is to be logged but not yet waited for.
         self._pending: tuple[int, Mapping[str, Any]] | None = None
+        self.skips = finite.SkipWatch(loop.train.most_skipped, loop.checkpointer)
         self._begin, self._begun, self._measured_from = first, time.perf_counter(), 0.0
         self.count_time_from(first)
 
     def taken(self, step: int, metrics: Mapping[str, Any]) -> None:
         """Writes the line of the step before, and keeps this one's metrics if they are to be logged."""
         self.write_pending()
+        self.skips.taken(step, metrics)
         self._expect(step, metrics)
         if step % self._loop.train.log_every == 0 or step == self._loop.train.steps:
             self._pending = (step, metrics)
@@ -256,7 +266,7 @@ class _Log:
             return
         (step, metrics), self._pending = self._pending, None
         values = jax.device_get(dict(metrics))
-        _check_finite(step, values, self._loop.checkpointer.latest_step())
+        finite.check_metrics(step, values, self._loop.checkpointer)
         examples_before = self._loop.data.examples_before
         examples = examples_before(step) - examples_before(self._first)
         timing = self._loop.account.line(max(1, step - self._first), examples)
@@ -279,14 +289,3 @@ class _Log:
         """Starts the clock of the numbers that are logged next."""
         self._first = step
         self._loop.account.count_from_here()
-
-
-def _check_finite(step: int, metrics: Mapping[str, Any], saved: int | None) -> None:
-    """Raises UserError if a number of the step's metrics, of which some are arrays, is not finite."""
-    for name in sorted(metrics, key=lambda name: name != "loss"):
-        if np.ndim(metrics[name]) == 0 and not np.isfinite(metrics[name]):
-            kept = f"the checkpoint of step {saved} is kept" if saved else "no checkpoint was saved before"
-            raise UserError(
-                f"{name} is {float(metrics[name])} at step {step}; {kept}. Try a lower optim.learning_rate, "
-                "a longer optim.warmup_steps, a lower optim.clip, or compute_dtype float32"
-            )

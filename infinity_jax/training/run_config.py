@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ from infinity_jax.training import sections, start
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
 from infinity_jax.training.transformer_step import LossConfig
+
+Feed = EncodedFeed | RecordFeed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,16 +62,17 @@ class RunConfig:
     validation: int
 
 
-def read_config(config: Any) -> RunConfig:
+def read_config(config: Any, devices: Sequence[Any] | None = None) -> RunConfig:
     """Reads and checks a config; nothing is encoded, which may take hours, and nothing is written.
 
     Args:
       config: see `train_transformer.main`.
+      devices: of the mesh; None is all that are here.
     Raises:
       UserError: a value stands in the way, or the mesh cannot share the model or the batch.
     """
     read = sections.read(config, "train")
-    layout = sharding.layout_from_config(read.pop("mesh"), read["model"])
+    layout = sharding.layout_from_config(read.pop("mesh"), read["model"], devices)
     source, records = _open(read["data"])
     train = train_config.from_section(config.train, len(source))
     layout.batch(train.batch_size, train.microbatches)
@@ -200,10 +203,8 @@ def fitting_text_encoder(run: RunConfig) -> TextEncoder:
     return encoder
 
 
-def open_feed(
-    run: RunConfig, tokenizer: TrainedTokenizer, text_encoder: TextEncoder, workdir: Path
-) -> EncodedFeed | RecordFeed:
-    """Opens what is trained on: a small set is encoded whole, of prepared shards a note goes into the workdir.
+def feed_of(run: RunConfig, tokenizer: TrainedTokenizer, text_encoder: TextEncoder) -> Feed:
+    """Makes what is trained on, of which nothing is read or encoded yet.
 
     Raises:
       UserError: the model cannot have one of the schedules, or prepared features are those of other encoders.
@@ -214,6 +215,12 @@ def open_feed(
         feed = RecordFeed(*run.records, run.data, tokenizer, text_encoder)
     for schedule in feed.schedules.values():
         run.model.check_schedule(schedule)
+    return feed
+
+
+def open_feed(run: RunConfig, tokenizer: TrainedTokenizer, text_encoder: TextEncoder, workdir: Path) -> Feed:
+    """Opens `feed_of`: a small set is encoded whole, of prepared shards a note goes into the workdir."""
+    feed = feed_of(run, tokenizer, text_encoder)
     if isinstance(feed, EncodedFeed):
         feed.encode()
     elif jax.process_index() == 0:

@@ -1,6 +1,7 @@
 """What a training run carries from step to step, how one gradient changes it, and the step that does so."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -9,9 +10,13 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Key, PyTree
+from jaxtyping import Array, Bool, Key, PyTree
 
+from infinity_jax.checkpoints.state_tree import ZERO_WHERE_ABSENT
 from infinity_jax.runtime.sharding import Layout
+
+# Names of metrics.
+SKIPPED, SKIPPED_IN_A_ROW = "skipped_steps", "skipped_in_a_row"
 
 
 @flax.struct.dataclass
@@ -24,6 +29,8 @@ class TrainState:
       opt_state: the optimiser's state.
       ema_params: the moving average of the parameters, same tree; None for a run without one.
       adversary: the discriminator's own TrainState in a tokenizer's adversarial training, else None.
+      skipped: which steps changed nothing, see `Skipped`; None in the state of an adversary. A checkpoint from before
+        there was such a count has none, and is read as if it were 0.
     """
 
     # Any: jax also builds this tree with shapes, names or flags as its leaves.
@@ -32,13 +39,28 @@ class TrainState:
     opt_state: Any
     ema_params: PyTree
     adversary: Any = None
+    skipped: Any = flax.struct.field(default=None, metadata={ZERO_WHERE_ABSENT: True})
+
+
+@flax.struct.dataclass
+class Skipped:
+    """Counts the steps that were skipped because a gradient was not finite, int32 scalars.
+
+    Attributes:
+      steps: all so far.
+      in_a_row: those after the last step that was not.
+    """
+
+    steps: Any
+    in_a_row: Any
 
 
 def create(params: PyTree, optimiser: optax.GradientTransformation, ema: bool) -> TrainState:
     """Makes the state before the first step; the average starts as a copy of the parameters."""
     # A real copy: the step donates its state, and one buffer cannot be donated twice.
     ema_params = jax.tree.map(lambda p: jnp.array(p, copy=True), params) if ema else None
-    return TrainState(jnp.zeros((), jnp.int32), params, optimiser.init(params), ema_params)
+    zero = functools.partial(jnp.zeros, (), jnp.int32)
+    return TrainState(zero(), params, optimiser.init(params), ema_params, skipped=Skipped(zero(), zero()))
 
 
 def new_state(
@@ -65,19 +87,30 @@ def new_state(
         params,
         transform_non_params=lambda _: layout.replicated,
     )
-    return make, TrainState(layout.replicated, params, opt_state, params if ema else None)
+    skipped = Skipped(layout.replicated, layout.replicated)
+    return make, TrainState(layout.replicated, params, opt_state, params if ema else None, skipped=skipped)
 
 
 def apply_gradients(
-    state: TrainState, grads: PyTree, optimiser: optax.GradientTransformation, ema_decay: float
+    state: TrainState,
+    grads: PyTree,
+    optimiser: optax.GradientTransformation,
+    ema_decay: float,
+    finite: Bool[Array, ""] | None = None,
 ) -> TrainState:
-    """Takes one step of the optimiser and one of the moving average.
+    """Takes one step of the optimiser and one of the moving average, or skips it where gradients are not finite.
+
+    A skipped step leaves parameters, optimiser and average as they were. It counts as a step, so that the next one
+    draws other random numbers, and in `state.skipped`.
 
     Args:
       grads: gradients, same tree and shapes as `state.params`.
       ema_decay: the average's decay; early on min(ema_decay, (1 + step) / (10 + step)) is used,
         so that the random start is soon forgotten.
+      finite: whether the step is taken; None takes it if the gradients' norm is finite.
     """
+    if finite is None:
+        finite = jnp.isfinite(optax.tree.norm(grads))
     updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
@@ -85,8 +118,24 @@ def apply_gradients(
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
         ema_params = jax.tree.map(lambda mean, p: mean + (1 - decay) * (p - mean), ema_params, params)
-    changes = {"step": state.step + 1, "params": params, "opt_state": opt_state, "ema_params": ema_params}
+    changes = {"params": params, "opt_state": opt_state, "ema_params": ema_params}
+    kept = {name: getattr(state, name) for name in changes}
+    # Not `lax.cond`, for which the compiler may copy the whole state; so the choice is part of the update's own loop.
+    changes = jax.tree.map(functools.partial(jnp.where, finite), changes, kept)
+    changes |= {"step": state.step + 1, "skipped": _counted(state.skipped, finite)}
     return state.replace(**changes)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _counted(skipped: Skipped | None, finite: Bool[Array, ""]) -> Skipped | None:
+    if skipped is None:
+        return None
+    return Skipped(skipped.steps + ~finite, jnp.where(finite, 0, skipped.in_a_row + 1))
+
+
+def skip_metrics(state: TrainState) -> dict[str, Array]:
+    """Tells a state's count of skipped steps as metrics, int32 scalars; nothing of a state without one."""
+    skipped = state.skipped
+    return {} if skipped is None else {SKIPPED: skipped.steps, SKIPPED_IN_A_ROW: skipped.in_a_row}
 
 
 def averaged(state: TrainState) -> PyTree:
@@ -115,9 +164,17 @@ class TrainStep:
     layout: Layout
 
     def jitted(self) -> jax.stages.Wrapped:
-        """Jits the step. The new state takes the memory and the place of the old, metrics are replicated."""
+        """Jits the step, with `skip_metrics` among its metrics.
+
+        The new state takes the memory and the place of the old, metrics are replicated.
+        """
+
+        def function(state, batch, key):
+            state, metrics = self.function(state, batch, key)
+            return state, {**metrics, **skip_metrics(state)}
+
         return jax.jit(
-            self.layout.traced(self.function),
+            self.layout.traced(function),
             donate_argnums=0,
             out_shardings=(self.shardings, self.layout.replicated),
         )
@@ -133,3 +190,8 @@ class TrainStep:
             jax.eval_shape(self.new_state),
             self.shardings,
         )
+
+    def key_shape(self) -> jax.ShapeDtypeStruct:
+        """Tells the shape, dtype and sharding of the seed key."""
+        key = jax.eval_shape(lambda: jax.random.key(0))
+        return jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=self.layout.replicated)

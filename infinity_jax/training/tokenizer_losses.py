@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from infinity_jax.errors import UserError
 from infinity_jax.metrics.efficientnet import EfficientNetLite0
@@ -24,8 +24,23 @@ def _entropy(p: jax.Array, one_minus_p: jax.Array) -> jax.Array:
     return -(p * jnp.log(p) + q * jnp.log(q))
 
 
+def _mean(x_N: jax.Array, kept_B: jax.Array | None) -> jax.Array:
+    """Takes the mean over the first axis, the tokens of B pictures one after the other, of the pictures that are kept.
+
+    Without any it is 0.
+    """
+    if kept_B is None:
+        return jnp.mean(x_N, axis=0)
+    tokens = len(x_N) // len(kept_B)
+    kept_N = jnp.repeat(kept_B, tokens).reshape(-1, *[1] * (x_N.ndim - 1))
+    return jnp.sum(jnp.where(kept_N, x_N, 0.0), axis=0) / (tokens * jnp.maximum(kept_B.sum(), 1))
+
+
 def bsq_entropies(
-    z: Float[Array, "*n d"], inverse_temperature: float = INVERSE_TEMPERATURE, group: int = 1
+    z: Float[Array, "*n d"],
+    inverse_temperature: float = INVERSE_TEMPERATURE,
+    group: int = 1,
+    kept_B: Bool[Array, " B"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Entropy terms of BSQ, whose bits are independent of each other in every token (paper eq. 6-7).
 
@@ -36,6 +51,7 @@ def bsq_entropies(
     Args:
       z: float32 [..., d], on the unit sphere.
       group: neighbouring bits counted as one code; divides d.
+      kept_B: which pictures count, B of them along the first axis of z; None is all.
     Returns:
       (mean over tokens of the entropy of the soft bits, entropy of their mean), in nats.
     Raises:
@@ -48,15 +64,16 @@ def bsq_entropies(
             f"entropy_group {group} must divide the {d} bits and be at most {_LARGEST_TABLE_BITS}; "
             f"use one of {', '.join(fitting)}"
         )
-    logit = -4.0 * inverse_temperature * z / d**0.5
+    logit = -4.0 * inverse_temperature * z.reshape(-1, d) / d**0.5
     p, q = jax.nn.sigmoid(logit), jax.nn.sigmoid(-logit)
-    per_sample = jnp.mean(jnp.sum(_entropy(p, q), axis=-1))
-    mean_p = jnp.clip(jnp.mean(_code_probabilities(p, q, group), axis=1), 1e-8, 1.0)
+    per_sample = _mean(jnp.sum(_entropy(p, q), axis=-1), kept_B)
+    codes = _mean(_code_probabilities(p, q, group).swapaxes(0, 1), kept_B)
+    mean_p = jnp.clip(codes, 1e-8, 1.0)
     return per_sample, -jnp.sum(mean_p * jnp.log(mean_p))
 
 
 def _code_probabilities(p: jax.Array, q: jax.Array, group: int) -> jax.Array:
-    """[2^group, tokens, d / group] of p and q = 1 - p, [..., d]: products of the bits of each group."""
+    """[2^group, tokens, d / group] of p and q = 1 - p, [tokens, d]: products of the bits of each group."""
     p, q = (x.reshape(-1, x.shape[-1] // group, group) for x in (p, q))
     codes = jnp.ones((1, *p.shape[:2]), p.dtype)
     for bit in range(group):
@@ -65,7 +82,9 @@ def _code_probabilities(p: jax.Array, q: jax.Array, group: int) -> jax.Array:
 
 
 def lfq_entropies(
-    z: Float[Array, "*n d"], inverse_temperature: float = INVERSE_TEMPERATURE
+    z: Float[Array, "*n d"],
+    inverse_temperature: float = INVERSE_TEMPERATURE,
+    kept_B: Bool[Array, " B"] | None = None,
 ) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """Entropy terms of LFQ over all 2^d codes: memory grows with tokens x 2^d (paper Table 3).
 
@@ -81,8 +100,8 @@ def lfq_entropies(
     logits_NV = 2.0 * inverse_temperature * z.reshape(-1, d) @ codes_Vd.T
     log_p = jax.nn.log_softmax(logits_NV, axis=-1)
     p = jnp.exp(log_p)
-    per_sample = -jnp.mean(jnp.sum(p * log_p, axis=-1))
-    mean_p = jnp.clip(jnp.mean(p, axis=0), 1e-12, 1.0)
+    per_sample = -_mean(jnp.sum(p * log_p, axis=-1), kept_B)
+    mean_p = jnp.clip(_mean(p, kept_B), 1e-12, 1.0)
     return per_sample, -jnp.sum(mean_p * jnp.log(mean_p))
 
 
@@ -94,7 +113,11 @@ def _all_codes(d: int) -> jax.Array:
 
 
 def quantizer_loss(
-    z: Float[Array, "*n d"], quantizer: str, gamma: float = 1.0, entropy_group: int = 1
+    z: Float[Array, "*n d"],
+    quantizer: str,
+    gamma: float = 1.0,
+    entropy_group: int = 1,
+    kept_B: Bool[Array, " B"] | None = None,
 ) -> Float[Array, ""]:
     """Loss of one scale: 0.25 * commitment + 0.1 * entropy / inverse temperature (docs/spec.md section 2).
 
@@ -102,6 +125,7 @@ def quantizer_loss(
       z: float32 [..., d], the projected residuals.
       gamma: weight of the codebook's entropy, which is rewarded.
       entropy_group: of BSQ: see `bsq_entropies`. LFQ counts all bits as one code.
+      kept_B: which pictures count, B of them along the first axis of z; None is all. Without any the loss is finite.
     Raises:
       UserError: the entropy's table is too large, or the group does not fit.
     """
@@ -110,8 +134,12 @@ def quantizer_loss(
             f"entropy_group {entropy_group} is for quantizer 'bsq'; LFQ's entropy is over all codes, leave it at 1"
         )
     codes = jax.lax.stop_gradient(bsq.to_codes(bsq.to_bits(z), quantizer))
-    commitment = jnp.mean((z - codes) ** 2)
-    per_sample, codebook = bsq_entropies(z, group=entropy_group) if quantizer == "bsq" else lfq_entropies(z)
+    d = z.shape[-1]
+    commitment = jnp.mean(_mean(((z - codes) ** 2).reshape(-1, d), kept_B))
+    if quantizer == "bsq":
+        per_sample, codebook = bsq_entropies(z, group=entropy_group, kept_B=kept_B)
+    else:
+        per_sample, codebook = lfq_entropies(z, kept_B=kept_B)
     entropy = per_sample - gamma * codebook
     return COMMITMENT_WEIGHT * commitment + ENTROPY_WEIGHT * entropy / INVERSE_TEMPERATURE
 

@@ -38,11 +38,11 @@ class TokenizerLossConfig(Checked):
       features: weight of the distance in a network's features.
       feature_network: "lpips" (VGG16; the paper's) or "efficientnet", the bundled one.
       vgg_weights, lpips_weights: for "lpips", torch files of VGG16 and of LPIPS' linear heads.
-      quantizer: weight of the mean quantiser loss over the scales used.
+      quantizer: weight of the mean quantiser loss over the scales used, each counted once a picture that uses it.
       entropy_group: bits whose joint entropy is rewarded; 1 is every bit on its own, in O(d).
-      scales: "dense", every size up to the last, each left out of a batch with probability `scale_drop`; or "short",
-        those of the test schedule, of which half of the batches use only `short_scales` ("reg" in the release).
-        The last scale is always used.
+      scales: "dense", every size up to the last, each left out of a picture with probability `scale_drop`; or "short",
+        those of the test schedule, of which half of the pictures use only `short_scales` ("reg" in the release).
+        The first and the last scale are always used.
       scale_drop: see `scales`.
       short_scales: see `scales`.
       detach_residuals: no gradient through the residuals between scales.
@@ -57,34 +57,35 @@ class TokenizerLossConfig(Checked):
     entropy_group: Annotated[int, Range(1, 16)] = 1
     scales: Annotated[str, OneOf(("dense", "short"))] = "dense"
     scale_drop: ShareBelowOne = 0.5
-    short_scales: Annotated[int, Range(1, 64)] = 7
+    short_scales: Annotated[int, Range(2, 64)] = 7
     detach_residuals: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
 class TrainingScales:
-    """A schedule, of which each batch uses some scales; the last always.
+    """A schedule, of which each picture uses some scales; the first and the last always.
 
     Attributes:
       schedule: all of them.
       drop: each other scale is left out with this probability; "dense" training.
-      short: half of the batches use only so many scales, drawn evenly; "short" training. 0 is never.
+      short: half of the pictures use only so many scales, drawn evenly; "short" training. 0 is never.
     """
 
     schedule: ScaleSchedule
     drop: float = 0.0
     short: int = 0
 
-    def draw_kept(self, key: Key[Array, ""], step: Int[Array, ""]) -> Bool[Array, " K"]:
-        """Which scales the batch of a step uses: bool [K]."""
+    def draw_kept(self, key: Key[Array, ""], step: Int[Array, ""], batch: int) -> Bool[Array, "B K"]:
+        """Which scales each picture of a step's batch uses: bool [B,K], whatever the number of devices."""
         n = self.schedule.n_scales
         key_drop = seeds.stream(key, "scale drop", step)
-        keep_K = jax.random.bernoulli(key_drop, 1.0 - self.drop, (n,))
+        keep_BK = jax.random.bernoulli(key_drop, 1.0 - self.drop, (batch, n))
         if 0 < self.short < n:
             key_short, key_which = jax.random.split(seeds.stream(key, "short schedule", step))
-            chosen_K = jnp.append(jax.random.permutation(key_which, n - 1) < self.short - 1, True)
-            keep_K &= chosen_K | ~jax.random.bernoulli(key_short, 0.5)
-        return keep_K.at[-1].set(True)
+            order_BK = jnp.argsort(jax.random.uniform(key_which, (batch, n - 2)), axis=1)
+            chosen_BK = jnp.pad(order_BK < self.short - 2, ((0, 0), (1, 1)))
+            keep_BK &= chosen_BK | ~jax.random.bernoulli(key_short, 0.5, (batch, 1))
+        return keep_BK.at[:, 0].set(True).at[:, -1].set(True)
 
 
 def training_scales(kind: str, test_schedule: ScaleSchedule, drop: float, short: int) -> TrainingScales:
@@ -125,11 +126,11 @@ def make_train_step(
     def train_step(state, batch, key):
         image = batch["image"].astype(jnp.float32) / 127.5 - 1.0
         of_picture = scales[image.shape[1]]
-        keep_K = of_picture.draw_kept(key, state.step)
+        keep_BK = of_picture.draw_kept(key, state.step, len(image))
 
         def reconstruct(params):
             made, pyramid = cast(Any, tokenizer.apply)(
-                {"params": params}, image, of_picture.schedule, keep_K, config.detach_residuals
+                {"params": params}, image, of_picture.schedule, keep_BK, config.detach_residuals
             )
             return made, pyramid.projected
 
@@ -139,8 +140,14 @@ def make_train_step(
 
         def bit_loss(projected):
             quantizer, group = tokenizer.config.quantizer, config.entropy_group
-            per_scale = jnp.stack([quantizer_loss(z, quantizer, entropy_group=group) for z in projected])
-            mean = jnp.sum(jnp.where(keep_K, per_scale, 0.0)) / jnp.sum(keep_K)
+            per_scale_K = jnp.stack(
+                [
+                    quantizer_loss(z, quantizer, entropy_group=group, kept_B=keep_BK[:, k])
+                    for k, z in enumerate(projected)
+                ]
+            )
+            # Over the pairs of a picture and a scale that it uses.
+            mean = jnp.average(per_scale_K, weights=keep_BK.sum(0).astype(jnp.float32))
             return config.quantizer * mean, mean
 
         # By hand instead of one `value_and_grad`: the adaptive weight compares gradients within the network.
@@ -154,11 +161,15 @@ def make_train_step(
             to_made, metrics = to_made + to_fool, metrics | of_adversary
         (grads,) = gradient_of((to_made, to_projected))
         metrics["gradient_norm"] = optax.tree.norm(grads)
-        state = train_state.apply_gradients(state, grads, optimiser, optim.ema_decay)
+        finite = jnp.isfinite(metrics["gradient_norm"])
         if opponent is not None:
-            state, of_adversary = _train_discriminator(opponent, state, image, made)
+            # Both networks take the step or neither does: each learns from what the other is.
+            own_grads, of_adversary = _discriminator_gradients(opponent, state.adversary, image, made)
             metrics |= of_adversary
-        return state, metrics
+            finite &= jnp.isfinite(optax.tree.norm(own_grads))
+            own = train_state.apply_gradients(state.adversary, own_grads, opponent.optimiser, 0.0, finite)
+            state = dataclasses.replace(state, adversary=own)
+        return train_state.apply_gradients(state, grads, optimiser, optim.ema_decay, finite), metrics
 
     return train_step
 
@@ -189,8 +200,8 @@ def _fool(config: DiscriminatorConfig, state: TrainState, made, to_made, gradien
     return weight * to_fool, {"adversarial": loss, "adversarial_weight": weight}
 
 
-def _train_discriminator(adversary: Adversary, state: Any, image, made):
-    """Takes the discriminator's step: the new state, and what to log."""
+def _discriminator_gradients(adversary: Adversary, own: TrainState, image, made):
+    """Takes the gradients of the discriminator's loss at its state, and what to log of it."""
     config, network = adversary.config, Discriminator(adversary.config)
     made = jax.lax.stop_gradient(made)
 
@@ -201,7 +212,5 @@ def _train_discriminator(adversary: Adversary, state: Any, image, made):
         seen_right = (jnp.mean(logits_real > 0) + jnp.mean(logits_made <= 0)) / 2
         return discriminator.discriminator_loss(config, logits_real, logits_made), seen_right
 
-    own = state.adversary
     (loss, seen_right), grads = jax.value_and_grad(loss_of, has_aux=True)(own.params)
-    own = train_state.apply_gradients(own, grads, adversary.optimiser, 0.0)
-    return state.replace(adversary=own), {"discriminator": loss, "discriminator_accuracy": seen_right}
+    return grads, {"discriminator": loss, "discriminator_accuracy": seen_right}

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,14 @@ from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.checkpoints.trained import tokenizer_variables
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.config_files import from_dict, numbers_by_name
-from infinity_jax.data import batches, pictures, resolutions, sources
+from infinity_jax.data import batches, resolutions, sources
+from infinity_jax.data.augmentation import Augmentation
 from infinity_jax.data.resolutions import PictureConfig, ResolutionMix
 from infinity_jax.errors import UserError
 from infinity_jax.metrics.efficientnet import load_efficientnet
 from infinity_jax.metrics.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
 from infinity_jax.runtime import memory, seeds, sharding
+from infinity_jax.runtime.sharding import Layout
 from infinity_jax.tokenizer.model import Tokenizer, initial_variables
 from infinity_jax.training import config as train_config
 from infinity_jax.training import loop, optim, sections, start, summary
@@ -57,10 +59,8 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     source = sources.open_source(data.source, "train")
     train = train_config.from_section(config.train, len(source), train_config.TokenizerTrainConfig)
     layout = sharding.layout_from_config(read_sections["mesh"])
-    mix, scales_of = _resolutions(data, model, loss, train)
-    adversary = None
-    if train.adversarial:
-        adversary = _adversary(config.get("discriminator", {}), optim_config, train, len(source))
+    mix, scales_of = resolutions_of(data, model, loss, train)
+    adversary = adversary_of(config, optim_config, train, len(source))
     for size in mix.batch_sizes:
         layout.batch(size)  # refuses one that the mesh cannot split
     # The encoder's first map, of the largest batch.
@@ -77,22 +77,14 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     train_config.check_best(train, data.source, validation)
     summary.say("tokenizer", parameters, (len(source), validation), train, workdir)
 
-    tokenizer, optimiser = Tokenizer(model), optim.make_optimiser(optim_config, train.steps)
-    function = make_train_step(
-        tokenizer, loss, optim_config, optimiser, scales_of, feature_loss(loss), adversary
-    )
-    new_state, shardings = train_state.new_state(
-        lambda: initial_variables(tokenizer, max(mix.sides), train.seed),
-        optimiser,
-        optim_config.state_bytes,
-        layout,
-    )
-    step = TrainStep(function, new_state, shardings, layout)
-    if adversary is not None:
-        step = with_adversary(step, adversary, min(mix.sides), train.seed)
+    tokenizer = Tokenizer(model)
+    parts = StepConfig(model, loss, optim_config, train, scales_of, adversary)
+    step = build_step(parts, feature_loss(loss), layout)
+
+    augmentation = Augmentation(data.enlarge, data.flip, train.seed)
 
     def decode(record, side: int):
-        return {"image": pictures.decode(record["image"], side, side, data.fit)}
+        return {"image": augmentation.decode(record["image"], side, data.fit, record["place"])}
 
     def read(first_step: int, rows_of: loop.RowsOf) -> Iterator[batches.Batch]:
         stream = resolutions.batches(source, mix, first_step, decode, rows_of)
@@ -114,7 +106,43 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         )
 
 
-def _resolutions(
+@dataclasses.dataclass(frozen=True)
+class StepConfig:
+    """What a step is made of besides the network that its loss compares pictures in.
+
+    Attributes:
+      model, loss, optim, train: sections of the config.
+      scales: the scales to train on, by the pictures' height in pixels.
+      adversary: see `make_train_step`.
+    """
+
+    model: TokenizerConfig
+    loss: TokenizerLossConfig
+    optim: optim.OptimConfig
+    train: train_config.TokenizerTrainConfig
+    scales: Mapping[int, TrainingScales]
+    adversary: Adversary | None
+
+
+def build_step(parts: StepConfig, features: FeatureLoss, layout: Layout) -> TrainStep:
+    """Builds the step of `infinity-jax train-tokenizer` and the beginning of its state, which is not made yet."""
+    tokenizer, optimiser = Tokenizer(parts.model), optim.make_optimiser(parts.optim, parts.train.steps)
+    function = make_train_step(
+        tokenizer, parts.loss, parts.optim, optimiser, parts.scales, features, parts.adversary
+    )
+    new_state, shardings = train_state.new_state(
+        lambda: initial_variables(tokenizer, max(parts.scales), parts.train.seed),
+        optimiser,
+        parts.optim.ema_decay > 0,
+        layout,
+    )
+    step = TrainStep(function, new_state, shardings, layout)
+    if parts.adversary is None:
+        return step
+    return with_adversary(step, parts.adversary, min(parts.scales), parts.train.seed)
+
+
+def resolutions_of(
     data: PictureConfig, model: TokenizerConfig, loss: TokenizerLossConfig, train: train_config.TrainConfig
 ) -> tuple[ResolutionMix, dict[int, TrainingScales]]:
     """Plans which resolution each step has, and the scales to train on by the pictures' height in pixels."""
@@ -141,34 +169,45 @@ def resolution_mix(text: str, scales: str, batch_size: int) -> dict[str, int]:
     return numbers_by_name(text, "data.mix", form) or {scales: batch_size}
 
 
-def feature_loss(loss: TokenizerLossConfig) -> FeatureLoss:
-    """Makes the distance in the features of the network that the config names. UserError if LPIPS lacks its files."""
+def feature_loss(loss: TokenizerLossConfig, lpips: Any = None) -> FeatureLoss:
+    """Makes the distance in the features of the network that the config names.
+
+    Args:
+      lpips: parameters of `lpips_distance`; None loads the config's files.
+    Raises:
+      UserError: LPIPS lacks its files.
+    """
     if loss.feature_network == "efficientnet":
         logging.info("loss.features compares pictures in the bundled EfficientNet-Lite0, not in LPIPS")
         return functools.partial(efficientnet_feature_loss, load_efficientnet())
-    if not (loss.vgg_weights and loss.lpips_weights):
+    if lpips is None and not (loss.vgg_weights and loss.lpips_weights):
         raise UserError(
             f"loss.feature_network 'lpips' needs two files: loss.vgg_weights ({VGG_COMES_FROM}) and "
             f"loss.lpips_weights ({HEADS_COME_FROM}). Or use the bundled network: "
             "--config.loss.feature_network=efficientnet"
         )
-    params = load_lpips(loss.vgg_weights, loss.lpips_weights)
+    params = load_lpips(loss.vgg_weights, loss.lpips_weights) if lpips is None else lpips
     return lambda image, made: lpips_distance(params, image, made).mean()
 
 
-def _adversary(
-    section: Any, tokenizer_optim: optim.OptimConfig, train: train_config.TrainConfig, examples: int
-) -> Adversary:
-    """The discriminator trains as the tokenizer does, with its share of the run's rate at every step and no average."""
-    values = dict(section)
+def adversary_of(
+    config: Any, tokenizer_optim: optim.OptimConfig, train: train_config.TokenizerTrainConfig, examples: int
+) -> Adversary | None:
+    """Reads the adversary of a config, if it trains with one, for a data set of so many examples.
+
+    The discriminator trains as the tokenizer does, with its share of the run's rate at every step and no average.
+    """
+    if not train.adversarial:
+        return None
+    values = dict(config.get("discriminator", {}))
     for name in values.keys() & {"start_step", "ramp_steps"}:
         values[name] = train_config.in_steps(
             values[name], steps=train.steps, batch_size=train.batch_size, examples=examples
         )
-    config = from_dict(DiscriminatorConfig, values, "discriminator")
-    rate = tokenizer_optim.learning_rate * config.learning_rate_factor
+    discriminator = from_dict(DiscriminatorConfig, values, "discriminator")
+    rate = tokenizer_optim.learning_rate * discriminator.learning_rate_factor
     own = dataclasses.replace(tokenizer_optim, learning_rate=rate, ema_decay=0.0)
-    return Adversary(config, optim.make_optimiser(own, train.steps, start=config.start_step))
+    return Adversary(discriminator, optim.make_optimiser(own, train.steps, start=discriminator.start_step))
 
 
 def with_adversary(step: TrainStep, adversary: Adversary, side: int, seed: int) -> TrainStep:
@@ -181,7 +220,10 @@ def with_adversary(step: TrainStep, adversary: Adversary, side: int, seed: int) 
     new_opponent, shardings = train_state.new_state(variables, adversary.optimiser, False, step.layout)
 
     def new_state() -> TrainState:
-        return dataclasses.replace(step.new_state(), adversary=new_opponent())
+        # Its steps are skipped together with the tokenizer's, whose state counts them.
+        return dataclasses.replace(
+            step.new_state(), adversary=dataclasses.replace(new_opponent(), skipped=None)
+        )
 
-    both = dataclasses.replace(step.shardings, adversary=shardings)
+    both = dataclasses.replace(step.shardings, adversary=dataclasses.replace(shardings, skipped=None))
     return dataclasses.replace(step, new_state=new_state, shardings=both)

@@ -5,13 +5,14 @@ from typing import Any
 
 from infinity_jax.checkpoints import origin
 from infinity_jax.checkpoints.opened import open_checkpoint
-from infinity_jax.data.encoded import features_on_device
-from infinity_jax.runtime import distributed
+from infinity_jax.data.encoded import FeaturesOnDevice
+from infinity_jax.runtime import distributed, global_batch, kept_programs
+from infinity_jax.runtime.compiled_step import BatchShapes
 from infinity_jax.text.on_device import TextOnDevice
 from infinity_jax.training import loop, run_config, start, summary
 from infinity_jax.training.batch_cost import batch_cost
 from infinity_jax.training.hooks import sample_sheet, validation
-from infinity_jax.training.state import TrainState
+from infinity_jax.training.state import TrainState, TrainStep
 from infinity_jax.training.tokenizer_check import check_tokenizer
 from infinity_jax.training.transformer_step import StepConfig, build_step
 
@@ -41,11 +42,8 @@ def _train(config: Any, run: run_config.RunConfig, workdir: Path) -> TrainState:
         check_tokenizer(run, tokenizer, workdir)
     text_encoder = run_config.fitting_text_encoder(run)
     feed = run_config.open_feed(run, tokenizer, text_encoder, workdir)
-    step_config = StepConfig(
-        run.model, tokenizer.config, run.correction, run.loss, run.optim, train.steps, train.microbatches
-    )
-    step = build_step(step_config, feed.schedules.values(), layout, train.seed)
-    to_features = features_on_device(tokenizer, layout)
+    step = step_of(run, feed)
+    to_features = FeaturesOnDevice(tokenizer, layout, kept_programs.of_run(workdir, layout).load)
     placed = TextOnDevice(text_encoder, layout)
     hooks = [
         loop.Hook(train.evaluate_every, validation(run, feed, placed, to_features)),
@@ -70,8 +68,29 @@ def _train(config: Any, run: run_config.RunConfig, workdir: Path) -> TrainState:
             placed,
             to_features,
             batch_cost(run.model, feed, placed),
+            lambda: to_features.prepare(batch_shapes(run, feed)),
         ),
         config=config.to_dict() | {"origin": origin.describe(earlier_data)},
         hooks=hooks,
         load_params=lambda path, wanted: open_checkpoint(path).transformer_params(wanted),
     )
+
+
+def step_of(run: run_config.RunConfig, feed: run_config.Feed) -> TrainStep:
+    """Builds the step of a run on what it reads."""
+    parts = StepConfig(
+        run.model,
+        feed.tokenizer.config,
+        run.correction,
+        run.loss,
+        run.optim,
+        run.train.steps,
+        run.train.microbatches,
+    )
+    return build_step(parts, feed.schedules.values(), run.layout, run.train.seed)
+
+
+def batch_shapes(run: run_config.RunConfig, feed: run_config.Feed) -> list[BatchShapes]:
+    """Describes each kind of batch of a run as it comes onto the devices."""
+    size = run.train.batch_size
+    return [global_batch.described(arrays, size, run.layout.batch(size)) for arrays in feed.shapes()]

@@ -27,6 +27,7 @@ def attend(
     dtype: str,
     mask: jax.Array | np.ndarray | None = None,
     first: bool = False,
+    count: int | None = None,
 ) -> jax.Array:
     """Computes softmax(q k^T) v with softmax scale 1, [B, H, Q, head] of the queries' type.
 
@@ -37,8 +38,14 @@ def attend(
         gets the mean of v.
       first: whether a mask of keys alone, [B, 1, 1, K], shows each picture's first ones, as many as it has: the mask
         of a text. cuDNN is then told their number.
+      count: how many of the K keys and values there are, the first ones; None: all. Not with a mask.
     """
-    fused = _fused(q_BHQd.shape[2] * k_BHKd.shape[2], q_BHQd.shape[3], dtype)
+    assert mask is None or count is None
+    count = k_BHKd.shape[2] if count is None else count
+    fused = _fused(q_BHQd.shape[2] * count, q_BHQd.shape[3], dtype)
+    if fused == "cudnn" and mask is None:
+        return attend_cudnn(q_BHQd, k_BHKd, v_BHKd, count=count)
+    k_BHKd, v_BHKd = k_BHKd[:, :, :count], v_BHKd[:, :, :count]
     if not fused or (mask is not None and mask.shape[1:3] != (1, 1)):
         return attend_xla(q_BHQd, k_BHKd, v_BHKd, None if mask is None else jnp.asarray(mask), dtype)
     mask_BK = None

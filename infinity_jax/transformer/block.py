@@ -1,7 +1,6 @@
 """One transformer block: AdaLN self-attention, cross-attention to the text, AdaLN feed-forward (spec 4)."""
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -15,11 +14,12 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.runtime.sharding import constrain
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.attention import attend, block_causal_attention
+from infinity_jax.transformer.attention_layers import CrossAttention, KeysValues, SelfAttention
 from infinity_jax.transformer.kernels.matmul import between_products
 from infinity_jax.transformer.kernels.storage import from_storage, to_storage
 from infinity_jax.transformer.layers import (
     Dense,
-    adaln_init,
+    adaln_table_init,
     layer_norm,
     modulate,
     output_init,
@@ -27,11 +27,8 @@ from infinity_jax.transformer.layers import (
     recomputed,
     weight_init,
 )
-from infinity_jax.transformer.rope2d import rope_table, rotate, to_halves
+from infinity_jax.transformer.rope2d import rope_table
 
-MAX_LOG_SCALE = math.log(100.0)
-KeysValues = tuple[jax.Array, jax.Array]
-Table = jax.Array | np.ndarray
 INPUT = "block input"  # the name by which a remat policy knows what goes into a block
 SELF_ATTENTION, CROSS_ATTENTION, FEED_FORWARD = range(3)  # the sub-layers of a block, in order
 
@@ -48,8 +45,24 @@ class ChosenTokens(NamedTuple):
     fill: Callable[[jax.Array], jax.Array]
 
 
+class Seen(NamedTuple):
+    """What queries attend to.
+
+    Attributes:
+      keys, values: each [B, H, T, head], in storage form in `compute_dtype`.
+      count: how many of the T are there, the first ones; what lies behind them is not read.
+    """
+
+    keys: jax.Array
+    values: jax.Array
+    count: int
+
+
 # (residual stream float32 [B, N, C] before a sub-layer, number of the sub-layer) -> the tokens that it runs.
 TokenChoice = Callable[[jax.Array, int], ChosenTokens]
+# (keys and values of one scale, each [B, H, n, head] in storage form) -> those that its queries see, with earlier
+# scales'; and the cache that holds them.
+Remember = Callable[[KeysValues], tuple[Seen, KeysValues]]
 
 
 def all_tokens(x_BNC: jax.Array, sublayer: int) -> ChosenTokens:
@@ -75,17 +88,6 @@ class Condition:
 
 
 @recomputed
-def _apply_rotary(x_BHLd: jax.Array, scale: jax.Array | float, *cos_and_sin_Ln: Table) -> jax.Array:
-    """Brings queries or keys to length `scale` and rotates them to their positions if these are rotary.
-
-    In float32, whatever type they have and keep.
-    """
-    wide = x_BHLd.astype(jnp.float32)
-    scaled = wide * jax.lax.rsqrt(jnp.maximum(jnp.square(wide).sum(-1, keepdims=True), 1e-24)) * scale
-    return (rotate(scaled, *cos_and_sin_Ln) if cos_and_sin_Ln else scaled).astype(x_BHLd.dtype)
-
-
-@recomputed
 def _scaled_norm(x_BLC: jax.Array, scale_C: jax.Array, bias_C: jax.Array) -> jax.Array:
     return layer_norm(x_BLC) * scale_C + bias_C
 
@@ -93,77 +95,6 @@ def _scaled_norm(x_BLC: jax.Array, scale_C: jax.Array, bias_C: jax.Array) -> jax
 @recomputed
 def _gelu(x: jax.Array) -> jax.Array:
     return nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
-
-
-class _HeadMaps(nn.Module):
-    """The linear maps of an attention layer: to queries, keys and values of each head, and from all heads."""
-
-    config: TransformerConfig
-
-    def setup(self) -> None:
-        c = self.config
-        shape, axes = (c.width, c.heads, c.head_size), ("embed", "heads", "head_size")
-        init, dtype = weight_init(c), c.compute_dtype
-        paired, result = self.query_key_init(init), between_products(dtype)
-        # Three products: joining their gradients for a single one costs more on a CPU than it saves.
-        self.query = Dense(shape, axes, paired, dtype, result=result)
-        self.key = Dense(shape, axes, paired, dtype, bias=False, result=result)
-        self.value = Dense(shape, axes, init, dtype, result=result)
-        self.out = Dense((c.width, c.width), ("merged_heads", "embed"), output_init(c), dtype)
-
-    def query_key_init(self, init: Callable) -> Callable:
-        """Makes the initialiser of the kernels to queries and keys from that of the others: here the same."""
-        return init
-
-    def merge(self, out_BHLd: jax.Array) -> jax.Array:
-        """Projects the outputs of all heads: [B, H, L, head] -> float32 [B, L, C]."""
-        B, _, L, _ = out_BHLd.shape
-        return self.out(out_BHLd.transpose(0, 2, 1, 3).reshape(B, L, self.config.width))
-
-
-class SelfAttention(_HeadMaps):
-    """Cosine attention with a learned log-scale per head, and rotary positions or none."""
-
-    def setup(self) -> None:
-        super().setup()
-        init = nn.initializers.constant(math.log(4.0))
-        self.log_scale = parameter(self, "log_scale", init, (self.config.heads,), ("heads",))
-
-    def query_key_init(self, init: Callable) -> Callable:
-        """Makes the initialiser whose channels are in the order that `rotate` wants.
-
-        Drawn in the release's order, so that a seed gives the same model in both.
-        """
-        return lambda key, shape, dtype=jnp.float32: to_halves(init(key, shape, dtype))
-
-    def project(self, x_BLC: jax.Array, *cos_and_sin_Ln: Table) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Computes queries, keys, values, each [B, H, L, head], rotated to positions if these are given.
-
-        Theirs is the type that `between_products` says.
-        """
-        q, k, v = (layer(x_BLC).swapaxes(1, 2) for layer in (self.query, self.key, self.value))
-        scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
-        q, k = _apply_rotary(q, scale[:, None, None], *cos_and_sin_Ln), _apply_rotary(k, 1.0, *cos_and_sin_Ln)
-        q, k, v = (constrain(x, "batch", "attention_heads", None, None) for x in (q, k, v))
-        return q, k, v
-
-
-class CrossAttention(_HeadMaps):
-    """Attention of picture tokens to the text's valid tokens."""
-
-    def keys_values(self, context_BTC: jax.Array) -> KeysValues:
-        """Computes keys and values of the text, each [B, H, T, head] of the type that `between_products` says."""
-        keys, values = self.key(context_BTC).swapaxes(1, 2), self.value(context_BTC).swapaxes(1, 2)
-        return constrain(keys, "batch", "heads", None, None), constrain(values, "batch", "heads", None, None)
-
-    def __call__(self, x_BLC: jax.Array, text_kv: KeysValues, mask_BT: jax.Array) -> jax.Array:
-        """Lets float32 [B, L, C] look at the text: float32 [B, L, C], to be added."""
-        q = self.query(x_BLC).transpose(0, 2, 1, 3)
-        q = (q.astype(jnp.float32) / math.sqrt(self.config.head_size)).astype(q.dtype)
-        q = constrain(q, "batch", "heads", "tokens", None)
-        return self.merge(
-            attend(q, *text_kv, self.config.compute_dtype, mask_BT[:, None, None, :], first=True)
-        )
 
 
 class FeedForward(nn.Module):
@@ -194,7 +125,9 @@ class Block(nn.Module):
 
     def setup(self) -> None:
         c, ones, zeros = self.config, nn.initializers.ones, nn.initializers.zeros
-        self.adaln_table = parameter(self, "adaln_table", adaln_init(c), (6, c.width), ("adaln", "embed"))
+        self.adaln_table = parameter(
+            self, "adaln_table", adaln_table_init(c), (6, c.width), ("adaln", "embed")
+        )
         self.self_attention = SelfAttention(c)
         self.cross_attention = CrossAttention(c)
         self.cross_norm_scale = parameter(self, "cross_norm_scale", ones, (c.width,), ("embed",))
@@ -225,7 +158,7 @@ class Block(nn.Module):
     def step(
         self,
         x_BNC: jax.Array,
-        past: Sequence[KeysValues],
+        remember: Remember,
         text_kv: KeysValues,
         condition: Condition,
         scale: int,
@@ -234,13 +167,13 @@ class Block(nn.Module):
         """Runs the block on one scale of N tokens.
 
         Args:
-          past: keys and values of each earlier scale, each [B, H, n, head], in storage form in `compute_dtype`.
+          remember: caches the keys and values of the tokens that run, and gives those of all scales so far.
           text_kv: from `text_keys_values`.
           scale: its number in the schedule, from 0.
           choose: picks the tokens that each sub-layer runs; the others get what it fills in.
         Returns:
-          the residual stream float32 [B, N, C]; keys and values of this scale's tokens that ran, each [B, H, n, head],
-          in storage form; what each sub-layer added to the stream, float32 [B, N, C].
+          the residual stream float32 [B, N, C]; the cache that `remember` returned; what each sub-layer added to the
+          stream, float32 [B, N, C].
         """
         x_BNC = constrain(x_BNC, "batch", None, None)
         gamma1, gamma2, *modulation = self._modulation(condition)
@@ -249,9 +182,8 @@ class Block(nn.Module):
         positions = (take(table_Nn[None])[:, None] for table_Nn in tables)
         dtype = self.config.compute_dtype
         q, k, v = self.self_attention.project(modulate(take(x_BNC), modulation[0], modulation[2]), *positions)
-        new = to_storage(k.astype(dtype)), to_storage(v.astype(dtype))
-        keys, values = (from_storage(jnp.concatenate(each, 2)) for each in zip(*past, new, strict=True))
-        attended = attend(q, keys, values, dtype)
+        (keys, values, count), cache = remember((to_storage(k.astype(dtype)), to_storage(v.astype(dtype))))
+        attended = attend(q, from_storage(keys), from_storage(values), dtype, count=count)
         by_self_attention = fill(self.self_attention.merge(attended) * gamma1[:, None])
         x_BNC += by_self_attention
         take, fill = choose(x_BNC, CROSS_ATTENTION)
@@ -259,7 +191,7 @@ class Block(nn.Module):
         x_BNC += by_cross_attention
         take, fill = choose(x_BNC, FEED_FORWARD)
         by_ffn = fill(self.ffn(modulate(take(x_BNC), modulation[1], modulation[3])) * gamma2[:, None])
-        return x_BNC + by_ffn, new, (by_self_attention, by_cross_attention, by_ffn)
+        return x_BNC + by_ffn, cache, (by_self_attention, by_cross_attention, by_ffn)
 
     def text_keys_values(self, context_BTC: jax.Array) -> KeysValues:
         """Computes keys and values of the text for the cross-attention, as `CrossAttention.keys_values` does."""

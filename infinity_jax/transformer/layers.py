@@ -41,8 +41,11 @@ ADALN_INIT, GAMMA_INIT = 1e-3, 5e-6
 
 
 def weight_init(config: TransformerConfig, factor: float = 1.0) -> Callable:
-    """Makes a truncated normal of deviation `factor` * sqrt(1 / C / 3): fresh weights and embeddings."""
-    return nn.initializers.truncated_normal(factor * math.sqrt(1 / config.width / 3))
+    """Makes a normal of deviation `factor` * sqrt(1 / C / 3): fresh weights and embeddings.
+
+    The release truncates it at -2 and 2, far outside: not at twice the deviation (docs/recipe.md).
+    """
+    return nn.initializers.normal(factor * math.sqrt(1 / config.width / 3))
 
 
 def output_init(config: TransformerConfig) -> Callable:
@@ -50,12 +53,15 @@ def output_init(config: TransformerConfig) -> Callable:
     return weight_init(config, 1 / math.sqrt(2 * config.layers))
 
 
-def adaln_init(config: TransformerConfig) -> Callable:
-    """Makes the initialiser of [..., 6, C]: small rows gamma1, gamma2, then scale1, scale2, shift1, shift2."""
+def adaln_table_init(config: TransformerConfig) -> Callable:
+    """Makes the initialiser of a block's table [6, C]: small rows gamma1, gamma2, then scale1, scale2, shift1, shift2.
+
+    The map that all blocks share is not small at first (docs/recipe.md).
+    """
 
     def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         factors = jnp.array([GAMMA_INIT] * 2 + [ADALN_INIT] * 4, dtype)[:, None]
-        return weight_init(config)(key, shape, dtype) * factors
+        return nn.initializers.normal(config.width**-0.5)(key, shape, dtype) * factors
 
     return init
 
@@ -64,6 +70,14 @@ class Operand(nn.LogicallyPartitioned):
     """Boxes a parameter that its module reads only as an operand of products, rounded to `operand_dtype`."""
 
     operand_dtype: str = flax.struct.field(default="float32", pytree_node=False)
+
+
+def caption_init(channels: int) -> Callable:
+    """Makes the initialiser of the empty caption [rows, channels]: a normal of 1.2, cut at 2, over sqrt(channels)."""
+    deviation = 1.2
+    return nn.initializers.truncated_normal(
+        deviation * channels**-0.5, lower=-2 / deviation, upper=2 / deviation
+    )
 
 
 def parameter(

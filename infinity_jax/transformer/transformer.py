@@ -15,9 +15,11 @@ from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.attention import attend
 from infinity_jax.transformer.block import INPUT, Block, Condition
 from infinity_jax.transformer.heads import BitHead, IndexHead
-from infinity_jax.transformer.layers import LINEAR, NORM_EPS, Dense, adaln_init, parameter, weight_init
+from infinity_jax.transformer.layers import LINEAR, NORM_EPS, Dense, caption_init, parameter, weight_init
 
 SCALE_ROWS = 15
+# Operands of the maps that make the condition and the residual stream and cost nothing, whatever `compute_dtype` is.
+FLOAT32 = "float32"
 
 
 class AttentivePool(nn.Module):
@@ -40,7 +42,7 @@ class AttentivePool(nn.Module):
         q = jnp.broadcast_to(query[None, :, None] / math.sqrt(head), (batch, heads, 1, head))
         k, v = (jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in (k, v))
         pooled = attend(q, k, v, dtype, mask_BT[:, None, None, :])
-        out = Dense((c.width, c.width), ("merged_heads", "embed"), init, dtype, name="out")
+        out = Dense((c.width, c.width), ("merged_heads", "embed"), init, FLOAT32, name="out")
         return out(pooled.reshape(-1, c.width))
 
 
@@ -52,8 +54,8 @@ class TextCondition(nn.Module):
     def setup(self):
         c = self.config
         rows = (c.text_length, c.text_channels)
-        table_init = nn.initializers.truncated_normal(math.sqrt(1 / c.text_channels))
-        self.empty_caption = parameter(self, "empty_caption", table_init, rows, ("text_rows", "text"))
+        init = caption_init(c.text_channels)
+        self.empty_caption = parameter(self, "empty_caption", init, rows, ("text_rows", "text"))
         self.norm_scale = parameter(self, "norm_scale", nn.initializers.ones, (c.text_channels,), ("text",))
         self.pool = AttentivePool(c)
         init, dtype = weight_init(c), c.compute_dtype
@@ -89,7 +91,7 @@ class Transformer(nn.Module):
         c = self.config
         self.text = TextCondition(c)
         self.shared_adaln = Dense(
-            (c.width, 6, c.width), ("embed", "adaln", "embed_out"), adaln_init(c), c.compute_dtype
+            (c.width, 6, c.width), ("embed", "adaln", "embed_out"), weight_init(c), FLOAT32
         )
         self.start_position = parameter(self, "start_position", weight_init(c), (c.width,), ("embed",))
         # The rows: one for each scale, or one for each of its tokens.
@@ -100,7 +102,7 @@ class Transformer(nn.Module):
         else:
             shape = (learned.length, c.width)
             self.position_embedding = parameter(self, "position_embedding", weight_init(c), shape, axes)
-        self.embed_bits = Dense((c.bits, c.width), ("bits", "embed"), weight_init(c), c.compute_dtype)
+        self.embed_bits = Dense((c.bits, c.width), ("bits", "embed"), weight_init(c), FLOAT32)
         if c.head == "bits":
             self.bit_head = BitHead(c)
         else:

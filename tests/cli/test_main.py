@@ -109,12 +109,12 @@ def test_sampling_options(command):
     words = ["--seed", "3", "--cfg", "1,2.5", "--tau", "0.5", "--top-p", "0.9", "--aspect-ratio", "3:2"]
     words += ["--negative-prompt", "dog", "--guidance", "pyramid", "--pruning", "fastvar", "--budget", "1M"]
     words += ["--unguided-scales", "4,5", "--reuse-guidance", "--checkpoint", "c", "--mesh", "data=8"]
-    words += ["--rules", "dp", "--batch", "64", "--no-scan-layers", "--skip-existing", "--out", "o"]
+    words += ["--rules", "dp", "--batch", "64", "--skip-existing", "--out", "o"]
     assert cli.main(["sample", "red heart", "cat", *words]) == 0
     assert got == {
         "request": SampleRequest(["red heart", "cat"], range(3, 5), ["dog", "dog"], "3:2", "1M", 64),
         "out": "o",
-        "system": SystemOptions("c", "data=8", "dp", scan_layers=False),
+        "system": SystemOptions("c", "data=8", "dp"),
         "settings": {
             "cfg": (1.0, 2.5),
             "tau": (0.5,),

@@ -40,7 +40,7 @@ from infinity_jax.tokenizer import pyramid, resize
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.tokenizer.pyramid import to_tokenizer
 from infinity_jax.training import correction, tokenizer_losses
-from infinity_jax.transformer import block
+from infinity_jax.transformer.kernels import matmul as products
 from infinity_jax.transformer.rope2d import rope_table
 
 
@@ -238,7 +238,7 @@ def test_gradients(loss, models, folder):
 
 def test_bfloat16_between_products(folder, models, monkeypatch):
     """The form of TPUs and GPUs, forced on the CPU: the release's float32 logits and gradients up to rounding."""
-    monkeypatch.setattr(block, "between_products", lambda dtype: dtype)
+    monkeypatch.setattr(products, "platform", lambda: "tpu")
     for file in folder.of_kind("gradients")[:1]:
         forward, (name, given) = folder.forward_of(file), next(iter(file.info["losses"].items()))
         config, params = models.of(forward)[:2]

@@ -177,7 +177,7 @@ def sampler_config(file: GoldenFile, model: TransformerConfig, tokenizer: Tokeni
     layers = tuple(sorted(place for place in places if place < 0))
     mixed = {(True, True): "both", (True, False): "logits", (False, True): "features", (False, False): "none"}
     place = mixed[0 in places, bool(layers)] if guided else "none"
-    return SamplerConfig(model, tokenizer, file.schedule, place, layers)
+    return SamplerConfig(model, tokenizer, file.schedule, place, layers, decoder_dtype="float32")
 
 
 def sampler_inputs(file: GoldenFile) -> SamplerInputs:

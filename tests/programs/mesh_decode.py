@@ -20,7 +20,7 @@ import numpy as np
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import parse_mesh
-from infinity_jax.tokenizer import strips
+from infinity_jax.tokenizer import decoder_memory, strips
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.tools.planning import hlo_costs
 
@@ -42,8 +42,11 @@ def main(out: str, meshes: list[str]) -> None:
         config = parse_mesh(shape)
         layout = sharding.layout_of(config, devices=jax.devices()[: config.devices])
         arguments = jax.device_put(params, layout.of(boxed)), jax.device_put(codes, layout.batch(len(codes)))
-        for form, most in {"strips": 0, "pictures": strips.largest_map(TOKENIZER.config, (4, 6))}.items():
-            strips.CPU = strips.Memory(plain=most, held=2**16, strip=2**12)
+        for form, most in {
+            "strips": 0,
+            "pictures": strips.largest_map(TOKENIZER.config, (4, 6), "float32"),
+        }.items():
+            decoder_memory.CPU = decoder_memory.Memory(plain=most, held=2**16, strip=2**12)
             # A new function, so that it is traced with this memory.
             run = jax.jit(layout.traced(lambda *args: decode(*args)), out_shardings=layout.batch(len(codes)))
             program = run.lower(*arguments).compile()

@@ -108,7 +108,23 @@ def run(
         state, metrics = step_fn(state, data, jax.random.key(0))
         results.append([metrics["loss"], metrics["gradient_norm"]])
     assert jax.tree.map(lambda x: x.sharding, state) == step.shardings
+    state = skip_a_step(
+        state, lambda data, key: step_fn(state, jax.device_put(data, layout.batch(BATCH)), key)
+    )
     return numbers_of(state) | moved | {"metrics": np.asarray(results, np.float32)}
+
+
+def skip_a_step(state: TrainState, step_fn) -> TrainState:
+    """Takes a step with one picture, so on one device, whose text is not finite: nothing changes on any."""
+    before, broken = numbers_of(state), batch(STEPS)
+    broken["text"][5] = np.nan
+    after, metrics = step_fn(broken, jax.random.key(0))
+    assert not np.isfinite(metrics["gradient_norm"])
+    assert (int(after.step), int(metrics["skipped_steps"]), int(after.skipped.in_a_row)) == (STEPS + 1, 1, 1)
+    for copies in jax.tree.leaves(after.skipped):
+        assert all(int(copy.data) == 1 for copy in copies.addressable_shards)
+    jax.tree.map(np.testing.assert_array_equal, numbers_of(after), before)
+    return after
 
 
 if __name__ == "__main__":

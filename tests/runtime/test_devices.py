@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
-from infinity_jax.runtime.devices import on_each_device, platform
+from infinity_jax.runtime.devices import multiplies_bfloat16, on_each_device, platform
 from infinity_jax.runtime.mesh import MESH_AXES
 from infinity_jax.runtime.sharding import Layout, rules_named
 
@@ -34,3 +34,18 @@ def test_platform_without_devices_is_that_of_the_process():
 
 def test_a_kernel_is_left_alone_outside_a_mesh():
     assert on_each_device(np.negative, [("batch",)], ("batch",)) is np.negative
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("processor : 0\nflags\t\t: fpu avx2 avx512_bf16 fsrm\n", True),
+        ("processor : 0\nflags\t\t: fpu avx2 avx512f\nbugs : bf16\n", False),
+        ("processor : 0\nFeatures\t: fp asimd bf16\n", True),
+        ("processor : 0\n", False),
+    ],
+)
+def test_a_processor_that_multiplies_bfloat16_says_so(text, expected, tmp_path):
+    (tmp_path / "cpuinfo").write_text(text)
+    assert multiplies_bfloat16(tmp_path / "cpuinfo") == expected
+    assert not multiplies_bfloat16(tmp_path / "missing")

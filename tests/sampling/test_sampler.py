@@ -14,9 +14,10 @@ from helpers.drawing import draw_settings, for_all, sampler_inputs
 from infinity_jax import scales
 from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.sampling import bits, guidance, reference, sampler
+from infinity_jax.sampling import bits, guidance, kv_cache, reference, sampler
 from infinity_jax.sampling.bits import draw_bits
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
+from infinity_jax.sampling.token_pruning import TokenPruning
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import bsq, pyramid, resize
 from infinity_jax.tokenizer.model import Tokenizer
@@ -121,9 +122,19 @@ def test_cached_logits_are_those_of_the_full_pass(params, inputs):
     np.testing.assert_allclose(jnp.concatenate(differences, 1), expected, atol=1e-4)
 
 
-def test_layers_compiled_one_by_one_draw_the_same(params, inputs):
-    one_by_one = dataclasses.replace(CONFIG, scan_layers=False)
-    (_, expected), (_, found) = (draw_and_differences(c, params, inputs) for c in (CONFIG, one_by_one))
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"unguided_scales": (1, 3)}, {"pruning": TokenPruning(((2, 0.5), (3, 0.25)), (1, 1))}],
+    ids=["plain", "unguided", "pruned"],
+)
+def test_layers_with_weights_of_their_own_draw_the_same(params, inputs, monkeypatch, changes):
+    """As of large models on CPUs and GPUs."""
+    scanned = dataclasses.replace(CONFIG, **changes)
+    # Another config, so that nothing compiled before is used.
+    one_by_one = dataclasses.replace(scanned, feature_layers=(-1,))
+    _, expected = draw_and_differences(scanned, params, inputs)
+    monkeypatch.setattr(kv_cache, "_MANY_BYTES", 0)
+    _, found = draw_and_differences(one_by_one, params, inputs)
     np.testing.assert_allclose(jnp.concatenate(found, 1), jnp.concatenate(expected, 1), atol=1e-5)
 
 
@@ -211,23 +222,32 @@ def test_the_cache_holds_all_scales_but_the_last(params, inputs, dtype, size):
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, compute_dtype=dtype))
 
     def last_state(params, inputs):
+        params = sampler.rounded(config.model, params)
         state, prepared = sampler.empty_state(config, 3), sampler.prepare(config, params, inputs)
         for k in range(SCHEDULE.n_scales):
             _, state = sampler.draw_scale(config, params, inputs, prepared, state, k)
         return state.caches, state.running_sum_BHWd
 
-    ((cache, _),), running_sum = jax.eval_shape(last_state, params, inputs)
-    assert [keys.shape for keys, _ in cache] == [(2, 6, 4, n, 16) for n in SCHEDULE.tokens[:-1]]
-    assert [values.shape for _, values in cache] == [keys.shape for keys, _ in cache]
+    (cache,), running_sum = jax.eval_shape(last_state, params, inputs)
+    assert sum(SCHEDULE.tokens[:-1]) == 11  # in places for a multiple of 8
+    assert [x.shape for x in cache.past] == [(2, 6, 4, 16, 16)] * 2
     assert {x.dtype.itemsize for x in jax.tree.leaves(cache)} == {size}
     assert running_sum.shape == (3, 4, 4, 6)
 
 
-def test_rounding_the_parameters_before_changes_nothing(params, inputs):
+@pytest.mark.parametrize("scanned", [True, False])
+def test_rounding_the_parameters_before_changes_nothing(params, inputs, monkeypatch, scanned):
+    monkeypatch.setattr(kv_cache, "are_scanned", lambda config: scanned)
     low = dataclasses.replace(MODEL, compute_dtype="bfloat16")
-    config = dataclasses.replace(CONFIG, model=low)
+    config = dataclasses.replace(CONFIG, model=low, feature_layers=(int(scanned),))  # compiled for each
     before = sampler.rounded(low, params)
-    assert jax.tree.map(jnp.shape, before) == jax.tree.map(jnp.shape, params)
+    blocks = (
+        before["blocks"] if scanned else jax.tree.map(lambda *of_each: jnp.stack(of_each), *before["blocks"])
+    )
+    assert blocks["self_attention"]["query_key_value"]["kernel"].shape == (2, 64, 3, 4, 16)
+    assert sum(x.size for x in jax.tree.leaves(blocks)) == 2 * 2 * 64 + sum(  # keys get biases
+        x.size for x in jax.tree.leaves(params["blocks"])
+    )
     assert jax.tree.all(jax.tree.map(lambda a, b: a is b, sampler.rounded(low, before), before))
     jax.tree.map(np.testing.assert_array_equal, draw(config, params, inputs), draw(config, before, inputs))
 

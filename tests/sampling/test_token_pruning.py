@@ -21,7 +21,7 @@ from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import pyramid, resize
 from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.transformer.attention import attend
-from infinity_jax.transformer.block import Block, Condition
+from infinity_jax.transformer.block import Block, Condition, Seen
 from infinity_jax.transformer.layers import modulate
 
 SCHEDULE = ScaleSchedule(((1, 1), (2, 2), (3, 3), (4, 4), (5, 4)), (5, 4))
@@ -79,12 +79,17 @@ def test_a_pruned_block_runs_chosen_tokens_and_fills_the_others_with_resized_upd
         return jnp.asarray(random.standard_normal(shape), jnp.float32)
 
     condition = Condition(array(2, 64), array(2, 6, 64), array(2, 5, 64), jnp.ones((2, 5), bool))
-    past = [(array(2, 4, 14, 16), array(2, 4, 14, 16))]
+    past = array(2, 4, 14, 16), array(2, 4, 14, 16)
     fillings, x_BNC = tuple(array(2, 9, 64) for _ in range(3)), array(2, 16, 64)
     bound = block.bind({"params": of_layer})
     text_kv = bound.text_keys_values(condition.context_BTC)
     choose = pivotal_tokens(kept, (4, 4), (3, 3), fillings)
-    after, new, updates = bound.step(x_BNC, past, text_kv, condition, scale, choose)
+
+    def remember(new):
+        keys, values = (jnp.concatenate(each, 2) for each in zip(past, new, strict=True))
+        return Seen(keys, values, 14 + kept), new
+
+    after, new, updates = bound.step(x_BNC, remember, text_kv, condition, scale, choose)
     np.testing.assert_allclose(after, x_BNC + sum(updates), rtol=1e-5, atol=1e-6)
 
     def picked(x_BNC, chosen_Bn):
@@ -106,7 +111,7 @@ def test_a_pruned_block_runs_chosen_tokens_and_fills_the_others_with_resized_upd
         q, k, v = bound.self_attention.project(modulate(x_BNC, scale1, shift1), *tables)
         q, k, v = (jnp.take_along_axis(x, chosen_Bn[:, None, :, None], 2) for x in (q, k, v))
         np.testing.assert_allclose(new[0], k, rtol=1e-4, atol=1e-5)
-        keys, values = (jnp.concatenate([old, x], 2) for old, x in zip(past[0], (k, v), strict=True))
+        keys, values = (jnp.concatenate([old, x], 2) for old, x in zip(past, (k, v), strict=True))
         return bound.self_attention.merge(attend(q, keys, values, "float32")) * gamma1[:, None]
 
     check(0, x_BNC, self_attention)
@@ -145,6 +150,7 @@ def test_the_cache_holds_the_tokens_that_ran(params, inputs):
     config = dataclasses.replace(CONFIG, pruning=pruning, unguided_scales=(1, 3))
 
     def states(params, inputs):
+        params = sampler.rounded(config.model, params)
         state, prepared, all_states = (
             sampler.empty_state(config, 2),
             sampler.prepare(config, params, inputs),
@@ -156,11 +162,9 @@ def test_the_cache_holds_the_tokens_that_ran(params, inputs):
         return all_states
 
     first, *_, caches = jax.eval_shape(states, params, inputs)
-    shapes = [[keys.shape for keys, _ in part.past] for part in caches]
-    tokens = [(1, 4, 9, 16), (1, 4, 5, 4), (1, 4, 9, 16)]
-    assert shapes == [
-        [(layers, 4, 4, n, 16) for n in of_part] for layers, of_part in zip((1, 2, 1), tokens, strict=True)
-    ]
+    # 1 + 4 + 9 + 16 tokens, or 1 + 4 + 5 + 4, in places for a multiple of 8.
+    places = [{x.shape for x in part.past} for part in caches]
+    assert places == [{(layers, 4, 4, n, 16)} for layers, n in ((1, 32), (2, 16), (1, 32))]
     # Both pruned scales are filled from 2x2, the last one that ran all tokens.
     assert pruning.source(2) == pruning.source(3) == 1
     assert first[1].updates is None and [x.shape for x in caches[1].updates] == [(2, 4, 4, 64)] * 3

@@ -111,3 +111,32 @@ def test_a_few_steps_on_one_batch_lower_the_loss(quantizer):
 def test_a_width_that_groupnorm_cannot_divide_is_refused():
     with pytest.raises(UserError, match="48 is not divisible by 32"):
         TokenizerConfig(base_width=48)
+
+
+@pytest.mark.parametrize("compute_dtype", ["float32", "bfloat16"])
+def test_gradients_are_the_same_whatever_is_computed_again(compute_dtype):
+    config = dataclasses.replace(SMALL, multipliers=(1, 2), compute_dtype=compute_dtype)
+    image = jax.random.uniform(jax.random.key(0), (2, 16, 16, 3), minval=-1)
+    schedule = ScaleSchedule(((1, 1), (2, 2)), (2, 2))
+    params = initial_params(Tokenizer(config), 16, 0)
+    gradients, programs = [], []
+    for remat in ("none", "block"):
+        tokenizer = Tokenizer(dataclasses.replace(config, remat=remat))
+
+        def loss(params, tokenizer=tokenizer):
+            made, _ = tokenizer.apply({"params": params}, image, schedule)
+            return jnp.mean((made - image) ** 2)
+
+        programs.append(str(jax.make_jaxpr(jax.grad(loss))(params)))
+        gradients.append(jax.tree.leaves(jax.jit(jax.grad(loss))(params)))
+    assert programs[0] != programs[1]
+    # Recomputed numbers are rounded as the compiler fuses them.
+    for plain, again in zip(*gradients, strict=True):
+        scale = float(jnp.abs(plain).max()) + 1e-6
+        assert jnp.abs(plain - again).max() < (1e-5 if compute_dtype == "float32" else 0.03) * scale
+
+
+def test_what_is_computed_again_is_no_part_of_a_fingerprint():
+    assert str(dataclasses.replace(SMALL, remat="block")) == str(SMALL)
+    with pytest.raises(UserError, match="dots"):
+        dataclasses.replace(SMALL, remat="dots")

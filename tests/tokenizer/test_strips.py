@@ -15,8 +15,9 @@ from helpers import paths
 from helpers.paths import PROGRAMS
 
 from infinity_jax.config import TokenizerConfig
-from infinity_jax.tokenizer import strip_rows, strips
+from infinity_jax.tokenizer import decoder_memory, group_norm, strips
 from infinity_jax.tokenizer.autoencoder import Decoder
+from infinity_jax.tokenizer.convolution import Arithmetic
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.training import flops
@@ -27,10 +28,10 @@ PATCHED = TokenizerConfig(
 )
 UNEQUAL = dataclasses.replace(CONFIG, decoder_multipliers=(2, 1, 3))
 # No room: strips of one or two rows, and all that can be is computed again.
-NOTHING = strips.Memory(plain=0, held=0, strip=0)
-EVERYTHING_HELD = strips.Memory(plain=0, held=2**30, strip=2**14)
-ONE_PICTURE = strips.Memory(plain=2**16, held=0, strip=0)
-SOME_HELD = strips.Memory(plain=0, held=2**18, strip=2**14)
+NOTHING = decoder_memory.Memory(plain=0, held=0, strip=0)
+EVERYTHING_HELD = decoder_memory.Memory(plain=0, held=2**30, strip=2**14)
+ONE_PICTURE = decoder_memory.Memory(plain=2**16, held=0, strip=0)
+SOME_HELD = decoder_memory.Memory(plain=0, held=2**18, strip=2**14)
 
 
 def params_and_codes(config: TokenizerConfig, shape: tuple[int, int, int]):
@@ -48,8 +49,11 @@ def plain(config: TokenizerConfig, params, codes) -> np.ndarray:
     return np.asarray(jax.jit(Decoder(config).apply)({"params": params}, codes))
 
 
-def in_strips(config: TokenizerConfig, params, codes, memory: strips.Memory) -> np.ndarray:
-    return np.asarray(jax.jit(lambda p, x: strips.decode(config, p, x, memory))(params, codes))
+def in_strips(
+    config: TokenizerConfig, params, codes, memory: decoder_memory.Memory, numbers: Arithmetic | None = None
+) -> np.ndarray:
+    numbers = numbers or Arithmetic.of(config)
+    return np.asarray(jax.jit(lambda p, x: strips.decode(config, p, x, numbers, memory))(params, codes))
 
 
 @pytest.mark.parametrize(
@@ -72,6 +76,16 @@ def test_the_same_numbers_as_the_plain_decoder(config, shape, memory):
     assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max()
 
 
+@pytest.mark.parametrize("memory", [NOTHING, SOME_HELD])
+def test_products_of_neighbours_are_the_same_sums(memory):
+    """Of few channels with all nine gathered, of many with those of a row."""
+    wide = dataclasses.replace(CONFIG, base_width=96)
+    params, codes = params_and_codes(wide, (2, 3, 4))
+    expected = plain(wide, params, codes)
+    ours = in_strips(wide, params, codes, memory, Arithmetic("float32", "float32", by_products=True))
+    assert np.abs(ours - expected).max() < 1e-5 * np.abs(expected).max()
+
+
 def test_bfloat16_differs_by_its_rounding_only():
     config = TokenizerConfig(**{**vars(CONFIG), "compute_dtype": "bfloat16"})
     params, codes = params_and_codes(config, (1, 4, 6))
@@ -84,8 +98,8 @@ def test_bfloat16_differs_by_its_rounding_only():
 def test_large_values_far_from_zero_keep_their_variance():
     """In one pass, sum of squares less square of the sum, float32 would lose it."""
     x = 1000 + jax.random.normal(jax.random.key(0), (2, 64, 16, 64))
-    by_strip = jax.vmap(strip_rows.moments)(jnp.stack(jnp.split(x, 8, 1)))
-    moments = strip_rows.joined(by_strip)
+    by_strip = jax.vmap(group_norm.moments)(jnp.stack(jnp.split(x, 8, 1)))
+    moments = group_norm.joined(by_strip)
     grouped = np.asarray(x, np.float64).reshape(2, 64 * 16, 32, 2)
     np.testing.assert_allclose(moments.mean, grouped.mean((1, 3)), rtol=1e-6)
     np.testing.assert_allclose(moments.variance, grouped.var((1, 3)), rtol=1e-3)
@@ -93,15 +107,15 @@ def test_large_values_far_from_zero_keep_their_variance():
 
 def test_small_pictures_are_decoded_at_once_and_large_ones_in_strips(monkeypatch):
     config = TokenizerConfig()
-    assert strips.largest_map(config, (16, 16)) == 256 * 256 * 256 * 4
+    assert strips.largest_map(config, (16, 16), "float32") == 256 * 256 * 256 * 4
     for shape, memory, expected in (
-        ((1, 16, 16, 32), strips.CPU, False),
-        ((2, 16, 16, 32), strips.CPU, True),
-        ((1, 64, 64, 32), strips.CPU, True),
-        ((1, 64, 64, 32), strips.ACCELERATOR, False),
-        ((2, 64, 64, 32), strips.ACCELERATOR, True),
+        ((1, 16, 16, 32), decoder_memory.CPU, False),
+        ((2, 16, 16, 32), decoder_memory.CPU, True),
+        ((1, 64, 64, 32), decoder_memory.CPU, True),
+        ((1, 64, 64, 32), decoder_memory.ACCELERATOR, False),
+        ((2, 64, 64, 32), decoder_memory.ACCELERATOR, True),
     ):
-        assert strips.needed(config, shape, memory) == expected, (shape, memory)
+        assert strips.needed(config, shape, Arithmetic.of(config), memory) == expected, (shape, memory)
 
     params, codes = params_and_codes(CONFIG, (2, 4, 3))
     expected = plain(CONFIG, params, codes)

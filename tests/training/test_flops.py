@@ -57,8 +57,19 @@ def test_the_decoder_by_hand():
     square = 9 * 64 * 64
     at_coarse = 9 * 4 * 64 + 2 * 2 * square + 2 * square  # in, middle, up_1
     at_fine = (
-        square + (9 * 64 * 32 + 9 * 32 * 32 + 64 * 32) + 9 * 32 * 3
+        4 * 64 * 64 + (9 * 64 * 32 + 9 * 32 * 32 + 64 * 32) + 9 * 32 * 3
     )  # upsampled, up_0 with shortcut, out
     assert flops.decoder_flops(config, (3, 2)) == 2 * (coarse * at_coarse + fine * at_fine)
     half_as_wide = dataclasses.replace(config, multipliers=(3, 1), decoder_multipliers=(1, 2))
     assert flops.decoder_flops(half_as_wide, (3, 2)) == flops.decoder_flops(config, (3, 2))
+
+
+def test_the_encoder_by_hand():
+    config = TokenizerConfig(bits=4, base_width=32, multipliers=(1, 2), encoder_blocks=1)
+    coarse, fine = 3 * 2, 6 * 4
+    square = 9 * 64 * 64
+    at_fine = 9 * 3 * 32 + 2 * 9 * 32 * 32  # in, down_0
+    at_coarse = 9 * 32 * 32 + (9 * 32 * 64 + square + 32 * 64) + 2 * 2 * square + 9 * 64 * 4
+    assert flops.encoder_flops(config, (3, 2)) == 2 * (coarse * at_coarse + fine * at_fine)
+    both = flops.encoder_flops(config, (3, 2)) + flops.decoder_flops(config, (3, 2))
+    assert flops.tokenizer_train_flops(config, (3, 2)) == 3 * both

@@ -89,6 +89,28 @@ def test_average_follows_the_parameters_with_a_decay_that_warms_up():
     assert int(state.step) == 30
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf, 1e30])
+def test_a_step_whose_gradient_is_not_finite_changes_nothing_but_the_counts(number):
+    """The norm of gradients of 1e30 is infinite in float32: clipped by it they would be zero."""
+    optimiser = optim.make_optimiser(optim.OptimConfig(), 10)
+    state = train_state.create({"w": jnp.ones((2, 2)), "b": jnp.ones(2)}, optimiser, ema=True)
+    good = jax.tree.map(jnp.ones_like, state.params)
+    bad = {**good, "w": good["w"].at[1, 1].set(number)}
+    step = jax.jit(lambda state, grads: train_state.apply_gradients(state, grads, optimiser, 0.9))
+    state = step(state, good)
+    counts = []
+    for grads in (bad, bad, good, bad):
+        new = step(state, grads)
+        if grads is bad:
+            for part in ("params", "opt_state", "ema_params"):
+                jax.tree.map(np.testing.assert_array_equal, getattr(new, part), getattr(state, part))
+        else:
+            assert (new.params["w"] != state.params["w"]).all()
+        state = new
+        counts.append((int(state.step), int(state.skipped.steps), int(state.skipped.in_a_row)))
+    assert counts == [(2, 1, 1), (3, 2, 2), (4, 2, 0), (5, 3, 1)]
+
+
 def test_without_an_average_none_is_kept():
     optimiser = optax.sgd(1.0)
     state = train_state.create({"w": jnp.zeros(1)}, optimiser, ema=False)

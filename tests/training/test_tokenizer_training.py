@@ -21,6 +21,7 @@ from infinity_jax.training import discriminator, optim, train_tokenizer
 from infinity_jax.training import state as train_state
 from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.training.state import TrainStep
+from infinity_jax.training.tokenizer_losses import quantizer_loss
 from infinity_jax.training.tokenizer_step import (
     ADVERSARIAL,
     Adversary,
@@ -60,32 +61,85 @@ def adversarial(config: DiscriminatorConfig, loss=PLAIN_LOSS):
     return jax.jit(function), jax.jit(step.new_state)()
 
 
+@functools.cache
+def tokenizer_step(scales: TrainingScales):
+    """The jitted step of a small system without an adversary, and its first state."""
+    optimiser = optim.make_optimiser(OPTIM, 100)
+    loss = TokenizerLossConfig()
+    function = make_train_step(TOKENIZER, loss, OPTIM, optimiser, {SIDE: scales}, l1_of_means)
+    layout = sharding.layout_from_config(sharding.MeshSection())
+    new_state = train_state.new_state(
+        lambda: model.initial_variables(TOKENIZER, SIDE, 0), optimiser, True, layout
+    )
+    return jax.jit(function), jax.jit(new_state[0])()
+
+
 def batch(seed=0):
     image = np.random.default_rng(seed).integers(0, 256, (4, SIDE, SIDE, 3), np.uint8)
     return {"image": image, ADVERSARIAL: np.ones(4, bool)}
 
 
-def test_the_last_scale_is_always_kept_and_others_by_chance():
+def test_each_picture_keeps_its_first_and_last_scale_and_others_by_chance():
     scales = training_scales("dense", make_schedule("64px"), drop=0.3, short=0)
     assert scales.schedule.sizes == tuple((n, n) for n in range(1, 9))
-    kept = np.array([scales.draw_kept(jax.random.key(0), jnp.int32(step)) for step in range(200)])
-    assert kept[:, -1].all()
-    assert (abs(kept[:, :-1].mean(0) - 0.7) < 0.12).all()
+    kept = np.asarray(scales.draw_kept(jax.random.key(0), jnp.int32(3), batch=400))
+    assert kept[:, (0, -1)].all()
+    assert (abs(kept[:, 1:-1].mean(0) - 0.7) < 0.1).all()
+    assert not np.array_equal(kept, scales.draw_kept(jax.random.key(0), jnp.int32(4), batch=400))
 
 
-def test_half_of_the_batches_use_a_short_schedule():
+def test_half_of_the_pictures_use_a_short_schedule():
     scales = training_scales("short", make_schedule("0.25M"), drop=0.5, short=7)
-    kept = np.array([scales.draw_kept(jax.random.key(0), jnp.int32(step)) for step in range(300)])
+    kept = np.asarray(scales.draw_kept(jax.random.key(0), jnp.int32(0), batch=600))
     counts = collections.Counter(kept.sum(1).tolist())
-    assert counts.keys() == {7, 10} and abs(counts[7] / 300 - 0.5) < 0.1
-    assert kept[:, -1].all()
+    assert counts.keys() == {7, 10} and abs(counts[7] / 600 - 0.5) < 0.1
+    assert kept[:, (0, -1)].all()
     short = kept[kept.sum(1) == 7]
-    assert (abs(short[:, :-1].mean(0) - 6 / 9) < 0.15).all()
+    assert (abs(short[:, 1:-1].mean(0) - 5 / 8) < 0.15).all()
 
 
 def test_a_schedule_no_longer_than_the_short_one_is_whole():
     scales = training_scales("short", make_schedule("0.06M"), drop=0.5, short=7)
-    assert all(scales.draw_kept(jax.random.key(0), jnp.int32(step)).all() for step in range(20))
+    assert scales.draw_kept(jax.random.key(0), jnp.int32(0), batch=20).all()
+
+
+def test_a_schedule_of_one_or_two_scales_is_whole():
+    for scale_count in (1, 2):
+        scales = TrainingScales(dense_schedule(scale_count), drop=0.99, short=2)
+        assert scales.draw_kept(jax.random.key(0), jnp.int32(0), batch=5).shape == (5, scale_count)
+        assert scales.draw_kept(jax.random.key(0), jnp.int32(0), batch=5).all()
+
+
+def test_the_quantiser_s_loss_is_a_mean_over_pictures_and_the_scales_they_use():
+    """A picture that does not use a scale has no part in that scale's loss, and each pair of both weighs the same."""
+    schedule = dense_schedule(4)
+    step, state = tokenizer_step(TrainingScales(schedule, drop=0.5))
+    image = batch()["image"]
+    keep_BK = np.asarray(
+        TrainingScales(schedule, drop=0.5).draw_kept(jax.random.key(0), jnp.int32(0), len(image))
+    )
+    assert not keep_BK.all()
+    _, made = TOKENIZER.apply({"params": state.params}, image / np.float32(127.5) - 1, schedule, keep_BK)
+    losses = [
+        quantizer_loss(z[kept], "bsq")
+        for z, kept in zip(made.projected, keep_BK.T, strict=True)
+        if kept.any()
+    ]
+    weights = [kept.sum() for kept in keep_BK.T if kept.any()]
+    _, metrics = step(state, {"image": image}, jax.random.key(0))
+    np.testing.assert_allclose(metrics["quantizer"], np.average(losses, weights=weights), rtol=1e-5)
+
+
+@pytest.mark.parametrize("quantizer", ["bsq", "lfq"])
+def test_a_scale_that_no_picture_uses_costs_nothing(quantizer):
+    z = jax.random.normal(jax.random.key(0), (2, 3, 3, 8))
+    loss, gradient = jax.value_and_grad(quantizer_loss)(z, quantizer, kept_B=jnp.zeros(2, bool))
+    assert np.isfinite(loss) and not gradient.any()
+    first, alone = (
+        quantizer_loss(x, quantizer, kept_B=kept)
+        for x, kept in ((z, jnp.array([True, False])), (z[:1], None))
+    )
+    np.testing.assert_allclose(first, alone, rtol=1e-6)
 
 
 def test_resolutions_are_drawn_alike_by_all_and_by_a_longer_run():
@@ -149,6 +203,26 @@ def test_an_adversarial_step_trains_both_networks(loss):
         )
     assert all(np.isfinite(value) for value in metrics.values())
     assert float(metrics["adversarial_weight"]) == pytest.approx(0.3)
+
+
+@pytest.mark.parametrize("broken", ["params", "adversary"])
+def test_both_networks_skip_a_step_in_which_one_has_a_gradient_that_is_not_finite(broken):
+    step, state = adversarial(DiscriminatorConfig(base_width=32, layers=1))
+    state, _ = step(state, batch(), jax.random.key(0))
+    nan = functools.partial(jax.tree.map, lambda x: x * jnp.nan)
+    if broken == "params":
+        state = dataclasses.replace(state, params=nan(state.params))
+    else:
+        state = dataclasses.replace(
+            state, adversary=dataclasses.replace(state.adversary, params=nan(state.adversary.params))
+        )
+    new, metrics = step(state, batch(1), jax.random.key(0))
+    assert not np.isfinite(metrics["discriminator" if broken == "adversary" else "gradient_norm"])
+    assert (int(new.step), int(new.adversary.step), int(new.skipped.steps)) == (2, 2, 1)
+    for part in ("params", "opt_state", "ema_params"):
+        jax.tree.map(np.testing.assert_array_equal, getattr(new, part), getattr(state, part))
+        mine, before = (getattr(each.adversary, part) for each in (new, state))
+        jax.tree.map(np.testing.assert_array_equal, mine, before)
 
 
 def test_the_discriminator_learns_to_tell_made_pictures():

@@ -19,8 +19,9 @@ from infinity_jax.scales import ScaleSchedule, make_schedule
 from infinity_jax.tools.convert.links import Buffer
 from infinity_jax.tools.convert.transformer_names import transformer_links
 from infinity_jax.training.transformer_losses import bit_loss
-from infinity_jax.transformer import block
+from infinity_jax.transformer import attention_layers
 from infinity_jax.transformer.attention import attend, block_causal_attention, block_causal_mask
+from infinity_jax.transformer.kernels import matmul as products
 from infinity_jax.transformer.kernels.matmul import matmul
 from infinity_jax.transformer.rope2d import rope_table, rotate, to_halves
 from infinity_jax.transformer.transformer import Transformer, draw_path_factors, init_params, init_variables
@@ -100,7 +101,7 @@ def test_bfloat16_is_close_to_float32(params, batch, float32_gradients):
 def test_bfloat16_between_products_is_close_to_float32(params, batch, float32_gradients, monkeypatch):
     """What TPUs and GPUs do: here forced on the CPU."""
     low = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
-    monkeypatch.setattr(block, "between_products", lambda dtype: dtype)
+    monkeypatch.setattr(products, "platform", lambda: "tpu")
     jax.clear_caches()
     seen = jax.make_jaxpr(
         lambda params: Transformer(low).apply(
@@ -132,7 +133,7 @@ def test_pairs_of_channels_are_those_of_the_release():
 def test_a_seed_gives_the_model_that_it_gave_with_neighbours_as_pairs(monkeypatch):
     """Its function is the same, so a run from scratch is too: the order of channels is all that differs."""
     now = init_params(CONFIG, jax.random.key(3), SCHEDULE)["blocks"]["self_attention"]
-    monkeypatch.setattr(block, "to_halves", lambda x: x)
+    monkeypatch.setattr(attention_layers, "to_halves", lambda x: x)
     before = init_params(CONFIG, jax.random.key(3), SCHEDULE)["blocks"]["self_attention"]
     for name in ("query", "key"):
         assert not np.array_equal(now[name]["kernel"], before[name]["kernel"])

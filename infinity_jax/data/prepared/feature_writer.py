@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from infinity_jax import scales
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data import batches, pictures
-from infinity_jax.data.encoded import features_on_device
+from infinity_jax.data.encoded import FeaturesOnDevice
 from infinity_jax.data.prepared import features, shards
 from infinity_jax.data.prepared import index as record_index
 from infinity_jax.data.prepared import writer as preparation
@@ -95,7 +94,7 @@ class _Maker:
         self._layout = sharding.layout_of(parse_mesh(f"fsdp={jax.device_count()}"))
         self._place = TextOnDevice(self._text, self._layout)
         self._text.place(self._place.layout)
-        self._features = features_on_device(self._tokenizer, self._layout)
+        self._features = FeaturesOnDevice(self._tokenizer, self._layout)
 
     def records(self, shard: Shard):
         """Yields the records of a shard with features in place of their pictures."""
@@ -110,9 +109,8 @@ class _Maker:
         records = batches.Computed(functools.partial(shards.read, shard.file), range(shard.count))
         for batch in batches.eval_batches(records, size, decode):
             placed = jax.device_put(batch["image"], self._layout.batch(size))
-            features_BhwC = np.asarray(self._features({"image": placed})["features"]).astype(
-                ml_dtypes.bfloat16
-            )
+            # Not rounded to bfloat16: some of the bits, signs of residuals, would be others.
+            features_BhwC = np.asarray(self._features({"image": placed})["features"], np.float32)
             captions = batch["captions"][batch["valid"]]
             for i, text in enumerate(self._text_features(list(captions))):
                 yield {

@@ -1,16 +1,20 @@
-"""Records that hold the features of the tokenizer and the text encoder in place of pictures, as bfloat16."""
+"""Records with features in place of pictures: the tokenizer's in float32, the text encoder's in bfloat16."""
 
 import random
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from absl import logging
 
 from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data import captions
 from infinity_jax.data.prepared.config import DataConfig
 from infinity_jax.errors import UserError
 from infinity_jax.text.encoder import TextEncoder
+
+# Key of their description: the type of the tokenizer's. Sets from before there was this key have bfloat16.
+DTYPE = "picture_features"
 
 
 def described(scales: str, tokenizer: TrainedTokenizer, text_encoder: TextEncoder) -> dict[str, Any]:
@@ -20,13 +24,17 @@ def described(scales: str, tokenizer: TrainedTokenizer, text_encoder: TextEncode
         "tokenizer": tokenizer.fingerprint,
         "text_encoder": f"{text_encoder.name} {text_encoder.fingerprint[:24]}",
         "text_length": text_encoder.max_length,
+        DTYPE: "float32",
     }
 
 
 def check(
     stored: Mapping[str, Any], config: DataConfig, tokenizer: TrainedTokenizer, text_encoder: TextEncoder
 ) -> None:
-    """Raises UserError unless features described by `found` are those that a run with these encoders would make."""
+    """Raises UserError unless features described by `stored` are those that a run with these encoders would make.
+
+    Those of older sets, which are rounded to bfloat16, are taken with a warning.
+    """
     needed = described(config.scales, tokenizer, text_encoder)
     keys = {
         "scales": "config.data.scales",
@@ -40,6 +48,12 @@ def check(
                 f"the features in {config.source} were made with {name} {stored.get(name)!r}, and {key} gives "
                 f"{needed[name]!r}; use what they were made with, or make them again: infinity-jax prepare --features"
             )
+    if stored.get(DTYPE, "bfloat16") != needed[DTYPE]:
+        logging.warning(
+            "the features in %s are rounded to bfloat16, as older versions stored them; about 2 in 1,000 of their bits "
+            "differ from those of the pictures. To have all right make them again: infinity-jax prepare --features",
+            config.source,
+        )
     if config.cut_captions:
         raise UserError(
             f"data.cut_captions is {config.cut_captions}, and features of whole captions cannot be cut; "
@@ -50,7 +64,7 @@ def check(
 def arrays(
     record: Mapping[str, Any], long_share: float, length: int, draw: random.Random
 ) -> dict[str, np.ndarray]:
-    """Returns a record's {features bfloat16 [h,w,d], text bfloat16 [T,C], text_mask bool [T]} for one of its captions.
+    """Returns a record's {features [h,w,d], text bfloat16 [T,C], text_mask bool [T]} for one of its captions.
 
     Args:
       long_share: probability of the long caption where there are both.

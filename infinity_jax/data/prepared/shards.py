@@ -14,10 +14,11 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 
-# Each record by itself, so that any one is read alone; pictures and bf16 features hardly become smaller.
+# Each record by itself, so that any one is read alone; pictures and features hardly become smaller.
 _WRITER = "group_size:1,uncompressed"
 _OPEN_READERS = 256
-_ARRAY = "bfloat16"
+# The types of arrays in records; an array's is the key under which its bytes stand.
+_ARRAYS = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype(np.float32)}
 
 
 def shard_name(ratio: str) -> str:
@@ -71,7 +72,7 @@ def _reader(file: str) -> Any:
 
 
 def pack(record: Mapping[str, Any]) -> bytes:
-    """Packs a record into bytes: text, bytes, numbers, lists and dicts of them, and bfloat16 arrays."""
+    """Packs a record into bytes: text, bytes, numbers, lists and dicts of them, bfloat16 and float32 arrays."""
     packed = msgpack.packb(dict(record), default=_pack_array)
     assert isinstance(packed, bytes)
     return packed
@@ -84,12 +85,14 @@ def unpack(content: bytes) -> dict[str, Any]:
 
 def _pack_array(value: Any) -> dict[str, Any]:
     array = np.asarray(value)
-    if array.dtype != ml_dtypes.bfloat16:
-        raise TypeError(f"a record holds {array.dtype}; arrays in records are bfloat16")
-    return {_ARRAY: array.tobytes(), "shape": list(array.shape)}
+    name = str(array.dtype)
+    if name not in _ARRAYS:
+        raise TypeError(f"a record holds {name}; arrays in records are {' or '.join(_ARRAYS)}")
+    return {name: array.tobytes(), "shape": list(array.shape)}
 
 
 def _unpack_array(value: dict) -> Any:
-    if _ARRAY in value:
-        return np.frombuffer(value[_ARRAY], ml_dtypes.bfloat16).reshape(value["shape"])
+    for name, dtype in _ARRAYS.items():
+        if isinstance(value.get(name), bytes):
+            return np.frombuffer(value[name], dtype).reshape(value["shape"])
     return value

@@ -8,12 +8,12 @@ from typing import Protocol
 
 import jax
 import numpy as np
-from flax import linen as nn
 from jaxtyping import Shaped
 
 from infinity_jax.errors import UserError
 from infinity_jax.files.lazy_tensor import LazyTensor
 from infinity_jax.files.safetensors_writer import SafetensorsWriter
+from infinity_jax.transformer.layers import caption_init
 from infinity_jax.transformer.rope2d import to_halves, to_neighbours
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
@@ -76,7 +76,7 @@ class Link:
     def _fresh_rows(self, value: np.ndarray) -> np.ndarray:
         """Draws the rows that `value` lacks as in an untrained model, always the same ones."""
         missing, channels = max(0, self.shape[0] - len(value)), self.shape[1]
-        draw = nn.initializers.truncated_normal(math.sqrt(1 / channels))
+        draw = caption_init(channels)
         return np.asarray(draw(jax.random.key(0), (missing, channels)), value.dtype)
 
     def check_shape(self, shape: tuple[int, ...]) -> None:

@@ -1,13 +1,15 @@
-"""`infinity-jax compile`: the real train step or sampler, compiled ahead of time for devices that need not be here.
+"""`infinity-jax compile`: a real train step or the sampler, compiled ahead of time for devices that need not be here.
 
 Nothing runs: memory is what the compiler plans, FLOP and collectives are counted in the compiled program
 (`hlo_costs.py`), and times are estimates from peak rates (`chips.py`).
 """
 
 import dataclasses
+import functools
+import math
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,19 +17,26 @@ import jax
 from absl import logging
 
 from infinity_jax import config_files, scales
-from infinity_jax.config import TransformerConfig
+from infinity_jax.checkpoints.trained import tokenizer_shapes
+from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.chips import Chip
 from infinity_jax.runtime.compiled_step import planned_bytes
-from infinity_jax.runtime.devices import GIB
 from infinity_jax.runtime.mesh import parse_mesh
+from infinity_jax.runtime.sharding import Layout
 from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.tools.planning.chips import Target, find_target
-from infinity_jax.tools.planning.lowering import Program, lower_sampler, lower_train_step
-from infinity_jax.training import flops
+from infinity_jax.tools.planning.compile_report import in_words
+from infinity_jax.tools.planning.lowering import (
+    Program,
+    lower_sampler,
+    lower_tokenizer_step,
+    lower_train_step,
+)
+from infinity_jax.training import flops, train_tokenizer
 
 # For `--quick`: XLA's level EFFORT_O0, as a number because older jax takes no name; known for every kind of device.
 QUICK: Any = {"optimization_level": 9}
@@ -52,8 +61,8 @@ class Request:
     """
 
     config: str
-    size: str
-    budget: str
+    size: str | None
+    budget: str | None
     aspects: Mapping[str, float]
     topology: str
     slices: int
@@ -73,46 +82,107 @@ def main(request: Request, json_file: str) -> bool:
       UserError: something of the request is unknown or does not go together, or libtpu is missing.
     """
     r = request
-    values = config_files.load(f"{r.config}:{r.size},{r.budget}")
+    values = config_files.load(f"{r.config}:{r.size},{r.budget}" if r.size else r.config)
     atomic.check_target(Path(json_file), "--json", r.config)
-    if r.sampler and r.microbatches:
-        raise UserError("--microbatches is of the train step; leave it out with --sampler")
-    model = from_dict(TransformerConfig, values.model, "model")
-    model = dataclasses.replace(model, remat=model.remat if r.remat is None else r.remat)
     target = find_target(r.topology, r.slices)
-    mesh = r.mesh or str(values.mesh.shape) or f"fsdp={len(target.devices)}"
-    mesh_config = parse_mesh(mesh, r.slices)
-    rules = r.rules or sharding.least_rules(mesh_config)
-    layout = sharding.layout_of(mesh_config, rules, model, target.devices)
-    default = mesh_config.data * mesh_config.fsdp if r.sampler else values.train.batch_size
-    pictures: int = r.batch or default
-    parts: int = 1 if r.sampler else r.microbatches or values.train.microbatches
-    shapes = []
-    for aspect, share in r.aspects.items():
-        schedule = scales.make_schedule(r.budget, aspect)
-        if r.sampler:
-            program = lower_sampler(values, r.size, model, schedule, pictures, layout)
-        else:
-            program = lower_train_step(values, r.size, model, schedule, pictures, parts, layout)
-        shapes.append({"aspect": aspect, "share": share, **compile_and_count(program, target, r.quick)})
+    planned = (_of_transformer if r.size else _of_tokenizer)(r, values, target)
+    shapes = [
+        {"aspect": aspect, "share": share, **compile_and_count(lower(), target, r.quick)}
+        for aspect, share, lower in planned.shapes
+    ]
     report = {
-        "program": "sampler" if r.sampler else "train step",
+        "program": planned.program,
         **{name: getattr(r, name) for name in ("size", "budget", "topology", "slices")},
-        "mesh": mesh,
-        "rules": rules,
-        "batch": pictures,
-        "microbatches": parts,
-        "remat": model.remat,
+        **planned.about,
         "quick": r.quick,
-        "parameters": flops.parameter_count(model),
         "devices": len(target.devices),
         "device_memory_bytes": target.memory,
         **combine(shapes, target),
         "shapes": shapes,
     }
-    print(describe(report))
+    print(in_words(report))
     atomic.write_json(Path(json_file), report)
     return report["fits"]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """Programs to compile, and what the report says of all of them.
+
+    Attributes:
+      program: what it is.
+      about: entries of the report.
+      shapes: of pictures: their name, their share of the batches, and a function that lowers the program for them.
+    """
+
+    program: str
+    about: Mapping[str, Any]
+    shapes: Sequence[tuple[str, float, Callable[[], Program]]]
+
+
+def _mesh(
+    r: Request, values: Any, model: TransformerConfig | None, target: Target
+) -> tuple[dict, Any, Layout]:
+    """Returns what the report says of the mesh, the mesh and the layout on it."""
+    mesh = r.mesh or str(values.mesh.shape) or f"fsdp={len(target.devices)}"
+    mesh_config = parse_mesh(mesh, r.slices)
+    rules = r.rules or sharding.least_rules(mesh_config)
+    layout = sharding.layout_of(mesh_config, rules, model, target.devices)
+    return {"mesh": mesh, "rules": rules}, mesh_config, layout
+
+
+def _of_transformer(r: Request, values: Any, target: Target) -> _Planned:
+    if r.budget is None:
+        raise UserError(f"--size {r.size} needs a --budget too, the stage of the config; add it, like 0.06M")
+    if r.sampler and r.microbatches:
+        raise UserError("--microbatches is of the train step; leave it out with --sampler")
+    model = from_dict(TransformerConfig, values.model, "model")
+    model = dataclasses.replace(model, remat=model.remat if r.remat is None else r.remat)
+    about, mesh, layout = _mesh(r, values, model, target)
+    pictures: int = r.batch or (mesh.data * mesh.fsdp if r.sampler else values.train.batch_size)
+    parts: int = 1 if r.sampler else r.microbatches or values.train.microbatches
+    size: Any = r.size
+
+    def lower(aspect: str) -> Program:
+        schedule = scales.make_schedule(str(r.budget), aspect)
+        if r.sampler:
+            return lower_sampler(values, size, model, schedule, pictures, layout)
+        return lower_train_step(values, size, model, schedule, pictures, parts, layout)
+
+    about |= {"batch": pictures, "microbatches": parts, "remat": model.remat}
+    about["parameters"] = flops.parameter_count(model)
+    shapes = [(aspect, share, functools.partial(lower, aspect)) for aspect, share in r.aspects.items()]
+    return _Planned("sampler" if r.sampler else "train step", about, shapes)
+
+
+def _of_tokenizer(r: Request, values: Any, target: Target) -> _Planned:
+    """Plans a tokenizer's step for each resolution of its config, or the one that --budget names."""
+    if "text" in values:
+        raise UserError(
+            f"{r.config} is no tokenizer's config; of a transformer's compile one --size, like 125m, at one --budget"
+        )
+    if r.sampler or r.microbatches or list(r.aspects) != ["1:1"]:
+        raise UserError("a tokenizer has no sampler, microbatches or aspects; leave out these options")
+    model = from_dict(TokenizerConfig, values.model, "model")
+    model = dataclasses.replace(model, remat=model.remat if r.remat is None else r.remat)
+    mix = train_tokenizer.resolution_mix(values.data.mix, values.data.scales, values.train.batch_size)
+    if r.budget is not None:
+        mix = {r.budget: r.batch or mix.get(r.budget, values.train.batch_size)}
+    elif r.batch is not None:
+        raise UserError(
+            f"--batch {r.batch} needs one --budget, of {', '.join(mix)}: each has a batch of its own"
+        )
+    about, _, layout = _mesh(r, values, None, target)
+
+    def lower(resolution: str, batch: int) -> Program:
+        return lower_tokenizer_step(values, model, resolution, batch, layout)
+
+    about |= {"batch": max(mix.values()), "microbatches": 1, "remat": model.remat}
+    about["parameters"] = sum(math.prod(x.shape) for x in jax.tree.leaves(tokenizer_shapes(model)))
+    shapes = [(name, 1.0, functools.partial(lower, name, batch)) for name, batch in mix.items()]
+    return _Planned(
+        "tokenizer's train step", {**about, "size": Path(r.config).name, "budget": ", ".join(mix)}, shapes
+    )
 
 
 def compile_and_count(program: Program, target: Target, quick: bool) -> dict[str, Any]:
@@ -204,32 +274,3 @@ def combine(shapes: Sequence[Mapping[str, Any]], target: Target) -> dict[str, An
         "estimated_mfu": None if seconds is None else model / (peak_rate * seconds),
         "compile_seconds": sum(shape["compile_seconds"] for shape in shapes),
     }
-
-
-def describe(report: Mapping[str, Any]) -> str:
-    """Writes the report for people."""
-    peak, memory = report["peak_bytes_per_device"], report["device_memory_bytes"]
-    used = "more than that" if peak is None else f"{peak / GIB:.3g} GiB"
-    lines = [
-        f"{report['program']} of {report['size']} ({report['parameters']:,} parameters) at {report['budget']}, "
-        f"batch {report['batch']} in {report['microbatches']} parts, remat {report['remat']}, on {report['devices']} "
-        f"devices ({report['slices']} x {report['topology']}) as {report['mesh']} with rules {report['rules']}",
-        f"memory per device: {used} of {memory / GIB:.4g} GiB: {'fits' if report['fits'] else 'DOES NOT FIT'}",
-    ]
-    if report["compiled_flops"] is not None:
-        sent = report["collective_bytes_by_kind"]
-        lines += [
-            f"  arguments {report['argument_bytes_per_device'] / GIB:.3g} GiB, "
-            f"temporaries {report['temporary_bytes_per_device'] / GIB:.3g} GiB",
-            f"FLOP: {report['compiled_flops']:.3e} compiled, {report['model_flops']:.3e} of the model by formula, "
-            f"ratio {report['compiled_over_model_flops']:.2f}",
-            f"sent per device: {report['collective_bytes'] / 1e9:.3g} GB: "
-            + ", ".join(f"{kind} {size / 1e9:.3g}" for kind, size in sent.items()),
-        ]
-    if report["estimated_step_seconds"] is not None:
-        bounds = ", ".join(f"{name} {s:.3g}" for name, s in report["estimated_bounds_seconds"].items())
-        lines.append(
-            f"estimate from peak rates, not a measurement: at least {report['estimated_step_seconds']:.3g} s a step "
-            f"({bounds}), at most {report['estimated_mfu']:.0%} MFU"
-        )
-    return "\n".join([*lines, f"compiled in {report['compile_seconds']:.1f} s"])

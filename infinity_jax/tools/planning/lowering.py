@@ -1,6 +1,6 @@
-"""The train step and the sampler of a config, lowered for a mesh from shapes alone: no array is made.
+"""The train steps and the sampler of a config, lowered for a mesh from shapes alone: no array of them is made.
 
-They are the very programs that `infinity-jax train` and `infinity-jax sample` run.
+They are the very programs that `infinity-jax train`, `train-tokenizer` and `sample` run.
 """
 
 import dataclasses
@@ -10,19 +10,23 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding
+from jax.sharding import NamedSharding, PartitionSpec
 
 from infinity_jax import presets, scales
 from infinity_jax.checkpoints import trained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.config_files import from_dict
+from infinity_jax.metrics.lpips import made_up_lpips
 from infinity_jax.runtime.sharding import Layout
 from infinity_jax.sampling.config import MIXED, SamplerConfig, SamplerInputs
 from infinity_jax.sampling.sampler import make_sampler, rounded
-from infinity_jax.training import flops
+from infinity_jax.training import flops, sections, train_tokenizer
+from infinity_jax.training.config import TokenizerTrainConfig, from_section
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
+from infinity_jax.training.tokenizer_step import ADVERSARIAL
 from infinity_jax.training.transformer_step import LossConfig, StepConfig, build_step
+from infinity_jax.transformer.joined_maps import JOINED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,14 +116,49 @@ def lower_sampler(
         trained.transformer_variables(model),
         trained.tokenizer_variables(tokenizer),
     )
-    params = jax.eval_shape(lambda params: rounded(model, params), nn.meta.unbox(variables))
-    params = _with_shardings(params, layout.of(variables))
+    params = jax.eval_shape(layout.traced(lambda params: rounded(model, params)), nn.meta.unbox(variables))
+    params = _with_shardings(params, _as_rounded(params, layout.of(variables)))
     tokenizer_params = _with_shardings(nn.meta.unbox(tokenizer_variables), layout.of(tokenizer_variables))
     sampler = SamplerConfig(model, tokenizer, schedule, mixed, (max(-5, -model.layers),))
     draw: Any = make_sampler(sampler, layout)
     drawn = (1 if mixed == "none" else 2) * flops.forward_flops(model, schedule, text).total
     decoded = flops.decoder_flops(tokenizer, schedule.times(tokenizer.patchify).last)
     return Program(draw.lower(params, tokenizer_params, inputs), batch * (drawn + decoded))
+
+
+def lower_tokenizer_step(
+    config: Any, model: TokenizerConfig, resolution: str, batch: int, layout: Layout
+) -> Program:
+    """Lowers the train step of `infinity-jax train-tokenizer`, with the adversary if the config has one.
+
+    Args:
+      config: a ConfigDict as configs/tokenizer.py makes it. For LPIPS no files are needed: its weights are made up.
+      model: the tokenizer.
+      resolution: scale preset of the pictures.
+      batch: pictures over all devices.
+      layout: the mesh, of devices that need not be here.
+    """
+    parts = sections.read(config, "train-tokenizer")
+    train = from_section(config.train, batch, TokenizerTrainConfig)
+    data = dataclasses.replace(parts["data"], scales=resolution, mix="")
+    _, scales_of = train_tokenizer.resolutions_of(data, model, parts["loss"], train)
+    adversary = train_tokenizer.adversary_of(config, parts["optim"], train, batch)
+    step_config = train_tokenizer.StepConfig(
+        model, parts["loss"], parts["optim"], train, scales_of, adversary
+    )
+    network = None
+    if parts["loss"].feature_network == "lpips":
+        network = made_up_lpips()
+    step = train_tokenizer.build_step(
+        step_config, train_tokenizer.feature_loss(parts["loss"], network), layout
+    )
+    ((side, of_side),) = scales_of.items()
+    split = layout.batch(batch)
+    arrays = {"image": _shape((batch, side, side, 3), "uint8", split)}
+    if adversary is not None:
+        arrays[ADVERSARIAL] = _shape((batch,), "bool", split)
+    lowered = step.jitted().lower(step.state_shapes(), arrays, jax.eval_shape(lambda: jax.random.key(0)))
+    return Program(lowered, batch * flops.tokenizer_train_flops(model, of_side.schedule.last))
 
 
 def _tokenizer(size: str, model: TransformerConfig) -> TokenizerConfig:
@@ -131,6 +170,22 @@ def _tokenizer(size: str, model: TransformerConfig) -> TokenizerConfig:
 
 def _shape(shape: Sequence[int], dtype: Any, sharding: NamedSharding) -> Any:
     return jax.ShapeDtypeStruct(tuple(shape), jnp.dtype(dtype), sharding=sharding)
+
+
+def _as_rounded(params: Any, shardings: Any) -> Any:
+    """Makes the shardings of the sampler's parameters (`rounded`) from those of the trained ones."""
+    blocks = dict(shardings["blocks"])
+    for layer, maps, name in JOINED:
+        others = {key: value for key, value in blocks[layer].items() if key not in maps}
+        one = jax.tree.map(
+            lambda where: NamedSharding(where.mesh, PartitionSpec(*where.spec[:-2], None, *where.spec[-2:])),
+            blocks[layer][maps[-1]],
+        )
+        blocks[layer] = {**others, name: one}
+    if isinstance(params["blocks"], list):
+        blocks = jax.tree.map(lambda where: NamedSharding(where.mesh, PartitionSpec(*where.spec[1:])), blocks)
+        blocks = [blocks] * len(params["blocks"])
+    return {**shardings, "blocks": blocks}
 
 
 def _with_shardings(tree: Any, shardings: Any) -> Any:

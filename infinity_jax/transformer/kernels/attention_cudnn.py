@@ -32,6 +32,7 @@ def attend_cudnn(
     v_BHKd: jax.Array,
     mask_BK: jax.Array | None = None,
     first: bool = False,
+    count: int | None = None,
 ) -> jax.Array:
     """Computes softmax(q k^T) v with softmax scale 1 and bfloat16 operands, [B, H, Q, head] of the queries' type.
 
@@ -42,8 +43,9 @@ def attend_cudnn(
       mask_BK: bool, False = not visible. Each picture has something visible.
       first: whether the visible keys are each picture's first. cuDNN then gets their number and skips the others;
         else it gets a number to add to each score, an array [B, 1, Q, K].
+      count: see `attention.attend`.
     """
-    Q, K = q_BHQd.shape[2], k_BHKd.shape[2]
+    Q, K = q_BHQd.shape[2], k_BHKd.shape[2] if count is None else count
     axes = ("batch", None, "attention_heads" if mask_BK is None else "heads", None)
     # Training wants even lengths; what is added to the keys is hidden by the mask or by their number.
     arrays = [_even(x.astype("bfloat16").swapaxes(1, 2)) for x in (q_BHQd, k_BHKd, v_BHKd)]

@@ -5,6 +5,7 @@ import shutil
 from collections import Counter
 from unittest import mock
 
+import ml_dtypes
 import numpy as np
 import pytest
 from helpers import pictures as synthetic_pictures
@@ -13,6 +14,7 @@ from infinity_jax import scales
 from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data import feeds, pictures
 from infinity_jax.data.feeds import RecordFeed
+from infinity_jax.data.prepared import shards as shard_files
 from infinity_jax.data.prepared import writer
 from infinity_jax.data.prepared.buckets import BucketOrder
 from infinity_jax.data.prepared.config import DataConfig, parse_limits, parse_sets
@@ -203,3 +205,15 @@ def test_the_size_of_a_batch_says_its_ratio(preset):
     """Each ratio is a program of its own, found by the features' size."""
     last = [scales.make_schedule(preset, ratio).last for ratio in scales.aspect_ratios()]
     assert len(set(last)) == len(scales.aspect_ratios()) == 15
+
+
+@pytest.mark.parametrize("dtype", [ml_dtypes.bfloat16, np.float32])
+def test_arrays_of_both_types_come_back_from_a_record(dtype):
+    array = np.arange(6).reshape(2, 3).astype(dtype)
+    record = shard_files.unpack(
+        shard_files.pack({"id": "a", "captions": {"float32": ["x"]}, "features": array})
+    )
+    assert record["features"].dtype == dtype and record["captions"] == {"float32": ["x"]}
+    np.testing.assert_array_equal(record["features"], array)
+    with pytest.raises(TypeError, match="a record holds float64"):
+        shard_files.pack({"features": array.astype(np.float64)})

@@ -16,7 +16,8 @@ from jax.experimental import topologies
 from ml_collections import ConfigDict
 
 from infinity_jax.cli.main import main
-from infinity_jax.config import TransformerConfig
+from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config_files import from_dict, load
 from infinity_jax.runtime.chips import CHIPS
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import layout_of
@@ -25,7 +26,8 @@ from infinity_jax.scales import make_schedule
 from infinity_jax.tools.planning import compile_ahead as compile_module
 from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.tools.planning.chips import Target
-from infinity_jax.tools.planning.lowering import Program, lower_sampler
+from infinity_jax.tools.planning.lowering import Program, lower_sampler, lower_tokenizer_step
+from infinity_jax.training import flops
 
 T2I = CONFIGS / "t2i.py"
 KEYS = {
@@ -44,7 +46,8 @@ KEYS = {
 CONFIG = """
 import dataclasses
 from ml_collections import ConfigDict
-from infinity_jax.config import TransformerConfig
+from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config_files import from_dict, load
 
 def get_config(argument):
     model = TransformerConfig(layers=2, width=128, heads=2, bits=4, text_channels=128, text_length=8)
@@ -213,7 +216,7 @@ def test_the_sampler_reads_the_rounded_weights_that_the_pipeline_draws_with():
     (params, *_), _ = program.lowered.args_info
     drawn_with = sampler.rounded(model, jax.tree.map(lambda x: jnp.zeros(x.shape), params))
     assert jax.tree.map(lambda x: x.dtype, params) == jax.tree.map(lambda x: x.dtype, drawn_with)
-    assert params["blocks"]["self_attention"]["query"]["kernel"].dtype.itemsize == 2
+    assert params["blocks"]["self_attention"]["query_key_value"]["kernel"].dtype.itemsize == 2
 
 
 def test_memory_decides_what_fits():
@@ -300,3 +303,62 @@ def test_without_libtpu_the_message_says_what_to_install(in_this_process, capsys
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
     assert in_this_process("--topology", "v5e:2x2") == 2
     assert "pip install 'infinity-jax[tpu]'" in capsys.readouterr().err
+
+
+def of_tokenizer(folder: Path, *arguments):
+    """The debug config of a tokenizer, at the resolution that compiles soonest."""
+    return command("--config", "tokenizer:debug", "--budget", "32px", *arguments, "--quick", folder=folder)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("topology", "remat"), [("cpu:2", "none"), pytest.param("v5e:2x2", "block", marks=needs_libtpu)]
+)
+def test_a_tokenizer_s_step(tmp_path, topology, remat):
+    code, numbers, text = of_tokenizer(
+        tmp_path, "--topology", topology, "--mesh", f"fsdp={topology[-1]}", "--remat", remat
+    )
+    assert code == 0 and numbers is not None, text
+    assert numbers["program"] == "tokenizer's train step" and numbers["budget"] == "32px"
+    assert numbers["fits"] and numbers["batch"] == 4 and numbers["remat"] == remat
+    # The networks of the loss are not in the formula.
+    assert 1 < numbers["compiled_over_model_flops"] < 4
+    assert "tokenizer's train step of tokenizer:debug" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--sampler"], "a tokenizer has no sampler"),
+        (["--microbatches", "2"], "a tokenizer has no sampler, microbatches"),
+        (["--batch", "8"], "--batch 8 needs one --budget, of 32px, 64px"),
+        (["--remat", "dots"], "remat"),
+        (["--config", "t2i:debug"], "is no tokenizer's config"),
+        (["--size", "125m"], "needs a --budget"),
+    ],
+)
+def test_what_does_not_go_with_a_tokenizer_is_refused(tmp_path, arguments, message, capsys):
+    words = [
+        "--config",
+        "tokenizer:debug",
+        "--topology",
+        "cpu:1",
+        "--json",
+        str(tmp_path / "f.json"),
+        *arguments,
+    ]
+    if "--size" in arguments:
+        words[1] = "t2i"
+    assert main(["compile", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_tokenizer_s_step_is_the_trainer_s():
+    """Of each resolution of the config the real step, with the adversary, is lowered for its batch."""
+    values = load("tokenizer:debug")
+    layout = layout_of(parse_mesh("fsdp=1"), devices=jax.devices()[:1])
+    model = from_dict(TokenizerConfig, values.model, "model")
+    program = lower_tokenizer_step(values, model, "32px", 4, layout)
+    text = program.lowered.as_text()
+    assert "4x32x32x3xui8" in text and "discriminator" in str(program.lowered.out_info)
+    assert program.model_flops == 4 * flops.tokenizer_train_flops(model, (4, 4))
