@@ -25,7 +25,8 @@ from infinity_jax.sampling.hooks import hooks_of
 from infinity_jax.sampling.kv_cache import LayerCache, PartCache
 from infinity_jax.tokenizer import bsq, pyramid
 from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.transformer.block import Block, Condition, KeysValues
+from infinity_jax.transformer.attention_layers import KeysValues
+from infinity_jax.transformer.block import Block, Condition
 from infinity_jax.transformer.joined_maps import is_joined, joined
 from infinity_jax.transformer.kernels.storage import to_storage
 from infinity_jax.transformer.transformer import Transformer

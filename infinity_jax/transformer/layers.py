@@ -125,6 +125,7 @@ class Dense(nn.Module):
       kernel_init: initialiser of the kernel.
       dtype: of the product's operands.
       bias: whether a bias is added.
+      result: type of what comes out, "float32" or `between_products(dtype)`; the bias is added in float32.
       whole: whether others read the kernel too, in float32, so that it must be kept so.
     """
 
@@ -133,16 +134,18 @@ class Dense(nn.Module):
     kernel_init: Callable
     dtype: str
     bias: bool = True
+    result: str = "float32"
     whole: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps float32 [..., in] -> float32 [..., *out]."""
+        """Maps [..., in], float32 or of the type `dtype`, -> [..., *out] of the type `result`."""
         kept = "float32" if self.whole else self.dtype
         kernel = parameter(self, "kernel", self.kernel_init, self.shape, self.axes, kept)
-        y = checkpoint_name(matmul(x, from_storage(kernel), self.dtype), LINEAR)
+        y = checkpoint_name(matmul(x, from_storage(kernel), self.dtype, self.result), LINEAR)
         if self.bias:
-            y += parameter(self, "bias", nn.initializers.zeros, self.shape[1:], self.axes[1:])
+            bias = parameter(self, "bias", nn.initializers.zeros, self.shape[1:], self.axes[1:])
+            y = (y + bias).astype(self.result)
         return y
 
 
