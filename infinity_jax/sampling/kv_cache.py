@@ -55,8 +55,9 @@ class LayerCache:
       updates: what each sub-layer added at the last scale that `Hooks.tokens` keeps, [N,n,C] each.
     """
 
-    past: KeysValues
-    updates: Updates | None = None
+    # Any: jax also builds this tree with shapes as its leaves.
+    past: Any
+    updates: Any = None
 
 
 # Of a part of the layers: one for all of them where they are scanned, else one for each.
