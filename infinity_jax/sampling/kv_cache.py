@@ -24,7 +24,6 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.runtime.devices import platform
 from infinity_jax.runtime.sharding import constrain
 from infinity_jax.sampling.guidance import Rows
-from infinity_jax.sampling.token_pruning import Updates
 from infinity_jax.transformer.attention_layers import KeysValues
 from infinity_jax.transformer.block import Seen
 from infinity_jax.transformer.kernels.storage import from_storage, to_storage
