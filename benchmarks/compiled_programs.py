@@ -14,7 +14,7 @@ and a description of the GPU, XLA's GpuTargetConfigProto as text, which XLA on s
 There cuBLAS and cuDNN are calls whose insides are chosen on the device: their operands and results are counted, their
 work by formula.
 
-The train step takes a minute or some of a core; the sampler, with every scale and the tokenizer's decoder, longer.
+For an H100 each of the two programs takes a minute of a core. For a TPU it takes ten and more; with `--quick` one.
 """
 
 import argparse
@@ -43,6 +43,7 @@ from infinity_jax.runtime.compiled_step import planned_bytes
 from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.tools.planning import hlo_costs, hlo_text
 from infinity_jax.tools.planning.chips import find_target
+from infinity_jax.tools.planning.compile_ahead import QUICK
 from infinity_jax.tools.planning.lowering import lower_sampler, lower_train_step
 
 SMALLEST_TOPOLOGY = {"v4": "v4:2x2x1", "v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
@@ -169,6 +170,9 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=1, help="pictures; the sampler draws two rows for each")
     parser.add_argument("--remat", help="of the train step; default: the config's")
     parser.add_argument("--h100-target", metavar="FILE", help="GpuTargetConfigProto of the GPU, as text")
+    parser.add_argument(
+        "--quick", action="store_true", help="compile with less optimisation, many times faster"
+    )
     parser.add_argument("--top", type=int, default=8, help="largest kernels of each kind that are listed")
     parser.add_argument("--json", metavar="FILE", help="where the numbers go as well")
     parser.add_argument("--text", metavar="FOLDER", help="where the programs' texts go")
@@ -228,7 +232,8 @@ def _compiled(
     else:
         lowered = lower_train_step(*common, 1, layout).lowered
     started = time.monotonic()
-    compiled = lowered.compile(GPU_OPTIONS if arguments.device == "h100" else None)
+    options = GPU_OPTIONS if arguments.device == "h100" else {}
+    compiled = lowered.compile(options | (QUICK if arguments.quick else {}))
     seconds = time.monotonic() - started
     text = compiled.as_text() or ""
     if arguments.text:

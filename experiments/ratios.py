@@ -103,7 +103,7 @@ def split(batches_of_ratio: list[np.ndarray]) -> dict[str, Any]:
     means = np.stack([x.mean(0) for x in batches_of_ratio])
     between = max(0.0, float(means.var(0, ddof=1).sum()) - within_means / count)
     within = within_means * BATCH
-    report = {
+    report: dict[str, Any] = {
         "square_of_the_mean": float(np.square(means.mean(0)).sum()),
         "between": between,
         "within": within,

@@ -21,6 +21,7 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import PyTree
 
 from infinity_jax import scales
+from infinity_jax.checkpoints import rotary
 from infinity_jax.config import WEIGHT_DTYPES, SampleConfig, TextConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
@@ -86,6 +87,7 @@ def _check_sections(values: Mapping[str, Any]) -> None:
             raise UserError(
                 f"{name} is {values[name]!r}; it must be {'a section' if kind is dict else 'text'}"
             )
+    rotary.order_of(values)
     if "scales" in values:
         scales.make_schedule(values["scales"])
 
@@ -118,7 +120,7 @@ def add_part(
     if part == "tokenizer":
         new = {**sections, **old, part: sections[part]}
     else:
-        new = {**old, **sections}
+        new = {**old, **sections, **rotary.MARK}
         if "source" not in sections:
             new.pop("source", None)  # the data of the transformer that was here before
     new["origin"] = old.get("origin", {}) | {part: dict(origin)}
@@ -188,14 +190,15 @@ def check_dtype(dtype: str) -> None:
         raise UserError(f"unknown dtype of weights {dtype!r}; use one of {', '.join(WEIGHT_DTYPES)}")
 
 
-def _on_default_device(name: str, array: np.ndarray) -> jax.Array:
+def on_default_device(name: str, array: np.ndarray) -> jax.Array:
+    """Puts an array as float32 on jax's default device."""
     # By NumPy: nothing is compiled for each of the shapes.
     return jnp.asarray(array.astype(np.float32, copy=False))
 
 
 def read_arrays(
     path: Path,
-    place: Callable[[str, np.ndarray], Any] = _on_default_device,
+    place: Callable[[str, np.ndarray], Any] = on_default_device,
     check: Callable[[Mapping[str, tuple[int, ...]]], None] = lambda shapes: None,
 ) -> PyTree:
     """Reads parameters, nested dicts, of a .safetensors file; UserError if it is missing or damaged.

@@ -15,6 +15,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from infinity_jax.checkpoints import folder as disk
+from infinity_jax.checkpoints import rotary
 from infinity_jax.checkpoints.trained import (
     Placing,
     TrainedModel,
@@ -129,8 +130,10 @@ class ExportedFolder:
                         f"and {want.get(name, 'missing')} by {whose}"
                     )
 
-        more = {} if place is None else {"place": place}
-        return disk.read_arrays(self._folder / disk.WEIGHTS[part], check=check, **more)
+        kept = place or disk.on_default_device
+        if part == "transformer":
+            kept = rotary.placing_in_halves(kept, self._config)
+        return disk.read_arrays(self._folder / disk.WEIGHTS[part], kept, check)
 
     def _section(self, name: str) -> Any:
         if name in self._config:

@@ -10,7 +10,7 @@ from absl import logging
 from jaxtyping import PyTree
 
 from infinity_jax.checkpoints import folder as disk
-from infinity_jax.checkpoints import origin
+from infinity_jax.checkpoints import origin, rotary
 from infinity_jax.checkpoints.opened import on_host, open_checkpoint, resolve
 from infinity_jax.checkpoints.trained import TrainedModel, TrainedTokenizer
 from infinity_jax.files import atomic, checksums, paths
@@ -53,7 +53,7 @@ def save_model(folder: Path, model: TrainedModel, dtype: str = "float32") -> Non
     text = dict(model.text)
     values = _tokenizer_section(_without_paths(model.tokenizer))
     values["origin"]["transformer"] = origin.without_paths(dict(model.origin))
-    values |= {"transformer": dataclasses.asdict(model.config), "sample": dict(model.sample)}
+    values |= {"transformer": dataclasses.asdict(model.config), "sample": dict(model.sample), **rotary.MARK}
     values["source"] = origin.without_paths(model.source)
     with disk.changing(folder):
         _copy_text_encoder(text.pop("path", ""), folder / disk.TEXT_ENCODER)

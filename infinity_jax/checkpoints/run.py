@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 from absl import logging
 from jaxtyping import PyTree
 
-from infinity_jax.checkpoints import damage, keeping, state_tree
+from infinity_jax.checkpoints import damage, keeping, rotary, state_tree
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import trees
 
@@ -126,7 +126,7 @@ class Checkpointer:
                 step,
                 args=ocp.args.Composite(
                     state=ocp.args.StandardSave(state_tree.tree(state)),  # pyright: ignore[reportCallIssue]
-                    data=ocp.args.JsonSave(dict(data)),  # pyright: ignore[reportCallIssue]
+                    data=ocp.args.JsonSave({**data, **rotary.MARK}),  # pyright: ignore[reportCallIssue]
                     config=ocp.args.JsonSave(dict(config)),  # pyright: ignore[reportCallIssue]
                 ),
                 metrics=metrics,
@@ -193,7 +193,8 @@ class Checkpointer:
                 ),
             )
             data = {key: int(restored["data"][key]) for key in ("seed", "next_step", "examples")}
-        return dataclasses.replace(target, **restored["state"], **absent), data
+        state = rotary.in_halves(restored["state"], restored["data"])
+        return dataclasses.replace(target, **state, **absent), data
 
     def restore_params(self, target_params: PyTree) -> PyTree:
         """Reads only the model: the averaged parameters (EMA) where the run kept them, else the parameters.
@@ -201,7 +202,9 @@ class Checkpointer:
         The newest checkpoint's, errors as in `restore`.
         """
         step = self._existing_step()
-        with self._reading(step, "state"), ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        handler = ocp.PyTreeCheckpointHandler()
+        with self._reading(step, "state", "data"), ocp.Checkpointer(handler) as reader:
+            marks = self._manager.restore(step, args=ocp.args.Composite(data=ocp.args.JsonRestore()))["data"]
             stored = self._stored_shapes(step)
             key = "ema_params" if any(name.startswith("ema_params/") for name in stored) else "params"
             self._check_same_tree(step, stored, trees.shapes({key: target_params}), key)
@@ -214,7 +217,7 @@ class Checkpointer:
                     partial_restore=True,
                 ),
             )
-            return restored[key]
+            return rotary.in_halves(restored[key], marks)
 
     def config(self) -> dict[str, Any]:
         """The config of the run that wrote the newest checkpoint, as plain dicts (tuples have become lists)."""

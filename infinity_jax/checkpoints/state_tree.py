@@ -44,5 +44,6 @@ def absent(target: State, stored: Mapping[str, Any]) -> dict[str, PyTree]:
 
 
 def _zeros(like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
-    zeros, sharding = np.zeros(like.shape, like.dtype), like.sharding
+    sharding: Any = like.sharding
+    zeros = np.zeros(like.shape, like.dtype)
     return jax.numpy.asarray(zeros) if sharding is None else put(zeros, sharding)

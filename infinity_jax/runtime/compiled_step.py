@@ -40,7 +40,7 @@ class CompiledStep:
                 self._programs[shapes] = self._compile(self._step.lower(state, batch, key), batch)
         return self._programs[shapes](state, batch, key)
 
-    def prepare(self, state: PyTree, batches: Sequence[BatchShapes], key: Key[Array, ""] | None) -> None:
+    def prepare(self, state: PyTree, batches: Sequence[BatchShapes], key: Any) -> None:
         """Compiles the programs of all these batches side by side, as many at a time as the host has cores and memory.
 
         Args:

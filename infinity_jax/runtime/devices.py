@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh, PartitionSpec
@@ -21,12 +22,20 @@ def platform() -> str:
 
     A choice while tracing, where `jax.lax.platform_dependent` would leave all forms in the program.
     """
+    name = _device().platform
+    return "gpu" if name in ("cuda", "rocm") else name
+
+
+def compute_capability() -> str:
+    """Returns that of the GPU that is traced for: "9.0" or the like of NVIDIA's, "gfx942" of AMD's, "" of no GPU."""
+    return str(getattr(_device(), "compute_capability", ""))
+
+
+def _device() -> Any:
     layout = traced_layout.get()
     if layout is not None and isinstance(layout.mesh, Mesh):
-        name = layout.mesh.devices.flat[0].platform
-    else:
-        name = jax.default_backend()
-    return "gpu" if name in ("cuda", "rocm") else name
+        return layout.mesh.devices.flat[0]
+    return jax.devices()[0]
 
 
 @functools.cache

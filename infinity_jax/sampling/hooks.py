@@ -99,7 +99,7 @@ class GuidedFeatures:
         conditional, unconditional = guidance.separate(x_NLC, 2)
         mixed = guidance.mix(conditional, unconditional, cfg_B[:, None, None])
         # A scale with cfg 1 leaves the unconditional row as it is, for the sake of later scales.
-        is_mixed_B = (layer == jnp.array(self.layers)).any() & (cfg_B != 1)
+        is_mixed_B = jnp.any(layer == jnp.array(self.layers)) & (cfg_B != 1)
         is_mixed_N, mixed_NLC = rows.repeat(is_mixed_B), rows.repeat(mixed)
         return jnp.where(is_mixed_N[:, None, None], mixed_NLC, x_NLC)
 

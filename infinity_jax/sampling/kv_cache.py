@@ -25,7 +25,8 @@ from infinity_jax.runtime.devices import platform
 from infinity_jax.runtime.sharding import constrain
 from infinity_jax.sampling.guidance import Rows
 from infinity_jax.sampling.token_pruning import Updates
-from infinity_jax.transformer.block import KeysValues, Seen
+from infinity_jax.transformer.attention_layers import KeysValues
+from infinity_jax.transformer.block import Seen
 from infinity_jax.transformer.kernels.storage import from_storage, to_storage
 
 # Lengths are rounded up to it: cuDNN wants even ones.
@@ -137,13 +138,15 @@ def _first(past: KeysValues, place: Any, count: int) -> KeysValues:
 
 
 def split(config: TransformerConfig, stacked: Any) -> Any:
-    """Gives each layer arrays of its own, in a list, from arrays with a first axis of layers.
+    """Gives each layer arrays of its own, in a list, from arrays in storage form with a first axis of layers.
 
-    Layers that are scanned stay together, in storage form.
+    Layers that are scanned stay together, and in storage form.
     """
     if are_scanned(config):
-        return jax.tree.map(to_storage, stacked)
-    return [jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(config.layers)]
+        return stacked
+    return [
+        jax.tree.map(lambda x, i=i: from_storage(jnp.asarray(x[i])), stacked) for i in range(config.layers)
+    ]
 
 
 def pick(tree: Any, number: Any) -> Any:

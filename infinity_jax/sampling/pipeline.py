@@ -82,6 +82,8 @@ class InfinityPipeline:
             layout = layout_of(shape, rules, opened.transformer_config(), jax.devices()[: shape.devices])
         # Rounded as they are read: beside what is drawn with, no device holds more than one array of them.
         pipeline = cls(opened.model(layout, rounded=True), layout=layout)
+        # What is kept is the sampler's form alone.
+        pipeline.model = dataclasses.replace(pipeline.model, params=pipeline._rounded_params)
         pipeline._path = path
         if layout is not None:
             pipeline.text_encoder.place(layout)
@@ -156,7 +158,7 @@ class InfinityPipeline:
 
         Args:
           settings: None takes the checkpoint's own; N of them give each picture its own cfg, tau and top_p, while what
-            is compiled (what guidance mixes, unguided scales, pruning, the decoder's dtype) must be the same for all.
+            is compiled (what guidance mixes, unguided scales, pruning) must be the same for all.
           only: numbers of the pictures to draw, each as among all N; None draws all.
         Raises:
           UserError: a bad prompt, setting, aspect ratio or batch; it comes before anything is drawn.
@@ -173,8 +175,7 @@ class InfinityPipeline:
         if others:
             raise UserError(
                 "pictures that are drawn together can differ in cfg, tau and top_p alone; these settings need "
-                f"{1 + len(others)} programs (guidance, unguided_scales, reuse_guidance, pruning, decoder_dtype): "
-                "call once for each"
+                f"{1 + len(others)} programs (guidance, unguided_scales, reuse_guidance, pruning): call once for each"
             )
         batch = self.batch_of(request) if request.batch is None else request.batch
         batches.check(batch, config, self.layout)

@@ -25,8 +25,10 @@ from infinity_jax.sampling.hooks import hooks_of
 from infinity_jax.sampling.kv_cache import LayerCache, PartCache
 from infinity_jax.tokenizer import bsq, pyramid
 from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.transformer.block import Block, Condition, KeysValues
+from infinity_jax.transformer.attention_layers import KeysValues
+from infinity_jax.transformer.block import Block, Condition
 from infinity_jax.transformer.joined_maps import is_joined, joined
+from infinity_jax.transformer.kernels.storage import to_storage
 from infinity_jax.transformer.transformer import Transformer
 
 
@@ -83,9 +85,7 @@ def make_sampler(
 
     def sample(params: Any, tokenizer_params: Any, inputs: SamplerInputs) -> jax.Array:
         codes_BHWd = constrain(draw(config, params, inputs).running_sum_BHWd, "batch", None, None, None)
-        image = Tokenizer(config.tokenizer).apply(
-            {"params": tokenizer_params}, codes_BHWd, config.decoder_dtype, method="decode"
-        )
+        image = Tokenizer(config.tokenizer).apply({"params": tokenizer_params}, codes_BHWd, method="decode")
         # Truncated, as the release does.
         return jnp.clip((jnp.asarray(image) + 1) / 2 * 255, 0, 255).astype(jnp.uint8)
 
@@ -97,11 +97,12 @@ def make_sampler(
 def rounded(config: TransformerConfig, params: Any) -> Any:
     """Brings the transformer's parameters into the form that the sampler reads at every scale.
 
-    What modules read as operands of products is rounded to their type, kernels of one input are joined (`joined_maps`),
+    What modules read as operands of products is rounded to their type, maps of one input are joined (`joined_maps`),
     and layers are split where they are not scanned (`kv_cache`). The sampler does it itself; who draws often does it
     once. The numbers are the same.
     """
-    if isinstance(params["blocks"], list) or is_joined(params["blocks"]):  # it is in this form
+    blocks = params["blocks"]
+    if isinstance(blocks, list) or is_joined(blocks):  # in this form already
         return params
 
     def kept(x: jax.Array | np.ndarray, dtype: str) -> Any:

@@ -1,6 +1,7 @@
 """The whole tokenizer: picture -> features -> multi-scale bits -> picture."""
 
 import contextlib
+from typing import Any, cast
 
 import flax.linen as nn
 import jax
@@ -85,7 +86,7 @@ def through_bits(
 ) -> tuple[jax.Array, pyramid.Pyramid]:
     """Gives what `reconstruct` does, and the pyramid behind it."""
     with exact(tokenizer.config.compute_dtype):
-        image, quantised = tokenizer.apply({"params": params}, image_BHW3, schedule)
+        image, quantised = cast(Any, tokenizer.apply)({"params": params}, image_BHW3, schedule)
     return jnp.clip(image, -1.0, 1.0), quantised
 
 

@@ -26,15 +26,18 @@ def attend(
     v_BHKd: jax.Array,
     dtype: str,
     mask: jax.Array | np.ndarray | None = None,
+    first: bool = False,
     count: int | None = None,
 ) -> jax.Array:
-    """Computes softmax(q k^T) v with softmax scale 1, float32 [B, H, Q, head].
+    """Computes softmax(q k^T) v with softmax scale 1, [B, H, Q, head] of the queries' type.
 
     Args:
       q_BHQd, k_BHKd, v_BHKd: float32, or already of the type `dtype`.
       dtype: what the operands of the products are rounded to; the softmax is float32.
       mask: bool of four axes, broadcast to [B, H, Q, K]; False = not visible. A query that sees nothing
         gets the mean of v.
+      first: whether a mask of keys alone, [B, 1, 1, K], shows each picture's first ones, as many as it has: the mask
+        of a text. cuDNN is then told their number.
       count: how many of the K keys and values there are, the first ones; None: all. Not with a mask.
     """
     assert mask is None or count is None
@@ -53,7 +56,7 @@ def attend(
         q_BHQd, mask_BK = jnp.where(nothing_B1[:, :, None, None], 0, q_BHQd), mask_BK | nothing_B1
     if fused == "splash":
         return attend_splash(q_BHQd, k_BHKd, v_BHKd, dtype, mask_BK=mask_BK)
-    return attend_cudnn(q_BHQd, k_BHKd, v_BHKd, mask_BK)
+    return attend_cudnn(q_BHQd, k_BHKd, v_BHKd, mask_BK, first)
 
 
 def _fused(scores: int, head: int, dtype: str) -> str | None:
@@ -84,7 +87,7 @@ def joined_scales(schedule: ScaleSchedule) -> int:
 def block_causal_attention(
     q_BHLd: jax.Array, k_BHLd: jax.Array, v_BHLd: jax.Array, schedule: ScaleSchedule, dtype: str
 ) -> jax.Array:
-    """Lets all tokens look at their own and earlier scales, float32 [B, H, L, head].
+    """Lets all tokens look at their own and earlier scales, [B, H, L, head] of the queries' type.
 
     On a TPU it is one kernel that skips blocks of what is not visible. Elsewhere each larger scale is one dense
     product with its prefix of the keys, so nothing that is masked out gets computed; the first small scales share one

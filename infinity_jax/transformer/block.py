@@ -1,6 +1,5 @@
 """One transformer block: AdaLN self-attention, cross-attention to the text, AdaLN feed-forward (spec 4)."""
 
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,6 +14,8 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.runtime.sharding import constrain
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.transformer.attention import attend, block_causal_attention
+from infinity_jax.transformer.attention_layers import CrossAttention, KeysValues, SelfAttention
+from infinity_jax.transformer.kernels.matmul import between_products
 from infinity_jax.transformer.kernels.storage import from_storage, to_storage
 from infinity_jax.transformer.layers import (
     Dense,
@@ -26,11 +27,8 @@ from infinity_jax.transformer.layers import (
     recomputed,
     weight_init,
 )
-from infinity_jax.transformer.rope2d import rope_table, rotate
+from infinity_jax.transformer.rope2d import rope_table
 
-MAX_LOG_SCALE = math.log(100.0)
-KeysValues = tuple[jax.Array, jax.Array]
-Table = jax.Array | np.ndarray
 INPUT = "block input"  # the name by which a remat policy knows what goes into a block
 SELF_ATTENTION, CROSS_ATTENTION, FEED_FORWARD = range(3)  # the sub-layers of a block, in order
 
@@ -80,7 +78,7 @@ class Condition:
       vector_BC: float32 [B, C], the pooled text; the head's AdaLN reads it.
       adaln_B6C: float32 [B, 6, C], the shared map of it: gamma1, gamma2, scale1, scale2, shift1, shift2.
       context_BTC: float32 [B, T, C], the input of the cross-attention's keys and values.
-      mask_BT: bool [B, T], True on text tokens that exist.
+      mask_BT: bool [B, T], True on text tokens that exist, which are the first of each text.
     """
 
     vector_BC: jax.Array
@@ -90,88 +88,13 @@ class Condition:
 
 
 @recomputed
-def _apply_rotary(x_BHLd: jax.Array, scale: jax.Array | float, *cos_and_sin_Ln: Table) -> jax.Array:
-    """Brings queries or keys to length `scale` and rotates them to their positions if these are rotary."""
-    normalised = x_BHLd * jax.lax.rsqrt(jnp.maximum(jnp.square(x_BHLd).sum(-1, keepdims=True), 1e-24))
-    return rotate(normalised * scale, *cos_and_sin_Ln) if cos_and_sin_Ln else normalised * scale
-
-
-@recomputed
 def _scaled_norm(x_BLC: jax.Array, scale_C: jax.Array, bias_C: jax.Array) -> jax.Array:
     return layer_norm(x_BLC) * scale_C + bias_C
 
 
 @recomputed
 def _gelu(x: jax.Array) -> jax.Array:
-    return nn.gelu(x, approximate=True)
-
-
-def _apart(x_BLnHd: jax.Array) -> list[jax.Array]:
-    """Takes the results of joined maps apart, each [B, H, L, head]."""
-    # Each for itself: a single transposition of all would be an array of its own.
-    return [x_BLnHd[:, :, i].swapaxes(1, 2) for i in range(x_BLnHd.shape[2])]
-
-
-class _HeadMaps(nn.Module):
-    """The linear maps of an attention layer: to queries, keys and values of each head, and from all heads."""
-
-    config: TransformerConfig
-
-    def setup(self) -> None:
-        c = self.config
-        shape, axes = (c.width, c.heads, c.head_size), ("embed", "heads", "head_size")
-        init, dtype = weight_init(c), c.compute_dtype
-        # Three products: joining their gradients for a single one costs more on a CPU than it saves.
-        self.query = Dense(shape, axes, init, dtype)
-        self.key = Dense(shape, axes, init, dtype, bias=False)
-        self.value = Dense(shape, axes, init, dtype)
-        self.out = Dense((c.width, c.width), ("merged_heads", "embed"), output_init(c), dtype)
-        # One product, on parameters from `joined_maps.joined` alone.
-        self.query_key_value = Dense((c.width, 3, *shape[1:]), (axes[0], None, *axes[1:]), init, dtype)
-        self.key_value = Dense((c.width, 2, *shape[1:]), (axes[0], None, *axes[1:]), init, dtype)
-
-    def merge(self, out_BHLd: jax.Array) -> jax.Array:
-        """Projects the outputs of all heads: float32 [B, H, L, head] -> [B, L, C]."""
-        B, _, L, _ = out_BHLd.shape
-        return self.out(out_BHLd.transpose(0, 2, 1, 3).reshape(B, L, self.config.width))
-
-
-class SelfAttention(_HeadMaps):
-    """Cosine attention with a learned log-scale per head, and rotary positions or none."""
-
-    def setup(self) -> None:
-        super().setup()
-        init = nn.initializers.constant(math.log(4.0))
-        self.log_scale = parameter(self, "log_scale", init, (self.config.heads,), ("heads",))
-
-    def project(self, x_BLC: jax.Array, *cos_and_sin_Ln: Table) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Computes queries, keys, values, each float32 [B, H, L, head], rotated to positions if these are given."""
-        if self.has_variable("params", "query_key_value"):
-            q, k, v = _apart(self.query_key_value(x_BLC))
-        else:
-            q, k, v = (layer(x_BLC).swapaxes(1, 2) for layer in (self.query, self.key, self.value))
-        scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
-        q, k = _apply_rotary(q, scale[:, None, None], *cos_and_sin_Ln), _apply_rotary(k, 1.0, *cos_and_sin_Ln)
-        q, k, v = (constrain(x, "batch", "attention_heads", None, None) for x in (q, k, v))
-        return q, k, v
-
-
-class CrossAttention(_HeadMaps):
-    """Attention of picture tokens to the text's valid tokens."""
-
-    def keys_values(self, context_BTC: jax.Array) -> KeysValues:
-        """Computes keys and values of the text, each float32 [B, H, T, head]."""
-        if self.has_variable("params", "key_value"):
-            keys, values = _apart(self.key_value(context_BTC))
-        else:
-            keys, values = (layer(context_BTC).swapaxes(1, 2) for layer in (self.key, self.value))
-        return constrain(keys, "batch", "heads", None, None), constrain(values, "batch", "heads", None, None)
-
-    def __call__(self, x_BLC: jax.Array, text_kv: KeysValues, mask_BT: jax.Array) -> jax.Array:
-        """Lets float32 [B, L, C] look at the text: float32 [B, L, C], to be added."""
-        q = self.query(x_BLC).transpose(0, 2, 1, 3) / math.sqrt(self.config.head_size)
-        q = constrain(q, "batch", "heads", "tokens", None)
-        return self.merge(attend(q, *text_kv, self.config.compute_dtype, mask_BT[:, None, None, :]))
+    return nn.gelu(x.astype(jnp.float32), approximate=True).astype(x.dtype)
 
 
 class FeedForward(nn.Module):
@@ -182,8 +105,11 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x_BLC: jax.Array) -> jax.Array:
         c = self.config
-        into = Dense((c.width, c.ffn_width), ("embed", "mlp"), weight_init(c), c.compute_dtype, name="fc1")
-        back = Dense((c.ffn_width, c.width), ("mlp", "embed"), output_init(c), c.compute_dtype, name="fc2")
+        dtype, hidden = c.compute_dtype, between_products(c.compute_dtype)
+        into = Dense(
+            (c.width, c.ffn_width), ("embed", "mlp"), weight_init(c), dtype, result=hidden, name="fc1"
+        )
+        back = Dense((c.ffn_width, c.width), ("mlp", "embed"), output_init(c), dtype, name="fc2")
         return back(_gelu(constrain(into(x_BLC), "batch", "tokens", "mlp")))
 
 
@@ -268,7 +194,7 @@ class Block(nn.Module):
         return x_BNC + by_ffn, cache, (by_self_attention, by_cross_attention, by_ffn)
 
     def text_keys_values(self, context_BTC: jax.Array) -> KeysValues:
-        """Computes keys and values of the text for the cross-attention, each float32 [B, H, T, head]."""
+        """Computes keys and values of the text for the cross-attention, as `CrossAttention.keys_values` does."""
         return self.cross_attention.keys_values(context_BTC)
 
     def _rotary_positions(self, start: int, end: int) -> tuple[np.ndarray, ...]:

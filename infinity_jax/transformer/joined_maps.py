@@ -12,8 +12,9 @@ JOINED = (
 
 
 def is_joined(blocks: Any) -> bool:
-    """Tells whether these are parameters that `joined` returned."""
-    return all(name in blocks[layer] for layer, _, name in JOINED)
+    """Tells whether parameters of blocks are as `joined` returns them."""
+    layer, _, name = JOINED[0]
+    return name in blocks[layer]
 
 
 def joined(blocks: Any) -> Any:
@@ -22,16 +23,15 @@ def joined(blocks: Any) -> Any:
     Few rows hardly use a processor's cores, and a GPU's compiler would join the weights at each call.
 
     Args:
-      blocks: parameters of one block, or of all with a first axis of layers; joined ones are returned as they are.
+      blocks: parameters of one block, or of all with a first axis of layers.
     """
     for layer, maps, name in JOINED:
-        if name not in blocks[layer]:
-            parts = [blocks[layer][of_map] for of_map in maps]
-            nothing = jnp.zeros_like(parts[-1]["bias"])  # keys have no bias
-            one = {
-                "kernel": jnp.stack([part["kernel"] for part in parts], -3),
-                "bias": jnp.stack([part.get("bias", nothing) for part in parts], -3),
-            }
-            others = {key: value for key, value in blocks[layer].items() if key not in maps}
-            blocks = {**blocks, layer: {**others, name: one}}
+        parts = [blocks[layer][of_map] for of_map in maps]
+        nothing = jnp.zeros_like(parts[-1]["bias"])  # keys have no bias
+        one = {
+            "kernel": jnp.stack([part["kernel"] for part in parts], -3),
+            "bias": jnp.stack([part.get("bias", nothing) for part in parts], -3),
+        }
+        others = {key: value for key, value in blocks[layer].items() if key not in maps}
+        blocks = {**blocks, layer: {**others, name: one}}
     return blocks

@@ -85,7 +85,7 @@ def parameter(
     name: str,
     init: Callable,
     shape: tuple[int, ...],
-    axes: tuple[str, ...],
+    axes: tuple[str | None, ...],
     operand_dtype: str = "float32",
 ) -> jax.Array:
     """Declares a float32 parameter of `module` with one logical axis name per dimension.
@@ -120,29 +120,32 @@ class Dense(nn.Module):
     """Linear map of the last axis.
 
     Attributes:
-      axes: logical names, the input's first.
+      axes: logical names, the input's first; None is of no name.
       shape: sizes; the first is the input's, the rest are the output's.
       kernel_init: initialiser of the kernel.
       dtype: of the product's operands.
       bias: whether a bias is added.
+      result: type of what comes out, "float32" or `between_products(dtype)`; the bias is added in float32.
       whole: whether others read the kernel too, in float32, so that it must be kept so.
     """
 
     shape: tuple[int, ...]
-    axes: tuple[str, ...]
+    axes: tuple[str | None, ...]
     kernel_init: Callable
     dtype: str
     bias: bool = True
+    result: str = "float32"
     whole: bool = False
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps float32 [..., in] -> float32 [..., *out]."""
+        """Maps [..., in], float32 or of the type `dtype`, -> [..., *out] of the type `result`."""
         kept = "float32" if self.whole else self.dtype
         kernel = parameter(self, "kernel", self.kernel_init, self.shape, self.axes, kept)
-        y = checkpoint_name(matmul(x, from_storage(kernel), self.dtype), LINEAR)
+        y = checkpoint_name(matmul(x, from_storage(kernel), self.dtype, self.result), LINEAR)
         if self.bias:
-            y += parameter(self, "bias", nn.initializers.zeros, self.shape[1:], self.axes[1:])
+            bias = parameter(self, "bias", nn.initializers.zeros, self.shape[1:], self.axes[1:])
+            y = (y + bias).astype(self.result)
         return y
 
 

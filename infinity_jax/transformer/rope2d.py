@@ -1,6 +1,7 @@
 """Rotary positions in two dimensions that line up between scales (docs/spec.md section 4)."""
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +32,27 @@ def rope_table(schedule: ScaleSchedule, head_size: int) -> tuple[np.ndarray, np.
 
 
 def rotate(x_BHLd: jax.Array, cos_Ln: np.ndarray | jax.Array, sin_Ln: np.ndarray | jax.Array) -> jax.Array:
-    """Rotates the channel pairs (0, 1), (2, 3), ... of queries or keys.
+    """Rotates the channel pairs (0, n), (1, n + 1), ... of queries or keys, n = head / 2.
+
+    The release pairs neighbours, (0, 1), (2, 3), ...; a TPU would transpose queries and keys twice each for that. See
+    `to_halves`.
 
     Args:
       x_BHLd: float32 [B, H, L, head].
       cos_Ln, sin_Ln: float32 [L, head / 2] from `rope_table`, or [B, 1, L, head / 2] where pictures differ.
     """
-    pairs = x_BHLd.reshape(*x_BHLd.shape[:-1], -1, 2)
-    a, b = pairs[..., 0], pairs[..., 1]
-    turned = jnp.stack([a * cos_Ln - b * sin_Ln, a * sin_Ln + b * cos_Ln], -1)
-    return turned.reshape(x_BHLd.shape)
+    a, b = jnp.split(x_BHLd, 2, -1)
+    return jnp.concatenate([a * cos_Ln - b * sin_Ln, a * sin_Ln + b * cos_Ln], -1)
+
+
+def to_halves(x: Any) -> Any:
+    """Reorders the channels of heads, the last axis, from neighbours as pairs to the order that `rotate` wants.
+
+    Attention is the same if queries and keys both are reordered: their kernels, and the bias of the queries.
+    """
+    return x.reshape(*x.shape[:-1], -1, 2).swapaxes(-1, -2).reshape(x.shape)
+
+
+def to_neighbours(x: Any) -> Any:
+    """Reorders the last axis back: the inverse of `to_halves`."""
+    return x.reshape(*x.shape[:-1], 2, -1).swapaxes(-1, -2).reshape(x.shape)

@@ -123,7 +123,7 @@ class Transformer(nn.Module):
         Args:
           inputs_BLd: float32, the inputs of scales 2..K: resized running sums, row by row, one scale after the other.
           text_BTC: float32 features of the text encoder.
-          text_mask_BT: True on tokens that exist.
+          text_mask_BT: True on tokens that exist, which are the first of each text.
           schedule: static.
           drop_caption_B: pictures whose caption is replaced by the learned empty one (for guidance).
           path_factors_N2B: stochastic depth of each layer, from `draw_path_factors`; None is none.

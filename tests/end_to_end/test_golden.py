@@ -3,6 +3,7 @@
 Every test takes its sizes and settings from the folder, and there are tests for the files that are there.
 """
 
+import dataclasses
 import functools
 import re
 
@@ -39,6 +40,7 @@ from infinity_jax.tokenizer import pyramid, resize
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.tokenizer.pyramid import to_tokenizer
 from infinity_jax.training import correction, tokenizer_losses
+from infinity_jax.transformer.kernels import matmul as products
 from infinity_jax.transformer.rope2d import rope_table
 
 
@@ -232,6 +234,31 @@ def test_gradients(loss, models, folder):
         if key.startswith(f"{name}/"):
             parameter = key.removeprefix(f"{name}/")
             assert_close(gradient[parameter], reference, WHOLE_MODEL, f"gradient of {parameter}")
+
+
+def test_bfloat16_between_products(folder, models, monkeypatch):
+    """The form of TPUs and GPUs, forced on the CPU: the release's float32 logits and gradients up to rounding."""
+    monkeypatch.setattr(products, "platform", lambda: "tpu")
+    for file in folder.of_kind("gradients")[:1]:
+        forward, (name, given) = folder.forward_of(file), next(iter(file.info["losses"].items()))
+        config, params = models.of(forward)[:2]
+        low = dataclasses.replace(config, compute_dtype="bfloat16")
+        loss = read_loss(name, given, config.bits)
+        if "logits" in forward.arrays and loss.dropped is None:
+            logits = compiled_logits(low, forward)(params, np.zeros(len(forward.info["lens"]), bool))
+            reference = forward.arrays["logits"]
+            if reference.shape[1] != logits.shape[1]:
+                logits = logits[:, :: forward.info["position_stride"]]
+            assert np.linalg.norm(logits - reference) < 0.02 * np.linalg.norm(reference)
+        _, gradient = compiled_gradients(low, forward, (loss,))(params, loss)
+        gradient = by_published_name(config, gradient, given["grad_norm"])
+        compared = {
+            key.removeprefix(f"{name}/"): x for key, x in file.arrays.items() if key.startswith(f"{name}/")
+        }
+        assert compared
+        for parameter, reference in compared.items():
+            error = np.linalg.norm(gradient[parameter] - reference)
+            assert error <= 0.06 * np.linalg.norm(reference) + 1e-3 * given["total_grad_norm"], parameter
 
 
 def test_sampling(sampling, models, monkeypatch):

@@ -47,6 +47,8 @@ def test_gradients_are_those_of_the_plain_form():
     weight = jax.random.normal(jax.random.key(1), SHAPE)
     norm = nn.GroupNorm(GROUPS, epsilon=EPSILON)
     ours = jax.grad(lambda x, p: jnp.vdot(group_norm_swish(x, p), weight), (0, 1))(x, PARAMS)
-    plain = jax.grad(lambda x, p: jnp.vdot(nn.swish(norm.apply({"params": p}, x)), weight), (0, 1))(x, PARAMS)
+    plain = jax.grad(
+        lambda x, p: jnp.vdot(nn.swish(jnp.asarray(norm.apply({"params": p}, x))), weight), (0, 1)
+    )(x, PARAMS)
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(plain), strict=True):
         assert np.abs(a - b).max() < 1e-5 * np.abs(b).max()

@@ -112,22 +112,22 @@ def test_a_schedule_of_one_or_two_scales_is_whole():
 
 def test_the_quantiser_s_loss_is_a_mean_over_pictures_and_the_scales_they_use():
     """A picture that does not use a scale has no part in that scale's loss, and each pair of both weighs the same."""
-    schedule = dense_schedule(4)
-    step, state = tokenizer_step(TrainingScales(schedule, drop=0.5))
+    scales = TrainingScales(dense_schedule(4), drop=0.5)
+    step, state = tokenizer_step(scales)
     image = batch()["image"]
-    keep_BK = np.asarray(
-        TrainingScales(schedule, drop=0.5).draw_kept(jax.random.key(0), jnp.int32(0), len(image))
-    )
+    keep_BK = scales.draw_kept(jax.random.key(0), jnp.int32(0), len(image))
     assert not keep_BK.all()
-    _, made = TOKENIZER.apply({"params": state.params}, image / np.float32(127.5) - 1, schedule, keep_BK)
-    losses = [
-        quantizer_loss(z[kept], "bsq")
-        for z, kept in zip(made.projected, keep_BK.T, strict=True)
+    floats = jnp.asarray(image / np.float32(127.5) - 1)
+    _, made = TOKENIZER.apply({"params": state.params}, floats, scales.schedule, keep_BK)
+    pairs = [
+        (z[kept], kept.sum())
+        for z, kept in zip(made.projected, np.asarray(keep_BK).T, strict=True)
         if kept.any()
     ]
-    weights = [kept.sum() for kept in keep_BK.T if kept.any()]
+    losses = [float(quantizer_loss(z, "bsq")) for z, _ in pairs]
     _, metrics = step(state, {"image": image}, jax.random.key(0))
-    np.testing.assert_allclose(metrics["quantizer"], np.average(losses, weights=weights), rtol=1e-5)
+    wanted = np.average(losses, weights=[count for _, count in pairs])
+    np.testing.assert_allclose(metrics["quantizer"], wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("quantizer", ["bsq", "lfq"])

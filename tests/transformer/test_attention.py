@@ -4,6 +4,7 @@ import importlib.util
 import json
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -111,6 +112,7 @@ def of_kernels(monkeypatch, platform: str):
     monkeypatch.setattr(attention, "platform", lambda: platform)
     monkeypatch.setattr(attention, "MANY_SCORES", {"tpu": 1, "gpu": 1})
     monkeypatch.setattr(attention_cudnn, "IMPLEMENTATION", "xla")
+    monkeypatch.setattr(attention_cudnn, "compute_capability", lambda: "9.0")
 
 
 @pytest.mark.parametrize("platform", ["tpu", "gpu"])
@@ -123,6 +125,31 @@ def test_kernels_with_rounded_operands(platform, monkeypatch):
     given, mask = arrays(51, 21, 8), text_mask(21)[:, None, None]
     ours = with_gradients(lambda q, k, v: attend(q, k, v, "bfloat16", mask), given)
     assert_same(ours, with_gradients(dense(mask), given), 1e-2, 2e-2)
+
+
+def test_cudnn_is_told_how_many_tokens_a_text_has(monkeypatch):
+    """And gets no array of as many numbers as there are scores, as it does for other masks."""
+    of_kernels(monkeypatch, "gpu")
+    given, mask_BK = arrays(50, 21, 8), jnp.arange(21) < jnp.array([[21], [4]])
+    handed = []
+
+    def attention_of_jax(*qkv, mask, key_value_seq_lengths, implementation, **named):
+        handed.append((mask, key_value_seq_lengths))
+        return implemented(
+            *qkv, mask=mask, key_value_seq_lengths=key_value_seq_lengths, implementation="xla", **named
+        )
+
+    implemented = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention_of_jax)
+    mask = mask_BK[:, None, None]
+    ours = with_gradients(lambda q, k, v: attend(q, k, v, "bfloat16", mask, first=True), given)
+    assert_same(ours, with_gradients(dense(mask), given), 1e-2, 2e-2)
+    assert all(mask is None for mask, _ in handed) and handed[0][1].shape == (2,)
+    handed.clear()
+    some = mask_BK.at[:, 1].set(False)[:, None, None]
+    ours = with_gradients(lambda q, k, v: attend(q, k, v, "bfloat16", some), given)
+    assert_same(ours, with_gradients(dense(some), given), 1e-2, 2e-2)
+    assert handed[0][0].shape == (2, 1, 50, 22) and handed[0][1] is None
 
 
 @pytest.mark.parametrize("platform", ["cpu", "tpu", "gpu"])
@@ -160,6 +187,7 @@ def test_which_form_is_used_where(platform, head, dtype, tokens, chosen, monkeyp
         return lambda q, *others, **named: used.append(name) or q.astype(jnp.float32)
 
     monkeypatch.setattr(attention, "platform", lambda: platform)
+    monkeypatch.setattr(attention_cudnn, "compute_capability", lambda: "8.0")
     for name in ("xla", "splash", "cudnn"):
         monkeypatch.setattr(attention, f"attend_{name}", note(name))
     q = k = jax.ShapeDtypeStruct((1, 2, tokens, head), jnp.float32)
@@ -171,8 +199,31 @@ def test_which_form_is_used_where(platform, head, dtype, tokens, chosen, monkeyp
     assert used == ["xla"]  # a mask of pairs
 
 
+@pytest.mark.parametrize(
+    ("capability", "possible"),
+    [
+        ("9.0", True),
+        ("8.0", True),
+        ("12.0", True),
+        ("7.5", False),
+        ("gfx942", False),
+        ("gfx90a", False),
+        ("", False),
+    ],
+)
+def test_cudnn_is_for_gpus_of_nvidia_since_ampere(capability, possible, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+    assert attention_cudnn.possible(96) == possible
+    assert not attention_cudnn.possible(100)
+
+
+def test_cudnn_is_not_for_a_device_that_has_no_compute_capability():
+    assert not attention_cudnn.possible(96)  # of this machine's CPU
+
+
 def test_all_scales_use_one_kernel_on_a_tpu_and_several_on_a_gpu(monkeypatch):
     schedule, used = make_schedule("0.25M"), []
+    monkeypatch.setattr(attention_cudnn, "compute_capability", lambda: "9.0")
     shape = jax.ShapeDtypeStruct((1, 2, schedule.length, 96), jnp.float32)
     for name in ("xla", "splash", "cudnn"):
         note = lambda q, *_, name=name, **named: used.append((name, q.shape[2])) or q  # noqa: E731

@@ -19,9 +19,11 @@ from infinity_jax.scales import ScaleSchedule, make_schedule
 from infinity_jax.tools.convert.links import Buffer
 from infinity_jax.tools.convert.transformer_names import transformer_links
 from infinity_jax.training.transformer_losses import bit_loss
+from infinity_jax.transformer import attention_layers
 from infinity_jax.transformer.attention import attend, block_causal_attention, block_causal_mask
+from infinity_jax.transformer.kernels import matmul as products
 from infinity_jax.transformer.kernels.matmul import matmul
-from infinity_jax.transformer.rope2d import rope_table
+from infinity_jax.transformer.rope2d import rope_table, rotate, to_halves
 from infinity_jax.transformer.transformer import Transformer, draw_path_factors, init_params, init_variables
 
 SCHEDULE = ScaleSchedule(((1, 1), (2, 1), (3, 2), (4, 3)), (4, 3))
@@ -94,6 +96,49 @@ def test_bfloat16_is_close_to_float32(params, batch, float32_gradients):
     (_, exact), (_, rounded) = float32_gradients, gradients_of(params, batch, low)
     for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
         assert np.linalg.norm(a - b) <= 0.06 * np.linalg.norm(a)
+
+
+def test_bfloat16_between_products_is_close_to_float32(params, batch, float32_gradients, monkeypatch):
+    """What TPUs and GPUs do: here forced on the CPU."""
+    low = dataclasses.replace(CONFIG, compute_dtype="bfloat16")
+    monkeypatch.setattr(products, "platform", lambda: "tpu")
+    jax.clear_caches()
+    seen = jax.make_jaxpr(
+        lambda params: Transformer(low).apply(
+            {"params": params}, batch["inputs"], batch["text"], batch["mask"], SCHEDULE
+        )
+    )(params)
+    assert f"bf16[3,{SCHEDULE.length},{CONFIG.ffn_width}] = " in str(seen)
+    exact, rounded = logits(params, batch), logits(params, batch, low)
+    assert rounded.dtype == jnp.float32
+    assert np.linalg.norm(exact - rounded) / np.linalg.norm(exact) < 0.02
+    (_, exact), (_, rounded) = float32_gradients, gradients_of(params, batch, low)
+    jax.clear_caches()
+    for a, b in zip(jax.tree.leaves(exact), jax.tree.leaves(rounded), strict=True):
+        assert np.linalg.norm(a - b) <= 0.06 * np.linalg.norm(a)
+
+
+def test_pairs_of_channels_are_those_of_the_release():
+    """Turned as halves, after the channels were reordered once, is turned as neighbours and reordered then."""
+    x = np.random.default_rng(0).standard_normal((2, 4, SCHEDULE.length, 16)).astype(np.float32)
+    cos_Ln, sin_Ln = rope_table(SCHEDULE, 16)
+    pairs = x.reshape(*x.shape[:-1], 8, 2)
+    a, b = pairs[..., 0], pairs[..., 1]
+    turned = np.stack([a * cos_Ln - b * sin_Ln, a * sin_Ln + b * cos_Ln], -1).reshape(x.shape)
+    np.testing.assert_allclose(
+        rotate(jnp.asarray(to_halves(x)), cos_Ln, sin_Ln), to_halves(turned), rtol=1e-6, atol=1e-6
+    )
+
+
+def test_a_seed_gives_the_model_that_it_gave_with_neighbours_as_pairs(monkeypatch):
+    """Its function is the same, so a run from scratch is too: the order of channels is all that differs."""
+    now = init_params(CONFIG, jax.random.key(3), SCHEDULE)["blocks"]["self_attention"]
+    monkeypatch.setattr(attention_layers, "to_halves", lambda x: x)
+    before = init_params(CONFIG, jax.random.key(3), SCHEDULE)["blocks"]["self_attention"]
+    for name in ("query", "key"):
+        assert not np.array_equal(now[name]["kernel"], before[name]["kernel"])
+        np.testing.assert_array_equal(now[name]["kernel"], to_halves(before[name]["kernel"]))
+    np.testing.assert_array_equal(now["value"]["kernel"], before["value"]["kernel"])
 
 
 def test_a_scale_depends_on_itself_and_earlier_ones_only(params, batch):

@@ -16,6 +16,7 @@ import numpy as np
 from absl import logging
 
 from infinity_jax.checkpoints import folder as checkpoint_folder
+from infinity_jax.checkpoints import rotary
 from infinity_jax.checkpoints.opened import BUNDLED
 from infinity_jax.config import TransformerConfig
 from infinity_jax.config_files import from_dict
@@ -27,7 +28,15 @@ from infinity_jax.files.tensors import SAFETENSORS, TORCH_SUFFIXES, TensorFiles,
 from infinity_jax.files.torch_writer import write_torch_file
 from infinity_jax.tools.convert.configs import resolve_config
 from infinity_jax.tools.convert.kinds import KINDS
-from infinity_jax.tools.convert.links import Buffer, Link, check_ours, published_arrays, size_of, write_ours
+from infinity_jax.tools.convert.links import (
+    Buffer,
+    Link,
+    check_ours,
+    in_published_order,
+    published_arrays,
+    size_of,
+    write_ours,
+)
 from infinity_jax.tools.convert.transformer_names import CAPTION_TABLE
 
 
@@ -140,6 +149,8 @@ def to_torch(file: str, folder: str, kind: str) -> None:
         else Published(path.name, its.usual_layout(config))
     )
     links = its.links(config, **note.layout)
+    if rotary.order_of(values) == rotary.NEIGHBOURS:
+        links = in_published_order(links)
     weights = where / checkpoint_folder.WEIGHTS[kind]
     if not weights.is_file():
         raise UserError(

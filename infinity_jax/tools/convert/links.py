@@ -14,6 +14,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.files.lazy_tensor import LazyTensor
 from infinity_jax.files.safetensors_writer import SafetensorsWriter
 from infinity_jax.transformer.layers import caption_init
+from infinity_jax.transformer.rope2d import to_halves, to_neighbours
 
 _FLOATS = ("float64", "float32", "float16", "bfloat16")
 
@@ -32,6 +33,7 @@ class Link:
       layout: "same" (only the shape differs), "linear" ([out,in] there, [in,...out] here),
         "conv" ([out,in,h,w] there, [h,w,in,out] here) or "rows" (there are more or fewer rows there: ours are cut, or
         filled with freshly drawn ones, and the way back gives the rows that were there).
+      halved: so many of our arrays, from the first, have their channels as `rope2d.to_halves` puts them.
     """
 
     published: str
@@ -40,6 +42,7 @@ class Link:
     shape: tuple[int, ...]
     layer: int | None = None
     layout: str = "same"
+    halved: int = 0
 
     def to_ours(self, value: Shaped[np.ndarray, "..."]) -> tuple[np.ndarray, ...]:
         """Makes our arrays, each of `shape` and of the same dtype, one for each path of `ours`.
@@ -50,21 +53,24 @@ class Link:
         self.check_shape(value.shape)
         if self.layout == "conv":
             return (np.ascontiguousarray(value.transpose(2, 3, 1, 0)),)
-        if self.layout == "same":
-            return (value.reshape(self.shape),)
         if self.layout == "rows":
             return (np.concatenate([value[: self.shape[0]], self._fresh_rows(value)]),)
-        rows = np.split(value, len(self.ours))  # joined maps follow one another along the output axis
-        return tuple(_transposed(part).reshape(self.shape) for part in rows)
+        if self.layout == "same":
+            arrays = [value.reshape(self.shape)]
+        else:  # joined maps follow one another along the output axis
+            arrays = [_transposed(part).reshape(self.shape) for part in np.split(value, len(self.ours))]
+        halved = [np.ascontiguousarray(to_halves(array)) for array in arrays[: self.halved]]
+        return (*halved, *arrays[self.halved :])
 
     def to_published(self, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
         """Makes the published tensor from our arrays: the inverse of `to_ours`."""
         if self.layout == "conv":
             return np.ascontiguousarray(arrays[0].transpose(3, 2, 0, 1))
-        if self.layout == "same":
-            return arrays[0].reshape(self.published_shape)
         if self.layout == "rows":
             return arrays[0][: self.published_shape[0]]
+        arrays = (*map(to_neighbours, arrays[: self.halved]), *arrays[self.halved :])
+        if self.layout == "same":
+            return arrays[0].reshape(self.published_shape)
         return np.concatenate([_transposed(array.reshape(self.shape[0], -1)) for array in arrays])
 
     def _fresh_rows(self, value: np.ndarray) -> np.ndarray:
@@ -163,6 +169,11 @@ def conv(published: str, ours: str, shape: tuple[int, int, int, int]) -> Link:
     """Makes the link of a convolution; `shape` is our [h,w,in,out]."""
     height, width, inputs, outputs = shape
     return Link(published, (outputs, inputs, height, width), (ours,), shape, layout="conv")
+
+
+def in_published_order(links: Sequence[Link | Buffer]) -> list[Link | Buffer]:
+    """Makes the links to arrays of ours whose channels are all in the published order, as those of old folders are."""
+    return [dataclasses.replace(link, halved=0) if isinstance(link, Link) else link for link in links]
 
 
 def write_ours(path: Path, tensors: Mapping[str, LazyTensor], links: Sequence[Link | Buffer]) -> None:

@@ -92,10 +92,10 @@ def _block(c: TransformerConfig, prefix: str, layer: int) -> list[Link | Buffer]
     return [
         same(f"{prefix}ada_gss", "blocks/adaln_table", (6, C), (1, 1, 6, C), layer=layer),
         same(f"{sa}.scale_mul_1H11", f"{own}/log_scale", (H,), (1, H, 1, 1), layer=layer),
-        same(f"{sa}.q_bias", f"{own}/query/bias", of_head, layer=layer),
+        same(f"{sa}.q_bias", f"{own}/query/bias", of_head, layer=layer, halved=1),
         same(f"{sa}.v_bias", f"{own}/value/bias", of_head, layer=layer),
         _no_bias(f"{sa}.zero_k_bias", C),
-        linear(f"{sa}.mat_qkv.weight", joined, (C, *of_head), layer=layer),
+        linear(f"{sa}.mat_qkv.weight", joined, (C, *of_head), layer=layer, halved=2),
         *_dense(f"{sa}.proj", f"{own}/out", (C, C), layer),
         same(f"{ca}.v_bias", f"{cross}/value/bias", of_head, layer=layer),
         _no_bias(f"{ca}.zero_k_bias", C),

@@ -165,7 +165,9 @@ def _of_tokenizer(r: Request, values: Any, target: Target) -> _Planned:
         raise UserError("a tokenizer has no sampler, microbatches or aspects; leave out these options")
     model = from_dict(TokenizerConfig, values.model, "model")
     model = dataclasses.replace(model, remat=model.remat if r.remat is None else r.remat)
-    mix = train_tokenizer.resolution_mix(values.data.mix, values.data.scales, values.train.batch_size)
+    mix: dict[str, Any] = train_tokenizer.resolution_mix(
+        values.data.mix, values.data.scales, values.train.batch_size
+    )
     if r.budget is not None:
         mix = {r.budget: r.batch or mix.get(r.budget, values.train.batch_size)}
     elif r.batch is not None:

@@ -33,7 +33,7 @@ def attend_splash(
     runs: Runs | None = None,
     mask_BK: jax.Array | None = None,
 ) -> jax.Array:
-    """Computes softmax(q k^T) v with softmax scale 1, float32 [B, H, Q, head].
+    """Computes softmax(q k^T) v with softmax scale 1, [B, H, Q, head] of the queries' type.
 
     On a mesh each device computes its pictures and heads, and with a mask its part of the queries.
 
@@ -44,7 +44,7 @@ def attend_splash(
       runs: (number of queries, how many of the first keys they see), one after the other; None: all see all.
       mask_BK: bool, False = not visible. Each picture has something visible.
     """
-    Q, K, own_head = q_BHQd.shape[2], k_BHKd.shape[2], q_BHQd.shape[3]
+    Q, K, own_head, result = q_BHQd.shape[2], k_BHKd.shape[2], q_BHQd.shape[3], q_BHQd.dtype
     query_block, key_block = _block(Q), _block(K)
     query_parts = 1 if mask_BK is None else _parts_of_tokens()
     q_BHQd = _padded(q_BHQd.astype(dtype), query_parts * query_block)
@@ -75,7 +75,7 @@ def attend_splash(
         axes, whole = ("batch", "heads", "tokens", None), ("batch", "heads", None, None)
         split = on_each_device(of_one_device, [axes, whole, whole, ("batch", None)], axes)
         out_BHQd = split(q_BHQd, k_BHKd, v_BHKd, mask_BK)
-    return out_BHQd[:, :, :Q, :own_head].astype(jnp.float32)
+    return out_BHQd[:, :, :Q, :own_head].astype(result)
 
 
 def _masked(

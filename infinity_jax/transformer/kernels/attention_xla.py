@@ -30,33 +30,37 @@ MANY_SCORES, SCORES_AT_ONCE, FORWARD = 2**22, 2**20, 4
 
 
 def attend_xla(q_BHQd: Array, k_BHKd: Array, v_BHKd: Array, mask_BHQK: Array | None, dtype: str) -> Array:
-    """Computes softmax(q k^T) v, float32 [B, H, Q, head]; arguments as `attention.attend` has them."""
-    return _attend(q_BHQd, k_BHKd, v_BHKd, mask_BHQK, dtype)
+    """Computes softmax(q k^T) v, [B, H, Q, head]; arguments and type as `attention.attend` has them."""
+    types = (q_BHQd.dtype.name, k_BHKd.dtype.name, v_BHKd.dtype.name)
+    return _attend(q_BHQd, k_BHKd, v_BHKd, mask_BHQK, dtype, types)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q_BHQd: Array, k_BHKd: Array, v_BHKd: Array, mask_BHQK: Array | None, dtype: str) -> Array:
-    return _attend_forward(q_BHQd, k_BHKd, v_BHKd, mask_BHQK, dtype)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attend(
+    q_BHQd: Array, k_BHKd: Array, v_BHKd: Array, mask_BHQK: Array | None, dtype: str, types: tuple[str, ...]
+) -> Array:
+    return _attend_forward(q_BHQd, k_BHKd, v_BHKd, mask_BHQK, dtype, types)[0]
 
 
 def _attend_forward(
-    q_BHQd: Array, k_BHKd: Array, v_BHKd: Array, mask_BHQK: Array | None, dtype: str
+    q_BHQd: Array, k_BHKd: Array, v_BHKd: Array, mask_BHQK: Array | None, dtype: str, types: tuple[str, ...]
 ) -> tuple[Array, Any]:
     q_BHQd, k_BHKd, v_BHKd = (x.astype(dtype) for x in (q_BHQd, k_BHKd, v_BHKd))
     forward = functools.partial(_head_forward, dtype=dtype)
     found = _for_each_head(forward, q_BHQd, k_BHKd, v_BHKd, mask_BHQK)
+    found = found[0].astype(types[0]), *found[1:]
     out_BHQd, total_BHQ1, *weights = (checkpoint_name(x, LINEAR) for x in found)
     rounded = [to_storage(x) for x in (q_BHQd, k_BHKd, v_BHKd, *weights)]
     return out_BHQd, (rounded, mask_BHQK, out_BHQd, total_BHQ1)
 
 
-def _attend_backward(dtype: str, saved: Any, dout_BHQd: Array) -> tuple:
+def _attend_backward(dtype: str, types: tuple[str, ...], saved: Any, dout_BHQd: Array) -> tuple:
     rounded, mask_BHQK, out_BHQd, total_BHQ1 = saved
     q_BHQd, k_BHKd, v_BHKd, *weights = (from_storage(x) for x in rounded)
     backward = functools.partial(_head_backward, dtype=dtype)
     of_queries = (out_BHQd, total_BHQ1, dout_BHQd, *weights)
     gradients = _for_each_head(backward, q_BHQd, k_BHKd, v_BHKd, mask_BHQK, *of_queries)
-    return *gradients, None
+    return *(x.astype(kind) for x, kind in zip(gradients, types, strict=True)), None
 
 
 _attend.defvjp(_attend_forward, _attend_backward)
