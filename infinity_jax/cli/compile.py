@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import os
 import re
+from pathlib import Path
 
 from infinity_jax.cli import options
 from infinity_jax.cli.command import command
@@ -166,7 +167,7 @@ def _warm(arguments: argparse.Namespace, overrides: list[str]) -> int:
     config = config_files.load(arguments.warm, overrides, stages=True)
     from infinity_jax.tools.planning import warm
 
-    warm.main(config, arguments.workdir, arguments.topology, arguments.slices)
+    warm.main(config, Path(arguments.workdir), arguments.topology, arguments.slices)
     return 0
 
 

@@ -24,7 +24,6 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.runtime.devices import platform
 from infinity_jax.runtime.sharding import constrain
 from infinity_jax.sampling.guidance import Rows
-from infinity_jax.sampling.token_pruning import Updates
 from infinity_jax.transformer.attention_layers import KeysValues
 from infinity_jax.transformer.block import Seen
 from infinity_jax.transformer.kernels.storage import from_storage, to_storage
@@ -55,8 +54,9 @@ class LayerCache:
       updates: what each sub-layer added at the last scale that `Hooks.tokens` keeps, [N,n,C] each.
     """
 
-    past: KeysValues
-    updates: Updates | None = None
+    # Any: jax also builds this tree with shapes as its leaves.
+    past: Any
+    updates: Any = None
 
 
 # Of a part of the layers: one for all of them where they are scanned, else one for each.

@@ -92,7 +92,9 @@ class TextOnDevice:
     @functools.cached_property
     def _encode(self) -> CompiledStep:
         out = self.layout.batch(self.layout.batch_parts)
-        return CompiledStep(jax.jit(self.layout.traced(self._features), out_shardings=out))
+        return CompiledStep(
+            jax.jit(self.layout.traced(self._features), out_shardings=out), what="the text encoder"
+        )
 
     def __call__(
         self,

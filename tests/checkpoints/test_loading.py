@@ -4,6 +4,7 @@ import json
 import math
 import weakref
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from helpers.systems import MODEL, write_system
 from jax.sharding import NamedSharding
 
+from infinity_jax import presets
 from infinity_jax.checkpoints import pretrained, trained
 from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.files.lazy_tensor import LazyTensor
@@ -18,6 +20,8 @@ from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.runtime.sharding import layout_of
 from infinity_jax.runtime.trees import parameter_name
 from infinity_jax.sampling.pipeline import InfinityPipeline
+from infinity_jax.text import t5
+from infinity_jax.transformer import layers
 from infinity_jax.transformer.kernels.storage import from_storage
 
 
@@ -98,3 +102,20 @@ def test_the_same_pictures_and_weights_as_rounded_late(folder, tmp_path):
     saved, wanted = (named(pretrained.load_model(path).params) for path in (tmp_path / "saved", folder))
     for name, leaf in wanted.items():
         np.testing.assert_array_equal(saved[name], leaf, err_msg=name)
+
+
+def test_the_published_2b_is_loaded_in_half_of_a_chip_of_16_gb():
+    """By shapes: bytes of the transformer, of Flan-T5-XL and of the tokenizer, and the largest array beside them."""
+
+    def sizes(shapes, dtypes):
+        sizes = jax.tree.map(lambda x, dtype: math.prod(x.shape) * jnp.dtype(dtype).itemsize, shapes, dtypes)
+        return jax.tree.leaves(sizes)
+
+    model = presets.PRESETS["2b"].transformer
+    xl = t5.param_variables(t5.NAMES["xl"], "bfloat16")
+    transformer = sizes(trained.transformer_shapes(model), trained.stored_dtypes(model))
+    text = sizes(nn.meta.unbox(xl), layers.stored_dtypes(xl))
+    tokenizer = trained.tokenizer_shapes(presets.TOKENIZERS["d32"])
+    whole = sizes(tokenizer, jax.tree.map(lambda _: "float32", tokenizer))
+    assert [round(sum(part) / 1e9, 2) for part in (transformer, text, whole)] == [4.41, 2.58, 0.44]
+    assert sum(transformer) + sum(text) + sum(whole) + max(transformer) < 0.55 * 16e9

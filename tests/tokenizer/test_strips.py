@@ -119,7 +119,7 @@ def test_small_pictures_are_decoded_at_once_and_large_ones_in_strips(monkeypatch
 
     params, codes = params_and_codes(CONFIG, (2, 4, 3))
     expected = plain(CONFIG, params, codes)
-    monkeypatch.setattr(strips, "CPU", SOME_HELD)
+    monkeypatch.setattr(decoder_memory, "CPU", SOME_HELD)
     ours = Tokenizer(CONFIG).apply({"params": {"decoder": params}}, codes, method="decode")
     assert np.abs(ours - np.clip(expected, -1, 1)).max() < 1e-5 * np.abs(expected).max()
 

@@ -261,7 +261,6 @@ def test_initial_weights():
     # This kind of key compiles several times faster.
     params = init_params(config, jax.random.key(0, impl="rbg"), SCHEDULE)
     base = math.sqrt(1 / 256 / 3)
-    deviation = 0.88 * base  # of a normal that is cut at two deviations
     blocks = params["blocks"]
     for kernel, factor in [
         (blocks["self_attention"]["query"]["kernel"], 1),
@@ -269,10 +268,16 @@ def test_initial_weights():
         (blocks["cross_attention"]["out"]["kernel"], 1 / math.sqrt(4)),
         (params["bit_head"]["logits"]["kernel"], 0.02),
         (params["bit_head"]["adaln"]["kernel"], 1e-3),
-        (params["shared_adaln"]["kernel"][:, :2], 5e-6),
-        (params["shared_adaln"]["kernel"][:, 2:], 1e-3),
+        # Unlike the blocks' tables and the head's map, the shared map is not scaled down.
+        (params["shared_adaln"]["kernel"][:, :2], 1),
+        (params["shared_adaln"]["kernel"][:, 2:], 1),
+        (blocks["adaln_table"][:, :2], math.sqrt(3) * 5e-6),
+        (blocks["adaln_table"][:, 2:], math.sqrt(3) * 1e-3),
     ]:
-        assert float(jnp.std(kernel)) == pytest.approx(deviation * factor, rel=0.05)
+        assert float(jnp.std(kernel)) == pytest.approx(base * factor, rel=0.05)
+    # A normal, not cut at two deviations of its own.
+    assert float(jnp.abs(blocks["ffn"]["fc1"]["kernel"]).max()) > 3.5 * base
+    assert float(jnp.std(params["text"]["empty_caption"])) == pytest.approx(0.955 / math.sqrt(384), rel=0.05)
     assert float(blocks["self_attention"]["log_scale"][0, 0]) == pytest.approx(math.log(4))
 
 
