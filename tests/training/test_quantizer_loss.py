@@ -68,8 +68,8 @@ def test_only_kept_pictures_count(z_BhwD, quantizer):
     np.testing.assert_allclose(found, expected, rtol=3e-6)
 
 
-class TwoLayers:
-    """Stands in for the network: its layers are the picture itself and every other row, times two."""
+class ThreeLayers:
+    """Stands in for the network: its layers are the picture, twice, and a function of every other row."""
 
     activations = None
 
@@ -78,11 +78,11 @@ class TwoLayers:
 
 
 def test_the_feature_loss_compares_directions_at_every_place(monkeypatch):
-    monkeypatch.setattr(tokenizer_losses, "EfficientNetLite0", TwoLayers)
+    monkeypatch.setattr(tokenizer_losses, "EfficientNetLite0", ThreeLayers)
     image, made = np.random.default_rng(0).uniform(-1, 1, (2, 2, 4, 6, 3)).astype(np.float32)
     expected = 0.0
     for weight, a, b in zip(
-        (1, 0.5, 0.25), *(TwoLayers().apply(0, x, 8, None) for x in (image, made)), strict=True
+        (1, 0.5, 0.25), *(ThreeLayers().apply(0, x, 8, None) for x in (image, made)), strict=True
     ):
         a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
         expected += weight * ((a - b) ** 2).sum(-1).mean()
