@@ -90,8 +90,8 @@ def planted() -> Iterator[Mutant]:
 
 def sampled(files: list[str], share: float, seed: int) -> Iterator[Mutant]:
     """Yields a share of the mutants of each file, one at most for a place and kind of operator."""
-    from cosmic_ray import mutating, plugins
-    from cosmic_ray.ast import ast_nodes, get_ast
+    from cosmic_ray import mutating, plugins  # pyright: ignore[reportMissingImports]
+    from cosmic_ray.ast import ast_nodes, get_ast  # pyright: ignore[reportMissingImports]
 
     for file in files:
         source = (ROOT / PACKAGE / file).read_text()
@@ -113,8 +113,9 @@ def sampled(files: list[str], share: float, seed: int) -> Iterator[Mutant]:
             name, number = chance.choice(places[place])
             changed = mutating.mutate_code(source, plugins.get_operator(name)(), number)
             (line, column), tests = place[0], tuple(CONFIG["tests"][file])
-            lines = tuple(text.splitlines()[line - 1].strip() for text in (source, changed))
-            yield Mutant(f"{file}:{line}:{column} {name.split('/')[1]}", file, changed, tests, lines)
+            before, after = (text.splitlines()[line - 1].strip() for text in (source, changed))
+            place_name = f"{file}:{line}:{column} {name.split('/')[1]}"
+            yield Mutant(place_name, file, changed, tests, (before, after))
 
 
 def exempt(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
@@ -131,13 +132,15 @@ def exempt(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
         if isinstance(node, ast.FunctionDef):
             leave(node.returns)
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            [leave(decorator) for decorator in node.decorator_list]
+            for decorator in node.decorator_list:
+                leave(decorator)
         if isinstance(node, ast.Raise | ast.JoinedStr):
             leave(node)
         if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith(("Callable", "tuple[")):
             leave(node)
         if isinstance(node, ast.Call) and getattr(node.func, "id", "") in NOT_MUTATED_CALLS:
-            [leave(argument) for argument in node.args[1:] if not isinstance(argument, ast.Call)]
+            for argument in node.args[1:]:
+                leave(None if isinstance(argument, ast.Call) else argument)
             if getattr(node.func, "id", "") == "cast":
                 leave(node.args[0])
     return spans

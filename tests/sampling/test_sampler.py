@@ -179,8 +179,8 @@ def test_padding_of_the_text_changes_no_bit(params, inputs):
 
 @pytest.mark.parametrize("cold", range(4))
 def test_each_scale_is_drawn_at_its_own_temperature(params, inputs, cold):
-    """At temperature 0 the likelier value is always taken, and at 1 not always."""
-    given = inputs._replace(tau_BK=for_all(jnp.ones(4).at[cold].set(0.0), 3))
+    """At temperature 0 the likelier value is always taken; at 100 both are drawn about equally often."""
+    given = inputs._replace(tau_BK=for_all(jnp.full(4, 100.0).at[cold].set(0.0), 3))
     drawn, differences = draw_and_differences(CONFIG, params, given)
     for k, (bits_BhwD, difference_BND) in enumerate(zip(drawn.bits, differences, strict=True)):
         likelier = np.asarray(difference_BND > 0).reshape(bits_BhwD.shape)

@@ -13,7 +13,7 @@ from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.scales import ScaleSchedule, make_schedule
 from infinity_jax.training import correction
 from infinity_jax.training.correction import CorrectionConfig
-from infinity_jax.training.tokenizer_step import TrainingScales
+from infinity_jax.training.tokenizer_step import TokenizerLossConfig, TrainingScales
 from infinity_jax.training.transformer_step import LossConfig, corrected_inputs, draw_examples
 
 # Scales of one size, so that their draws can be compared.
@@ -95,8 +95,12 @@ def test_so_many_captions_are_dropped(rate):
     assert draws(0, caption_drop=rate)["drop"].mean() == pytest.approx(rate, abs=0.03)
 
 
-def test_a_tenth_of_the_captions_is_dropped_unless_told_otherwise():
-    assert LossConfig().caption_drop == 0.1
+def test_the_defaults_are_the_published_ones():
+    """docs/spec.md sections 2 to 5."""
+    assert CorrectionConfig() == CorrectionConfig(p=0.3, scales=13, requantise=True)
+    assert LossConfig() == LossConfig(token_weights="by_scale", label_smoothing=0.0, caption_drop=0.1)
+    loss = TokenizerLossConfig()
+    assert (loss.scales, loss.scale_drop, loss.short_scales) == ("dense", 0.5, 7)
 
 
 def test_paths_are_dropped_the_more_the_deeper_and_the_rest_makes_up_for_it():

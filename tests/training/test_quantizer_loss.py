@@ -1,4 +1,4 @@
-"""The quantiser's loss against sums over all codes, written out in NumPy."""
+"""The quantiser's loss against sums over all codes, and the loss of features, written out in NumPy."""
 
 import itertools
 
@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from infinity_jax.training import tokenizer_losses
 from infinity_jax.training.tokenizer_losses import bsq_entropies, lfq_entropies, quantizer_loss
 
 BITS = 4
@@ -65,3 +66,25 @@ def test_only_kept_pictures_count(z_BhwD, quantizer):
     found = quantizer_loss(jnp.float32(z_BhwD), quantizer, kept_B=jnp.asarray(kept))
     expected = loss(z_BhwD[kept], quantizer, group=BITS if quantizer == "lfq" else 1)
     np.testing.assert_allclose(found, expected, rtol=3e-6)
+
+
+class ThreeLayers:
+    """Stands in for the network: its layers are the picture, twice, and a function of every other row."""
+
+    activations = None
+
+    def apply(self, params, image, last_stride, method):
+        return [image, image, 2 * image[:, ::2] + 1]
+
+
+def test_the_feature_loss_compares_directions_at_every_place(monkeypatch):
+    monkeypatch.setattr(tokenizer_losses, "EfficientNetLite0", ThreeLayers)
+    image, made = np.random.default_rng(0).uniform(-1, 1, (2, 2, 4, 6, 3)).astype(np.float32)
+    expected = 0.0
+    for weight, a, b in zip(
+        (1, 0.5, 0.25), *(ThreeLayers().apply(0, x, 8, None) for x in (image, made)), strict=True
+    ):
+        a, b = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (a, b))
+        expected += weight * ((a - b) ** 2).sum(-1).mean()
+    found = tokenizer_losses.efficientnet_feature_loss({}, jnp.asarray(image), jnp.asarray(made))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)

@@ -22,7 +22,7 @@ SCHEDULE = ScaleSchedule(((1, 1), (2, 2), (3, 2)), (3, 2))
 MODEL = TransformerConfig(
     layers=2, width=64, heads=4, bits=4, text_channels=128, text_length=8, drop_path=0.5, compute_dtype="float32"
 )  # fmt: skip
-OPTIM = optim.OptimConfig(learning_rate=1e-2, warmup_steps=2, weight_decay=0.3, clip=0.05, ema_decay=0.9)
+OPTIM = optim.OptimConfig(learning_rate=1e-2, warmup_steps=4, weight_decay=0.3, clip=0.05, ema_decay=0.9)
 CONFIG = StepConfig(
     MODEL,
     TokenizerConfig(bits=4),
@@ -102,9 +102,9 @@ def test_the_update_is_adamw_s_and_decays_linear_maps_alone(stepped):
         kind = path[-1].key
         step = mean / (1 - OPTIM.b1) / (np.sqrt(square / (1 - OPTIM.b2)) + 1e-8)
         decay = OPTIM.weight_decay * old * (kind == "kernel")
-        # The first of two steps of warm-up.
+        # The first of four steps of warm-up.
         np.testing.assert_allclose(
-            new, old - OPTIM.learning_rate / 2 * (step + decay), atol=1e-6, err_msg=kind
+            new, old - OPTIM.learning_rate / 4 * (step + decay), atol=1e-6, err_msg=kind
         )
         np.testing.assert_allclose(average, old + (1 - 4 / 13) * (new - old), atol=1e-6)
         assert not np.array_equal(old, new)
@@ -159,7 +159,7 @@ def test_of_all_kinds_of_parameters_kernels_alone_decay(kind):
     zeros = jax.tree.map(np.zeros_like, params)
     updates, _ = optimiser.update(zeros, optimiser.init(params), params)
     moved = np.asarray(updates["blocks"]["part"][kind])
-    np.testing.assert_allclose(moved, -0.3 * 0.5e-2 if kind == "kernel" else 0.0, rtol=1e-6)
+    np.testing.assert_allclose(moved, -0.3 * 0.25e-2 if kind == "kernel" else 0.0, rtol=1e-6)
 
 
 @pytest.mark.parametrize("head", ["bits", "index"])
