@@ -7,7 +7,7 @@ that a run always has and that checkpoints did not always hold is marked with `Z
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import numpy as np
@@ -15,7 +15,6 @@ from jaxtyping import PyTree
 
 from infinity_jax.runtime.sharding import put
 
-State = TypeVar("State", bound=Any)
 # Key of a field's metadata: a checkpoint without this part is read as if its numbers were 0.
 ZERO_WHERE_ABSENT = "zero where absent"
 
@@ -33,7 +32,7 @@ def abstract(tree: PyTree) -> PyTree:
     )
 
 
-def absent(target: State, stored: Mapping[str, Any]) -> dict[str, PyTree]:
+def absent(target: Any, stored: Mapping[str, Any]) -> dict[str, PyTree]:
     """Makes the parts of `target`, by field, that a checkpoint with arrays of the names `stored` has only as zeros."""
     return {
         field.name: jax.tree.map(_zeros, getattr(target, field.name))
@@ -43,7 +42,6 @@ def absent(target: State, stored: Mapping[str, Any]) -> dict[str, PyTree]:
     }
 
 
-def _zeros(like: jax.Array | jax.ShapeDtypeStruct) -> jax.Array:
-    sharding: Any = like.sharding
-    zeros = np.zeros(like.shape, like.dtype)
+def _zeros(like: Any) -> jax.Array:
+    zeros, sharding = np.zeros(like.shape, like.dtype), like.sharding
     return jax.numpy.asarray(zeros) if sharding is None else put(zeros, sharding)
