@@ -23,7 +23,8 @@ from infinity_jax.data.resolutions import PictureConfig, ResolutionMix
 from infinity_jax.errors import UserError
 from infinity_jax.metrics.efficientnet import load_efficientnet
 from infinity_jax.metrics.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
-from infinity_jax.runtime import memory, seeds, sharding
+from infinity_jax.runtime import global_batch, memory, seeds, sharding
+from infinity_jax.runtime.compiled_step import BatchShapes
 from infinity_jax.runtime.sharding import Layout
 from infinity_jax.tokenizer.model import Tokenizer, initial_variables
 from infinity_jax.training import config as train_config
@@ -99,11 +100,27 @@ def main(config: Any, workdir: str | Path) -> TrainState:
             workdir,
             train,
             step,
-            loop.Data(read, examples_before=lambda step: int(mix.starts[step])),
+            loop.Data(
+                read,
+                examples_before=lambda step: int(mix.starts[step]),
+                prepare=lambda: _batch_shapes(mix, adversary, layout),
+            ),
             config=config.to_dict() | {"origin": origin.describe(earlier_data)},
             hooks=tokenizer_hooks(tokenizer, test_schedule, data, train, layout, Path(workdir)),
             load_params=lambda path, wanted: open_checkpoint(path).tokenizer_params(wanted),
         )
+
+
+def _batch_shapes(mix: ResolutionMix, adversary: Adversary | None, layout: Layout) -> list[BatchShapes]:
+    """Describes each kind of batch: of each resolution, before the adversary takes part and from then on."""
+    kinds: list[dict] = [{}] if adversary is None or adversary.config.start_step else []
+    if adversary is not None and adversary.config.start_step < mix.steps:
+        kinds.append({ADVERSARIAL: ((), np.bool_)})
+    return [
+        global_batch.described({"image": ((side, side, 3), np.uint8), **more}, size, layout.batch(size))
+        for side, size in zip(mix.sides, mix.batch_sizes, strict=True)
+        for more in kinds
+    ]
 
 
 @dataclasses.dataclass(frozen=True)
