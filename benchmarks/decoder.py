@@ -123,7 +123,9 @@ def _whole(tokenizer_params: Any, tokenizer: Any, side: int) -> Callable[[], Any
 
     model = presets.preset("125m").transformer
     schedule = scales.make_schedule({256: "0.06M", 512: "0.25M", 1024: "1M"}[side])
-    older = {"scan_layers": False} if "scan_layers" in inspect.signature(SamplerConfig).parameters else {}
+    older: dict[str, Any] = (
+        {"scan_layers": False} if "scan_layers" in inspect.signature(SamplerConfig).parameters else {}
+    )
     config = SamplerConfig(model, tokenizer, schedule, **older)
     params = jax.jit(lambda: sampler.rounded(model, init_params(model, jax.random.key(0), schedule)))()
     ones_BK = jnp.ones((1, schedule.n_scales))

@@ -77,7 +77,7 @@ def measure(config: Any, workdir: Path, batches: int) -> dict[str, Any]:
         )
         return loss, jnp.concatenate([g.ravel() for g in jax.tree.leaves(gradient)])
 
-    found: dict[tuple[int, int], list[tuple[float, np.ndarray]]] = {size: [] for size in by_size}
+    found: dict[Any, list[tuple[float, np.ndarray]]] = {size: [] for size in by_size}
     key = jax.random.key(1)
     for step, host in enumerate(feed.batches(np.arange(BATCH), BATCH, 1, 0)):
         batch = to_features({name: jnp.asarray(array) for name, array in host.items()})

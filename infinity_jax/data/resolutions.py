@@ -106,6 +106,9 @@ def batches(
         first, side = int(mix.starts[step]), mix.side_at(step)
         rows = rows_of(mix.batch_size_at(step))
         places = [first + int(row) for row in rows]
-        return pipeline.stack([decode({**dict(records[place]), "place": place}, side) for place in places])
+        read: list[Any] = [records[place] for place in places]
+        return pipeline.stack(
+            [decode({**record, "place": p}, side) for record, p in zip(read, places, strict=True)]
+        )
 
     return pipeline.prefetched(batch, range(first_step, mix.steps))

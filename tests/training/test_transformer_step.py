@@ -1,6 +1,7 @@
 """A whole step of the transformer against the same written out plainly: draws, loss, gradient, AdamW, average."""
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -157,6 +158,7 @@ def test_of_all_kinds_of_parameters_kernels_alone_decay(kind):
     params = {"blocks": {"part": {kind: np.ones((2, 3), np.float32)}}}
     optimiser = CONFIG.optimiser
     zeros = jax.tree.map(np.zeros_like, params)
+    updates: Any
     updates, _ = optimiser.update(zeros, optimiser.init(params), params)
     moved = np.asarray(updates["blocks"]["part"][kind])
     np.testing.assert_allclose(moved, -0.3 * 0.25e-2 if kind == "kernel" else 0.0, rtol=1e-6)
