@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import importlib.metadata
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,14 @@ class KeptPrograms:
         self.folder.mkdir(parents=True, exist_ok=True)
         atomic.write_bytes(path, hashlib.sha256(content).digest() + content)
         return compiled
+
+    def compiler(self) -> Callable[[jax.stages.Lowered], jax.stages.Compiled]:
+        """Chooses what compiles a run's programs: `load`, but not on CPUs.
+
+        Their runtime may lose functions of a large program that was kept (jax 0.12: "Function copy_bitcast_fusion.55 not
+        found", at its first call); and they have jax's own cache.
+        """
+        return jax.stages.Lowered.compile if self.devices[0].platform == "cpu" else self.load
 
     def load(self, lowered: jax.stages.Lowered) -> jax.stages.Compiled:
         """Reads the program that was compiled from this one; compiles it where there is none that can be run."""

@@ -114,7 +114,7 @@ def run(
     # A shorter run's last line stands outside the rhythm of log_every; a run that resumes has no such line.
     writer = MetricsWriter(workdir, first if first % train.log_every == 0 else first - 1)
     with contextlib.closing(checkpointer), contextlib.closing(writer):
-        step_fn = CompiledStep(step.jitted(), kept_programs.of_run(Path(workdir), step.layout).load)
+        step_fn = CompiledStep(step.jitted(), kept_programs.of_run(Path(workdir), step.layout).compiler())
         with account.spent("compile"):
             step_fn.prepare(step.state_shapes(), data.prepare(), step.key_shape())
         watch = account, Profile(train.profile, Path(workdir))

@@ -43,7 +43,7 @@ def _train(config: Any, run: run_config.RunConfig, workdir: Path) -> TrainState:
     text_encoder = run_config.fitting_text_encoder(run)
     feed = run_config.open_feed(run, tokenizer, text_encoder, workdir)
     step = step_of(run, feed)
-    to_features = FeaturesOnDevice(tokenizer, layout, kept_programs.of_run(workdir, layout).load)
+    to_features = FeaturesOnDevice(tokenizer, layout, kept_programs.of_run(workdir, layout).compiler())
     placed = TextOnDevice(text_encoder, layout)
     hooks = [
         loop.Hook(train.evaluate_every, validation(run, feed, placed, to_features)),

@@ -117,5 +117,5 @@ def test_the_published_2b_is_loaded_in_half_of_a_chip_of_16_gb():
     text = sizes(nn.meta.unbox(xl), layers.stored_dtypes(xl))
     tokenizer = trained.tokenizer_shapes(presets.TOKENIZERS["d32"])
     whole = sizes(tokenizer, jax.tree.map(lambda _: "float32", tokenizer))
-    assert [round(sum(part) / 1e9, 2) for part in (transformer, text, whole)] == [4.41, 2.58, 0.44]
+    assert [round(sum(part) / 1e9, 2) for part in (transformer, text, whole)] == [4.47, 2.58, 0.44]
     assert sum(transformer) + sum(text) + sum(whole) + max(transformer) < 0.55 * 16e9

@@ -82,6 +82,8 @@ def main(request: Request, json_file: str) -> bool:
       UserError: something of the request is unknown or does not go together, or libtpu is missing.
     """
     r = request
+    if r.size is not None and r.budget is None:
+        raise UserError(f"--size {r.size} needs a --budget too, the stage of the config; add it, like 0.06M")
     values = config_files.load(f"{r.config}:{r.size},{r.budget}" if r.size else r.config)
     atomic.check_target(Path(json_file), "--json", r.config)
     target = find_target(r.topology, r.slices)
@@ -132,8 +134,6 @@ def _mesh(
 
 
 def _of_transformer(r: Request, values: Any, target: Target) -> _Planned:
-    if r.budget is None:
-        raise UserError(f"--size {r.size} needs a --budget too, the stage of the config; add it, like 0.06M")
     if r.sampler and r.microbatches:
         raise UserError("--microbatches is of the train step; leave it out with --sampler")
     model = from_dict(TransformerConfig, values.model, "model")

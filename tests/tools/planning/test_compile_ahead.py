@@ -15,6 +15,7 @@ from helpers.paths import CONFIGS
 from jax.experimental import topologies
 from ml_collections import ConfigDict
 
+from infinity_jax.checkpoints import trained
 from infinity_jax.cli.main import main
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.config_files import from_dict, load
@@ -103,7 +104,7 @@ def test_a_full_disk_leaves_the_report_of_last_time(tmp_path, monkeypatch, capsy
     config.write_text(CONFIG)
     monkeypatch.setattr(compile_module, "compile_and_count", lambda *_: {})
     monkeypatch.setattr(compile_module, "combine", lambda *_: {"fits": True})
-    monkeypatch.setattr(compile_module, "describe", lambda _: "")
+    monkeypatch.setattr(compile_module, "in_words", lambda _: "")
     words = [
         "--config",
         config,
@@ -214,7 +215,9 @@ def test_the_sampler_reads_the_rounded_weights_that_the_pipeline_draws_with():
     layout = layout_of(parse_mesh("fsdp=1"), "", model, jax.devices()[:1])
     program = lower_sampler(config, "tiny", model, make_schedule("32px"), 1, layout)
     (params, *_), _ = program.lowered.args_info
-    drawn_with = sampler.rounded(model, jax.tree.map(lambda x: jnp.zeros(x.shape), params))
+    drawn_with = sampler.rounded(
+        model, jax.tree.map(lambda x: jnp.zeros(x.shape), trained.transformer_shapes(model))
+    )
     assert jax.tree.map(lambda x: x.dtype, params) == jax.tree.map(lambda x: x.dtype, drawn_with)
     assert params["blocks"]["self_attention"]["query_key_value"]["kernel"].dtype.itemsize == 2
 
