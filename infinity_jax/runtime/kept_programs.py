@@ -59,8 +59,8 @@ class KeptPrograms:
     def compiler(self) -> Callable[[jax.stages.Lowered], jax.stages.Compiled]:
         """Chooses what compiles a run's programs: `load`, but not on CPUs.
 
-        Their runtime may lose functions of a large program that was kept (jax 0.12: "Function copy_bitcast_fusion.55 not
-        found", at its first call); and they have jax's own cache.
+        Their runtime may lose functions of a large program that was kept (jax 0.12: "Function copy_bitcast_fusion.55
+        not found", at its first call); and they have jax's own cache.
         """
         return jax.stages.Lowered.compile if self.devices[0].platform == "cpu" else self.load
 
