@@ -1,6 +1,7 @@
 """A whole step of the tokenizer and its adversary against the same losses written out plainly."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -77,6 +78,7 @@ def of_tokenizer(stepped):
     state, _, _, image, keep_BK = stepped
 
     def losses(params):
+        pyramid: Any
         made, pyramid = TOKENIZER.apply({"params": params}, image, SCALES.schedule, jnp.asarray(keep_BK))
         # Every scale of every picture that uses it counts once.
         of_pairs = sum(

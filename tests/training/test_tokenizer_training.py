@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +119,7 @@ def test_the_quantiser_s_loss_is_a_mean_over_pictures_and_the_scales_they_use():
     keep_BK = scales.draw_kept(jax.random.key(0), jnp.int32(0), len(image))
     assert not keep_BK.all()
     floats = jnp.asarray(image / np.float32(127.5) - 1)
+    made: Any
     _, made = TOKENIZER.apply({"params": state.params}, floats, scales.schedule, keep_BK)
     pairs = [
         (z[kept], kept.sum())
