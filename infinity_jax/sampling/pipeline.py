@@ -80,7 +80,7 @@ class InfinityPipeline:
         if mesh is not None:
             shape = parse_mesh(mesh)
             layout = layout_of(shape, rules, opened.transformer_config(), jax.devices()[: shape.devices])
-        # Rounded as they are read: beside what is drawn with, no device holds more than one array of them.
+        # Rounded as they are read: until layers are split, a device holds one array beside what is drawn with.
         pipeline = cls(opened.model(layout, rounded=True), layout=layout)
         # What is kept is the sampler's form alone.
         pipeline.model = dataclasses.replace(pipeline.model, params=pipeline._rounded_params)
