@@ -16,7 +16,7 @@ from infinity_jax.checkpoints.run import Checkpointer
 from infinity_jax.runtime import sharding
 from infinity_jax.runtime.mesh import MeshConfig
 from infinity_jax.runtime.seeds import stream
-from infinity_jax.training import loop, optim
+from infinity_jax.training import loop, optim, run_log
 from infinity_jax.training import state as train_state
 from infinity_jax.training.config import TrainConfig
 from infinity_jax.training.state import TrainStep
@@ -92,6 +92,12 @@ def killed_at(step: int):
             yield batch
 
     return stream_of
+
+
+def lines(workdir: Path) -> list[dict]:
+    """The metrics of a run without what depends on the clock."""
+    records = run_log.read_lines(workdir / "metrics.jsonl")
+    return [{k: v for k, v in record.items() if k not in run_log.TIMING_KEYS} for record in records]
 
 
 def run(

@@ -1,4 +1,3 @@
-import dataclasses
 import json
 import logging
 import os
@@ -22,12 +21,6 @@ from infinity_jax.training import loop as training_loop
 from infinity_jax.training import run_log, start
 
 
-def lines(workdir: Path) -> list[dict]:
-    """The metrics of a run without what depends on the clock."""
-    records = run_log.read_lines(workdir / "metrics.jsonl")
-    return [{k: v for k, v in record.items() if k not in run_log.TIMING_KEYS} for record in records]
-
-
 def assert_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -39,7 +32,7 @@ def undisturbed(tmp_path_factory):
 
 
 def test_metrics_have_a_line_per_logged_step(undisturbed):
-    records = lines(undisturbed[0])
+    records = toy_run.lines(undisturbed[0])
     assert [record["step"] for record in records] == [3, 6, 9, 12, 15, 18, 20]
     assert all(len(record["loss_per_scale"]) == 3 for record in records)
     assert records[-1]["loss"] < records[0]["loss"] / 2
@@ -50,7 +43,7 @@ def test_stopped_and_started_again_equals_undisturbed(undisturbed, tmp_path):
     toy_run.run(tmp_path, 10)
     state = toy_run.run(tmp_path, 20)
     assert_equal(state, undisturbed[1])
-    assert lines(tmp_path) == lines(undisturbed[0])
+    assert toy_run.lines(tmp_path) == toy_run.lines(undisturbed[0])
 
 
 def test_killed_and_started_again_equals_undisturbed(undisturbed, tmp_path):
@@ -62,7 +55,7 @@ def test_killed_and_started_again_equals_undisturbed(undisturbed, tmp_path):
         file.write('{"step": 13, "lo')  # as if it had been killed while writing
     state = toy_run.run(tmp_path, 20)
     assert_equal(state, undisturbed[1])
-    assert lines(tmp_path) == lines(undisturbed[0])
+    assert toy_run.lines(tmp_path) == toy_run.lines(undisturbed[0])
 
 
 def test_checkpoint_says_where_the_data_stood(undisturbed):
@@ -188,87 +181,7 @@ def test_a_signal_saves_and_the_run_goes_on_unchanged(undisturbed, tmp_path, num
     assert stopped.value.code == code and signal.getsignal(number) == before
     assert Checkpointer(tmp_path / "checkpoints", read_only=True).latest_step() == 8
     assert_equal(toy_run.run(tmp_path), undisturbed[1])
-    assert lines(tmp_path) == lines(undisturbed[0])
-
-
-def broken_at(*bad_steps: int):
-    """Batches of which those of some steps, counted from 1, give no finite loss."""
-
-    def batches(first, rows_of):
-        for step, batch in enumerate(toy_run.batches(first, rows_of), first + 1):
-            yield {**batch, "y": batch["y"] * np.float32(np.nan if step in bad_steps else 1)}
-
-    return batches
-
-
-@pytest.mark.parametrize(("bad_step", "most", "saved"), [(6, 1, 5), (9, 1, 5), (6, 6, 10), (6, 3, 5)])
-def test_too_many_steps_in_a_row_that_are_not_finite_end_the_run(tmp_path, bad_step, most, saved):
-    kept = re.escape(str(tmp_path / "checkpoints" / str(saved)))
-    last = bad_step + most - 1
-    with pytest.raises(
-        UserError,
-        match=rf"of {most} steps in a row, up to step {last}, were not finite.*{kept}\. .*learning_rate",
-    ):
-        toy_run.run(tmp_path, batches=broken_at(*range(bad_step, 21)), most_skipped=most)
-    reader = Checkpointer(tmp_path / "checkpoints", read_only=True)
-    assert reader.latest_step() == saved
-    state, _ = reader.restore(toy_run.fresh_state())
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
-
-
-def test_skipped_steps_are_counted_and_the_run_goes_on(tmp_path):
-    state = toy_run.run(tmp_path, batches=broken_at(3, 7, 8, 20), most_skipped=3)
-    assert int(state.step) == 20 and int(state.skipped.steps) == 4
-    written = {line["step"]: (line["skipped_steps"], line["loss"]) for line in lines(tmp_path)}
-    assert [count for count, _ in written.values()] == [1, 1, 3, 3, 3, 3, 4]
-    assert written[3][1] is None and written[18][1] < written[6][1]
-
-
-def test_a_row_of_skipped_steps_goes_on_after_a_restart(tmp_path):
-    batches, message = broken_at(*range(8, 21)), "of 5 steps in a row, up to step 12"
-    whole, parts = tmp_path / "whole", tmp_path / "parts"
-    with pytest.raises(UserError, match=message):
-        toy_run.run(whole, batches=batches, most_skipped=5)
-    toy_run.run(parts, 10, batches=batches, most_skipped=5)
-    with pytest.raises(UserError, match=message):
-        toy_run.run(parts, batches=batches, most_skipped=5)
-    states = [
-        Checkpointer(folder / "checkpoints", read_only=True).restore(toy_run.fresh_state(), 10)[0]
-        for folder in (whole, parts)
-    ]
-    assert_equal(*states)
-    assert int(states[0].skipped.in_a_row) == 3
-
-
-def test_a_run_from_before_skipped_steps_were_counted_goes_on(undisturbed, tmp_path):
-    """Its checkpoints have no such count."""
-    reader = Checkpointer(undisturbed[0] / "checkpoints", read_only=True)
-    state, data = reader.restore(toy_run.fresh_state(), 15)
-    older = Checkpointer(tmp_path / "checkpoints")
-    older.save(15, dataclasses.replace(state, skipped=None), data, toy_run.CONFIG)
-    older.close()
-    assert_equal(toy_run.run(tmp_path), undisturbed[1])
-
-
-def test_parameters_that_are_not_finite_are_never_saved(tmp_path):
-    def step_fn(state, batch, seed_key):
-        state, values = toy_run.step_fn(state, batch, seed_key)
-        params = jax.tree.map(lambda x: jnp.where(state.step == 10, jnp.inf, x), state.params)
-        return dataclasses.replace(state, params=params), values
-
-    with pytest.raises(UserError, match=r"not finite at step 10.*checkpoint of step 5 is kept"):
-        toy_run.run(tmp_path, step_fn=step_fn)
-    assert Checkpointer(tmp_path / "checkpoints", read_only=True).latest_step() == 5
-
-
-@pytest.mark.parametrize("name", ["gradient_norm", "adversarial_weight", "a_number_of_any_name"])
-def test_every_number_of_a_step_must_be_finite(tmp_path, name):
-    def step_fn(state, batch, seed_key):
-        state, values = toy_run.step_fn(state, batch, seed_key)
-        return state, {**values, name: jnp.where(state.step >= 5, jnp.inf, 1.0)}
-
-    with pytest.raises(UserError, match=f"{name} is inf at step 5; no checkpoint was saved before"):
-        toy_run.run(tmp_path, step_fn=step_fn)
+    assert toy_run.lines(tmp_path) == toy_run.lines(undisturbed[0])
 
 
 def started(folder: Path, train: train_config.TrainConfig):
@@ -297,7 +210,7 @@ def test_start_order(undisturbed, tmp_path):
 def test_training_goes_on_from_other_parameters(undisturbed, tmp_path):
     state = toy_run.run(tmp_path, 5, init_from=str(undisturbed[0]), log_every=1)
     assert int(state.step) == 5
-    assert lines(tmp_path)[0]["loss"] < 1 < lines(undisturbed[0])[0]["loss"]
+    assert toy_run.lines(tmp_path)[0]["loss"] < 1 < toy_run.lines(undisturbed[0])[0]["loss"]
 
 
 class FailedCheckpointer(SilentCheckpointer):

@@ -1,6 +1,5 @@
 """What a tokenizer trains on and against: scales, resolutions, a discriminator."""
 
-import collections
 import dataclasses
 import functools
 from typing import Any
@@ -15,7 +14,7 @@ from infinity_jax.config import TokenizerConfig
 from infinity_jax.data.resolutions import ResolutionMix, batches
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import sharding
-from infinity_jax.scales import dense_schedule, make_schedule
+from infinity_jax.scales import dense_schedule
 from infinity_jax.tokenizer import model
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.training import discriminator, optim, train_tokenizer
@@ -29,7 +28,6 @@ from infinity_jax.training.tokenizer_step import (
     TokenizerLossConfig,
     TrainingScales,
     make_train_step,
-    training_scales,
 )
 
 SIDE = 16
@@ -80,37 +78,6 @@ def batch(seed=0):
     return {"image": image, ADVERSARIAL: np.ones(4, bool)}
 
 
-def test_each_picture_keeps_its_first_and_last_scale_and_others_by_chance():
-    scales = training_scales("dense", make_schedule("64px"), drop=0.3, short=0)
-    assert scales.schedule.sizes == tuple((n, n) for n in range(1, 9))
-    kept = np.asarray(scales.draw_kept(jax.random.key(0), jnp.int32(3), batch=400))
-    assert kept[:, (0, -1)].all()
-    assert (abs(kept[:, 1:-1].mean(0) - 0.7) < 0.1).all()
-    assert not np.array_equal(kept, scales.draw_kept(jax.random.key(0), jnp.int32(4), batch=400))
-
-
-def test_half_of_the_pictures_use_a_short_schedule():
-    scales = training_scales("short", make_schedule("0.25M"), drop=0.5, short=7)
-    kept = np.asarray(scales.draw_kept(jax.random.key(0), jnp.int32(0), batch=600))
-    counts = collections.Counter(kept.sum(1).tolist())
-    assert counts.keys() == {7, 10} and abs(counts[7] / 600 - 0.5) < 0.1
-    assert kept[:, (0, -1)].all()
-    short = kept[kept.sum(1) == 7]
-    assert (abs(short[:, 1:-1].mean(0) - 5 / 8) < 0.15).all()
-
-
-def test_a_schedule_no_longer_than_the_short_one_is_whole():
-    scales = training_scales("short", make_schedule("0.06M"), drop=0.5, short=7)
-    assert scales.draw_kept(jax.random.key(0), jnp.int32(0), batch=20).all()
-
-
-def test_a_schedule_of_one_or_two_scales_is_whole():
-    for scale_count in (1, 2):
-        scales = TrainingScales(dense_schedule(scale_count), drop=0.99, short=2)
-        assert scales.draw_kept(jax.random.key(0), jnp.int32(0), batch=5).shape == (5, scale_count)
-        assert scales.draw_kept(jax.random.key(0), jnp.int32(0), batch=5).all()
-
-
 def test_the_quantiser_s_loss_is_a_mean_over_pictures_and_the_scales_they_use():
     """A picture that does not use a scale has no part in that scale's loss, and each pair of both weighs the same."""
     scales = TrainingScales(dense_schedule(4), drop=0.5)
@@ -130,18 +97,6 @@ def test_the_quantiser_s_loss_is_a_mean_over_pictures_and_the_scales_they_use():
     _, metrics = step(state, {"image": image}, jax.random.key(0))
     wanted = np.average(losses, weights=[count for _, count in pairs])
     np.testing.assert_allclose(metrics["quantizer"], wanted, rtol=1e-5)
-
-
-@pytest.mark.parametrize("quantizer", ["bsq", "lfq"])
-def test_a_scale_that_no_picture_uses_costs_nothing(quantizer):
-    z = jax.random.normal(jax.random.key(0), (2, 3, 3, 8))
-    loss, gradient = jax.value_and_grad(quantizer_loss)(z, quantizer, kept_B=jnp.zeros(2, bool))
-    assert np.isfinite(loss) and not gradient.any()
-    first, alone = (
-        quantizer_loss(x, quantizer, kept_B=kept)
-        for x, kept in ((z, jnp.array([True, False])), (z[:1], None))
-    )
-    np.testing.assert_allclose(first, alone, rtol=1e-6)
 
 
 def test_resolutions_are_drawn_alike_by_all_and_by_a_longer_run():

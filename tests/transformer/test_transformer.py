@@ -22,7 +22,6 @@ from infinity_jax.training.transformer_losses import bit_loss
 from infinity_jax.transformer import attention_layers
 from infinity_jax.transformer.attention import attend, block_causal_attention, block_causal_mask
 from infinity_jax.transformer.kernels import matmul as products
-from infinity_jax.transformer.kernels.matmul import matmul
 from infinity_jax.transformer.rope2d import rope_table, rotate, to_halves
 from infinity_jax.transformer.transformer import Transformer, draw_path_factors, init_params, init_variables
 
@@ -202,27 +201,6 @@ def test_attention_by_scale_is_the_masked_form():
         np.testing.assert_allclose(out, reference, atol=1e-5)
         for a, b in zip(ours, gradients, strict=True):
             np.testing.assert_allclose(a, b, atol=1e-4)
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 4, 8), (1, 5, 4, 8), (3, 130, 64, 8), (2, 16, 8, 6)])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_matmul_and_its_gradients(shape, dtype):
-    B, L, K, N = shape
-    random = np.random.default_rng(0)
-    x = random.standard_normal((B, L, K)).astype(np.float32)
-    w = random.standard_normal((K, 2, N // 2)).astype(np.float32)
-    y, pull_back = jax.jit(lambda x, w: jax.vjp(lambda x, w: matmul(x, w, dtype), x, w))(x, w)
-    dy = random.standard_normal(y.shape).astype(np.float32)
-    dx, dw = jax.jit(pull_back)(dy)
-    expected = (
-        np.tensordot(x, w, 1),
-        np.einsum("blmn,kmn->blk", dy, w),
-        np.einsum("blk,blmn->kmn", x, dy),
-    )
-    for ours, reference in zip((y, dx, dw), expected, strict=True):
-        assert ours.dtype == jnp.float32
-        error = np.linalg.norm(ours - reference) / np.linalg.norm(reference)
-        assert error < (1e-6 if dtype == "float32" else 1e-2)
 
 
 def test_every_parameter_has_logical_axes_and_blocks_are_stacked():

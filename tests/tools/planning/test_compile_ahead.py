@@ -1,15 +1,12 @@
 """`infinity-jax compile`: what it reports, and its exit codes."""
 
-import importlib.util
-import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import pytest
+from helpers.compiling import command, needs_libtpu
 from helpers.full_disks import full_disk
 from helpers.paths import CONFIGS
 from jax.experimental import topologies
@@ -17,8 +14,7 @@ from ml_collections import ConfigDict
 
 from infinity_jax.checkpoints import trained
 from infinity_jax.cli.main import main
-from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.config_files import from_dict, load
+from infinity_jax.config import TransformerConfig
 from infinity_jax.runtime.chips import CHIPS
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import layout_of
@@ -27,8 +23,7 @@ from infinity_jax.scales import make_schedule
 from infinity_jax.tools.planning import compile_ahead as compile_module
 from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.tools.planning.chips import Target
-from infinity_jax.tools.planning.lowering import Program, lower_sampler, lower_tokenizer_step
-from infinity_jax.training import flops
+from infinity_jax.tools.planning.lowering import Program, lower_sampler
 
 T2I = CONFIGS / "t2i.py"
 KEYS = {
@@ -57,25 +52,6 @@ def get_config(argument):
         train=dict(steps=2, seed=0, batch_size=8, microbatches=1), sample=dict(guidance="logits"),
     ))
 """
-needs_libtpu = pytest.mark.skipif(
-    importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed: pip install -e '.[tpu]'"
-)
-
-
-def command(*arguments, folder: Path):
-    """(exit code, numbers or None, what was printed)."""
-    file = folder / "numbers.json"
-    file.unlink(missing_ok=True)
-    # Compiles sooner; memory and FLOP of these are as good.
-    quick = {"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_OPTIMIZATION_LEVEL": "O0"}
-    done = subprocess.run(
-        [sys.executable, "-m", "infinity_jax.cli", "compile", "--json", str(file), *arguments],
-        capture_output=True,
-        text=True,
-        env=os.environ | quick,
-    )
-    assert "Traceback" not in done.stderr, done.stderr[-3000:]
-    return done.returncode, json.loads(file.read_text()) if file.exists() else None, done.stdout + done.stderr
 
 
 def of_tiny_model(folder: Path, *arguments):
@@ -306,62 +282,3 @@ def test_without_libtpu_the_message_says_what_to_install(in_this_process, capsys
     monkeypatch.setattr(topologies, "get_topology_desc", missing)
     assert in_this_process("--topology", "v5e:2x2") == 2
     assert "pip install 'infinity-jax[tpu]'" in capsys.readouterr().err
-
-
-def of_tokenizer(folder: Path, *arguments):
-    """The debug config of a tokenizer, at the resolution that compiles soonest."""
-    return command("--config", "tokenizer:debug", "--budget", "32px", *arguments, "--quick", folder=folder)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("topology", "remat"), [("cpu:2", "none"), pytest.param("v5e:2x2", "block", marks=needs_libtpu)]
-)
-def test_a_tokenizer_s_step(tmp_path, topology, remat):
-    code, numbers, text = of_tokenizer(
-        tmp_path, "--topology", topology, "--mesh", f"fsdp={topology[-1]}", "--remat", remat
-    )
-    assert code == 0 and numbers is not None, text
-    assert numbers["program"] == "tokenizer's train step" and numbers["budget"] == "32px"
-    assert numbers["fits"] and numbers["batch"] == 4 and numbers["remat"] == remat
-    # The networks of the loss are not in the formula.
-    assert 1 < numbers["compiled_over_model_flops"] < 4
-    assert "tokenizer's train step of tokenizer:debug" in text
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--sampler"], "a tokenizer has no sampler"),
-        (["--microbatches", "2"], "a tokenizer has no sampler, microbatches"),
-        (["--batch", "8"], "--batch 8 needs one --budget, of 32px, 64px"),
-        (["--remat", "dots"], "remat"),
-        (["--config", "t2i:debug"], "is no tokenizer's config"),
-        (["--size", "125m"], "needs a --budget"),
-    ],
-)
-def test_what_does_not_go_with_a_tokenizer_is_refused(tmp_path, arguments, message, capsys):
-    words = [
-        "--config",
-        "tokenizer:debug",
-        "--topology",
-        "cpu:1",
-        "--json",
-        str(tmp_path / "f.json"),
-        *arguments,
-    ]
-    if "--size" in arguments:
-        words[1] = "t2i"
-    assert main(["compile", *words]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_a_tokenizer_s_step_is_the_trainer_s():
-    """Of each resolution of the config the real step, with the adversary, is lowered for its batch."""
-    values = load("tokenizer:debug")
-    layout = layout_of(parse_mesh("fsdp=1"), devices=jax.devices()[:1])
-    model = from_dict(TokenizerConfig, values.model, "model")
-    program = lower_tokenizer_step(values, model, "32px", 4, layout)
-    text = program.lowered.as_text()
-    assert "4x32x32x3xui8" in text and "discriminator" in str(program.lowered.out_info)
-    assert program.model_flops == 4 * flops.tokenizer_train_flops(model, (4, 4))
