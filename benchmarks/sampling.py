@@ -91,7 +91,8 @@ def _inputs(config: SamplerConfig, arguments: argparse.Namespace) -> SamplerInpu
 def _whole(config: SamplerConfig, params: Any, inputs: SamplerInputs, repeats: int) -> dict[str, Any]:
     """The transformer on all scales as one program."""
     started = time.perf_counter()
-    compiled = jax.jit(lambda *x: sampler.draw(config, *x)).lower(params, inputs).compile()
+    draw = jax.jit(lambda *x: sampler.draw(config, *x), compiler_options=sampler.compiler_options())
+    compiled = draw.lower(params, inputs).compile()
     compile_seconds = time.perf_counter() - started
     durations, rates = [], []
     jax.block_until_ready(compiled(params, inputs))

@@ -158,7 +158,7 @@ class InfinityPipeline:
 
         Args:
           settings: None takes the checkpoint's own; N of them give each picture its own cfg, tau and top_p, while what
-            is compiled (what guidance mixes, unguided scales, pruning) must be the same for all.
+            is compiled (what guidance mixes, unguided scales, pruning, the decoder's dtype) must be the same for all.
           only: numbers of the pictures to draw, each as among all N; None draws all.
         Raises:
           UserError: a bad prompt, setting, aspect ratio or batch; it comes before anything is drawn.
@@ -175,7 +175,8 @@ class InfinityPipeline:
         if others:
             raise UserError(
                 "pictures that are drawn together can differ in cfg, tau and top_p alone; these settings need "
-                f"{1 + len(others)} programs (guidance, unguided_scales, reuse_guidance, pruning): call once for each"
+                f"{1 + len(others)} programs (guidance, unguided_scales, reuse_guidance, pruning, decoder_dtype): "
+                "call once for each"
             )
         batch = self.batch_of(request) if request.batch is None else request.batch
         batches.check(batch, config, self.layout)

@@ -83,24 +83,14 @@ def decayed(params: PyTree, no_decay: Callable[[str], bool]) -> PyTree:
     )
 
 
-def _clip_by_global_norm(largest: float) -> optax.GradientTransformation:
-    """Gradients whose global norm is above `largest` are scaled down to it.
-
-    As optax's of the same name, but by one factor that melts into what follows: theirs chooses element by element
-    between two arrays, for which XLA:CPU writes a copy of all gradients and reads both twice.
-    """
-
-    def clip(grads: PyTree, params: PyTree) -> PyTree:
-        factor = jnp.minimum(1.0, largest / optax.tree.norm(grads))
-        return jax.tree.map(lambda g: g * factor, grads)
-
-    return optax.stateless(clip)
-
-
 def make_optimiser(
     config: OptimConfig, steps: int, no_decay: Callable[[str], bool] = lambda name: False, start: int = 0
-) -> optax.GradientTransformation:
-    """AdamW after clipping the gradients by their global norm.
+) -> optax.GradientTransformationExtraArgs:
+    """AdamW after clipping the gradients by their global norm; its `update` knows steps that are skipped.
+
+    `update(grads, state, params, finite=...)`: where the scalar is false, all updates are zero and the state stays as
+    it was, bit for bit. It is done by the scalars of the arithmetic and not by a choice between two states: that has
+    two readers of every new moment, for which XLA:CPU writes one array more (8% of a step of the 125M model).
 
     Args:
       steps: length of the whole run, where a cosine ends.
@@ -108,14 +98,34 @@ def make_optimiser(
         1-D parameters always are.
       start: the run's step at which these parameters begin to be trained.
     """
-    return optax.chain(
-        _clip_by_global_norm(config.clip),
-        optax.adamw(
-            joining_rate(config, steps, start) if start else learning_rate(config, steps),
-            config.b1,
-            config.b2,
+    rate = joining_rate(config, steps, start) if start else learning_rate(config, steps)
+
+    def adamw(b1: Any, b2: Any) -> optax.GradientTransformation:
+        return optax.adamw(
+            rate,
+            b1,
+            b2,
             weight_decay=config.weight_decay,
             mask=lambda params: decayed(params, no_decay),
             mu_dtype=config.first_moment_dtype,
-        ),
-    )
+        )
+
+    def update(grads: PyTree, state: Any, params: PyTree = None, *, finite: Any = True, **_: Any) -> Any:
+        grads = _clipped(grads, config.clip, finite)
+        # Of a moment that decays by 1 and gets 0 of the gradient the same is left.
+        betas = (jnp.where(finite, beta, 1.0) for beta in (config.b1, config.b2))
+        updates, new = adamw(*betas).update(grads, state, params)
+        updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
+        return updates, jax.tree.map(lambda x, old: x if x.ndim else jnp.where(finite, x, old), new, state)
+
+    return optax.GradientTransformationExtraArgs(adamw(config.b1, config.b2).init, update)
+
+
+def _clipped(grads: PyTree, largest: float, finite: Any) -> PyTree:
+    """Scales gradients whose global norm is above `largest` down to it; those of a skipped step become zero.
+
+    As optax's `clip_by_global_norm`, but by one factor that melts into what follows: theirs chooses element by element
+    between two arrays, for which XLA:CPU writes a copy of all gradients and reads both twice.
+    """
+    factor = jnp.minimum(1.0, largest / optax.tree.norm(grads))
+    return jax.tree.map(lambda g: jnp.where(finite, g * factor, 0), grads)

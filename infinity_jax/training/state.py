@@ -105,23 +105,23 @@ def apply_gradients(
 
     Args:
       grads: gradients, same tree and shapes as `state.params`.
+      optimiser: of `make_optimiser`; its `update` is told `finite`.
       ema_decay: the average's decay; early on min(ema_decay, (1 + step) / (10 + step)) is used,
         so that the random start is soon forgotten.
       finite: whether the step is taken; None takes it if the gradients' norm is finite.
     """
     if finite is None:
         finite = jnp.isfinite(optax.tree.norm(grads))
-    updates, opt_state = optimiser.update(grads, state.opt_state, state.params)
+    update = optax.with_extra_args_support(optimiser).update
+    updates, opt_state = update(grads, state.opt_state, state.params, finite=finite)
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_params is not None:
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
-        ema_params = jax.tree.map(lambda mean, p: mean + (1 - decay) * (p - mean), ema_params, params)
+        share = jnp.where(finite, 1 - decay, 0)
+        ema_params = jax.tree.map(lambda mean, p: mean + share * (p - mean), ema_params, params)
     changes = {"params": params, "opt_state": opt_state, "ema_params": ema_params}
-    kept = {name: getattr(state, name) for name in changes}
-    # Not `lax.cond`, for which the compiler may copy the whole state; so the choice is part of the update's own loop.
-    changes = jax.tree.map(functools.partial(jnp.where, finite), changes, kept)
     changes |= {"step": state.step + 1, "skipped": _counted(state.skipped, finite)}
     return state.replace(**changes)  # pyright: ignore[reportAttributeAccessIssue]
 

@@ -146,10 +146,8 @@ def pictures(params, tokenizer_params, inputs):
 def test_pictures_are_the_decoded_bits(params, tokenizer_params, inputs, pictures):
     drawn = draw(CONFIG, params, inputs)
     codes = pyramid.sum_of_codes(drawn.bits, SCHEDULE.last)
-    decode = jax.jit(
-        lambda codes: Tokenizer(TOKENIZER).apply({"params": tokenizer_params}, codes, method="decode")
-    )
-    image = decode(codes)
+    decode = functools.partial(Tokenizer(TOKENIZER).apply, method="decode")
+    image = jax.jit(decode, static_argnums=2)({"params": tokenizer_params}, codes, CONFIG.decoder_dtype)
     expected = np.floor((np.asarray(image) + 1) / 2 * 255)
     assert pictures.shape == (3, 8, 8, 3) and pictures.dtype == np.uint8
     assert np.abs(pictures - expected).max() <= 1  # of rounding near a whole number
