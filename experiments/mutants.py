@@ -69,6 +69,7 @@ def main() -> None:
         print(report(read(args.results or args.out)))
         return
     mutants = planted() if args.command == "planted" else sampled(args.files, args.share, args.seed)
+    args.out = args.out.resolve()  # mutants run in another folder
     args.out.parent.mkdir(parents=True, exist_ok=True)
     run(list(mutants), args.out, time.monotonic() + args.seconds)
     print(report(read(args.out)))
@@ -112,10 +113,21 @@ def sampled(files: list[str], share: float, seed: int) -> Iterator[Mutant]:
         for place in chosen:
             name, number = chance.choice(places[place])
             changed = mutating.mutate_code(source, plugins.get_operator(name)(), number)
+            if not is_python(changed):  # `**` of a call or a dict is no power
+                continue
             (line, column), tests = place[0], tuple(CONFIG["tests"][file])
             before, after = (text.splitlines()[line - 1].strip() for text in (source, changed))
             place_name = f"{file}:{line}:{column} {name.split('/')[1]}"
             yield Mutant(place_name, file, changed, tests, (before, after))
+
+
+def is_python(source: str) -> bool:
+    """Tells whether a text can be parsed."""
+    try:
+        ast.parse(source)
+    except SyntaxError:
+        return False
+    return True
 
 
 def exempt(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:

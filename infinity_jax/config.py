@@ -51,7 +51,7 @@ class TokenizerConfig(Checked):
       compute_dtype: dtype of the convolutions' inputs and results and of the maps between them; parameters and the
         statistics of GroupNorm stay float32.
       remat: what the backward pass recomputes to save memory, a name of `TOKENIZER_REMAT`: "none"; "block", all but
-        what goes into a residual block.
+        what goes into a residual block, and into a stage of LPIPS.
     """
 
     bits: Annotated[int, Range(1, 64)] = 32

@@ -31,7 +31,13 @@ HEADS_COME_FROM = "it is the file lpips/weights/v0.1/vgg.pth of the Python packa
 
 
 class Lpips(nn.Module):
-    """The distance with all its weights: VGG16 up to relu5_3, and one non-negative weight for each channel compared."""
+    """The distance with all its weights: VGG16 up to relu5_3, and one non-negative weight for each channel compared.
+
+    Attributes:
+      remat: compute the maps of a stage again in the backward pass, instead of keeping those of all stages.
+    """
+
+    remat: bool = False
 
     @nn.compact
     def __call__(
@@ -41,15 +47,20 @@ class Lpips(nn.Module):
         x = jnp.concatenate([image_BHW3, other_BHW3]).astype(jnp.float32)
         x = (x - jnp.array(SHIFT)) / jnp.array(SCALE)
         distances_B = jnp.zeros(len(image_BHW3))
-        for stage, convolutions in enumerate(STAGES):
-            if stage > 0:
-                x = nn.max_pool(x, (2, 2), (2, 2))
-            for i, channels in enumerate(convolutions):
-                x = nn.relu(nn.Conv(channels, (3, 3), name=f"conv_{stage}_{i}")(x))
-            head_C = self.param(f"head_{stage}", nn.initializers.uniform(1.0), (x.shape[-1],))
-            a, b = jnp.split(_directions(x), 2)
-            distances_B += (jnp.square(a - b) @ head_C).mean(axis=(1, 2))
+        stage_of = nn.remat(Lpips._stage, static_argnums=2) if self.remat else Lpips._stage
+        for stage in range(len(STAGES)):
+            x, distance_B = stage_of(self, x, stage)
+            distances_B += distance_B
         return distances_B
+
+    def _stage(self, x_NHWC: jax.Array, stage: int) -> tuple[jax.Array, jax.Array]:
+        """Gives the features at a stage's end, of both batches, and by how much they differ [B]."""
+        x = nn.max_pool(x_NHWC, (2, 2), (2, 2)) if stage > 0 else x_NHWC
+        for i, channels in enumerate(STAGES[stage]):
+            x = nn.relu(nn.Conv(channels, (3, 3), name=f"conv_{stage}_{i}")(x))
+        head_C = self.param(f"head_{stage}", nn.initializers.uniform(1.0), (x.shape[-1],))
+        a, b = jnp.split(_directions(x), 2)
+        return x, (jnp.square(a - b) @ head_C).mean(axis=(1, 2))
 
 
 def _directions(x_BHWC: jax.Array) -> jax.Array:
@@ -60,15 +71,19 @@ def _directions(x_BHWC: jax.Array) -> jax.Array:
 
 
 def lpips_distance(
-    params: Any, image_BHW3: Float[Array, "B H W 3"], reconstruction_BHW3: Float[Array, "B H W 3"]
+    params: Any,
+    image_BHW3: Float[Array, "B H W 3"],
+    reconstruction_BHW3: Float[Array, "B H W 3"],
+    remat: bool = False,
 ) -> Float[Array, " B"]:
     """Measures how different two pictures look, float32 [B], zero for equal ones.
 
     Takes the parameters of `load_lpips` and two float batches [B, H, W, 3] in [-1, 1], RGB, at their own size, at
-    least 16x16. No gradient flows to `params` or to `image_BHW3`. Source: arXiv 1801.03924, equation 1.
+    least 16x16. No gradient flows to `params` or to `image_BHW3`. `remat`: see `Lpips`. Source: arXiv 1801.03924,
+    equation 1.
     """
     params, image_BHW3 = jax.lax.stop_gradient((params, image_BHW3))
-    return jnp.asarray(Lpips().apply({"params": params}, image_BHW3, reconstruction_BHW3))
+    return jnp.asarray(Lpips(remat).apply({"params": params}, image_BHW3, reconstruction_BHW3))
 
 
 def made_up_lpips() -> dict[str, Any]:

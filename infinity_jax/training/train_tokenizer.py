@@ -80,7 +80,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
 
     tokenizer = Tokenizer(model)
     parts = StepConfig(model, loss, optim_config, train, scales_of, adversary)
-    step = build_step(parts, feature_loss(loss), layout)
+    step = build_step(parts, feature_loss(loss, remat=parts.model.remat), layout)
 
     augmentation = Augmentation(data.enlarge, data.flip, train.seed)
 
@@ -186,11 +186,12 @@ def resolution_mix(text: str, scales: str, batch_size: int) -> dict[str, int]:
     return numbers_by_name(text, "data.mix", form) or {scales: batch_size}
 
 
-def feature_loss(loss: TokenizerLossConfig, lpips: Any = None) -> FeatureLoss:
+def feature_loss(loss: TokenizerLossConfig, lpips: Any = None, remat: str = "none") -> FeatureLoss:
     """Makes the distance in the features of the network that the config names.
 
     Args:
       lpips: parameters of `lpips_distance`; None loads the config's files.
+      remat: of the tokenizer; where it recomputes anything, so does LPIPS, whose maps are the largest of all.
     Raises:
       UserError: LPIPS lacks its files.
     """
@@ -204,7 +205,7 @@ def feature_loss(loss: TokenizerLossConfig, lpips: Any = None) -> FeatureLoss:
             "--config.loss.feature_network=efficientnet"
         )
     params = load_lpips(loss.vgg_weights, loss.lpips_weights) if lpips is None else lpips
-    return lambda image, made: lpips_distance(params, image, made).mean()
+    return lambda image, made: lpips_distance(params, image, made, remat != "none").mean()
 
 
 def adversary_of(

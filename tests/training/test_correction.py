@@ -24,6 +24,7 @@ def test_without_requantising_labels_ignore_the_flips():
         features, flips, schedule, requantise=requantise), static_argnums=1)  # fmt: skip
     inputs, labels = correct(flips, False)
     clean_inputs, clean_labels = correct(no_flips, True)
+    assert labels.shape == (2, schedule.length, 16) and inputs.shape == (2, schedule.offsets[-1] - 1, 16)
     np.testing.assert_array_equal(labels, clean_labels)
     assert not np.allclose(inputs, clean_inputs)
     assert (correct(flips, True)[1] != clean_labels).any()

@@ -41,6 +41,17 @@ def test_every_flip_rate_from_zero_to_the_largest_is_drawn():
     assert counts.keys() == {0, 1, 2, 3} and min(counts.values()) > 12
 
 
+def test_rates_are_hundredths_up_to_the_largest_and_all_as_likely(monkeypatch):
+    rates = []
+    monkeypatch.setattr(
+        jax.random, "bernoulli", lambda key, p, shape: rates.append(p) or jnp.zeros(shape, bool)
+    )
+    correction.draw_flips(KEY, ScaleSchedule(((1, 1),), (1, 1)), 20000, 1, CorrectionConfig(p=0.6))
+    values, counts = np.unique(np.round(np.ravel(rates[0]) * 100), return_counts=True)
+    np.testing.assert_array_equal(values, np.arange(61))
+    assert abs(counts - 20000 / 61).max() < 6 * np.sqrt(20000 / 61)
+
+
 def test_each_scale_of_each_picture_has_its_own_rate_and_its_own_flips(flips_KBn):
     rates_KB = flips_KBn.mean(-1)
     assert (rates_KB.max(1) > 0.25).all() and (rates_KB.min(1) < 0.05).all()

@@ -149,9 +149,8 @@ def lower_tokenizer_step(
     network = None
     if parts["loss"].feature_network == "lpips":
         network = made_up_lpips()
-    step = train_tokenizer.build_step(
-        step_config, train_tokenizer.feature_loss(parts["loss"], network), layout
-    )
+    features = train_tokenizer.feature_loss(parts["loss"], network, model.remat)
+    step = train_tokenizer.build_step(step_config, features, layout)
     ((side, of_side),) = scales_of.items()
     split = layout.batch(batch)
     arrays = {"image": _shape((batch, side, side, 3), "uint8", split)}
