@@ -119,8 +119,9 @@ def apply_gradients(
     if ema_params is not None:
         step = state.step.astype(jnp.float32)
         decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
-        share = jnp.where(finite, 1 - decay, 0)
-        ema_params = jax.tree.map(lambda mean, p: mean + share * (p - mean), ema_params, params)
+        ema_params = jax.tree.map(
+            lambda mean, p: jnp.where(finite, mean + (1 - decay) * (p - mean), mean), ema_params, params
+        )
     changes = {"params": params, "opt_state": opt_state, "ema_params": ema_params}
     changes |= {"step": state.step + 1, "skipped": _counted(state.skipped, finite)}
     return state.replace(**changes)  # pyright: ignore[reportAttributeAccessIssue]

@@ -128,7 +128,7 @@ def test_mixed_batches_give_every_picture_once_an_epoch_wherever_they_start_and_
 
 
 def test_an_adversarial_run_of_several_resolutions_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_tokenizer, "feature_loss", lambda loss: l1_of_means)
+    monkeypatch.setattr(train_tokenizer, "feature_loss", lambda loss, remat: l1_of_means)
 
     def run(workdir, steps):
         config = config_files.load("configs/emoji_tokenizer.py:debug", [f"--config.train.steps={steps}"])
