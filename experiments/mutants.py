@@ -112,7 +112,7 @@ def sampled(files: list[str], share: float, seed: int) -> Iterator[Mutant]:
         chosen = sorted(chance.sample(sorted(places), max(1, round(share * len(places)))))
         for place in chosen:
             name, number = chance.choice(places[place])
-            changed = mutating.mutate_code(source, plugins.get_operator(name)(), number)
+            changed = str(mutating.mutate_code(source, plugins.get_operator(name)(), number))
             if not is_python(changed):  # `**` of a call or a dict is no power
                 continue
             (line, column), tests = place[0], tuple(CONFIG["tests"][file])

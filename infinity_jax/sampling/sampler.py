@@ -99,7 +99,7 @@ def make_sampler(
 
 def compiler_options(layout: Layout | None = None) -> dict[str, Any]:
     """Chooses what XLA is asked for when it compiles the sampler for a layout's devices, or for this process's."""
-    device = jax.devices()[0] if layout is None else layout.mesh.devices.flat[0]
+    device = jax.devices()[0] if layout is None else np.ravel(layout.mesh.devices)[0]
     if device.platform != "cpu":
         return {}
     # Else it orders work so that several layers could run at once, and holds the arrays of all: at 1024x1024 of the

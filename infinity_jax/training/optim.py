@@ -110,8 +110,8 @@ def make_optimiser(
             mu_dtype=config.first_moment_dtype,
         )
 
-    def update(grads: PyTree, state: Any, params: PyTree = None, *, finite: Any = True, **_: Any) -> Any:
-        grads = _clipped(grads, config.clip, finite)
+    def update(updates: PyTree, state: Any, params: PyTree = None, *, finite: Any = True, **_: Any) -> Any:
+        grads = _clipped(updates, config.clip, finite)
         # Of a moment that decays by 1 and gets 0 of the gradient the same is left.
         betas = (jnp.where(finite, beta, 1.0) for beta in (config.b1, config.b2))
         updates, new = adamw(*betas).update(grads, state, params)
