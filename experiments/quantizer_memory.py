@@ -66,7 +66,9 @@ def step_bytes(quantizer: str, bits: int) -> int:
         settings.ema_decay > 0,
         layout,
     )
-    step = make_train_step(tokenizer, loss, settings, optimiser, scales, train_tokenizer.feature_loss(loss))
+    step = make_train_step(
+        tokenizer, loss, settings, optimiser, scales, train_tokenizer.feature_loss(loss, model)
+    )
     batch = {"image": jax.ShapeDtypeStruct((BATCH, side, side, 3), jnp.uint8)}
     key = jax.eval_shape(lambda: jax.random.key(0))
     lowered = jax.jit(step, donate_argnums=0).lower(jax.eval_shape(new_state), batch, key)

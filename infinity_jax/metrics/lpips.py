@@ -12,9 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from infinity_jax.metrics.network_weights import convolution_kernel, read_network
+from infinity_jax.runtime.sharding import constrain
 
 # Channels of the 3x3 convolutions, each with a relu; a 2x2 max pooling stands between two stages. The features
 # compared are those at the end of each stage: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
@@ -34,56 +36,76 @@ class Lpips(nn.Module):
     """The distance with all its weights: VGG16 up to relu5_3, and one non-negative weight for each channel compared.
 
     Attributes:
+      dtype: of the maps and of what is multiplied; features are compared in them too, with float32 sums.
       remat: compute the maps of a stage again in the backward pass, instead of keeping those of all stages.
     """
 
+    dtype: DTypeLike = jnp.float32
     remat: bool = False
 
     @nn.compact
     def __call__(
         self, image_BHW3: Float[Array, "B H W 3"], other_BHW3: Float[Array, "B H W 3"]
     ) -> Float[Array, " B"]:
-        # One pass over both: the weights of VGG16 are read once.
-        x = jnp.concatenate([image_BHW3, other_BHW3]).astype(jnp.float32)
-        x = (x - jnp.array(SHIFT)) / jnp.array(SCALE)
+        # Each on its own: where only `other_BHW3` gets a gradient, nothing of the other is kept or differentiated.
+        a, b = (
+            (x.astype(jnp.float32) - jnp.array(SHIFT)) / jnp.array(SCALE) for x in (image_BHW3, other_BHW3)
+        )
         distances_B = jnp.zeros(len(image_BHW3))
-        stage_of = nn.remat(Lpips._stage, static_argnums=2) if self.remat else Lpips._stage
+        stage_of = nn.remat(Lpips._stage, static_argnums=3) if self.remat else Lpips._stage
         for stage in range(len(STAGES)):
-            x, distance_B = stage_of(self, x, stage)
+            a, b, distance_B = stage_of(self, a, b, stage)
             distances_B += distance_B
         return distances_B
 
-    def _stage(self, x_NHWC: jax.Array, stage: int) -> tuple[jax.Array, jax.Array]:
-        """Gives the features at a stage's end, of both batches, and by how much they differ [B]."""
-        x = nn.max_pool(x_NHWC, (2, 2), (2, 2)) if stage > 0 else x_NHWC
+    def _stage(
+        self, a_BHWC: jax.Array, b_BHWC: jax.Array, stage: int
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Gives the features of both batches at a stage's end, and by how much they differ [B]."""
+        a, b = (nn.max_pool(x, (2, 2), (2, 2)) if stage > 0 else x for x in (a_BHWC, b_BHWC))
         for i, channels in enumerate(STAGES[stage]):
-            x = nn.relu(nn.Conv(channels, (3, 3), name=f"conv_{stage}_{i}")(x))
-        head_C = self.param(f"head_{stage}", nn.initializers.uniform(1.0), (x.shape[-1],))
-        a, b = jnp.split(_directions(x), 2)
-        return x, (jnp.square(a - b) @ head_C).mean(axis=(1, 2))
+            convolution = nn.Conv(channels, (3, 3), dtype=self.dtype, name=f"conv_{stage}_{i}")
+            a, b = nn.relu(convolution(a)), nn.relu(convolution(b))
+        head_C = self.param(f"head_{stage}", nn.initializers.uniform(1.0), (a.shape[-1],))
+        return (
+            a,
+            b,
+            (jnp.square((_directions(a) - _directions(b)).astype(jnp.float32)) @ head_C).mean(axis=(1, 2)),
+        )
 
 
 def _directions(x_BHWC: jax.Array) -> jax.Array:
     """Channels scaled to unit length; where all are zero they stay so, with a gradient of zero."""
-    squares = jnp.square(x_BHWC).sum(axis=-1, keepdims=True)
+    squares = jnp.square(x_BHWC.astype(jnp.float32)).sum(axis=-1, keepdims=True)
     length = jnp.where(squares > 0, jnp.sqrt(jnp.where(squares > 0, squares, 1.0)), 0.0)
-    return x_BHWC / (length + NORM_EPSILON)
+    return (x_BHWC.astype(jnp.float32) / (length + NORM_EPSILON)).astype(x_BHWC.dtype)
 
 
 def lpips_distance(
     params: Any,
     image_BHW3: Float[Array, "B H W 3"],
     reconstruction_BHW3: Float[Array, "B H W 3"],
+    dtype: DTypeLike = jnp.float32,
     remat: bool = False,
+    parts: int = 1,
 ) -> Float[Array, " B"]:
     """Measures how different two pictures look, float32 [B], zero for equal ones.
 
     Takes the parameters of `load_lpips` and two float batches [B, H, W, 3] in [-1, 1], RGB, at their own size, at
-    least 16x16. No gradient flows to `params` or to `image_BHW3`. `remat`: see `Lpips`. Source: arXiv 1801.03924,
-    equation 1.
+    least 16x16. No gradient flows to `params` or to `image_BHW3`. `dtype`, `remat`: see `Lpips`; `parts`
+    divides the batch, whose every `parts`-th picture is compared at a time: of each device's own pictures one after the
+    other. Source: arXiv 1801.03924, equation 1.
     """
     params, image_BHW3 = jax.lax.stop_gradient((params, image_BHW3))
-    return jnp.asarray(Lpips(remat).apply({"params": params}, image_BHW3, reconstruction_BHW3))
+
+    def compare(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
+        a, b = (constrain(x, "batch", None, None, None) for x in pair)
+        return jnp.asarray(Lpips(dtype, remat).apply({"params": params}, a, b))
+
+    if parts == 1:
+        return compare((image_BHW3, reconstruction_BHW3))
+    split = [x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in (image_BHW3, reconstruction_BHW3)]
+    return jax.lax.map(compare, tuple(split)).swapaxes(0, 1).reshape(-1)
 
 
 def made_up_lpips() -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The tokenizer's convolutional encoder and decoder (docs/spec.md section 2)."""
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -85,9 +86,29 @@ class ResidualBlock(nn.Module):
         return constrain(x_BHWC + h, *_ACTIVATION)
 
 
-def _blocks(config: TokenizerConfig) -> Any:
-    """Returns `ResidualBlock`, of which the backward pass keeps only what `TokenizerConfig.remat` says."""
-    return nn.remat(ResidualBlock) if config.remat == "block" else ResidualBlock
+def _block(config: TokenizerConfig, arithmetic: Arithmetic, width: int, name: str) -> Any:
+    """Returns a `ResidualBlock`, of which the backward pass keeps only what `TokenizerConfig.remat` says."""
+    if config.remat != "block":
+        return ResidualBlock(arithmetic, width, name=name)
+    return functools.partial(_block_by_block, nn.remat(ResidualBlock)(arithmetic, width, name=name))
+
+
+def _block_by_block(block: nn.Module, x_BHWC: jax.Array) -> Any:
+    """Applies a block whose backward pass ends before that of the block below begins.
+
+    A compiler is free to leave the gradients of all kernels to the end, with all maps that they are computed from.
+    """
+
+    def apply(block: Any, x_BHWC: jax.Array) -> jax.Array:
+        return block(x_BHWC)
+
+    def forward(block: nn.Module, x_BHWC: jax.Array) -> Any:
+        return nn.vjp(apply, block, x_BHWC)
+
+    def backward(gradient_of: Any, to_result: jax.Array) -> Any:
+        return jax.lax.optimization_barrier(gradient_of(to_result))
+
+    return nn.custom_vjp(apply, forward, backward)(block, x_BHWC)
 
 
 class Encoder(nn.Module):
@@ -97,19 +118,19 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B h w d"]:
-        c, arithmetic, block_of = self.config, Arithmetic.of(self.config), _blocks(self.config)
+        c, arithmetic = self.config, Arithmetic.of(self.config)
         p = c.pixel_patch
         x = einops.rearrange(image_BHW3, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
         x = _conv(arithmetic, c.base_width, name="conv_in")(x)
         for level, width in enumerate(c.encoder_widths):
             for block in range(c.encoder_blocks):
-                x = block_of(arithmetic, width, name=f"down_{level}_block_{block}")(x)
+                x = _block(c, arithmetic, width, f"down_{level}_block_{block}")(x)
             if level < len(c.encoder_widths) - 1:
                 # The release pads bottom and right only.
                 padding, name = (0, 1), f"down_{level}_downsample"
                 x = _conv(arithmetic, x.shape[-1], stride=2, padding=padding, name=name)(x)
         for block in range(2):
-            x = block_of(arithmetic, x.shape[-1], name=f"mid_block_{block}")(x)
+            x = _block(c, arithmetic, x.shape[-1], f"mid_block_{block}")(x)
         return _conv(arithmetic, c.bits, name="conv_out")(NormSwish(name="norm_out")(x)).astype(jnp.float32)
 
 
@@ -160,7 +181,7 @@ class Decoder(nn.Module):
         x, arithmetic = codes_BHWd, arithmetic or Arithmetic.of(self.config)
         for layer in decoder_layers(self.config):
             if layer.kind == "block":
-                x = _blocks(self.config)(arithmetic, layer.width, name=layer.name)(x)
+                x = _block(self.config, arithmetic, layer.width, layer.name)(x)
                 continue
             if layer.kind == "out":
                 x = NormSwish(name="norm_out")(x)

@@ -157,12 +157,14 @@ class TrainStep:
       new_state: makes a fresh state, of which a restored one has the shapes. See `state.new_state`.
       shardings: the state's tree with a NamedSharding for each array.
       layout: where batches and activations go.
+      compiler_options: what XLA is asked for.
     """
 
     function: StepFunction
     new_state: Callable[[], TrainState]
     shardings: TrainState
     layout: Layout
+    compiler_options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def jitted(self) -> jax.stages.Wrapped:
         """Jits the step, with `skip_metrics` among its metrics.
@@ -178,6 +180,7 @@ class TrainStep:
             self.layout.traced(function),
             donate_argnums=0,
             out_shardings=(self.shardings, self.layout.replicated),
+            compiler_options=dict(self.compiler_options),
         )
 
     def fresh_state(self) -> TrainState:

@@ -163,6 +163,8 @@ def make_train_step(
         metrics["gradient_norm"] = optax.tree.norm(grads)
         finite = jnp.isfinite(metrics["gradient_norm"])
         if opponent is not None:
+            # Not before the tokenizer's gradient is there: its maps and the discriminator's are not held together.
+            grads, image, made = jax.lax.optimization_barrier((grads, image, made))
             # Both networks take the step or neither does: each learns from what the other is.
             own_grads, of_adversary = _discriminator_gradients(opponent, state.adversary, image, made)
             metrics |= of_adversary

@@ -80,7 +80,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
 
     tokenizer = Tokenizer(model)
     parts = StepConfig(model, loss, optim_config, train, scales_of, adversary)
-    step = build_step(parts, feature_loss(loss, remat=parts.model.remat), layout)
+    step = build_step(parts, feature_loss(loss, parts.model, layout.batch_parts), layout)
 
     augmentation = Augmentation(data.enlarge, data.flip, train.seed)
 
@@ -153,10 +153,18 @@ def build_step(parts: StepConfig, features: FeatureLoss, layout: Layout) -> Trai
         parts.optim.ema_decay > 0,
         layout,
     )
-    step = TrainStep(function, new_state, shardings, layout)
+    step = TrainStep(function, new_state, shardings, layout, _compiler_options(layout))
     if parts.adversary is None:
         return step
     return with_adversary(step, parts.adversary, min(parts.scales), parts.train.seed)
+
+
+def _compiler_options(layout: Layout) -> dict[str, Any]:
+    """Chooses what XLA is asked for when it compiles a step for the layout's devices."""
+    if np.ravel(layout.mesh.devices)[0].platform != "tpu":
+        return {}
+    # Else the gradients of sharded kernels are computed by slices of 32 channels, in maps of four times the memory.
+    return {"xla_jf_spmd_threshold_for_windowed_einsum_mib": 1_000_000}
 
 
 def resolutions_of(
@@ -186,12 +194,16 @@ def resolution_mix(text: str, scales: str, batch_size: int) -> dict[str, int]:
     return numbers_by_name(text, "data.mix", form) or {scales: batch_size}
 
 
-def feature_loss(loss: TokenizerLossConfig, lpips: Any = None, remat: str = "none") -> FeatureLoss:
+def feature_loss(
+    loss: TokenizerLossConfig, model: TokenizerConfig, batch_parts: int = 1, lpips: Any = None
+) -> FeatureLoss:
     """Makes the distance in the features of the network that the config names.
 
     Args:
+      model: the tokenizer. LPIPS, whose maps are the largest of all, keeps them in its compute dtype; where it
+        computes maps again, LPIPS does, and of one picture after the other.
+      batch_parts: into how many parts the devices split a batch.
       lpips: parameters of `lpips_distance`; None loads the config's files.
-      remat: of the tokenizer; where it recomputes anything, so does LPIPS, whose maps are the largest of all.
     Raises:
       UserError: LPIPS lacks its files.
     """
@@ -205,7 +217,13 @@ def feature_loss(loss: TokenizerLossConfig, lpips: Any = None, remat: str = "non
             "--config.loss.feature_network=efficientnet"
         )
     params = load_lpips(loss.vgg_weights, loss.lpips_weights) if lpips is None else lpips
-    return lambda image, made: lpips_distance(params, image, made, remat != "none").mean()
+    remat = model.remat != "none"
+
+    def distance(image: jax.Array, made: jax.Array) -> jax.Array:
+        parts = len(image) // batch_parts if remat else 1
+        return lpips_distance(params, image, made, model.compute_dtype, remat, parts).mean()
+
+    return distance
 
 
 def adversary_of(

@@ -72,6 +72,6 @@ def run(shape: str, features) -> dict[str, np.ndarray]:
 
 
 if __name__ == "__main__":
-    net = feature_loss(LOSS)
+    net = feature_loss(LOSS, TOKENIZER.config)
     results = {f"{shape}/{name}": array for shape in sys.argv[2:] for name, array in run(shape, net).items()}
     np.savez(sys.argv[1], **results)  # pyright: ignore[reportArgumentType]

@@ -95,7 +95,7 @@ def test_a_few_steps_on_one_batch_lower_the_loss(quantizer):
             settings,
             optimiser,
             {32: TrainingScales(dense_schedule(4), drop=0.5)},
-            feature_loss(TokenizerLossConfig()),
+            feature_loss(TokenizerLossConfig(), config),
         )
     )
     image = np.full((2, 32, 32, 3), 255, np.uint8)

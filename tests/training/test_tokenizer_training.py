@@ -128,7 +128,7 @@ def test_mixed_batches_give_every_picture_once_an_epoch_wherever_they_start_and_
 
 
 def test_an_adversarial_run_of_several_resolutions_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    monkeypatch.setattr(train_tokenizer, "feature_loss", lambda loss, remat: l1_of_means)
+    monkeypatch.setattr(train_tokenizer, "feature_loss", lambda loss, *_: l1_of_means)
 
     def run(workdir, steps):
         config = config_files.load("configs/emoji_tokenizer.py:debug", [f"--config.train.steps={steps}"])
@@ -293,7 +293,7 @@ def test_the_rate_drops_once():
 
 def test_lpips_without_its_weights_is_refused_and_the_bundled_network_offered():
     with pytest.raises(UserError, match=r"vgg16-397923af\.pth.*loss\.feature_network=efficientnet"):
-        train_tokenizer.feature_loss(TokenizerLossConfig(feature_network="lpips"))
+        train_tokenizer.feature_loss(TokenizerLossConfig(feature_network="lpips"), TokenizerConfig())
 
 
 @pytest.mark.parametrize("mix", ["64px", "64px=0", "64px=x"])
