@@ -23,6 +23,7 @@ import numpy as np
 from infinity_jax import config_files
 from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.data.encoded import FeaturesOnDevice
+from infinity_jax.text.on_device import TextOnDevice
 from infinity_jax.training import run_config, train_transformer
 from infinity_jax.training.transformer_step import corrected_inputs, draw_examples, make_loss
 from infinity_jax.transformer.transformer import Transformer
@@ -56,7 +57,8 @@ def measure(config: Any, workdir: Path, batches: int) -> dict[str, Any]:
     run = run_config.read_config(config)
     tokenizer, encoder = run_config.fitting_tokenizer(run, workdir), run_config.fitting_text_encoder(run)
     feed = run_config.open_feed(run, tokenizer, encoder, workdir)
-    to_features = FeaturesOnDevice(tokenizer, run.layout)
+    to_features, placed = FeaturesOnDevice(tokenizer, run.layout), TextOnDevice(encoder, run.layout)
+    encoder.place(placed.layout)
     shapes = train_transformer.step_of(run, feed).state_shapes().params
     params = open_checkpoint(workdir).transformer_params(shapes)
     by_size = {
@@ -79,8 +81,9 @@ def measure(config: Any, workdir: Path, batches: int) -> dict[str, Any]:
 
     found: dict[Any, list[tuple[float, np.ndarray]]] = {size: [] for size in by_size}
     key = jax.random.key(1)
-    for step, host in enumerate(feed.batches(np.arange(BATCH), BATCH, 1, 0)):
-        batch = to_features({name: jnp.asarray(array) for name, array in host.items()})
+    rows, where = np.arange(BATCH), run.layout.batch(BATCH)
+    for step, host in enumerate(feed.batches(rows, BATCH, 1, 0)):
+        batch = to_features(placed(host, rows, BATCH, where))
         of_ratio = found[batch["features"].shape[1:3]]
         if len(of_ratio) < batches:
             loss, gradient = loss_and_gradient(params, batch, key, step)

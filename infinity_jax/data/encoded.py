@@ -15,6 +15,7 @@ from jaxtyping import Float
 from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data import batches, pictures
 from infinity_jax.data.records import Source
+from infinity_jax.data.scenes.on_device import ScenesOnDevice
 from infinity_jax.files import caches, paths
 from infinity_jax.files.progress import counted
 from infinity_jax.runtime import distributed
@@ -102,12 +103,13 @@ def _valid(batch: batches.Batch) -> int:
 class FeaturesOnDevice:
     """Replaces a batch's `image` uint8 [B,H,W,3] by its `features` float32 [B,h,w,d], on the devices of a mesh.
 
-    Each aspect ratio is one program. Features that a batch has already become float32.
+    Each aspect ratio is one program. Scenes are drawn first; features that a batch has already become float32.
     """
 
     def __init__(self, tokenizer: TrainedTokenizer, layout: Layout, compiler: Compiler | None = None):
         """Takes what encodes, and what compiles the programs; see `CompiledStep`."""
         model, self._layout, self._tokenizer = Tokenizer(tokenizer.config), layout, tokenizer
+        self._scenes = ScenesOnDevice(layout, compiler)
 
         def encode(params, batch, _):
             image_BHW3 = batch["image"].astype(jnp.float32) / 127.5 - 1
@@ -126,6 +128,7 @@ class FeaturesOnDevice:
 
     def __call__(self, batch: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Makes the features of a batch that lies on the devices."""
+        batch = self._scenes(batch)
         if "features" in batch:
             return {**batch, "features": batch["features"].astype(jnp.float32)}
         rest = {name: array for name, array in batch.items() if name != "image"}
@@ -139,6 +142,7 @@ class FeaturesOnDevice:
             lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=self._layout.replicated),
             self._tokenizer.params,
         )
+        batches = self._scenes.prepare(batches)
         images = [{"image": batch["image"]} for batch in batches if "image" in batch]
         if images:
             self._encoder_of_size(images[0]["image"].shape[0]).prepare(params, images, None)

@@ -1,7 +1,7 @@
 """What a run trains on, as batches {features or image, text or text_ids, text_mask}: encoded whole, or records.
 
-Both feeds have `schedules`, `shapes`, `batches`, `eval_batches`, `encodes_text`, and for sample sheets `held_back` and
-`caption`.
+These feeds, and that of scenes (`scenes/feed.py`), have `schedules`, `shapes`, `batches`, `eval_batches`,
+`encodes_text`, and for sample sheets `held_back` and `caption`.
 """
 
 import dataclasses
@@ -59,7 +59,9 @@ class EncodedFeed:
         """Tells what `batches` yields: of each kind of batch the arrays."""
         tokenizer = self.tokenizer.config
         grid = self.schedules["1:1"].times(tokenizer.patchify).last
-        return [{"features": ((*grid, tokenizer.bits), np.float32), **_text(self.text_encoder, np.float16)}]
+        return [
+            {"features": ((*grid, tokenizer.bits), np.float32), **text_shapes(self.text_encoder, np.float16)}
+        ]
 
     @functools.cached_property
     def _encoded(self) -> EncodedSource:
@@ -134,7 +136,7 @@ class RecordFeed:
 
     def shapes(self) -> list[Shapes]:
         """Tells what a batch is on the devices before its pictures are encoded, for each ratio that has some."""
-        tokenizer, text = self.tokenizer.config, _text(self.text_encoder, jnp.bfloat16)
+        tokenizer, text = self.tokenizer.config, text_shapes(self.text_encoder)
 
         def of_ratio(ratio: str) -> Shapes:
             grid = self.schedules[ratio].times(tokenizer.patchify).last
@@ -187,14 +189,19 @@ class RecordFeed:
         return {"image": pictures.decode(record["image"], height, width), "caption": caption}
 
     def _with_text(self, batch: Batch) -> Batch:
-        """Replaces captions by their token ids and mask, see `on_device.padded_ids`; devices encode them."""
-        if "caption" not in batch:
-            return batch
-        token_ids = self.text_encoder.tokens(batch.pop("caption").tolist())
-        return {**batch, **padded_ids(token_ids, self.text_encoder.max_length)}
+        return with_text_ids(batch, self.text_encoder)
 
 
-def _text(encoder: TextEncoder, dtype: Any) -> Shapes:
+def with_text_ids(batch: Batch, encoder: TextEncoder) -> Batch:
+    """Replaces captions, if there are any, by their token ids and mask, `on_device.padded_ids`."""
+    if "caption" not in batch:
+        return batch
+    token_ids = encoder.tokens(batch.pop("caption").tolist())
+    return {**batch, **padded_ids(token_ids, encoder.max_length)}
+
+
+def text_shapes(encoder: TextEncoder, dtype: Any = jnp.bfloat16) -> Shapes:
+    """Tells what a batch's texts are on the devices; bfloat16 is what `TextOnDevice` makes."""
     return {
         "text": ((encoder.max_length, encoder.channels), dtype),
         "text_mask": ((encoder.max_length,), np.bool_),

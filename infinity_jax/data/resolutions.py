@@ -24,7 +24,7 @@ class PictureConfig(Checked):
     """Which pictures a tokenizer is trained on.
 
     Attributes:
-      source: "emoji_captions", "folder:PATH" or "records:DIR".
+      source: "emoji_captions", "scenes", "folder:PATH" or "records:DIR".
       scales: pixel budget or small preset.
       mix: batch size of each resolution to train on, like "64px=16,96px=8", each a name as in `scales`; "" trains on
         `scales` alone. Each step has one of them.
@@ -44,6 +44,11 @@ class PictureConfig(Checked):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.source == "scenes" and (self.fit, self.enlarge, self.flip) != ("crop", 1.0, 0.0):
+            raise UserError(
+                f"data.fit {self.fit!r}, data.enlarge {self.enlarge} and data.flip {self.flip}: scenes are drawn at "
+                "their size, and no two are equal; leave these out"
+            )
         if self.enlarge != 1 and self.fit != "crop":
             raise UserError(
                 f"data.enlarge is {self.enlarge} and data.fit {self.fit!r}; a random place is cut with fit 'crop' only"

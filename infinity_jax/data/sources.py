@@ -16,7 +16,8 @@ _FOLDER = "folder:"
 def open_source(name: str, split: str, data_dir: Path | str | None = None) -> Source:
     """Opens one split of a data set.
 
-    `name` is "emoji_captions" (prepared under `data_dir` when it is not yet there), "folder:PATH" (see
+    `name` is "emoji_captions" (prepared under `data_dir` when it is not yet there), "scenes" (drawn when they are asked
+    for), "folder:PATH" (see
     `infinity_jax.data.folder`) or "records:DIR" (see `infinity_jax.data.prepared.record_set`); `split` is one of train,
     validation, compositions. A folder has no compositions, and no validation below 20 pictures; records are all
     train: those sources are empty. Raises UserError for an unknown name or split and for a set without a usable
@@ -36,14 +37,18 @@ def open_source(name: str, split: str, data_dir: Path | str | None = None) -> So
         from infinity_jax.data.emoji_captions import EmojiSource
 
         return EmojiSource(split, root)
+    if name == "scenes":
+        from infinity_jax.data.scenes.source import SceneSource
+
+        return SceneSource(split)
     if name.startswith(RECORDS):
         from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
 
         return RecordSource(MixedRecords(name)) if split == "train" else ()
-    near = difflib.get_close_matches(name, ["emoji_captions", _FOLDER, RECORDS], n=1)
+    near = difflib.get_close_matches(name, ["emoji_captions", "scenes", _FOLDER, RECORDS], n=1)
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UserError(
-        f"unknown data source {name!r}{hint}; use 'emoji_captions', 'folder:PATH' or 'records:DIR'"
+        f"unknown data source {name!r}{hint}; use 'emoji_captions', 'scenes', 'folder:PATH' or 'records:DIR'"
     )
 
 

@@ -16,7 +16,6 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from infinity_jax.metrics.network_weights import convolution_kernel, read_network
-from infinity_jax.runtime.sharding import constrain
 
 # Channels of the 3x3 convolutions, each with a relu; a 2x2 max pooling stands between two stages. The features
 # compared are those at the end of each stage: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
@@ -87,25 +86,15 @@ def lpips_distance(
     reconstruction_BHW3: Float[Array, "B H W 3"],
     dtype: DTypeLike = jnp.float32,
     remat: bool = False,
-    parts: int = 1,
 ) -> Float[Array, " B"]:
     """Measures how different two pictures look, float32 [B], zero for equal ones.
 
     Takes the parameters of `load_lpips` and two float batches [B, H, W, 3] in [-1, 1], RGB, at their own size, at
-    least 16x16. No gradient flows to `params` or to `image_BHW3`. `dtype`, `remat`: see `Lpips`; `parts`
-    divides the batch, whose every `parts`-th picture is compared at a time: of each device's own pictures one after the
-    other. Source: arXiv 1801.03924, equation 1.
+    least 16x16. No gradient flows to `params` or to `image_BHW3`. `dtype`, `remat`: see `Lpips`. Source: arXiv
+    1801.03924, equation 1.
     """
     params, image_BHW3 = jax.lax.stop_gradient((params, image_BHW3))
-
-    def compare(pair: tuple[jax.Array, jax.Array]) -> jax.Array:
-        a, b = (constrain(x, "batch", None, None, None) for x in pair)
-        return jnp.asarray(Lpips(dtype, remat).apply({"params": params}, a, b))
-
-    if parts == 1:
-        return compare((image_BHW3, reconstruction_BHW3))
-    split = [x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1) for x in (image_BHW3, reconstruction_BHW3)]
-    return jax.lax.map(compare, tuple(split)).swapaxes(0, 1).reshape(-1)
+    return jnp.asarray(Lpips(dtype, remat).apply({"params": params}, image_BHW3, reconstruction_BHW3))
 
 
 def made_up_lpips() -> dict[str, Any]:

@@ -18,6 +18,8 @@ from infinity_jax.data.feeds import EncodedFeed, RecordFeed
 from infinity_jax.data.prepared.config import RECORDS, DataConfig
 from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
 from infinity_jax.data.records import Source
+from infinity_jax.data.scenes.feed import SceneFeed
+from infinity_jax.data.scenes.source import NAME as SCENES
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
 from infinity_jax.runtime import memory, sharding
@@ -30,7 +32,7 @@ from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
 from infinity_jax.training.transformer_step import LossConfig
 
-Feed = EncodedFeed | RecordFeed
+Feed = EncodedFeed | RecordFeed | SceneFeed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +211,9 @@ def feed_of(run: RunConfig, tokenizer: TrainedTokenizer, text_encoder: TextEncod
     Raises:
       UserError: the model cannot have one of the schedules, or prepared features are those of other encoders.
     """
-    if run.records is None:
+    if run.data.source == SCENES:
+        feed = SceneFeed(run.data, tokenizer, text_encoder)
+    elif run.records is None:
         feed = EncodedFeed(run.source, run.data, tokenizer, text_encoder)
     else:
         feed = RecordFeed(*run.records, run.data, tokenizer, text_encoder)
@@ -223,6 +227,6 @@ def open_feed(run: RunConfig, tokenizer: TrainedTokenizer, text_encoder: TextEnc
     feed = feed_of(run, tokenizer, text_encoder)
     if isinstance(feed, EncodedFeed):
         feed.encode()
-    elif jax.process_index() == 0:
+    elif isinstance(feed, RecordFeed) and jax.process_index() == 0:
         feed.records.note(workdir)
     return feed

@@ -20,6 +20,10 @@ from infinity_jax.config_files import from_dict, numbers_by_name
 from infinity_jax.data import batches, resolutions, sources
 from infinity_jax.data.augmentation import Augmentation
 from infinity_jax.data.resolutions import PictureConfig, ResolutionMix
+from infinity_jax.data.scenes.description import NUMBERS
+from infinity_jax.data.scenes.on_device import ScenesOnDevice, key_of
+from infinity_jax.data.scenes.source import NAME as SCENES
+from infinity_jax.data.scenes.source import SceneSource
 from infinity_jax.errors import UserError
 from infinity_jax.metrics.efficientnet import load_efficientnet
 from infinity_jax.metrics.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
@@ -80,18 +84,23 @@ def main(config: Any, workdir: str | Path) -> TrainState:
 
     tokenizer = Tokenizer(model)
     parts = StepConfig(model, loss, optim_config, train, scales_of, adversary)
-    step = build_step(parts, feature_loss(loss, parts.model, layout.batch_parts), layout)
+    step = build_step(parts, feature_loss(loss, parts.model), layout)
 
     augmentation = Augmentation(data.enlarge, data.flip, train.seed)
 
+    # Scenes are drawn by the devices.
+    records = source.described if isinstance(source, SceneSource) else source
+
     def decode(record, side: int):
+        if "scene" in record:
+            return {key_of(side, side): record["scene"]}
         return {"image": augmentation.decode(record["image"], side, data.fit, record["place"])}
 
     def read(first_step: int, rows_of: loop.RowsOf) -> Iterator[batches.Batch]:
-        stream = resolutions.batches(source, mix, first_step, decode, rows_of)
+        stream = resolutions.batches(records, mix, first_step, decode, rows_of)
         for number, batch in enumerate(stream, first_step):
             if adversary is not None and number >= adversary.config.start_step:
-                batch[ADVERSARIAL] = np.ones(len(batch["image"]), bool)
+                batch[ADVERSARIAL] = np.ones(len(next(iter(batch.values()))), bool)
             yield batch
 
     with start.alone_in(Path(workdir)):
@@ -103,7 +112,10 @@ def main(config: Any, workdir: str | Path) -> TrainState:
             loop.Data(
                 read,
                 examples_before=lambda step: int(mix.starts[step]),
-                prepare=lambda: _batch_shapes(mix, adversary, layout),
+                on_device=(to_pictures := ScenesOnDevice(layout)),
+                prepare=lambda: to_pictures.prepare(
+                    _batch_shapes(mix, adversary, layout, data.source == SCENES)
+                ),
             ),
             config=config.to_dict() | {"origin": origin.describe(earlier_data)},
             hooks=tokenizer_hooks(tokenizer, test_schedule, data, train, layout, Path(workdir)),
@@ -111,13 +123,21 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         )
 
 
-def _batch_shapes(mix: ResolutionMix, adversary: Adversary | None, layout: Layout) -> list[BatchShapes]:
+def _batch_shapes(
+    mix: ResolutionMix, adversary: Adversary | None, layout: Layout, scenes: bool
+) -> list[BatchShapes]:
     """Describes each kind of batch: of each resolution, before the adversary takes part and from then on."""
     kinds: list[dict] = [{}] if adversary is None or adversary.config.start_step else []
     if adversary is not None and adversary.config.start_step < mix.steps:
         kinds.append({ADVERSARIAL: ((), np.bool_)})
+
+    def pictures(side: int) -> dict:
+        if scenes:
+            return {key_of(side, side): ((NUMBERS,), np.float32)}
+        return {"image": ((side, side, 3), np.uint8)}
+
     return [
-        global_batch.described({"image": ((side, side, 3), np.uint8), **more}, size, layout.batch(size))
+        global_batch.described({**pictures(side), **more}, size, layout.batch(size))
         for side, size in zip(mix.sides, mix.batch_sizes, strict=True)
         for more in kinds
     ]
@@ -194,15 +214,12 @@ def resolution_mix(text: str, scales: str, batch_size: int) -> dict[str, int]:
     return numbers_by_name(text, "data.mix", form) or {scales: batch_size}
 
 
-def feature_loss(
-    loss: TokenizerLossConfig, model: TokenizerConfig, batch_parts: int = 1, lpips: Any = None
-) -> FeatureLoss:
+def feature_loss(loss: TokenizerLossConfig, model: TokenizerConfig, lpips: Any = None) -> FeatureLoss:
     """Makes the distance in the features of the network that the config names.
 
     Args:
-      model: the tokenizer. LPIPS, whose maps are the largest of all, keeps them in its compute dtype; where it
-        computes maps again, LPIPS does, and of one picture after the other.
-      batch_parts: into how many parts the devices split a batch.
+      model: the tokenizer. LPIPS, whose maps are the largest of all, keeps them in its compute dtype, and computes
+        them again where it computes any again.
       lpips: parameters of `lpips_distance`; None loads the config's files.
     Raises:
       UserError: LPIPS lacks its files.
@@ -217,13 +234,8 @@ def feature_loss(
             "--config.loss.feature_network=efficientnet"
         )
     params = load_lpips(loss.vgg_weights, loss.lpips_weights) if lpips is None else lpips
-    remat = model.remat != "none"
-
-    def distance(image: jax.Array, made: jax.Array) -> jax.Array:
-        parts = len(image) // batch_parts if remat else 1
-        return lpips_distance(params, image, made, model.compute_dtype, remat, parts).mean()
-
-    return distance
+    dtype, remat = model.compute_dtype, model.remat != "none"
+    return lambda image, made: lpips_distance(params, image, made, dtype, remat).mean()
 
 
 def adversary_of(

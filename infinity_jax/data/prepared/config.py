@@ -28,8 +28,8 @@ class DataConfig(Checked):
     """Which pictures and captions are trained on. From `validation` on keys are for prepared shards, "records:".
 
     Attributes:
-      source: "emoji_captions", "folder:PATH" or "records:DIR"; several prepared sets "records:DIR@WEIGHT,records:...",
-        the weights are shares of what is seen.
+      source: "emoji_captions", "scenes", "folder:PATH" or "records:DIR"; several prepared sets
+        "records:DIR@WEIGHT,records:...", the weights are shares of what is seen.
       scales: pixel budget or small preset.
       fit: how a picture of other proportions is brought to a square: "crop" cuts what stands over, "pad" puts it whole
         on white, "stretch" distorts it; prepared shards are cropped, to the nearest aspect ratio.
@@ -58,6 +58,8 @@ class DataConfig(Checked):
             raise UserError(
                 f"data.fit is {self.fit!r}, and prepared shards are cropped to the nearest aspect ratio; leave it out"
             )
+        if self.fit != "crop" and self.source == "scenes":
+            raise UserError(f"data.fit is {self.fit!r}, and scenes are drawn at their size; leave it out")
         parse_limits(self.scores)
         if self.validation:
             parse_sets(self.validation, "data.validation")

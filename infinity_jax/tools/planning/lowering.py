@@ -149,7 +149,7 @@ def lower_tokenizer_step(
     network = None
     if parts["loss"].feature_network == "lpips":
         network = made_up_lpips()
-    features = train_tokenizer.feature_loss(parts["loss"], model, layout.batch_parts, network)
+    features = train_tokenizer.feature_loss(parts["loss"], model, network)
     step = train_tokenizer.build_step(step_config, features, layout)
     ((side, of_side),) = scales_of.items()
     split = layout.batch(batch)
