@@ -53,7 +53,7 @@ def main() -> None:
         traced = jax.make_jaxpr(lambda n, side=side: render(n, side, side))(numbers[:1])
         report[f"pictures_per_second_{side}"] = arguments.batch / seconds
         report[f"gflop_per_picture_{side}"] = operations(traced.jaxpr) / 1e9
-    config, tokenizer = config_files.load("scenes"), config_files.load("scenes_tokenizer")
+    config, tokenizer = config_files.load("scenes"), config_files.load("scenes:tokenizer")
     schedule = scales.make_schedule(config.data.scales)
     model = from_dict(TransformerConfig, config.model, "model")
     of_model = flops.train_flops(model, schedule, config.text.max_length)

@@ -24,7 +24,8 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="emoji_captions (the bundled pictures, the default) or folder:PATH, "
         "a folder of pictures with captions; with --out: jsonl:DIR (files "
-        "[h_div_w]_[num].jsonl), folder:PATH, tfds:NAME or tar:GLOB",
+        "[h_div_w]_[num].jsonl), folder:PATH, tfds:NAME, tar:GLOB or scenes:[SPLIT/]COUNT[@HEIGHTxWIDTH], drawn once "
+        "and kept",
     )
     add(
         "--out",

@@ -1,13 +1,13 @@
-"""Originals by name: `jsonl:DIR`, `folder:DIR`, `tfds:NAME`, `tar:GLOB`."""
+"""Originals by name: `jsonl:DIR`, `folder:DIR`, `tfds:NAME`, `tar:GLOB`, `scenes:COUNT`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from infinity_jax.data.originals import captioned_folder, json_lines, tar_shards, tfds_set
+from infinity_jax.data.originals import captioned_folder, json_lines, scenes_set, tar_shards, tfds_set
 from infinity_jax.data.originals.rows import Part
 from infinity_jax.errors import UserError
 
-FORMS = "jsonl:DIR, folder:DIR, tfds:NAME or tar:GLOB"
+FORMS = f"jsonl:DIR, folder:DIR, tfds:NAME, tar:GLOB or {scenes_set.FORM}"
 # What training cannot read before it is prepared into shards.
 ONLY_SHARDS = ("jsonl", "tfds", "tar")
 _FINDERS: dict[str, Callable[[str], Sequence[Part]]] = {
@@ -15,6 +15,7 @@ _FINDERS: dict[str, Callable[[str], Sequence[Part]]] = {
     "folder": lambda place: captioned_folder.find_parts(Path(place).expanduser()),
     "tar": lambda place: tar_shards.find_parts(str(Path(place).expanduser())),
     "tfds": tfds_set.find_parts,
+    "scenes": scenes_set.find_parts,
 }
 
 

@@ -8,9 +8,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from infinity_jax.data.scenes.tracer import draw
+from infinity_jax.data.scenes.tracer import render
 from infinity_jax.runtime.compiled_step import BatchShapes, CompiledStep, Compiler
-from infinity_jax.runtime.sharding import Layout, constrain
+from infinity_jax.runtime.devices import on_each_device
+from infinity_jax.runtime.sharding import Layout
 
 _KEY = "scene:"
 
@@ -48,18 +49,11 @@ class ScenesOnDevice:
         def drawing(key: str, size: int) -> CompiledStep:
             height, width = _size(key)
 
+            # Each device draws its own pictures, one after the other.
+            own = functools.partial(render, height=height, width=width)
+
             def pictures(_: None, batch: Mapping[str, Array], __: None) -> Array:
-                numbers_BP = batch[key]
-                # Of each device's own pictures one after the other, all devices side by side.
-                parts = size // layout.batch_parts
-                split = numbers_BP.reshape(-1, parts, numbers_BP.shape[-1]).swapaxes(0, 1)
-
-                def some(part: Array) -> Array:
-                    part = constrain(part, "batch", None)
-                    image = jax.vmap(lambda numbers: draw(numbers, height, width))(part)
-                    return constrain(image, "batch", None, None, None)
-
-                return jax.lax.map(some, split).swapaxes(0, 1).reshape(size, height, width, 3)
+                return on_each_device(own, [("batch", None)], ("batch", None, None, None))(batch[key])
 
             jitted = jax.jit(layout.traced(pictures), out_shardings=layout.batch(size))
             return CompiledStep(jitted, compiler, "the drawing of scenes")

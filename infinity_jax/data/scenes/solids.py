@@ -1,12 +1,13 @@
 """Distances from points to the solids of a scene.
 
-All solids of one kind of formula are computed together: solids of revolution (a rounded, capped cone in the plane of
-radius and height, moved outwards for the ring), rounded boxes, and the gem. Source of the formulas: the distance of a
-point to a convex figure in the plane; that of the gem is a lower bound, which tracing may use.
+Three formulas: solids of revolution (a rounded, capped cone in the plane of radius and height, moved outwards for the
+ring), rounded boxes, and the gem. Source of the formulas: the distance of a point to a convex figure in the plane; that
+of the gem is a lower bound, which tracing may use.
 """
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
@@ -32,7 +33,7 @@ _FAR = 1e3
 
 
 class Solids(NamedTuple):
-    """The objects of a scene, one entry each.
+    """The objects of a scene, one entry each; or one of them, without the axis N.
 
     Attributes:
       kind: number of its kind, -1 where there is none.
@@ -41,11 +42,11 @@ class Solids(NamedTuple):
       figure: the row of its kind in the table of figures, [N,6].
     """
 
-    kind: Float[Array, " N"]
-    place: Float[Array, "N 3"]
-    size: Float[Array, " N"]
-    turn: Float[Array, " N"]
-    figure: Float[Array, "N 6"]
+    kind: Float[Array, "*N"]
+    place: Float[Array, "*N 3"]
+    size: Float[Array, "*N"]
+    turn: Float[Array, "*N"]
+    figure: Float[Array, "*N 6"]
 
 
 def solids(
@@ -61,25 +62,43 @@ def solids(
     return Solids(kind_N, place, size_N, turn_N, figure)
 
 
-def distances(of: Solids, points_R3: Float[Array, "R 3"]) -> Float[Array, "R N"]:
-    """Computes the distance of each point to each solid, negative inside; of those that are none it is far."""
-    local = (points_R3[:, None] - of.place) / of.size[:, None]
-    x, y, z = local[..., 0], local[..., 1], local[..., 2]
-    cos, sin = jnp.cos(of.turn), jnp.sin(of.turn)
+def nearest(of: Solids, points_R3: Float[Array, "R 3"]) -> Float[Array, " R"]:
+    """Computes the distance of each point to the nearest solid, negative inside; far where there is none.
+
+    Of each solid the formula of its kind alone runs, unless a batch of scenes is traced together.
+    """
+    near_R = jnp.full(len(points_R3), _FAR)
+    for i in range(len(of.kind)):
+        near_R = jnp.minimum(near_R, distance(jax.tree.map(lambda x, i=i: x[i], of), points_R3))
+    return near_R
+
+
+def distance(one: Solids, points_R3: Float[Array, "R 3"]) -> Float[Array, " R"]:
+    """Computes the distance of each point to one solid, negative inside; far if it is none."""
+    x, y, z = (((points_R3[:, axis] - one.place[axis]) / one.size) for axis in range(3))
+    cos, sin = jnp.cos(one.turn), jnp.sin(one.turn)
     across, along = cos * x + sin * z, cos * z - sin * x
-    revolved = _capped_cone(jnp.sqrt(x * x + z * z), y, of.figure)
+    formulas = (
+        lambda: jnp.full_like(x, _FAR),
+        lambda: _capped_cone(jnp.sqrt(x * x + z * z), y, one.figure),
+        lambda: _box(across, y, along),
+        lambda: (jnp.abs(across) + jnp.abs(y) + jnp.abs(along) - _GEM_REACH) * 3**-0.5,
+    )
+    which = jnp.where(one.kind == _CUBE, 2, jnp.where(one.kind == _GEM, 3, 1))
+    return one.size * jax.lax.switch(jnp.where(one.kind < 0, 0, which), formulas)
+
+
+def _box(across: Array, y: Array, along: Array) -> Array:
+    """Computes the distance to a cube with rounded edges."""
     outside = [jnp.abs(v) - _BOX_HALF for v in (across, y, along)]
     a, b, c = (jnp.maximum(v, 0.0) for v in outside)
     deepest = jnp.maximum(jnp.maximum(outside[0], outside[1]), outside[2])
-    box = jnp.sqrt(a * a + b * b + c * c) + jnp.minimum(deepest, 0.0) - _BOX_ROUND
-    gem = (jnp.abs(across) + jnp.abs(y) + jnp.abs(along) - _GEM_REACH) * 3**-0.5
-    nearest = jnp.where(of.kind == _CUBE, box, jnp.where(of.kind == _GEM, gem, revolved)) * of.size
-    return jnp.where(of.kind < 0, _FAR, nearest)
+    return jnp.sqrt(a * a + b * b + c * c) + jnp.minimum(deepest, 0.0) - _BOX_ROUND
 
 
-def _capped_cone(radius: Array, y: Array, figure_N6: Float[Array, "N 6"]) -> Array:
+def _capped_cone(radius: Array, y: Array, figure_6: Float[Array, "6"]) -> Array:
     """Computes the distance to a capped cone with rounded edges around the vertical, or around a circle."""
-    circle, bottom, top, half, rounding, _ = (figure_N6[:, i] for i in range(6))
+    circle, bottom, top, half, rounding, _ = figure_6
     r = jnp.abs(radius - circle)
     # To the cap on this point's side, and to the slope.
     cap_r, cap_y = jnp.maximum(r - jnp.where(y < 0, bottom, top), 0.0), jnp.abs(y) - half

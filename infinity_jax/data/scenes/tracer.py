@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
 from infinity_jax.data.scenes.description import MOST_OBJECTS, OF_OBJECT
-from infinity_jax.data.scenes.solids import Solids, distances, solids
+from infinity_jax.data.scenes.solids import Solids, distance, nearest, solids
 from infinity_jax.data.scenes.vocabulary import FLOORS, MATERIALS
 
 # A picture's shorter side shows so much of the floor around the middle, seen from a distance of 1.
@@ -110,14 +110,18 @@ def _follow(world: _World, start_R3: Array, rays_R3: Array, steps: int) -> _Hits
     """Follows rays to the nearest solid or the floor."""
 
     def step(_: Array, far_R: Array) -> Array:
-        near = distances(world.solids, start_R3 + far_R[:, None] * rays_R3).min(-1)
+        near = nearest(world.solids, start_R3 + far_R[:, None] * rays_R3)
         return jnp.minimum(far_R + near, _FAR)
 
     # From where a ray comes below the highest solid.
     sinks_R = jnp.minimum(rays_R3[:, 1], -1e-4)
     begin_R = jnp.clip((_HIGHEST - start_R3[:, 1]) / sinks_R, 0.0, _FAR)
     far_R = jax.lax.fori_loop(0, steps, step, begin_R)
-    near_RN = distances(world.solids, start_R3 + far_R[:, None] * rays_R3)
+    ends_R3 = start_R3 + far_R[:, None] * rays_R3
+    by_solid = [
+        distance(jax.tree.map(lambda x, i=i: x[i], world.solids), ends_R3) for i in range(MOST_OBJECTS)
+    ]
+    near_RN = jnp.stack(by_solid, -1)
     touches = (near_RN.min(-1) < 10 * _TOUCHES) & (far_R < _FAR)
     down = jnp.where(rays_R3[:, 1] < -1e-4, -start_R3[:, 1] / rays_R3[:, 1], _FAR)
     floor_R = jnp.where(down > 0, jnp.minimum(down, _FAR), _FAR)
@@ -131,8 +135,7 @@ def _normals(world: _World, hits: _Hits) -> Array:
     """Computes the directions away from the surfaces, [R,3]."""
     corners = jnp.array([(1, -1, -1), (-1, -1, 1), (-1, 1, -1), (1, 1, 1)], jnp.float32)
     normal_R3 = sum(
-        corner * distances(world.solids, hits.point_R3 + _TOUCHES * corner).min(-1)[:, None]
-        for corner in corners
+        corner * nearest(world.solids, hits.point_R3 + _TOUCHES * corner)[:, None] for corner in corners
     )
     length = jnp.sqrt(jnp.sum(jnp.square(normal_R3), -1, keepdims=True) + 1e-12)
     on_floor = hits.solid_R == MOST_OBJECTS
@@ -151,7 +154,7 @@ def _lit(world: _World, hits: _Hits, rays_R3: Array, shadow_steps: int) -> Array
     facing_R = jnp.maximum(jnp.sum(normal_R3 * world.light_3, -1), 0.0)
     if shadow_steps:
         facing_R *= _shadow(world, hits.point_R3 + 0.01 * normal_R3, shadow_steps)
-    near_R = distances(world.solids, hits.point_R3 + 0.25 * normal_R3).min(-1)
+    near_R = nearest(world.solids, hits.point_R3 + 0.25 * normal_R3)
     open_R = jnp.clip(near_R / 0.25, 0.35, 1.0)
     sky_R = (0.42 + 0.12 * normal_R3[:, 1]) * open_R
     colour_R3 = own_R3 * (0.95 * facing_R + sky_R)[:, None]
@@ -164,7 +167,7 @@ def _shadow(world: _World, start_R3: Array, steps: int) -> Array:
 
     def step(_: Array, carried: tuple[Array, Array]) -> tuple[Array, Array]:
         way_R, seen_R = carried
-        near_R = distances(world.solids, start_R3 + way_R[:, None] * world.light_3).min(-1)
+        near_R = nearest(world.solids, start_R3 + way_R[:, None] * world.light_3)
         return way_R + jnp.clip(near_R, 0.03, 0.6), jnp.minimum(seen_R, 9 * near_R / way_R)
 
     begin = jnp.full(len(start_R3), 0.04), jnp.ones(len(start_R3))

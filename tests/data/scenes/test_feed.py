@@ -8,7 +8,10 @@ from helpers.systems import TOKENIZER, initial_params
 
 from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data import pictures, sources
+from infinity_jax.data.originals import by_name
+from infinity_jax.data.prepared import writer
 from infinity_jax.data.prepared.config import DataConfig
+from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
 from infinity_jax.data.resolutions import PictureConfig
 from infinity_jax.data.scenes.captions import caption
 from infinity_jax.data.scenes.description import describe
@@ -86,3 +89,18 @@ def test_records_are_pictures_with_captions():
 def test_what_scenes_have_no_use_for_is_refused(make, message):
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_scenes_are_drawn_once_into_shards_of_their_ratio(tmp_path):
+    report = writer.prepare("scenes:compositions/3@16x24", tmp_path, workers=1)
+    assert report["pictures"] == 3 and report["by_ratio"] == {"2:3": 3}
+    records = RecordSource(MixedRecords(f"records:{tmp_path}"))
+    assert {record["caption"] for record in (records[i] for i in range(3))} == {
+        caption(describe(0, "compositions", number)) for number in range(3)
+    }
+
+
+@pytest.mark.parametrize("place", ["", "0", "many", "5@5", "5@4x4", "5@64x2000", "tests/5"])
+def test_a_wrong_set_of_scenes_is_refused(place):
+    with pytest.raises(UserError, match=r"scenes:.*(not of the form|a side is from 8 to 1024)"):
+        by_name.find_parts(f"scenes:{place}")

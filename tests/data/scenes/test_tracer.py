@@ -39,7 +39,7 @@ def points(count: int = 500) -> jax.Array:
 
 
 def test_the_distance_to_a_ball_is_exact():
-    found = solids.distances(stands("ball", 0.7), points())[:, 0]
+    found = solids.nearest(stands("ball", 0.7), points())
     wanted = jnp.linalg.norm(points() - jnp.array([0.0, 0.7, 0.0]), axis=-1) - 0.7
     np.testing.assert_allclose(found, wanted, atol=1e-5)
 
@@ -50,7 +50,7 @@ def test_no_distance_is_too_long(kind):
     one = stands(kind)
     a = points()
     b = a + 0.1 * jax.random.normal(jax.random.key(1), a.shape)
-    change = jnp.abs(solids.distances(one, a) - solids.distances(one, b))[:, 0]
+    change = jnp.abs(solids.nearest(one, a) - solids.nearest(one, b))
     assert jnp.all(change <= jnp.linalg.norm(a - b, axis=-1) + 1e-5)
 
 
@@ -59,7 +59,7 @@ def test_every_solid_stands_on_the_floor(kind):
     grid = jnp.linspace(-1.6, 1.6, 161)
     x, z = jnp.meshgrid(grid, grid)
     ground = jnp.stack([x.ravel(), jnp.full(x.size, 0.0), z.ravel()], -1)
-    assert -0.02 < solids.distances(stands(kind), ground).min() < 0.02
+    assert -0.02 < solids.nearest(stands(kind), ground).min() < 0.02
 
 
 @pytest.mark.parametrize("colour", COLOURS)
