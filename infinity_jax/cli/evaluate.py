@@ -33,8 +33,8 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         "--data",
         type=options.text,
         metavar="NAME",
-        help="emoji_captions, scenes or folder:PATH; default: what the checkpoint was trained on (an exported one does "
-        "not tell where a folder lies)",
+        help="emoji_captions, emoji_styles, scenes or folder:PATH; default: what the checkpoint was trained on (an "
+        "exported one does not tell where a folder lies)",
     )
 
 

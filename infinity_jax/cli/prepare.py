@@ -22,7 +22,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         type=options.text,
         default="emoji_captions",
         metavar="NAME",
-        help="emoji_captions (the bundled pictures, the default) or folder:PATH, "
+        help="emoji_captions (the bundled pictures, the default), emoji_styles (fetched by npm) or folder:PATH, "
         "a folder of pictures with captions; with --out: jsonl:DIR (files "
         "[h_div_w]_[num].jsonl), folder:PATH, tfds:NAME, tar:GLOB or scenes:[SPLIT/]COUNT[@HEIGHTxWIDTH], drawn once "
         "and kept",

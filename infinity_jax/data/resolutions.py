@@ -24,7 +24,7 @@ class PictureConfig(Checked):
     """Which pictures a tokenizer is trained on.
 
     Attributes:
-      source: "emoji_captions", "scenes", "folder:PATH" or "records:DIR".
+      source: "emoji_captions", "emoji_styles", "scenes", "folder:PATH" or "records:DIR".
       scales: pixel budget or small preset.
       mix: batch size of each resolution to train on, like "64px=16,96px=8", each a name as in `scales`; "" trains on
         `scales` alone. Each step has one of them.

@@ -16,9 +16,9 @@ _FOLDER = "folder:"
 def open_source(name: str, split: str, data_dir: Path | str | None = None) -> Source:
     """Opens one split of a data set.
 
-    `name` is "emoji_captions" (prepared under `data_dir` when it is not yet there), "scenes" (drawn when they are asked
-    for), "folder:PATH" (see
-    `infinity_jax.data.folder`) or "records:DIR" (see `infinity_jax.data.prepared.record_set`); `split` is one of train,
+    `name` is "emoji_captions" or "emoji_styles" (prepared under `data_dir` when they are not yet there), "scenes"
+    (drawn when they are asked for), "folder:PATH" (see `infinity_jax.data.folder`) or "records:DIR" (see
+    `infinity_jax.data.prepared.record_set`); `split` is one of train,
     validation, compositions. A folder has no compositions, and no validation below 20 pictures; records are all
     train: those sources are empty. Raises UserError for an unknown name or split and for a set without a usable
     picture.
@@ -34,9 +34,15 @@ def open_source(name: str, split: str, data_dir: Path | str | None = None) -> So
 
         return FolderSource(Path(name.removeprefix(_FOLDER)).expanduser(), split, root)
     if name == "emoji_captions":
-        from infinity_jax.data.emoji_captions import EmojiSource
+        from infinity_jax.data.drawn_once import DrawnSource
+        from infinity_jax.data.emoji_captions import EmojiCaptions
 
-        return EmojiSource(split, root)
+        return DrawnSource(EmojiCaptions, split, root)
+    if name == "emoji_styles":
+        from infinity_jax.data.drawn_once import DrawnSource
+        from infinity_jax.data.emoji_styles import EmojiStyles
+
+        return DrawnSource(EmojiStyles, split, root)
     if name == "scenes":
         from infinity_jax.data.scenes.source import SceneSource
 
@@ -45,10 +51,13 @@ def open_source(name: str, split: str, data_dir: Path | str | None = None) -> So
         from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
 
         return RecordSource(MixedRecords(name)) if split == "train" else ()
-    near = difflib.get_close_matches(name, ["emoji_captions", "scenes", _FOLDER, RECORDS], n=1)
+    near = difflib.get_close_matches(
+        name, ["emoji_captions", "emoji_styles", "scenes", _FOLDER, RECORDS], n=1
+    )
     hint = f" (did you mean {near[0]!r}?)" if near else ""
     raise UserError(
-        f"unknown data source {name!r}{hint}; use 'emoji_captions', 'scenes', 'folder:PATH' or 'records:DIR'"
+        f"unknown data source {name!r}{hint}; use 'emoji_captions', 'emoji_styles', 'scenes', 'folder:PATH' or "
+        "'records:DIR'"
     )
 
 
@@ -59,4 +68,9 @@ def fit_of(origin: Mapping[str, Any]) -> str:
 
 def attribution(sources: Collection[str]) -> str:
     """Returns what a sheet must say about the data that drew it, "" if nothing is known."""
+    if "emoji_styles" in sources:
+        return (
+            "Trained on OpenMoji (openmoji.org, CC BY-SA 4.0), Noto Emoji (Apache-2.0), Twemoji (CC BY 4.0) and Fluent "
+            "Emoji (MIT) pictures."
+        )
     return "Trained on OpenMoji pictures (openmoji.org, CC BY-SA 4.0)." if "emoji_captions" in sources else ""

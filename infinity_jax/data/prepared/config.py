@@ -28,7 +28,7 @@ class DataConfig(Checked):
     """Which pictures and captions are trained on. From `validation` on keys are for prepared shards, "records:".
 
     Attributes:
-      source: "emoji_captions", "scenes", "folder:PATH" or "records:DIR"; several prepared sets
+      source: "emoji_captions", "emoji_styles", "scenes", "folder:PATH" or "records:DIR"; several prepared sets
         "records:DIR@WEIGHT,records:...", the weights are shares of what is seen.
       scales: pixel budget or small preset.
       fit: how a picture of other proportions is brought to a square: "crop" cuts what stands over, "pad" puts it whole
