@@ -1,4 +1,4 @@
-"""The same emoji drawn in six styles, 128x128 pixels; captions are the name and the style ("castle, 3D style").
+"""Emoji drawn in six styles, 128x128 pixels; captions are the name and the style ("castle, 3D style").
 
 What only npm has is fetched by the ordinary npm client, by name and pinned hash. The split `compositions` holds out a
 tenth of the pairs of an emoji and a style, whole: both occur in training, the emoji in other styles.
