@@ -23,7 +23,7 @@ def written(path, value, protocol=3):
 def test_nested_arrays_come_back(tmp_path, protocol):
     arrays = {
         "b": np.arange(6, dtype=np.float32).reshape(2, 3),
-        "c": np.float64([]),
+        "c": np.zeros(0),
         "d": np.array(3, np.int64),
     }
     arrays["e"] = np.asfortranarray(np.arange(12, dtype=np.float16).reshape(3, 4))
