@@ -12,8 +12,7 @@ from helpers.arbitrary_params import arbitrary_params
 from helpers.drawing import for_all, sampler_inputs
 
 from infinity_jax import scales
-from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig
-from infinity_jax.errors import UserError
+from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.sampling import bits, guidance, kv_cache, reference, sampler
 from infinity_jax.sampling.bits import draw_bits
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
@@ -301,39 +300,8 @@ def test_reused_guidance_is_that_of_the_last_guided_scale(params, inputs):
     )
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"unguided_scales": (4,)}, "no scale 4"),
-        ({"reuse_guidance": True}, "unguided_scales"),
-        ({"reuse_guidance": True, "unguided_scales": (0, 1)}, "scale 0"),
-        ({"reuse_guidance": True, "unguided_scales": (1,), "mixed": "none"}, "logits"),
-    ],
-)
-def test_wrong_guidance_of_scales_is_named(changes, message):
-    with pytest.raises(UserError, match=message):
-        dataclasses.replace(CONFIG, **changes)
-
-
 def test_bfloat16_draws_close_logits(params, inputs):
     low = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, compute_dtype="bfloat16"))
     (_, exact), (_, rounded) = (draw_and_differences(config, params, inputs) for config in (CONFIG, low))
     # Later scales see other bits as soon as one differs; the first has the same input.
     np.testing.assert_allclose(rounded[0], exact[0], atol=0.1)
-
-
-def test_settings_of_each_scale():
-    np.testing.assert_array_equal(guidance.per_scale(2.0, 3, "tau"), [2, 2, 2])
-    np.testing.assert_array_equal(guidance.strengths("pyramid", 3.0, 5), [1, 1.5, 2, 2.5, 3])
-    np.testing.assert_array_equal(guidance.strengths("none", 3.0, 2), [1, 1])
-    np.testing.assert_array_equal(guidance.strengths("logits", [1.0, 2.0], 2), [1, 2])
-    with pytest.raises(UserError, match="3 scales"):
-        guidance.per_scale([1.0, 2.0], 3, "tau")
-    with pytest.raises(UserError, match="finite"):
-        guidance.per_scale(float("nan"), 3, "cfg")
-    with pytest.raises(UserError, match="feature_layers"):
-        SamplerConfig(MODEL, TOKENIZER, SCHEDULE, "features", (2,))
-    with pytest.raises(UserError, match="logits"):
-        SamplerConfig(MODEL, TOKENIZER, SCHEDULE, "pixels")
-    chosen = SamplerConfig.from_settings(MODEL, TOKENIZER, SCHEDULE, SampleConfig(guidance="both"))
-    assert chosen == SamplerConfig(MODEL, TOKENIZER, SCHEDULE, "both", (-2,))
