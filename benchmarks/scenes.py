@@ -75,8 +75,9 @@ def operations(jaxpr: Any) -> int:
     total = 0
     for equation in jaxpr.eqns:
         inner = [x for value in equation.params.values() for x in _jaxprs(value)]
-        if inner:
-            total += equation.params.get("length", 1) * sum(operations(x) for x in inner)
+        if inner:  # of the formulas of different solids one runs
+            counted = max if equation.primitive.name == "cond" else sum
+            total += equation.params.get("length", 1) * counted(operations(x) for x in inner)
         elif equation.primitive.name not in _FREE:
             shape = equation.invars[0].aval.shape if equation.primitive.name.startswith("reduce") else None
             total += math.prod(equation.outvars[0].aval.shape if shape is None else shape)
