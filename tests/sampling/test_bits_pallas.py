@@ -22,6 +22,7 @@ from infinity_jax.transformer.heads import BitHead
 
 NEAR = 1e-5  # Closer to its threshold a logit difference may fall on either side: sums have another order.
 plain = jax.jit(head_bits.draw_head_bits)
+thresholds = jax.jit(bits.thresholds, static_argnames="shape_BNd")
 logit_difference = jax.jit(head_bits.guided_logits)
 interpreted = {
     kernel: jax.jit(functools.partial(kernel, interpret=True), static_argnames="token_block")
