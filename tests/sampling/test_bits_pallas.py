@@ -17,7 +17,7 @@ from helpers.paths import PROGRAMS
 from jax.experimental import pallas as pl
 
 from infinity_jax.config import TransformerConfig
-from infinity_jax.sampling import bits_pallas, guidance, head_bits
+from infinity_jax.sampling import bits, bits_pallas, guidance, head_bits
 from infinity_jax.transformer.heads import BitHead
 
 NEAR = 1e-5  # Closer to its threshold a logit difference may fall on either side: sums have another order.
