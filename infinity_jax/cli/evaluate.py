@@ -67,7 +67,7 @@ def _add_tokenizer_arguments(command: argparse.ArgumentParser) -> None:
         "--data",
         type=options.text,
         metavar="NAME",
-        help="emoji_captions, scenes or folder:PATH; default: what the tokenizer was trained on",
+        help="emoji_captions, emoji_styles, scenes or folder:PATH; default: what the tokenizer was trained on",
     )
     add(
         "--budget",

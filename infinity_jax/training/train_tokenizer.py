@@ -234,9 +234,9 @@ def feature_loss(loss: TokenizerLossConfig, model: TokenizerConfig, lpips: Any =
     if loss.feature_network == "efficientnet":
         logging.info("loss.features compares pictures in the bundled EfficientNet-Lite0, not in LPIPS")
         return functools.partial(efficientnet_feature_loss, load_efficientnet())
-    named = bool(loss.vgg_weights and loss.lpips_weights)
-    if lpips is None:
-        lpips = load_lpips(loss.vgg_weights, loss.lpips_weights) if named else load_installed_lpips()
+    files = [file for file in (loss.vgg_weights, loss.lpips_weights) if file]
+    if lpips is None and len(files) != 1:  # one alone is a mistake, and not to be passed over
+        lpips = load_lpips(*files) if files else load_installed_lpips()
     if lpips is None:
         raise UserError(
             f"loss.feature_network 'lpips' needs weights: {INSTALL}; or two files, loss.vgg_weights "

@@ -296,6 +296,13 @@ def test_lpips_without_its_weights_is_refused_and_the_bundled_network_offered():
         train_tokenizer.feature_loss(TokenizerLossConfig(feature_network="lpips"), TokenizerConfig())
 
 
+def test_one_file_of_lpips_alone_is_refused_even_where_its_package_is_installed(monkeypatch):
+    monkeypatch.setattr(train_tokenizer, "load_installed_lpips", dict)
+    loss = TokenizerLossConfig(feature_network="lpips", lpips_weights="vgg.pth")
+    with pytest.raises(UserError, match=r"or two files, loss\.vgg_weights"):
+        train_tokenizer.feature_loss(loss, TokenizerConfig())
+
+
 @pytest.mark.parametrize("mix", ["64px", "64px=0", "64px=x"])
 def test_a_wrong_mix_of_resolutions_is_refused(mix):
     with pytest.raises(UserError, match="64px=16,96px=8"):

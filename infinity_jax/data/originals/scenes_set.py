@@ -1,19 +1,14 @@
 """Scenes, drawn once and kept (see `infinity_jax.data.scenes`)."""
 
 import dataclasses
-import io
 import re
 from collections.abc import Iterator
-
-import jax
-import numpy as np
-from PIL import Image
 
 from infinity_jax.data.originals.rows import Row, part_size
 from infinity_jax.data.records import SPLITS
 from infinity_jax.data.scenes.captions import caption
 from infinity_jax.data.scenes.description import describe
-from infinity_jax.data.scenes.tracer import render
+from infinity_jax.data.scenes.source import png_of
 from infinity_jax.errors import UserError
 
 FORM = "scenes:[SPLIT/]COUNT[@HEIGHTxWIDTH]"
@@ -34,11 +29,14 @@ class ScenesPart:
         return f"scenes {self.split} {self.numbers.start} to {self.numbers.stop - 1} at {self.height}x{self.width}"
 
     def rows(self) -> Iterator[Row]:
-        draw = jax.jit(lambda numbers_BP: render(numbers_BP, self.height, self.width))
         for number in self.numbers:
-            scene, out = describe(0, self.split, number), io.BytesIO()
-            Image.fromarray(np.asarray(draw(scene.numbers()[None]))[0]).save(out, "PNG")
-            yield Row(f"{self.split}/{number}", out.getvalue(), {"short": [caption(scene)]}, {})
+            scene = describe(0, self.split, number)
+            yield Row(
+                f"{self.split}/{number}",
+                png_of(scene, self.height, self.width),
+                {"short": [caption(scene)]},
+                {},
+            )
 
 
 def find_parts(place: str) -> list[ScenesPart]:

@@ -30,8 +30,16 @@ class DescribedScene(TypedDict):
 
 
 @functools.cache
-def _drawing() -> Callable:
-    return jax.jit(lambda numbers_BP: render(numbers_BP, SIDE, SIDE))
+def _drawing(height: int, width: int) -> Callable:
+    return jax.jit(functools.partial(render, height=height, width=width))
+
+
+def png_of(scene: Scene, height: int, width: int) -> bytes:
+    """Draws one scene as the bytes of a PNG."""
+    out = io.BytesIO()
+    image = np.asarray(_drawing(height, width)(scene.numbers()[None]))[0]
+    Image.fromarray(image).save(out, "PNG")
+    return out.getvalue()
 
 
 class SceneSource:
@@ -50,9 +58,8 @@ class SceneSource:
         return describe(self._seed, self._split, index)
 
     def __getitem__(self, index: int, /) -> Record:
-        scene, out = self.scene(index), io.BytesIO()
-        Image.fromarray(np.asarray(_drawing()(scene.numbers()[None]))[0]).save(out, "PNG")
-        return {"image": out.getvalue(), "caption": caption(scene), "id": f"{self._split}/{index}"}
+        scene = self.scene(index)
+        return {"image": png_of(scene, SIDE, SIDE), "caption": caption(scene), "id": f"{self._split}/{index}"}
 
     @property
     def described(self) -> "DescribedScenes":

@@ -210,7 +210,7 @@ def _floor(world: _World, points_R3: Array) -> Array:
         return jnp.array(first) + share[:, None] * (jnp.array(second) - jnp.array(first))
 
     of_floor = {
-        "stone": between(ripple * 0.0, (0.40, 0.41, 0.42), (0.40, 0.41, 0.42)),
+        "stone": between(jnp.zeros_like(x), (0.40, 0.41, 0.42), (0.40, 0.41, 0.42)),
         "wooden": between(grain, (0.30, 0.16, 0.07), (0.45, 0.26, 0.12)),
         "checkered": between(checks, (0.10, 0.11, 0.13), (0.72, 0.72, 0.70)),
         "sand": between(ripple, (0.60, 0.48, 0.28), (0.70, 0.58, 0.36)),
