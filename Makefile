@@ -37,7 +37,7 @@ mutants: .venv/installed-test
 lint: .venv/installed-test
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 # The site goes into site/; a broken link is an error.
 docs: .venv/installed-docs

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +32,8 @@ class OptimConfig(Checked):
       ema_decay: decay of the parameters' moving average; 0 means that none is kept.
       first_moment_dtype: what AdamW's mean of the gradients is kept in. The mean of their squares stays float32: a
         change of less than 1/512 of it would be lost in bfloat16, and it changes by at most 1 - b2 of itself a step.
+      accumulate: steps whose mean gradient makes one update of the parameters. A batch has one aspect ratio, so this is
+        how several ratios meet in an update; it then has `accumulate` times the pictures of a batch.
     """
 
     learning_rate: Annotated[float, Range(above=0, at_most=1e3)] = 6e-5
@@ -45,12 +47,13 @@ class OptimConfig(Checked):
     clip: Positive = 5.0
     ema_decay: ShareBelowOne = 0.999
     first_moment_dtype: Annotated[str, OneOf(("float32", "bfloat16"))] = "float32"
+    accumulate: Annotated[int, Range(1, 2**16)] = 1
 
     @property
     def state_bytes(self) -> int:
-        """Counts the bytes that are kept of a parameter: itself, both moments, and the average if there is one."""
+        """Counts the bytes that are kept of a parameter: itself, both moments, and what else of its size there is."""
         first = 4 if self.first_moment_dtype == "float32" else 2
-        return 4 + first + 4 + (4 if self.ema_decay else 0)
+        return 4 + first + 4 + (4 if self.ema_decay else 0) + (4 if self.accumulate > 1 else 0)
 
 
 def learning_rate(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
@@ -93,12 +96,16 @@ def make_optimiser(
     two readers of every new moment, for which XLA:CPU writes one array more (8% of a step of the 125M model).
 
     Args:
-      steps: length of the whole run, where a cosine ends.
+      steps: length of the whole run, where a cosine ends; with `config.accumulate` a step that is skipped is not
+        counted among those of an update.
       no_decay: told a parameter's name ("a/b/kernel"), says whether it is exempt from decay.
         1-D parameters always are.
       start: the run's step at which these parameters begin to be trained.
     """
-    rate = joining_rate(config, steps, start) if start else learning_rate(config, steps)
+    of_step = joining_rate(config, steps, start) if start else learning_rate(config, steps)
+
+    def rate(updates: Any) -> Any:
+        return of_step(updates * config.accumulate)
 
     def adamw(b1: Any, b2: Any) -> optax.GradientTransformation:
         return optax.adamw(
@@ -118,7 +125,48 @@ def make_optimiser(
         updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
         return updates, jax.tree.map(lambda x, old: x if x.ndim else jnp.where(finite, x, old), new, state)
 
-    return optax.GradientTransformationExtraArgs(adamw(config.b1, config.b2).init, update)
+    every_step = optax.GradientTransformationExtraArgs(adamw(config.b1, config.b2).init, update)
+    return every_step if config.accumulate == 1 else _accumulated(every_step, config.accumulate)
+
+
+class Accumulated(NamedTuple):
+    """The state of an optimiser that updates the parameters once in several steps.
+
+    Attributes:
+      steps: int32 scalar, how many steps since the last update have given their gradients.
+      updates: int32 scalar, how many updates there were.
+      grads: the sum of those steps' gradients, each divided by the steps of an update.
+      inner: state of what makes the updates.
+    """
+
+    steps: Any
+    updates: Any
+    grads: PyTree
+    inner: Any
+
+
+def _accumulated(
+    inner: optax.GradientTransformationExtraArgs, each: int
+) -> optax.GradientTransformationExtraArgs:
+    """Updates by the mean gradient of `each` steps, at the last of them; skipped steps are not among them.
+
+    As optax's `MultiSteps`, by the scalars of the arithmetic instead of a choice between two states; see
+    `make_optimiser`.
+    """
+
+    def init(params: PyTree) -> Accumulated:
+        zero = jnp.zeros((), jnp.int32)
+        return Accumulated(zero, zero, jax.tree.map(jnp.zeros_like, params), inner.init(params))
+
+    def update(updates: PyTree, state: Any, params: PyTree = None, *, finite: Any = True, **_: Any) -> Any:
+        total = jax.tree.map(lambda s, g: s + jnp.where(finite, g / each, 0), state.grads, updates)
+        due = jnp.logical_and(finite, state.steps == each - 1)
+        updates, of_inner = inner.update(total, state.inner, params, finite=due)
+        steps = (state.steps + jnp.where(finite, 1, 0)) % each
+        left = jax.tree.map(lambda s: jnp.where(due, 0, s), total)
+        return updates, Accumulated(steps, state.updates + jnp.where(due, 1, 0), left, of_inner)
+
+    return optax.GradientTransformationExtraArgs(init, update)
 
 
 def _clipped(grads: PyTree, largest: float, finite: Any) -> PyTree:

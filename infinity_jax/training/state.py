@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Key, PyTree
 
 from infinity_jax.checkpoints.state_tree import ZERO_WHERE_ABSENT
 from infinity_jax.runtime.sharding import Layout
+from infinity_jax.training.optim import Accumulated
 
 # Names of metrics.
 SKIPPED, SKIPPED_IN_A_ROW = "skipped_steps", "skipped_in_a_row"
@@ -106,7 +107,7 @@ def apply_gradients(
     Args:
       grads: gradients, same tree and shapes as `state.params`.
       optimiser: of `make_optimiser`; its `update` is told `finite`.
-      ema_decay: the average's decay; early on min(ema_decay, (1 + step) / (10 + step)) is used,
+      ema_decay: the average's decay an update; early on min(ema_decay, (1 + n) / (10 + n)) of update n is used,
         so that the random start is soon forgotten.
       finite: whether the step is taken; None takes it if the gradients' norm is finite.
     """
@@ -117,14 +118,20 @@ def apply_gradients(
     params = optax.apply_updates(state.params, updates)
     ema_params = state.ema_params
     if ema_params is not None:
-        step = state.step.astype(jnp.float32)
-        decay = jnp.minimum(ema_decay, (1 + step) / (10 + step))
+        before, after = _updates(state.opt_state, state.step), _updates(opt_state, state.step + 1)
+        decay = jnp.minimum(ema_decay, (1.0 + before) / (10.0 + before))
+        updated = finite & (after > before)
         ema_params = jax.tree.map(
-            lambda mean, p: jnp.where(finite, mean + (1 - decay) * (p - mean), mean), ema_params, params
+            lambda mean, p: jnp.where(updated, mean + (1 - decay) * (p - mean), mean), ema_params, params
         )
     changes = {"params": params, "opt_state": opt_state, "ema_params": ema_params}
     changes |= {"step": state.step + 1, "skipped": _counted(state.skipped, finite)}
     return state.replace(**changes)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def _updates(opt_state: Any, step: Any) -> Any:
+    """Counts the updates of the parameters: one a step, unless the optimiser gathers the gradients of several."""
+    return opt_state.updates if isinstance(opt_state, Accumulated) else step
 
 
 def _counted(skipped: Skipped | None, finite: Bool[Array, ""]) -> Skipped | None:

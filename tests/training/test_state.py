@@ -61,6 +61,9 @@ def test_the_first_moment_can_be_kept_in_bfloat16():
         )
         kept = sum(x.nbytes for x in jax.tree.leaves(state) if x.ndim == 2)
         assert kept == size * 16
+        gathered = dataclasses.replace(config, accumulate=2)
+        with_sum = train_state.create(params, optim.make_optimiser(gathered, 10), ema=True)
+        assert gathered.state_bytes * 16 == sum(x.nbytes for x in jax.tree.leaves(with_sum) if x.ndim == 2)
         for _ in range(3):
             state = train_state.apply_gradients(state, grads, optimiser, 0.9)
         assert {x.dtype.name for x in jax.tree.leaves(state.opt_state) if x.ndim == 2} == {"float32", dtype}
@@ -109,6 +112,41 @@ def test_a_step_whose_gradient_is_not_finite_changes_nothing_but_the_counts(numb
         state = new
         counts.append((int(state.step), int(state.skipped.steps), int(state.skipped.in_a_row)))
     assert counts == [(2, 1, 1), (3, 2, 2), (4, 2, 0), (5, 3, 1)]
+
+
+def test_gradients_of_several_steps_make_one_update():
+    """Parameters and average after 2 x 3 steps are those of 2 steps with the mean gradients, and nothing moves between.
+
+    A step that is skipped is passed over, and the rate follows the run's steps.
+    """
+    config = optim.OptimConfig(learning_rate=0.1, warmup_steps=4, schedule="cosine", clip=0.5)
+    params = {"w": jnp.ones((2, 2)), "b": jnp.ones(2)}
+    several = optim.make_optimiser(dataclasses.replace(config, accumulate=3), 12)
+    # Warm-up and end of the schedule come at the run's step 4 and 12: 4/3 and 4 updates.
+    rates = [float(optim.learning_rate(config, 12)(3 * update)) for update in (0, 1)]
+    draws = np.random.default_rng(0).normal(size=(6, 2, 2))
+    grads = [{"w": jnp.asarray(x, jnp.float32), "b": jnp.asarray(x[0], jnp.float32)} for x in draws]
+    bad = {"w": jnp.full((2, 2), jnp.nan), "b": jnp.ones(2)}
+    state = train_state.create(params, several, ema=True)
+    step = jax.jit(lambda state, grads: train_state.apply_gradients(state, grads, several, 0.9))
+    ends = []
+    for grad in [*grads[:2], bad, *grads[2:]]:
+        new = step(state, grad)
+        if (new.params["w"] == state.params["w"]).all():
+            jax.tree.map(np.testing.assert_array_equal, new.ema_params, state.ema_params)
+        else:
+            ends.append(new)
+        state = new
+    assert len(ends) == 2 and (int(state.step), int(state.skipped.steps)) == (7, 1)
+
+    expected = train_state.create(params, optim.make_optimiser(config, 12), ema=True)
+    for update, rate in enumerate(rates):
+        mean = jax.tree.map(lambda *x: sum(x) / 3, *grads[3 * update : 3 * update + 3])
+        constant = dataclasses.replace(config, learning_rate=rate, warmup_steps=0, schedule="constant")
+        expected = train_state.apply_gradients(expected, mean, optim.make_optimiser(constant, 12), 0.9)
+        for part in ("params", "ema_params"):
+            ours, theirs = getattr(ends[update], part), getattr(expected, part)
+            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5), ours, theirs)
 
 
 def test_without_an_average_none_is_kept():
