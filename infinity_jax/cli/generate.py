@@ -6,26 +6,30 @@ from pathlib import Path
 
 from infinity_jax.cli import options, sample
 from infinity_jax.cli.command import command
+from infinity_jax.errors import UserError
 from infinity_jax.evaluation.benchmarks import layouts
 
 EXAMPLES = """infinity-jax generate --benchmark geneval --prompts geneval/prompts/evaluation_metadata.jsonl \\
       --checkpoint infinity_2b --cfg 4 --out out/geneval
   infinity-jax generate --benchmark dpg --prompts ELLA/dpg_bench/prompts --out out/dpg --shard 0/8
   infinity-jax generate --benchmark coco --prompts captions_val2014.json --limit 30000 --out out/coco
+  infinity-jax generate --benchmark scenes --checkpoint runs/scenes --out out/scenes
 The same command again resumes: whole pictures are kept. DIR/card.json says how they were made, and what to run next;
-with other settings DIR is refused. Shards write into the same DIR, and draw the pictures of a single run."""
+with other settings DIR is refused. Shards write into the same DIR, and draw the pictures of a single run. The pictures
+of scenes are judged here, into DIR/scenes.json."""
+_SCENES = "scenes"
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
-    add("--benchmark", required=True, choices=tuple(layouts.BENCHMARKS), help="which one")
+    add("--benchmark", required=True, choices=(*layouts.BENCHMARKS, _SCENES), help="which one")
     add(
         "--prompts",
         type=options.text,
-        required=True,
         metavar="PATH",
         help="your copy of its prompts: "
-        + "; ".join(f"{b.name}: {b.prompts}" for b in layouts.BENCHMARKS.values()),
+        + "; ".join(f"{b.name}: {b.prompts}" for b in layouts.BENCHMARKS.values())
+        + "; scenes: none",
     )
     add(
         "--out",
@@ -56,14 +60,25 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
 )
 def generate(arguments: argparse.Namespace, _: list[str]) -> None:
     """Draws the pictures."""
-    rewriter = options.rewriter_of(arguments)
-    benchmark = layouts.BENCHMARKS[arguments.benchmark]
-    prompt_set = layouts.read(benchmark, Path(arguments.prompts), arguments.limit)
+    rewriter, name = options.rewriter_of(arguments), arguments.benchmark
+    if (arguments.prompts is None) != (name == _SCENES):
+        raise UserError(
+            f"--prompts {arguments.prompts} is not for --benchmark {_SCENES}, which has its own; leave it out"
+            if name == _SCENES
+            else f"--benchmark {name} needs --prompts PATH, your copy of {layouts.BENCHMARKS[name].prompts}"
+        )
+    prompt_set = None
+    if name != _SCENES:
+        prompt_set = layouts.read(layouts.BENCHMARKS[name], Path(arguments.prompts), arguments.limit)
     from infinity_jax.evaluation.benchmarks import generate
+    from infinity_jax.evaluation.scenes import benchmark as scenes_benchmark
 
     plan = generate.Plan(arguments.seed, arguments.budget, arguments.batch, arguments.shard)
-    system, settings = sample.system_of(arguments), options.settings_of(arguments)
-    generate.main(prompt_set, arguments.out, plan, system, settings, rewriter)
+    how = sample.system_of(arguments), options.settings_of(arguments), rewriter
+    if prompt_set is None:
+        scenes_benchmark.main(Path(arguments.out), arguments.limit, plan, *how)
+    else:
+        generate.main(prompt_set, arguments.out, plan, *how)
 
 
 def _shard(text: str) -> tuple[int, int]:

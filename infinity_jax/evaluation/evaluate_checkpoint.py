@@ -14,8 +14,11 @@ from infinity_jax.checkpoints.opened import BUNDLED
 from infinity_jax.data import sources
 from infinity_jax.data.batches import eval_batches
 from infinity_jax.data.encoded import encode_split
+from infinity_jax.data.scenes.source import NAME as SCENES
+from infinity_jax.data.scenes.source import SceneSource
 from infinity_jax.data.through_bits import ThroughBits
 from infinity_jax.evaluation import generation, main_numbers
+from infinity_jax.evaluation.scenes import accuracy, benchmark, judge
 from infinity_jax.files import atomic, sheets
 from infinity_jax.metrics.kid import effnet_kid
 from infinity_jax.metrics.psnr import mean_psnr
@@ -59,7 +62,8 @@ def main(
     pipeline = InfinityPipeline.from_pretrained(checkpoint)
     chosen_settings = pipeline.settings.changed(**settings or {})
     model = pipeline.model
-    real = generation.real_pictures(data or model.source, model.tokenizer.side, sources.fit_of(model.origin))
+    source = data or model.source
+    real = generation.real_pictures(source, model.tokenizer.side, sources.fit_of(model.origin))
     chosen = real.choose_prompts(prompts, KID_PICTURES, seed)
     generated = generation.generate(pipeline, real, chosen_settings, chosen, seed)
 
@@ -67,6 +71,7 @@ def main(
         **_validation(pipeline, real.validation),
         **_tokenizer_quality(pipeline, real.train, real.validation, chosen),
         **generation.quality(real, generated, prompts),
+        **(_scenes(real, generated) if source == SCENES else {}),
         **dataclasses.asdict(chosen_settings),
         "prompts": min(prompts, len(chosen)),
         "seed": seed,
@@ -108,6 +113,20 @@ def _tokenizer_quality(
     kid, error = effnet_kid(generation.features_of(through_bits(train_split.images[chosen])), real[unchosen])
     psnr = mean_psnr(validation.images, through_bits(validation.images)) if validation.captions else None
     return {"psnr": psnr, "reconstruction_kid": kid, "reconstruction_kid_error": error}
+
+
+def _scenes(real: generation.RealPictures, generated: generation.Generated) -> dict[str, Any]:
+    """Judges drawn scenes. Many pictures are right for a caption, so the nearest real one says nothing."""
+    train, compositions = SceneSource("train"), SceneSource("compositions")
+    asked = {
+        "seen": ([train.scene(i) for i in generated.chosen.tolist()], generated.images),
+        "unseen": ([compositions.scene(i) for i in range(len(generated.composed))], generated.composed),
+    }
+    report = {kind: accuracy.summary(scenes, judge.look(images)) for kind, (scenes, images) in asked.items()}
+    print(benchmark.as_text(report))
+    retrieval = ("retrieval_top1", "retrieval_top5", "retrieval_gallery")
+    compositions = ("retrieval_compositions_top1", "retrieval_compositions_top5")
+    return {"scenes": report, **dict.fromkeys((*retrieval, *compositions))}
 
 
 def _draw(

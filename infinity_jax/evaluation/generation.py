@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int, UInt8
 from infinity_jax.config import SampleConfig
 from infinity_jax.data import pictures, sources
 from infinity_jax.data.records import SPLITS, Source
+from infinity_jax.data.scenes.source import MEASURED
+from infinity_jax.data.scenes.source import NAME as SCENES
 from infinity_jax.errors import UserError
 from infinity_jax.files import caches, paths
 from infinity_jax.files.progress import Progress, counted
@@ -74,13 +76,17 @@ class Generated(NamedTuple):
 
 @functools.lru_cache(maxsize=1)
 def real_pictures(source_name: str, side: int, fit: str = "crop") -> RealPictures:
-    """Reads all splits of a data set, as squares of `side` pixels; `fit` is that of `pictures.decode`."""
+    """Reads all splits of a data set, as squares of `side` pixels; `fit` is that of `pictures.decode`.
+
+    Of scenes, which have no end, the first `MEASURED` of a split.
+    """
     return RealPictures(*(_read(source_name, split, side, fit) for split in SPLITS))
 
 
 def _read(source_name: str, split: str, side: int, fit: str) -> Split:
     source = sources.open_source(source_name, split)
-    records = [source[i] for i in range(len(source))]
+    count = min(len(source), MEASURED) if source_name == SCENES else len(source)
+    records = [source[i] for i in range(count)]
     images = pictures.decode_squares(records, side, fit)
     return Split(source, images, [record["caption"] for record in records])
 

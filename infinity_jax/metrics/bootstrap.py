@@ -1,5 +1,7 @@
 """95% intervals from pictures drawn again with replacement (Efron's bootstrap, percentiles)."""
 
+from collections.abc import Sequence
+
 import numpy as np
 from jaxtyping import Float
 
@@ -13,6 +15,15 @@ def mean_interval(values_N: Float[np.ndarray, " N"], seed: int = 0) -> tuple[flo
     """Returns (low, high) of the mean of one number a picture."""
     counts_RN = _drawn(len(values_N), np.random.default_rng(seed))
     return _percentiles(counts_RN @ values_N.astype(np.float64) / len(values_N))
+
+
+def mean_of_means_interval(groups: Sequence[Float[np.ndarray, "_"]], seed: int = 0) -> tuple[float, float]:
+    """Returns (low, high) of the mean over groups of each group's mean of one number a picture."""
+    random = np.random.default_rng(seed)
+    means = [
+        _drawn(len(values_N), random) @ values_N.astype(np.float64) / len(values_N) for values_N in groups
+    ]
+    return _percentiles(np.mean(means, axis=0))
 
 
 def kid_interval(

@@ -67,6 +67,10 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     """
     read_sections = sections.read(config, "train-tokenizer")
     model, loss, optim_config, data = (read_sections[name] for name in ("model", "loss", "optim", "data"))
+    if optim_config.accumulate != 1:
+        raise UserError(
+            f"optim.accumulate is {optim_config.accumulate}; a tokenizer's parameters are updated every step, with 1"
+        )
     test_schedule = scales.make_schedule(data.scales).times(model.patchify)
     source = sources.open_source(data.source, "train")
     train = train_config.from_section(config.train, len(source), train_config.TokenizerTrainConfig)

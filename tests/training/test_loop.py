@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import logging
 import os
@@ -44,6 +45,21 @@ def test_stopped_and_started_again_equals_undisturbed(undisturbed, tmp_path):
     state = toy_run.run(tmp_path, 20)
     assert_equal(state, undisturbed[1])
     assert toy_run.lines(tmp_path) == toy_run.lines(undisturbed[0])
+
+
+def test_gradients_that_wait_for_their_update_are_saved_too(tmp_path, monkeypatch):
+    """Ten steps are two and a half updates of four."""
+    monkeypatch.setattr(toy_run, "OPTIM", dataclasses.replace(toy_run.OPTIM, accumulate=4))
+    jax.clear_caches()  # the toy's functions read this name
+    whole = toy_run.run(tmp_path / "whole")
+    toy_run.run(tmp_path / "parts", 10)
+    assert_equal(toy_run.run(tmp_path / "parts", 20), whole)
+    assert int(whole.opt_state.updates) == 5
+    toy_run.run(tmp_path / "other", 10)
+    monkeypatch.undo()
+    jax.clear_caches()
+    with pytest.raises(UserError, match="of another model: opt_state"):
+        toy_run.run(tmp_path / "other", 20)
 
 
 def test_killed_and_started_again_equals_undisturbed(undisturbed, tmp_path):

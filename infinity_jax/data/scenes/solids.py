@@ -62,6 +62,11 @@ def solids(
     return Solids(kind_N, place, size_N, turn_N, figure)
 
 
+def height_of_middle(kind: str) -> float:
+    """Tells how high the middle of a solid of size 1 is above the floor."""
+    return float(_TABLE[OBJECTS.index(kind), 5])
+
+
 def nearest(of: Solids, points_R3: Float[Array, "R 3"]) -> Float[Array, " R"]:
     """Computes the distance of each point to the nearest solid, negative inside; far where there is none.
 

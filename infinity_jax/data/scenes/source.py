@@ -18,6 +18,8 @@ from infinity_jax.data.scenes.tracer import render
 NAME = "scenes"
 # An epoch of what has no end, and what is measured on.
 LENGTHS = {"train": 1_000_000, "validation": 256, "compositions": 256}
+# So many of a split are looked at where a data set is measured whole.
+MEASURED = 2048
 # Pixels along a side of the records' pictures; who reads them brings them to another size.
 SIDE = 128
 

@@ -15,8 +15,8 @@ from infinity_jax.data.scenes.solids import Solids, distance, nearest, solids
 from infinity_jax.data.scenes.vocabulary import FLOORS, MATERIALS
 
 # A picture's shorter side shows so much of the floor around the middle, seen from a distance of 1.
-_FIELD = 0.8
-_LOOKS_AT = (0.0, 0.45, 0.1)
+FIELD = 0.8
+LOOKS_AT = (0.0, 0.45, 0.1)
 _FAR = 40.0
 _TOUCHES = 2e-3
 _HIGHEST = 2.2
@@ -98,12 +98,12 @@ def _rays(numbers_P: Array, height: int, width: int, rays: int) -> tuple[Array, 
     back = jnp.stack([jnp.sin(around) * jnp.cos(above), jnp.sin(above), jnp.cos(around) * jnp.cos(above)])
     right = jnp.stack([jnp.cos(around), jnp.zeros_like(around), -jnp.sin(around)])
     up = jnp.cross(back, right)
-    scale = _FIELD / min(height, width) / rays
+    scale = FIELD / min(height, width) / rays
     x = (jnp.arange(width * rays) + 0.5 - width * rays / 2) * scale
     y = (height * rays / 2 - jnp.arange(height * rays) - 0.5) * scale
     directions = -back + x[None, :, None] * right + y[:, None, None] * up
     directions /= jnp.linalg.norm(directions, axis=-1, keepdims=True)
-    return jnp.array(_LOOKS_AT) + distance * back, directions.reshape(-1, 3)
+    return jnp.array(LOOKS_AT) + distance * back, directions.reshape(-1, 3)
 
 
 def _follow(world: _World, start_R3: Array, rays_R3: Array, steps: int) -> _Hits:

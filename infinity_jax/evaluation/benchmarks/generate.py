@@ -75,8 +75,11 @@ def main(
         parent.mkdir(parents=True, exist_ok=True)
     drawn = _drawn(pipeline, missing, chosen, plan)
     picture_writer.write_all(missing, drawn, "the same command resumes from there")
-    logging.info("wrote %d files to %s; to evaluate the whole:", len(missing), folder)
-    for command in values["evaluator"]["commands"]:
+    commands = values["evaluator"]["commands"]
+    logging.info(
+        "wrote %d files to %s%s", len(missing), folder, "; to evaluate the whole:" if commands else ""
+    )
+    for command in commands:
         logging.info("  %s", command)
 
 
