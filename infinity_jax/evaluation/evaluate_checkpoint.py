@@ -95,7 +95,8 @@ def _validation(pipeline: InfinityPipeline, validation: generation.Split) -> dic
         validation.source, model.tokenizer, pipeline.text_encoder, sources.fit_of(model.origin)
     )
     schedule = scales.make_schedule(model.tokenizer.scales)
-    eval_step = make_eval_step(Transformer(model.config), schedule, model.tokenizer.config)
+    quantizer = model.tokenizer.quantizer(schedule.n_scales)
+    eval_step = make_eval_step(Transformer(model.config), schedule, model.tokenizer.config, quantizer)
     metrics = hooks.evaluate_loss(eval_step, model.params, eval_batches(split, _BATCH))
     return {"validation_loss": metrics.pop("loss"), **metrics}
 

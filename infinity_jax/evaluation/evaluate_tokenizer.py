@@ -91,7 +91,7 @@ def main(
     chosen = choose_pictures(source, tokenizer.side, n_pictures, sources.fit_of(tokenizer.origin))
 
     through_bits = ThroughBits(tokenizer)
-    usage = BitUsage(tokenizer.config.bits, through_bits.schedule.n_scales)
+    usage = BitUsage(through_bits.bits, through_bits.schedule.n_scales)
     quality, kid = _reconstruct(through_bits, usage, chosen)
     numbers = {
         **_likeness(chosen.quality, quality),

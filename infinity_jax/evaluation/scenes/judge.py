@@ -72,8 +72,8 @@ def peaks(maps: Maps) -> Peaks:
     def there(x: Array) -> Array:
         return jnp.take_along_axis(x.reshape(len(x), -1, x.shape[-1]), cells[..., None], 1)
 
-    words = (there(x).argmax(-1) for x in (maps.kind, maps.colour, maps.material))
-    return Peaks(certainty, *words, there(maps.place), maps.floor.argmax(-1))
+    kind, colour, material = (there(x).argmax(-1) for x in (maps.kind, maps.colour, maps.material))
+    return Peaks(certainty, kind, colour, material, there(maps.place), maps.floor.argmax(-1))
 
 
 @functools.cache

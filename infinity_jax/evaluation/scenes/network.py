@@ -4,6 +4,7 @@ In the manner of Zhou et al., Objects as Points, arXiv 1904.07850: an object is 
 what it is is read off the maps there.
 """
 
+import itertools
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -15,7 +16,7 @@ from infinity_jax.data.scenes.vocabulary import COLOURS, FLOORS, MATERIALS, OBJE
 
 # Pixels along a side of what it sees, and cells along a side of what it says.
 SIDE, GRID = 64, 16
-_WIDTH, _BLOCKS, _GROUPS = 80, 5, 8
+_STEM, _WIDTH, _BLOCKS = 24, 64, 5
 _MAPS = {"presence": 1, "kind": len(OBJECTS), "colour": len(COLOURS), "material": len(MATERIALS), "place": 2}
 
 
@@ -42,20 +43,18 @@ class JudgeNetwork(nn.Module):
 
     @nn.compact
     def __call__(self, image_BHW3: Float[Array, "B H W 3"]) -> Maps:
-        x = _activated(nn.Conv(_WIDTH // 2, (4, 4), strides=2, name="stem")(image_BHW3), "stem_norm")
+        x = nn.relu(nn.Conv(_STEM, (4, 4), strides=2, name="stem")(image_BHW3))
         x = nn.Conv(_WIDTH, (4, 4), strides=2, name="halve")(x)
         for block in range(_BLOCKS):
-            inside = nn.Conv(_WIDTH, (3, 3), name=f"first_{block}")(_activated(x, f"first_norm_{block}"))
-            x += nn.Conv(_WIDTH, (3, 3), name=f"second_{block}")(_activated(inside, f"second_norm_{block}"))
-        x = _activated(x, "norm")
+            inside = nn.relu(nn.Conv(_WIDTH, (3, 3), name=f"first_{block}")(nn.relu(x)))
+            # Blocks begin as the identity, so that no norm is needed.
+            x += nn.Conv(_WIDTH, (3, 3), kernel_init=nn.initializers.zeros, name=f"second_{block}")(inside)
+        x = nn.relu(x)
         said = nn.Dense(sum(_MAPS.values()), name="maps")(x)
-        ends = jnp.cumsum(jnp.array(list(_MAPS.values())))[:-1].tolist()
-        presence, *others = jnp.split(said, ends, axis=-1)
-        return Maps(presence[..., 0], *others, nn.Dense(len(FLOORS), name="floor")(x.mean((1, 2))))
-
-
-def _activated(x: Array, name: str) -> Array:
-    return nn.relu(nn.GroupNorm(_GROUPS, name=name)(x))
+        *ends, _ = itertools.accumulate(_MAPS.values())
+        presence, kind, colour, material, place = jnp.split(said, ends, axis=-1)
+        floor = nn.Dense(len(FLOORS), name="floor")(x.mean((1, 2)))
+        return Maps(presence[..., 0], kind, colour, material, place, floor)
 
 
 def seen(image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B SIDE SIDE 3"]:

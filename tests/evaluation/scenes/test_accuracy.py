@@ -21,8 +21,8 @@ def sight(*objects: tuple[str, str], floor: str = "sand", places: tuple = ()):
     """What is seen: kinds and colours, the first the most certain, side by side unless places are given."""
     places = places or tuple((float(i), 0.0) for i in range(len(objects)))
     found = [
-        Found(*words, "metal", *place, 0.9 - 0.1 * i)
-        for i, (words, place) in enumerate(zip(objects, places, strict=True))
+        Found(kind, colour, "metal", x, z, 0.9 - 0.1 * i)
+        for i, ((kind, colour), (x, z)) in enumerate(zip(objects, places, strict=True))
     ]
     return Sight(tuple(found), floor)
 
