@@ -9,7 +9,7 @@ TRAIN_PROMPTS := "beating heart" "pizza" "cat face" "rocket" "sunflower" "soccer
 HELD_OUT_PROMPTS := "woman astronaut, medium-light skin tone" "man farmer" "man zombie" "woman getting haircut" \
 	"man technologist" "man fairy, dark skin tone" "waving hand, medium-light skin tone" "woman farmer, medium-dark skin tone"
 
-.PHONY: quickstart test test-slow mutants lint docs clean
+.PHONY: quickstart test test-oldest test-slow mutants lint docs clean
 
 quickstart: .venv/installed
 	@rm -rf quickstart/train
@@ -23,6 +23,10 @@ quickstart: .venv/installed
 
 test: .venv/installed-test
 	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+
+# What CI runs on the oldest Python and jax: all but whole commands in processes of their own, which the newest runs.
+test-oldest: .venv/installed-test
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --ignore=tests/end_to_end
 
 # One after the other: each may take some GiB of memory.
 test-slow: .venv/installed-test
