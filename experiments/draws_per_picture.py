@@ -24,6 +24,7 @@ from infinity_jax.data import pictures, sources
 from infinity_jax.runtime import seeds, start_up
 from infinity_jax.scales import make_schedule
 from infinity_jax.text.encoder import load_text_encoder
+from infinity_jax.tokenizer.bsq import BinaryQuantizer
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.training import correction, run_log
 from infinity_jax.training.correction import CorrectionConfig
@@ -106,7 +107,9 @@ def _loss_of(count: int) -> tuple[Callable, Any]:
 
     def loss_of(params, key, draw, config):
         flips = draw(seeds.stream(key, "flip bits", 0), schedule, count, tokenizer.config.bits, config)
-        inputs, bits = correction.self_correction(features, flips, schedule, tokenizer.config.quantizer)
+        inputs, bits = correction.self_correction(
+            features, flips, schedule, BinaryQuantizer(tokenizer.config.quantizer)
+        )
         examples = {
             "inputs": inputs,
             "bits": bits,

@@ -21,6 +21,7 @@ from infinity_jax.runtime import start_up
 from infinity_jax.scales import make_schedule
 from infinity_jax.text.encoder import load_text_encoder
 from infinity_jax.tokenizer import pyramid
+from infinity_jax.tokenizer.bsq import BinaryQuantizer
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.training import correction
 from infinity_jax.training.tokenizer_losses import bsq_entropies
@@ -67,7 +68,9 @@ def _tokenizer(model) -> Any:
 def _teacher_forcing(model, features):
     schedule, bits = make_schedule(model.tokenizer.scales), model.tokenizer.config.bits
     flips = tuple(jnp.zeros((len(features), h, w, bits), bool) for h, w in schedule.sizes)
-    return correction.self_correction(features, flips, schedule, model.tokenizer.config.quantizer)
+    return correction.self_correction(
+        features, flips, schedule, BinaryQuantizer(model.tokenizer.config.quantizer)
+    )
 
 
 def rounded_features(model, features) -> float:
@@ -80,7 +83,9 @@ def rounded_features(model, features) -> float:
 def entropy(model, features, groups: int) -> float:
     """The quantiser's entropy of the mean bits at the last scale in nats, taken in equal groups of pictures."""
     schedule = make_schedule(model.tokenizer.scales)
-    projected = pyramid.quantise(features, schedule, model.tokenizer.config.quantizer).projected[-1]
+    projected = pyramid.quantise(
+        features, schedule, BinaryQuantizer(model.tokenizer.config.quantizer)
+    ).measured[-1]
     return float(np.mean([bsq_entropies(part)[1] for part in jnp.split(projected, groups)]))
 
 

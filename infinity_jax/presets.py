@@ -8,13 +8,24 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config import LABEL_CHANNELS, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 
-# Tokenizers by name. All but the last have stride 16.
+# Tokenizers by name. All but d14_stride8_patchify have stride 16.
 TOKENIZERS: Mapping[str, TokenizerConfig] = MappingProxyType(
     {f"d{bits}": TokenizerConfig(bits=bits) for bits in (14, 16, 18, 20, 24, 32, 64)}
     | {"d14_stride8_patchify": TokenizerConfig(bits=14, multipliers=(1, 2, 4, 4), patchify=2)}
+    | {
+        "var": TokenizerConfig(
+            bits=32,
+            quantizer="vq",
+            codes=4096,
+            base_width=160,
+            multipliers=(1, 1, 2, 2, 4),
+            attention=True,
+            latent_kernel=3,
+        )
+    }
 )
 
 
@@ -28,6 +39,7 @@ class Preset:
       scales: the largest pixel budget that it was trained for.
       block_chunks: in how many chunks the published names group the layers.
       cfg: strength of guidance.
+      sample: further settings of `SampleConfig`.
     """
 
     transformer: TransformerConfig
@@ -35,14 +47,15 @@ class Preset:
     scales: str = "1M"
     block_chunks: int = 4
     cfg: float = 4.0
+    sample: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def sections(self) -> dict[str, Any]:
         """Makes what config.json says besides the two configs: scales, how captions are read, how it is sampled."""
-        return {
-            "scales": self.scales,
-            "text": {"encoder": "t5", "max_length": self.transformer.text_length},
-            "sample": {"cfg": self.cfg, "tau": 1.0, "top_p": 1.0, "guidance": "logits"},
-        }
+        text: dict[str, Any] = {"encoder": "t5", "max_length": self.transformer.text_length}
+        if self.transformer.condition == "class":
+            text = {"encoder": "labels", "max_length": 1, "classes": self.transformer.classes}
+        sample = {"cfg": self.cfg, "tau": 1.0, "top_p": 1.0, "guidance": "logits", **self.sample}
+        return {"scales": self.scales, "text": text, "sample": sample}
 
 
 # Sizes "125m" to "4.7b" are those of the paper's scaling study, "2b" and "8b" the released checkpoints.
@@ -64,8 +77,42 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
 )
 
 
+def _var(depth: int, scales: str = "var256", adaln: str = "own") -> Preset:
+    """Makes a published VAR: as many heads of 64 channels as layers, ImageNet classes (docs/spec_var.md section 3)."""
+    return Preset(
+        TransformerConfig(
+            layers=depth,
+            width=64 * depth,
+            heads=depth,
+            bits=TOKENIZERS["var"].bits,
+            head="index",
+            codes=TOKENIZERS["var"].codes,
+            positions=f"learned+scales:{scales}",
+            condition="class",
+            classes=1000,
+            text_channels=LABEL_CHANNELS,
+            text_length=1,
+            adaln=adaln,
+            ffn_multiple=1,
+            drop_path=0.1 * depth / 24,
+        ),
+        "var",
+        scales,
+        cfg=2.5,  # where the pyramid ends: 1 + the release's 1.5
+        sample={"guidance": "pyramid", "top_k": 900, "top_p": 0.96},
+    )
+
+
+# VAR's (arXiv 2404.02905), whose captions are classes of ImageNet.
+VAR: Mapping[str, Preset] = MappingProxyType(
+    {f"var-d{depth}": _var(depth) for depth in (16, 20, 24, 30)}
+    | {"var-d36": _var(36, "var512", adaln="shared")}
+)
+
+
 def preset(name: str) -> Preset:
     """Finds the published system `name`; UserError if there is none, with the names that exist."""
-    if name not in PRESETS:
-        raise UserError(f"unknown preset {name!r}; known: {', '.join(PRESETS)}")
-    return PRESETS[name]
+    known = {**PRESETS, **VAR}
+    if name not in known:
+        raise UserError(f"unknown preset {name!r}; known: {', '.join(known)}")
+    return known[name]

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 
 from infinity_jax.errors import UserError
 
@@ -33,8 +34,15 @@ SMALL_PRESETS = {
     "96px": (1, 2, 3, 4, 6, 8, 12),
     "128px": (1, 2, 3, 4, 6, 8, 12, 16),
 }
+# Square presets of VAR at stride 16 (docs/spec_var.md section 1): name -> sizes of the scales.
+VAR_PRESETS = {
+    "var256": (1, 2, 3, 4, 5, 6, 8, 10, 13, 16),
+    "var512": (1, 2, 3, 4, 6, 9, 13, 18, 24, 32),
+    "var1024": (1, 2, 3, 4, 5, 7, 9, 12, 16, 21, 27, 36, 48, 64),
+}
 # "32px_of_64px": the first scales of "64px", up to 32 pixels. A name like any other preset's, for stages and folders.
 _FIRST_SCALES = "px_of_"
+_SIDES = re.compile(r"[1-9]\d{0,3}(-[1-9]\d{0,3})+")
 # Every size 1..16, then coarser steps: what the tokenizer trains on (docs/spec.md section 2).
 _DENSE_SIZES = (*range(1, 17), 20, 24, 28, 32, 40, 48, 56, 64)
 
@@ -145,14 +153,15 @@ def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
     """Makes the schedule of a budget ("0.06M", "0.25M", "0.60M", "1M") or a small preset ("64px").
 
     Args:
-      preset: a name of `BUDGETS` or `SMALL_BUDGETS` (any of the 15 aspect ratios) or of `SMALL_PRESETS` (square only);
-        or the first scales of a small preset, with its positions, as a budget has those of Table 10: "32px_of_64px".
+      preset: a name of `BUDGETS` or `SMALL_BUDGETS` (any of the 15 aspect ratios), or of `SMALL_PRESETS` or
+        `VAR_PRESETS` (square only); the first scales of a small preset, with its positions, as a budget has those of
+        Table 10: "32px_of_64px"; or the sides of square scales: "1-2-3-5-8".
       aspect_ratio: "height:width".
     Raises:
       UserError: unknown preset or ratio; it names those that exist.
     """
     ratio = parse_aspect_ratio(aspect_ratio)
-    if positions_preset(preset) in SMALL_PRESETS:
+    if is_square(preset):
         if ratio != (1, 1):
             raise UserError(
                 f"preset {preset!r} is square: aspect ratio {aspect_ratio!r} is unknown to it; use 1:1"
@@ -160,7 +169,7 @@ def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
         return _square_schedule(preset)
     scales_of = BUDGETS | SMALL_BUDGETS
     if preset not in scales_of:
-        known = ", ".join((*scales_of, *SMALL_PRESETS))
+        known = ", ".join((*scales_of, *SMALL_PRESETS, *VAR_PRESETS))
         raise UserError(f"unknown scale preset {preset!r}; known: {known}")
     if ratio not in _table_10():
         raise UserError(f"unknown aspect ratio {aspect_ratio!r}; known: {', '.join(aspect_ratios())}")
@@ -170,7 +179,13 @@ def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
 
 def schedule_of_ratio(preset: str, ratio: str) -> ScaleSchedule:
     """Makes the schedule for pictures of a ratio: a square preset has one for all, and they are cropped."""
-    return make_schedule(preset, "1:1" if positions_preset(preset) in SMALL_PRESETS else ratio)
+    return make_schedule(preset, "1:1" if is_square(preset) else ratio)
+
+
+def is_square(preset: str) -> bool:
+    """Tells whether a preset is for square pictures alone."""
+    named = positions_preset(preset) in SMALL_PRESETS | VAR_PRESETS
+    return named or _SIDES.fullmatch(preset) is not None
 
 
 def positions_preset(preset: str) -> str:
@@ -186,7 +201,8 @@ def positions_preset(preset: str) -> str:
 def _square_schedule(preset: str) -> ScaleSchedule:
     """Makes the schedule of a small preset or of its first scales. Raises UserError if no scale has so many pixels."""
     pixels, _, all_scales = preset.rpartition(_FIRST_SCALES)
-    sizes = tuple((n, n) for n in SMALL_PRESETS[all_scales])
+    named = (SMALL_PRESETS | VAR_PRESETS).get(all_scales)
+    sizes = tuple((n, n) for n in named or map(int, preset.split("-")))
     schedule = ScaleSchedule(sizes, sizes[-1])
     if all_scales == preset:
         return schedule

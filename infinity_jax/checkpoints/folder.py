@@ -22,7 +22,14 @@ from jaxtyping import PyTree
 
 from infinity_jax import scales
 from infinity_jax.checkpoints import rotary
-from infinity_jax.config import WEIGHT_DTYPES, SampleConfig, TextConfig, TokenizerConfig, TransformerConfig
+from infinity_jax.config import (
+    LABEL_CHANNELS,
+    WEIGHT_DTYPES,
+    SampleConfig,
+    TextConfig,
+    TokenizerConfig,
+    TransformerConfig,
+)
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic, checksums, locks, reading
@@ -155,6 +162,12 @@ def check_fit(folder: Path, values: Mapping[str, Any], text_channels: int | None
                 f"{bits.patchify} squared), the transformer has {model.bits}; "
                 f"take the tokenizer that this transformer was trained with (d={model.bits})"
             )
+        codes = f"tokens of {bits.quantizer!r} with {bits.codes} codes"
+        if bits.codes != model.codes:
+            raise UserError(
+                f"{folder}: the tokenizer gives {codes}, the transformer predicts {model.codes or 'bits'}; take the "
+                "tokenizer that this transformer was trained with"
+            )
     text = values.get("text", {})
     if text_channels is None:
         text_channels = _text_channels(folder, text.get("encoder"))
@@ -174,6 +187,8 @@ def _text_channels(folder: Path, encoder: str | None) -> int | None:
     """Reads the channels of a checkpoint's text encoder; None where its files are not there (yet)."""
     if encoder == "minilm":
         return MiniLM.width
+    if encoder == "labels":
+        return LABEL_CHANNELS
     path = folder / TEXT_ENCODER / CONFIG
     if encoder != "t5" or not path.is_file():
         return None

@@ -18,7 +18,8 @@ from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.files.lazy_tensor import dtype_named
 from infinity_jax.runtime import trees
 from infinity_jax.runtime.sharding import Layout, put
-from infinity_jax.tokenizer.model import Tokenizer, initial_variables
+from infinity_jax.tokenizer.model import Tokenizer, initial_variables, quantizer_of
+from infinity_jax.tokenizer.pyramid import Quantizer
 from infinity_jax.transformer import layers
 from infinity_jax.transformer.kernels.storage import to_storage
 from infinity_jax.transformer.transformer import init_variables
@@ -45,6 +46,10 @@ class TrainedTokenizer:
         """Height and width in pixels of its square pictures."""
         return scales.make_schedule(self.scales).last[0] * self.config.transformer_stride
 
+    def quantizer(self, n_scales: int) -> Quantizer:
+        """Makes its quantiser for pictures of K scales."""
+        return quantizer_of(self.config, self.params, n_scales)
+
     @functools.cached_property
     def fingerprint(self) -> str:
         """24 hex digits that name its encoder: equal ones give equal features of equal pictures."""
@@ -53,7 +58,8 @@ class TrainedTokenizer:
     def encoder_hash(self, *more: Any) -> "hashlib._Hash":
         """Starts a sha256 of the config, of `more` that features depend on, and of the encoder's weights."""
         digest = hashlib.sha256(" ".join(map(str, (self.config, *more))).encode())
-        for leaf in jax.tree.leaves(self.params["encoder"]):
+        parts = ("encoder", "latent_in") if self.config.latent_kernel else ("encoder",)
+        for leaf in jax.tree.leaves([self.params[part] for part in parts]):
             digest.update(np.ascontiguousarray(leaf).tobytes())
         return digest
 

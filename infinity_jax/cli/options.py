@@ -118,6 +118,7 @@ def minutes(text: str) -> float:
 SETTING_FORMS: dict[str, dict[str, Any]] = {
     "numbers": {"type": numbers, "metavar": "X[,X...]"},
     "probability": {"type": probability, "metavar": "X"},
+    "whole number": {"type": whole_number, "metavar": "N"},
     "whole numbers": {"type": whole_numbers, "metavar": "N[,...]"},
     "flag": {"action": "store_const", "const": True},
     "name": {"type": text, "metavar": "NAME"},

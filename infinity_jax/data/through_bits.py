@@ -13,8 +13,8 @@ from infinity_jax import scales
 from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data import pictures
 from infinity_jax.metrics.network_weights import filled_batches
-from infinity_jax.tokenizer import pyramid
-from infinity_jax.tokenizer.model import Tokenizer, through_bits
+from infinity_jax.tokenizer import indices, pyramid
+from infinity_jax.tokenizer.model import Tokenizer, quantizer_of, through_bits
 
 _MOST_PICTURES, _MOST_PIXELS = 32, 1 << 20  # of a batch
 
@@ -27,27 +27,32 @@ class ThroughBits:
 
     Attributes:
       side: height and width of the pictures in pixels.
-      bits: of a token.
+      bits: of a token; of a tokenizer of codes those of a code's number.
       schedule: these scales, in tokens of the tokenizer.
       batch_size: pictures at once, fewer of large ones for their memory.
     """
 
     def __init__(self, tokenizer: TrainedTokenizer):
-        self.side, self.bits = tokenizer.side, tokenizer.config.bits
+        codes = tokenizer.config.codes
+        self.side = tokenizer.side
+        self.bits = (codes - 1).bit_length() if codes else tokenizer.config.bits
         self.schedule = scales.make_schedule(tokenizer.scales).times(tokenizer.config.patchify)
         self._params = tokenizer.params
         self.batch_size = max(1, min(_MOST_PICTURES, _MOST_PIXELS // self.side**2))
-        quantizer, schedule = tokenizer.config.quantizer, self.schedule
+        config, schedule = tokenizer.config, self.schedule
         module: Any = Tokenizer(tokenizer.config)
 
         def there_and_back(params, image_BHW3):
             image, quantised = through_bits(module, params, image_BHW3, schedule)
-            return image, quantised.bits
+            if codes:
+                return image, tuple(indices.to_bits(numbers, self.bits) for numbers in quantised.symbols)
+            return image, quantised.symbols
 
         def after_each_scale(params, image_BHW3):
             _, quantised = through_bits(module, params, image_BHW3, schedule)
+            quantizer = quantizer_of(config, params, schedule.n_scales)
             sums = [
-                pyramid.sum_of_codes(quantised.bits[: k + 1], schedule.last, quantizer)
+                pyramid.sum_of_codes(quantised.symbols[: k + 1], schedule.last, quantizer)
                 for k in range(schedule.n_scales)
             ]
             return jax.lax.map(partial(module.apply, {"params": params}, method="decode"), jnp.stack(sums))

@@ -18,8 +18,13 @@ _INDEX = ".index.json"
 _MOST_HEADER = 1 << 24
 # Where torch files keep the state dict of a kind, the first that exists; after these, the file's own keys.
 _NESTINGS: Mapping[str, Sequence[tuple[str, ...]]] = {
-    "transformer": (("trainer", "gpt_fsdp"), ("trainer", "gpt_wo_ddp"), ("trainer", "gpt_ema_fsdp")),
-    "tokenizer": (("vae",), ("ema",)),
+    "transformer": (
+        ("trainer", "gpt_fsdp"),
+        ("trainer", "gpt_wo_ddp"),
+        ("trainer", "gpt_ema_fsdp"),
+        ("trainer", "var_wo_ddp"),
+    ),
+    "tokenizer": (("vae",), ("ema",), ("trainer", "vae_local")),
 }
 
 

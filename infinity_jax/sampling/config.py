@@ -29,6 +29,8 @@ class SamplerConfig:
       reuse_guidance: at unguided scales, guide by what the caption changed at the last guided scale, resized.
       pruning: which tokens late scales run; None runs all.
       decoder_dtype: what the tokenizer's decoder multiplies, see `Tokenizer.decode`.
+      top_k: of tokens that are indices: only so many of the likeliest are drawn; 0 is all.
+      smooth: mix codes instead of drawing one, see `head_index.SmoothDraw`.
     """
 
     model: TransformerConfig
@@ -40,6 +42,8 @@ class SamplerConfig:
     reuse_guidance: bool = False
     pruning: TokenPruning | None = None
     decoder_dtype: str = "bfloat16"
+    top_k: int = 0
+    smooth: bool = False
 
     @classmethod
     def from_settings(
@@ -60,6 +64,8 @@ class SamplerConfig:
             reuse_guidance=settings.reuse_guidance,
             pruning=named(settings.pruning, schedule, model.layers),
             decoder_dtype=settings.decoder_dtype,
+            top_k=settings.top_k,
+            smooth=settings.smooth,
         )
 
     def __post_init__(self):
@@ -74,6 +80,13 @@ class SamplerConfig:
         named = self.feature_layers and all(-n <= layer < n for layer in self.feature_layers)
         if self.mixes_features and not named:
             raise UserError(f"feature_layers {self.feature_layers} must name some of the model's {n} layers")
+        if (self.top_k or self.smooth) and self.model.head != "index":
+            raise UserError(
+                f"top_k {self.top_k} and smooth {self.smooth} are for tokens drawn as indices; this transformer draws "
+                "bits"
+            )
+        if self.smooth and not self.model.codes:
+            raise UserError("smooth mixes codes of a codebook; this tokenizer has none, leave it off")
         self._check_unguided()
         if self.pruning is not None:
             self.pruning.check(self.schedule, n)
@@ -125,6 +138,8 @@ class SamplerInputs(NamedTuple):
       seeds_B: uint32, one per picture.
       cfg_BK, tau_BK: float32, guidance and temperature of each picture at each scale.
       top_p_B: float32, of each picture.
+      given: of each scale the symbols that are not drawn, and where: (as of `sampler.Drawn`, bool [B,h_k,w_k] or
+        [1,h_k,w_k]); None draws all.
     """
 
     text_BTC: jax.Array
@@ -135,6 +150,7 @@ class SamplerInputs(NamedTuple):
     top_p_B: jax.Array
     negative_BTC: jax.Array | None = None
     negative_mask_BT: jax.Array | None = None
+    given: tuple[tuple[jax.Array, jax.Array], ...] | None = None
 
 
 def placed(inputs: SamplerInputs, layout: Layout) -> SamplerInputs:

@@ -5,7 +5,8 @@
 | `rows_of_scale`  | both rows of a picture run at all scales | unguided scales run the conditional row alone    |
 | `tokens`         | all layers run all tokens                | pruning                                          |
 | `guide_features` | leaves the residual stream as it is      | guidance on the output of layers                 |
-| `draw_bits`      | guidance on logits, within the head      | guidance on features alone; reuse of guidance    |
+| `draw_bits`      | guidance on logits, within the head      | guidance on features alone; reuse of guidance;   |
+|                  |                                          | mixed codes                                      |
 
 A new option is a new value of a hook and leaves `sampler.py` as it is: bits that are given instead of drawn (for
 in-painting) wrap `draw_bits`; a preset for speed names options that exist.
@@ -57,7 +58,11 @@ class Hooks:
 def hooks_of(config: SamplerConfig) -> Hooks:
     """Chooses the hooks for the options of a config."""
     model = config.model
-    draw = head_bits.draw_head_bits if model.head == "bits" else head_index.draw_indices
+    draw = head_bits.draw_head_bits
+    if config.smooth:
+        draw = head_index.SmoothDraw(config.top_k, config.schedule.n_scales)
+    elif model.head == "index":
+        draw = head_index.IndexDraw(config.top_k, as_bits=model.codes == 0)
     draw_bits: DrawBits = functools.partial(_draw_bits, draw, config.mixed != "features")
     return Hooks(
         config.rows_of_scale,

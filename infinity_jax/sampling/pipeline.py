@@ -165,6 +165,10 @@ class InfinityPipeline:
         """
         schedule = self._schedule(request.aspect_ratio, request.budget)
         request = request.checked()
+        if self.model.config.condition == "class":
+            self.text_encoder.tokens(
+                [*request.prompts, *(request.negative_prompts or [])]
+            )  # refuses unknown ones
         settings = self.settings if settings is None else settings
         each = [settings] if isinstance(settings, SampleConfig) else list(settings)
         if len(each) not in {1, len(request.prompts)}:

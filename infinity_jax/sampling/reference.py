@@ -20,7 +20,8 @@ from jaxtyping import Array, Float
 from infinity_jax.sampling.bits import DrawSettings, draw_bits
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tokenizer import bsq, pyramid
+from infinity_jax.tokenizer import pyramid
+from infinity_jax.tokenizer.bsq import BinaryQuantizer
 from infinity_jax.transformer.transformer import Transformer
 
 
@@ -35,19 +36,20 @@ def sample_bits(
       inputs: text, seeds, cfg, tau and top_p; the unconditional text is the learned empty caption.
     """
     batch, schedule, side = len(inputs.seeds_B), config.schedule, config.tokenizer.patchify
+    quantizer = BinaryQuantizer(config.tokenizer.quantizer)
     running_sum_BHWd = jnp.zeros((batch, *schedule.times(side).last, config.tokenizer.bits))
     read_BLD, all_bits = jnp.zeros((batch, 0, config.model.bits)), []
     for k, (height, width) in enumerate(schedule.sizes):
         if k > 0:
-            resized = pyramid.next_input(running_sum_BHWd, (height * side, width * side))
+            resized = quantizer.next_input(running_sum_BHWd, (height * side, width * side))
             read_BND = pyramid.to_transformer(resized, side).reshape(batch, height * width, -1)
             read_BLD = jnp.concatenate([read_BLD, read_BND], 1)
         difference_BLD = logit_differences(config, params, inputs, read_BLD, schedule.prefix(k + 1), k)
         settings = DrawSettings(inputs.seeds_B, inputs.tau_BK[:, k], inputs.top_p_B, k)
         bits_BND = draw_bits(difference_BLD[:, schedule.offsets[k] :], settings)
         all_bits.append(bits_BND.reshape(batch, height, width, -1))
-        codes_BhwD = bsq.to_codes(pyramid.to_tokenizer(all_bits[-1], side), config.tokenizer.quantizer)
-        running_sum_BHWd = pyramid.add_codes(running_sum_BHWd, codes_BhwD)
+        codes_BhwD = quantizer.look_up(pyramid.to_tokenizer(all_bits[-1], side))
+        running_sum_BHWd = quantizer.add(running_sum_BHWd, codes_BhwD, k)
     return all_bits, running_sum_BHWd
 
 

@@ -12,7 +12,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from infinity_jax.checkpoints import trained
 from infinity_jax.config import TransformerConfig
@@ -23,8 +23,8 @@ from infinity_jax.sampling.bits import DrawSettings, LinearHead
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.sampling.hooks import hooks_of
 from infinity_jax.sampling.kv_cache import LayerCache, PartCache
-from infinity_jax.tokenizer import bsq, pyramid
-from infinity_jax.tokenizer.model import Tokenizer
+from infinity_jax.tokenizer import pyramid
+from infinity_jax.tokenizer.model import Tokenizer, quantizer_of
 from infinity_jax.transformer.attention_layers import KeysValues
 from infinity_jax.transformer.block import Block, Condition
 from infinity_jax.transformer.joined_maps import is_joined, joined
@@ -33,10 +33,10 @@ from infinity_jax.transformer.transformer import Transformer
 
 
 class Drawn(NamedTuple):
-    """A batch in bits.
+    """A batch in symbols.
 
     Attributes:
-      bits: of every scale drawn, bool [B,h_k,w_k,D].
+      bits: of every scale drawn, bool [B,h_k,w_k,D]; or numbers of codes, int32 [B,h_k,w_k], or their shares.
       running_sum_BHWd: float32, the sum of their codes: what the tokenizer decodes.
     """
 
@@ -45,18 +45,20 @@ class Drawn(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What all scales read of the text and the parameters.
+    """What all scales read of the text or label, and of the parameters.
 
     Attributes:
       condition: of N rows: B, or 2B with guidance, a picture's conditional and unconditional row interleaved.
       text_kv: keys and values of the text, each [N,H,T,head] in the type of the products' operands, of each layer;
-        where layers are scanned, each [layers,N,H,T,head] of all.
+        where layers are scanned, each [layers,N,H,T,head] of all. None without a text.
       head: the last step from hidden states to bits, or to indices.
+      quantizer: the tokenizer's.
     """
 
     condition: Condition
     text_kv: Any
     head: LinearHead
+    quantizer: pyramid.Quantizer
 
 
 @flax.struct.dataclass
@@ -84,7 +86,9 @@ def make_sampler(
     """
 
     def sample(params: Any, tokenizer_params: Any, inputs: SamplerInputs) -> jax.Array:
-        codes_BHWd = constrain(draw(config, params, inputs).running_sum_BHWd, "batch", None, None, None)
+        quantizer = quantizer_of(config.tokenizer, tokenizer_params, config.schedule.n_scales)
+        drawn = draw(config, params, inputs, quantizer)
+        codes_BHWd = constrain(drawn.running_sum_BHWd, "batch", None, None, None)
         image = Tokenizer(config.tokenizer).apply(
             {"params": tokenizer_params}, codes_BHWd, config.decoder_dtype, method="decode"
         )
@@ -125,14 +129,18 @@ def rounded(config: TransformerConfig, params: Any) -> Any:
     return {**params, "blocks": kv_cache.split(config, joined(params["blocks"]))}
 
 
-def draw(config: SamplerConfig, params: Any, inputs: SamplerInputs) -> Drawn:
+def draw(
+    config: SamplerConfig, params: Any, inputs: SamplerInputs, quantizer: pyramid.Quantizer | None = None
+) -> Drawn:
     """Draws all bits of a batch; traced inside jit.
 
     Args:
       params: the transformer's parameters, as trained or `rounded`.
+      quantizer: the tokenizer's, see `model.quantizer_of`; of bits it need not be given.
     """
     params = rounded(config.model, params)
-    prepared, state = prepare(config, params, inputs), empty_state(config, len(inputs.seeds_B))
+    prepared = prepare(config, params, inputs, quantizer)
+    state = empty_state(config, len(inputs.seeds_B))
     all_bits = []
     for k in config.drawn_scales:
         bits_BhwD, state = draw_scale(config, params, inputs, prepared, state, k)
@@ -140,8 +148,11 @@ def draw(config: SamplerConfig, params: Any, inputs: SamplerInputs) -> Drawn:
     return Drawn(tuple(all_bits), state.running_sum_BHWd)
 
 
-def prepare(config: SamplerConfig, params: Any, inputs: SamplerInputs) -> Prepared:
+def prepare(
+    config: SamplerConfig, params: Any, inputs: SamplerInputs, quantizer: pyramid.Quantizer | None = None
+) -> Prepared:
     """Does all work on the text, once for all scales."""
+    quantizer = quantizer or quantizer_of(config.tokenizer, None, config.schedule.n_scales)
     model, block = Transformer(config.model), Block(config.model, config.schedule)
     texts = [(inputs.text_BTC, inputs.mask_BT)]
     if config.rows == 2:
@@ -158,6 +169,9 @@ def prepare(config: SamplerConfig, params: Any, inputs: SamplerInputs) -> Prepar
     head_of = head_bits.difference_head if config.model.head == "bits" else head_index.index_head
     head = head_of(config.model, params, vectors_NC, config.rows)
 
+    condition = jax.tree.map(guidance.interleave, *conditions)
+    if config.model.condition == "class":
+        return Prepared(condition, None, head, quantizer)
     contexts = [condition.context_BTC for condition in conditions]
 
     def text_kv(layer_params: Any) -> KeysValues:
@@ -173,7 +187,7 @@ def prepare(config: SamplerConfig, params: Any, inputs: SamplerInputs) -> Prepar
         return jax.tree.map(lambda x: x.astype(config.model.compute_dtype), interleaved)
 
     kv = kv_cache.for_all(text_kv, params["blocks"])
-    return Prepared(jax.tree.map(guidance.interleave, *conditions), kv, head)
+    return Prepared(condition, kv, head, quantizer)
 
 
 def empty_state(config: SamplerConfig, batch: int) -> SamplerState:
@@ -197,32 +211,48 @@ def _cached(config: SamplerConfig, part: range, k: int) -> int:
 
 def draw_scale(
     config: SamplerConfig, params: Any, inputs: SamplerInputs, prepared: Prepared, state: SamplerState, k: int
-) -> tuple[Bool[Array, "B h w D"], SamplerState]:
-    """Draws the scale with number k: its bits [B,h_k,w_k,D], and the state for the next one."""
+) -> tuple[jax.Array, SamplerState]:
+    """Draws the scale with number k: its symbols as of `Drawn`, and the state for the next one."""
     hooks, size, cfg_B = hooks_of(config), config.schedule.sizes[k], inputs.cfg_BK[:, k]
     rows = hooks.rows_of_scale(k)
     condition = rows.select(prepared.condition)
-    features_BNd = None if k == 0 else rows.repeat(next_input(config, state.running_sum_BHWd, size))
+    quantizer, features_BNd = prepared.quantizer, None
+    if k > 0:
+        features_BNd = rows.repeat(next_input(config, quantizer, state.running_sum_BHWd, size))
     x_NLC: Any = Transformer(config.model).apply(
         {"params": params}, condition, features_BNd, k, method="embed"
     )
     x_NLC, caches = run_layers(config, params, prepared, state.caches, x_NLC, k, cfg_B)
     settings = DrawSettings(inputs.seeds_B, inputs.tau_BK[:, k], inputs.top_p_B, k)
     hidden_GBNC = guidance.separate(x_NLC, rows.running)
-    bits_BND, carried = hooks.draw_bits(hidden_GBNC, prepared.head, cfg_B, settings, state.carried)
-    bits_BhwD = bits_BND.reshape(len(bits_BND), *size, -1)
-    bits_BHWd = pyramid.to_tokenizer(bits_BhwD, config.tokenizer.patchify)
-    codes_BHWd = bsq.to_codes(bits_BHWd, config.tokenizer.quantizer)
-    running_sum_BHWd = pyramid.add_codes(state.running_sum_BHWd, codes_BHWd)
-    return bits_BhwD, SamplerState(running_sum_BHWd, caches, carried)
+    drawn_BN, carried = hooks.draw_bits(hidden_GBNC, prepared.head, cfg_B, settings, state.carried)
+    symbols_Bhw = drawn_BN.reshape(len(drawn_BN), *size, *drawn_BN.shape[2:])
+    if inputs.given is not None:
+        symbols_Bhw = with_given(symbols_Bhw, *inputs.given[k])
+    symbols_BHW = symbols_Bhw
+    if config.tokenizer.patchify > 1:
+        symbols_BHW = pyramid.to_tokenizer(symbols_Bhw, config.tokenizer.patchify)
+    running_sum_BHWd = quantizer.add(state.running_sum_BHWd, quantizer.look_up(symbols_BHW), k)
+    return symbols_Bhw, SamplerState(running_sum_BHWd, caches, carried)
+
+
+def with_given(drawn_Bhw: jax.Array, given_Bhw: jax.Array, where_Bhw: jax.Array) -> jax.Array:
+    """Puts given symbols in the place of drawn ones; where shares of codes are drawn, a given code has all of it."""
+    if jnp.issubdtype(drawn_Bhw.dtype, jnp.floating):
+        given_Bhw = jax.nn.one_hot(given_Bhw, drawn_Bhw.shape[-1])
+    where = where_Bhw.reshape(*where_Bhw.shape, *[1] * (drawn_Bhw.ndim - 3))
+    return jnp.where(where, given_Bhw.astype(drawn_Bhw.dtype), drawn_Bhw)
 
 
 def next_input(
-    config: SamplerConfig, running_sum_BHWd: Float[Array, "B H W d"], size: tuple[int, int]
+    config: SamplerConfig,
+    quantizer: pyramid.Quantizer,
+    running_sum_BHWd: Float[Array, "B H W d"],
+    size: tuple[int, int],
 ) -> Float[Array, "B N D"]:
-    """Resizes the running sum to what the transformer reads at the scale of `size`: float32 [B,h*w,D]."""
+    """Brings the running sum to what the transformer reads at the scale of `size`: float32 [B,h*w,D]."""
     side = config.tokenizer.patchify
-    resized = pyramid.next_input(running_sum_BHWd, (size[0] * side, size[1] * side))
+    resized = quantizer.next_input(running_sum_BHWd, (size[0] * side, size[1] * side))
     return pyramid.to_transformer(resized, side).reshape(len(resized), size[0] * size[1], -1)
 
 
@@ -254,7 +284,8 @@ def run_layers(
     def layer(
         part: range, x_NLC: jax.Array, number: Any, place: Any, cache: LayerCache
     ) -> tuple[jax.Array, LayerCache]:
-        weights, text_kv = kv_cache.pick(params["blocks"], number), kv_cache.pick(prepared.text_kv, number)
+        weights = kv_cache.pick(params["blocks"], number)
+        text_kv = None if prepared.text_kv is None else kv_cache.pick(prepared.text_kv, number)
         x_NLC, cache = step(part, place, weights, text_kv, x_NLC, cache)
         return hooks.guide_features(x_NLC, number, rows, cfg_B), cache
 

@@ -11,6 +11,7 @@ from infinity_jax.config import TextConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import Layout
+from infinity_jax.text.labels import LabelEncoder
 from infinity_jax.text.minilm import load_minilm
 from infinity_jax.text.t5_encoder import HOW_TO_MAKE, load_t5
 
@@ -67,6 +68,8 @@ class TextEncoder(Protocol):
 def text_encoder_of(text: Mapping[str, Any]) -> TextEncoder:
     """Loads the text encoder of a section `text`, see `TextConfig`; errors as of `load_text_encoder`."""
     config = from_dict(TextConfig, text, "text")
+    if config.encoder == "labels":
+        return LabelEncoder(config.classes, config.labels)
     return load_text_encoder(config.encoder, config.max_length, config.path, config.dtype)
 
 

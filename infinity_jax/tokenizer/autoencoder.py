@@ -20,7 +20,7 @@ _CONV_AXES = (None, None, "conv_in", "conv_out")
 _ACTIVATION = ("batch", None, None, None)
 
 
-def _conv(
+def conv(
     arithmetic: Arithmetic,
     features: int,
     kernel: int = 3,
@@ -29,6 +29,12 @@ def _conv(
     doubled: bool = False,
     name: str | None = None,
 ) -> nn.Conv:
+    """Makes a convolution with bias, float [B,H,W,C] -> [B,h,w,features], whose sides are zeros around the map.
+
+    Args:
+      padding: zeros before and after, along both sides; None keeps the size.
+      doubled: the map is doubled first, each value to two by two.
+    """
     sides = padding or (kernel // 2, kernel // 2)
 
     def operation(x: jax.Array, kernel: jax.Array, strides: Sides, *_: Any, **__: Any) -> jax.Array:
@@ -79,11 +85,43 @@ class ResidualBlock(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W features"]:
         x_BHWC = constrain(x_BHWC, *_ACTIVATION)
-        h = _conv(self.arithmetic, self.features, name="conv1")(NormSwish(name="norm1")(x_BHWC))
-        h = _conv(self.arithmetic, self.features, name="conv2")(NormSwish(name="norm2")(h))
+        h = conv(self.arithmetic, self.features, name="conv1")(NormSwish(name="norm1")(x_BHWC))
+        h = conv(self.arithmetic, self.features, name="conv2")(NormSwish(name="norm2")(h))
         if x_BHWC.shape[-1] != self.features:
-            x_BHWC = _conv(self.arithmetic, self.features, kernel=1, name="shortcut")(x_BHWC)
+            x_BHWC = conv(self.arithmetic, self.features, kernel=1, name="shortcut")(x_BHWC)
         return constrain(x_BHWC + h, *_ACTIVATION)
+
+
+class AttentionBlock(nn.Module):
+    """Attention of one head with all channels, over all places of a map, around a skip connection.
+
+    float [B,H,W,C] -> the same shape.
+    """
+
+    arithmetic: Arithmetic
+
+    @nn.compact
+    def __call__(self, x_BHWC: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        channels = x_BHWC.shape[-1]
+        norm = nn.GroupNorm(
+            GROUPS,
+            epsilon=EPSILON,
+            scale_init=nn.with_logical_partitioning(nn.initializers.ones, ("conv_out",)),
+            bias_init=nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",)),
+            name="norm",
+        )
+        normed = norm(x_BHWC.astype(jnp.float32))
+        q, k, v = (
+            conv(self.arithmetic, channels, kernel=1, name=name)(normed).reshape(len(normed), -1, channels)
+            for name in ("query", "key", "value")
+        )
+        operands = self.arithmetic.operands
+        q = (q * channels**-0.5).astype(operands)
+        scores = jnp.einsum("bqc,bkc->bqk", q, k.astype(operands), preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(scores, -1).astype(operands)
+        seen = jnp.einsum("bqk,bkc->bqc", weights, v.astype(operands), preferred_element_type=jnp.float32)
+        out = conv(self.arithmetic, channels, kernel=1, name="out")(seen.reshape(x_BHWC.shape))
+        return constrain(x_BHWC + out, *_ACTIVATION)
 
 
 def _block(config: TokenizerConfig, arithmetic: Arithmetic, width: int, name: str) -> Any:
@@ -121,17 +159,22 @@ class Encoder(nn.Module):
         c, arithmetic = self.config, Arithmetic.of(self.config)
         p = c.pixel_patch
         x = einops.rearrange(image_BHW3, "b (h p) (w q) c -> b h w (p q c)", p=p, q=p)
-        x = _conv(arithmetic, c.base_width, name="conv_in")(x)
+        x = conv(arithmetic, c.base_width, name="conv_in")(x)
         for level, width in enumerate(c.encoder_widths):
+            coarsest = level == len(c.encoder_widths) - 1
             for block in range(c.encoder_blocks):
                 x = _block(c, arithmetic, width, f"down_{level}_block_{block}")(x)
-            if level < len(c.encoder_widths) - 1:
+                if c.attention and coarsest:
+                    x = AttentionBlock(arithmetic, name=f"down_{level}_attention_{block}")(x)
+            if not coarsest:
                 # The release pads bottom and right only.
                 padding, name = (0, 1), f"down_{level}_downsample"
-                x = _conv(arithmetic, x.shape[-1], stride=2, padding=padding, name=name)(x)
+                x = conv(arithmetic, x.shape[-1], stride=2, padding=padding, name=name)(x)
         for block in range(2):
             x = _block(c, arithmetic, x.shape[-1], f"mid_block_{block}")(x)
-        return _conv(arithmetic, c.bits, name="conv_out")(NormSwish(name="norm_out")(x)).astype(jnp.float32)
+            if c.attention and block == 0:
+                x = AttentionBlock(arithmetic, name="mid_attention")(x)
+        return conv(arithmetic, c.bits, name="conv_out")(NormSwish(name="norm_out")(x)).astype(jnp.float32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -139,14 +182,14 @@ class Layer:
     """One layer of the decoder.
 
     Attributes:
-      kind: "conv", a 3x3 convolution; "block", a `ResidualBlock`; "upsample", the nearest doubling and a 3x3
-        convolution; "out", GroupNorm ("norm_out"), swish and a 3x3 convolution.
+      kind: "conv", a 3x3 convolution; "block", a `ResidualBlock`; "attention", an `AttentionBlock`; "upsample", the
+        nearest doubling and a 3x3 convolution; "out", GroupNorm ("norm_out"), swish and a 3x3 convolution.
       name: of its parameters.
       width: channels of its result.
       doublings: how often its result is twice as high and wide as the map of tokens.
     """
 
-    kind: Literal["conv", "block", "upsample", "out"]
+    kind: Literal["conv", "block", "attention", "upsample", "out"]
     name: str
     width: int
     doublings: int
@@ -156,11 +199,15 @@ def decoder_layers(config: TokenizerConfig) -> Sequence[Layer]:
     """Lists the decoder's layers as they run: what `Decoder`, `strips.py` and the count of FLOP walk along."""
     widths = config.decoder_widths
     coarsest = len(widths) - 1
-    layers = [Layer("conv", "conv_in", widths[-1], 0)]
-    layers += [Layer("block", f"mid_block_{block}", widths[-1], 0) for block in range(2)]
+    layers = [Layer("conv", "conv_in", widths[-1], 0), Layer("block", "mid_block_0", widths[-1], 0)]
+    if config.attention:
+        layers.append(Layer("attention", "mid_attention", widths[-1], 0))
+    layers.append(Layer("block", "mid_block_1", widths[-1], 0))
     for level in reversed(range(len(widths))):
         for block in range(config.decoder_blocks):
             layers.append(Layer("block", f"up_{level}_block_{block}", widths[level], coarsest - level))
+            if config.attention and level == coarsest:
+                layers.append(Layer("attention", f"up_{level}_attention_{block}", widths[level], 0))
         if level > 0:
             layers.append(Layer("upsample", f"up_{level}_upsample", widths[level], coarsest - level + 1))
     return [*layers, Layer("out", "conv_out", 3 * config.pixel_patch**2, coarsest)]
@@ -183,9 +230,12 @@ class Decoder(nn.Module):
             if layer.kind == "block":
                 x = _block(self.config, arithmetic, layer.width, layer.name)(x)
                 continue
+            if layer.kind == "attention":
+                x = AttentionBlock(arithmetic, name=layer.name)(x)
+                continue
             if layer.kind == "out":
                 x = NormSwish(name="norm_out")(x)
-            x = _conv(arithmetic, layer.width, doubled=layer.kind == "upsample", name=layer.name)(x)
+            x = conv(arithmetic, layer.width, doubled=layer.kind == "upsample", name=layer.name)(x)
         return from_patches(x.astype(jnp.float32), self.config.pixel_patch)
 
 

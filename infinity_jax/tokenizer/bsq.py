@@ -1,8 +1,11 @@
 """Binary quantisers: BSQ (on the sphere) and LFQ (without it); bits, codes and straight-through gradients."""
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int8
+
+from infinity_jax.tokenizer import resize
 
 # The same floor as the release's l2 normalisation.
 _NORM_FLOOR = 1e-12
@@ -37,3 +40,46 @@ def to_codes(
 def straight_through(z: Float[Array, "... d"], quantizer: str) -> Float[Array, "... d"]:
     """Quantises z with the gradient of the identity (paper section 3.2)."""
     return z + jax.lax.stop_gradient(to_codes(to_bits(z), quantizer) - z)
+
+
+@flax.struct.dataclass
+class BinaryQuantizer:
+    """A `pyramid.Quantizer` of bits; codes are resized bilinearly (paper eq. 1; docs/spec.md section 2).
+
+    Attributes:
+      name: "bsq" or "lfq".
+    """
+
+    name: str = flax.struct.field(pytree_node=False, default="bsq")
+
+    def project(self, residual: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Projects a residual for its sign to be taken, see `project`."""
+        return project(residual, self.name)
+
+    def choose(self, z: Float[Array, "... d"]) -> Bool[Array, "... d"]:
+        """Takes the bits of projected residuals, see `to_bits`."""
+        return to_bits(z)
+
+    def look_up(self, symbols: Bool[Array, "... d"] | Int8[Array, "... d"]) -> Float[Array, "... d"]:
+        """Makes the codes of bits, see `to_codes`."""
+        return to_codes(symbols, self.name)
+
+    def straight_through(self, z: Float[Array, "... d"]) -> Float[Array, "... d"]:
+        """Quantises z with the gradient of the identity, see `straight_through`."""
+        return straight_through(z, self.name)
+
+    def add(
+        self, running_sum_BHWd: Float[Array, "B H W d"], codes_BhwD: Float[Array, "B h w d"], scale: int
+    ) -> Float[Array, "B H W d"]:
+        """Adds a scale's codes to the running sum, resized bilinearly to the sum's size."""
+        height, width = running_sum_BHWd.shape[1:3]
+        return running_sum_BHWd + resize.bilinear(codes_BhwD, (height, width))
+
+    def next_input(
+        self, running_sum_BHWd: Float[Array, "B H W d"], size: tuple[int, int]
+    ) -> Float[Array, "B h w d"]:
+        """Resizes the running sum bilinearly to the next scale."""
+        return resize.bilinear(running_sum_BHWd, size)
+
+
+BSQ = BinaryQuantizer()

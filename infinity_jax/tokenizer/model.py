@@ -8,10 +8,12 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from infinity_jax.config import TokenizerConfig
+from infinity_jax.config import VECTOR, TokenizerConfig
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tokenizer import convolution, pyramid, strips
-from infinity_jax.tokenizer.autoencoder import Decoder, Encoder
+from infinity_jax.tokenizer import convolution, pyramid, strips, vq
+from infinity_jax.tokenizer.autoencoder import Decoder, Encoder, conv
+from infinity_jax.tokenizer.bsq import BinaryQuantizer
+from infinity_jax.tokenizer.convolution import Arithmetic
 from infinity_jax.tokenizer.decoder_memory import memory_here
 
 
@@ -23,19 +25,64 @@ def exact(dtype: str) -> contextlib.AbstractContextManager[object]:
     return jax.default_matmul_precision("highest") if dtype == "float32" else contextlib.nullcontext()
 
 
+class Codebook(nn.Module):
+    """The parameters of a `vq.VectorQuantizer`."""
+
+    config: TokenizerConfig
+
+    @nn.compact
+    def __call__(self, n_scales: int) -> vq.VectorQuantizer:
+        """Makes the quantiser of pictures of K scales."""
+        c = self.config
+        # As in PyTorch: a normal for the codes, and what a convolution begins with.
+        bound = (9 * c.bits) ** -0.5
+        uniform = nn.initializers.uniform(2 * bound)
+
+        def around_zero(*args: Any) -> jax.Array:
+            return uniform(*args) - bound
+
+        def own(name: str, init: Any, *shape: int) -> Any:
+            return self.param(name, nn.with_logical_partitioning(init, (None,) * len(shape)), shape)
+
+        return vq.VectorQuantizer(
+            own("codes", nn.initializers.normal(1.0), c.codes, c.bits),
+            own("phi_kernels", around_zero, c.phis, 3, 3, c.bits, c.bits),
+            own("phi_biases", around_zero, c.phis, c.bits),
+            vq.phi_of_scale(n_scales, c.phis),
+            c.phi_share,
+            c.by_cosine,
+        )
+
+
 class Tokenizer(nn.Module):
-    """BSQ (or LFQ) autoencoder (paper section 3.2)."""
+    """Autoencoder of bits (paper section 3.2), or of VAR's codes (docs/spec_var.md section 2)."""
 
     config: TokenizerConfig
 
     def setup(self):
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
+        c = self.config
+        self.encoder = Encoder(c)
+        self.decoder = Decoder(c)
+        if c.quantizer == VECTOR:
+            self.codebook = Codebook(c)
+        if c.latent_kernel:
+            self.latent_in, self.latent_out = (
+                conv(Arithmetic.of(c), c.bits, kernel=c.latent_kernel) for _ in range(2)
+            )
+
+    def quantizer(self, n_scales: int) -> pyramid.Quantizer:
+        """Gives the quantiser of pictures of K scales."""
+        c = self.config
+        return self.codebook(n_scales) if c.quantizer == VECTOR else BinaryQuantizer(c.quantizer)
 
     def encode(self, image_BHW3: Float[Array, "B H W 3"]) -> Float[Array, "B h w d"]:
         """Computes features float32 [B,H/stride,W/stride,bits] of pictures float32 in [-1,1]; in float32 `exact`."""
         with exact(self.config.compute_dtype):
-            return self.encoder(image_BHW3)
+            return self._features(image_BHW3)
+
+    def _features(self, image_BHW3: jax.Array) -> jax.Array:
+        features = self.encoder(image_BHW3)
+        return self.latent_in(features) if self.config.latent_kernel else features
 
     def decode(
         self, codes_BHWd: Float[Array, "B h w d"], operands: str | None = None
@@ -51,6 +98,8 @@ class Tokenizer(nn.Module):
         )
         memory = memory_here(numbers)
         with exact(numbers.operands):
+            if self.config.latent_kernel:
+                codes_BHWd = self.latent_out(codes_BHWd)
             if self.is_initializing() or not strips.needed(self.config, codes_BHWd.shape, numbers, memory):
                 return jnp.clip(self.decoder(codes_BHWd, numbers), -1.0, 1.0)
             params = nn.meta.unbox(self.decoder.variables["params"])
@@ -62,15 +111,29 @@ class Tokenizer(nn.Module):
         schedule: ScaleSchedule,
         keep_BK: Bool[Array, "B K"] | None = None,
         detach_residuals: bool = True,
+        commitment: float = vq.COMMITMENT,
     ) -> tuple[Float[Array, "B H W 3"], pyramid.Pyramid]:
         """Reconstructs pictures and gives their pyramid; not clipped, so that the gradient lives everywhere.
 
-        In the device's own precision, in which it trains.
+        In the device's own precision, in which it trains. For `commitment` see `vq.quantise`, for the others
+        `pyramid.quantise`.
         """
-        quantised = pyramid.quantise(
-            self.encoder(image_BHW3), schedule, self.config.quantizer, keep_BK, detach_residuals
-        )
-        return self.decoder(quantised.running_sum_BHWd), quantised
+        features, quantizer = self._features(image_BHW3), self.quantizer(schedule.n_scales)
+        if isinstance(quantizer, vq.VectorQuantizer):
+            quantised = vq.quantise(features, schedule, quantizer, commitment)
+        else:
+            assert isinstance(quantizer, BinaryQuantizer)
+            quantised = pyramid.quantise(features, schedule, quantizer, keep_BK, detach_residuals)
+        codes = quantised.running_sum_BHWd
+        return self.decoder(self.latent_out(codes) if self.config.latent_kernel else codes), quantised
+
+
+def quantizer_of(config: TokenizerConfig, params: PyTree, n_scales: int) -> pyramid.Quantizer:
+    """Makes the quantiser of a tokenizer for pictures of K scales; bits need no parameters, which may be None."""
+    if config.quantizer != VECTOR:
+        return BinaryQuantizer(config.quantizer)
+    own = {"codebook": jax.tree.map(jnp.asarray, params["codebook"])}
+    return cast(Any, Tokenizer(config).apply)({"params": own}, n_scales, method="quantizer")
 
 
 def reconstruct(

@@ -4,7 +4,7 @@ A picture's features F [B,H,W,d] become K maps of bits. Scale k quantises what t
 earlier scales' codes has not explained yet (paper eq. 1-3).
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import einops
 import jax
@@ -12,53 +12,69 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Shaped
 
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tokenizer import bsq, resize
+from infinity_jax.tokenizer import resize
+from infinity_jax.tokenizer.bsq import BSQ, BinaryQuantizer
+
+
+class Quantizer(Protocol):
+    """What a pyramid leaves open: how residuals become symbols, symbols codes, and codes the running sum.
+
+    Symbols are arrays [B,h,w,...] of bits (`bsq.BinaryQuantizer`) or of numbers of codes (`vq.VectorQuantizer`).
+    """
+
+    def project(self, residual: Any) -> Any:
+        """Brings residuals [...,d] to where symbols are chosen."""
+        ...
+
+    def choose(self, z: Any) -> Any:
+        """Chooses symbols of projected residuals [...,d]."""
+        ...
+
+    def look_up(self, symbols: Any) -> Any:
+        """Finds the codes float32 [...,d] of symbols."""
+        ...
+
+    def add(self, running_sum_BHWd: Any, codes_BhwD: Any, scale: int) -> Any:
+        """Adds the codes of the scale with number `scale` to the running sum."""
+        ...
+
+    def next_input(self, running_sum_BHWd: Any, size: tuple[int, int]) -> Any:
+        """Brings the running sum to the size of the next scale: the transformer's input."""
+        ...
 
 
 def residual_at_scale(
     features_BHWd: Float[Array, "B H W d"],
     running_sum_BHWd: Float[Array, "B H W d"],
     size: tuple[int, int],
-    quantizer: str,
+    quantizer: Quantizer,
 ) -> Float[Array, "B h w d"]:
     """Brings what is left to explain down to a scale and projects it: the quantiser's input z_k.
 
-    Its sign gives the scale's bits. Area interpolation; at the last scale the residual is used as it is.
+    Area interpolation; at the last scale the residual is used as it is.
     """
-    return bsq.project(resize.area(features_BHWd - running_sum_BHWd, size), quantizer)
-
-
-def add_codes(
-    running_sum_BHWd: Float[Array, "B H W d"], codes_BhwD: Float[Array, "B h w d"]
-) -> Float[Array, "B H W d"]:
-    """Adds one scale's codes to the running sum, resized bilinearly to the sum's size (paper eq. 1)."""
-    height, width = running_sum_BHWd.shape[1:3]
-    return running_sum_BHWd + resize.bilinear(codes_BhwD, (height, width))
-
-
-def next_input(running_sum_BHWd: Float[Array, "B H W d"], size: tuple[int, int]) -> Float[Array, "B h w d"]:
-    """Resizes the running sum bilinearly to the next scale: the transformer's input (docs/spec.md section 2)."""
-    return resize.bilinear(running_sum_BHWd, size)
+    return quantizer.project(resize.area(features_BHWd - running_sum_BHWd, size))
 
 
 class Pyramid(NamedTuple):
-    """A picture in bits.
+    """A picture in symbols.
 
     Attributes:
-      bits: K arrays bool [B,h_k,w_k,d].
-      projected: K arrays float32 [B,h_k,w_k,d], the quantiser's inputs z_k (for its loss).
+      symbols: K arrays: bits bool [B,h_k,w_k,d], or numbers of codes int32 [B,h_k,w_k].
+      measured: what the quantiser's loss is computed from: of bits K arrays float32 [B,h_k,w_k,d], the quantiser's
+        inputs z_k; of codes the loss itself.
       running_sum_BHWd: float32, the sum of all scales: what the decoder sees.
     """
 
-    bits: tuple[jax.Array, ...]
-    projected: tuple[jax.Array, ...]
+    symbols: tuple[jax.Array, ...]
+    measured: Any
     running_sum_BHWd: jax.Array
 
 
 def quantise(
     features_BHWd: Float[Array, "B H W d"],
     schedule: ScaleSchedule,
-    quantizer: str = "bsq",
+    quantizer: BinaryQuantizer = BSQ,
     keep_BK: Bool[Array, "B K"] | None = None,
     detach_residuals: bool = True,
 ) -> Pyramid:
@@ -74,23 +90,26 @@ def quantise(
     for k, size in enumerate(schedule.sizes):
         explained = jax.lax.stop_gradient(running_sum) if detach_residuals else running_sum
         z = residual_at_scale(features_BHWd, explained, size, quantizer)
-        codes = bsq.straight_through(z, quantizer)
+        codes = quantizer.straight_through(z)
         if keep_BK is not None:
             codes = jnp.where(keep_BK[:, k, None, None, None], codes, 0.0)
-        running_sum = add_codes(running_sum, codes)
-        bits.append(bsq.to_bits(z))
+        running_sum = quantizer.add(running_sum, codes, k)
+        bits.append(quantizer.choose(z))
         projected.append(z)
     return Pyramid(tuple(bits), tuple(projected), running_sum)
 
 
 def sum_of_codes(
-    bits: tuple[jax.Array, ...], size: tuple[int, int], quantizer: str = "bsq"
+    symbols: tuple[jax.Array, ...], size: tuple[int, int], quantizer: Quantizer = BSQ
 ) -> Float[Array, "B H W d"]:
-    """Makes the decoder's input from K arrays of bits [B,h_k,w_k,d]: the sum of all codes resized to `size`."""
-    batch, d = bits[0].shape[0], bits[0].shape[-1]
-    running_sum = jnp.zeros((batch, *size, d), jnp.float32)
-    for bits_BhwD in bits:
-        running_sum = add_codes(running_sum, bsq.to_codes(bits_BhwD, quantizer))
+    """Makes the decoder's input from the symbols of K scales: the sum of all codes, of `size`."""
+    running_sum = None
+    for k, of_scale in enumerate(symbols):
+        codes = quantizer.look_up(of_scale)
+        if running_sum is None:
+            running_sum = jnp.zeros((len(codes), *size, codes.shape[-1]), jnp.float32)
+        running_sum = quantizer.add(running_sum, codes, k)
+    assert running_sum is not None, "there are no scales"
     return running_sum
 
 

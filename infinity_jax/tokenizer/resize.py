@@ -1,7 +1,7 @@
-"""Area and bilinear resizing of token maps, as small constant matrices, one per axis.
+"""Area, bilinear and bicubic resizing of token maps, as small constant matrices, one per axis.
 
-Both match the published model: area = adaptive average pooling (any ratio), bilinear = half-pixel
-centres without antialiasing, also when it shrinks (docs/spec.md section 2).
+All match the published models: area = adaptive average pooling (any ratio), bilinear and bicubic = half-pixel
+centres without antialiasing, also when they shrink (docs/spec.md section 2, docs/spec_var.md section 2).
 """
 
 import functools
@@ -37,6 +37,24 @@ def bilinear_matrix(n_in: int, n_out: int) -> np.ndarray:
     return matrix
 
 
+@functools.cache
+def bicubic_matrix(n_in: int, n_out: int) -> np.ndarray:
+    """Makes float32 [n_out, n_in]: row i mixes four inputs around (i + 0.5) n_in / n_out - 0.5, clamped at the edges.
+
+    Cubic convolution with a = -0.75 (Keys, 1981), as in PyTorch; `jax.image.resize` has a = -0.5 and other edges.
+    """
+    a = -0.75
+    matrix = np.zeros((n_out, n_in))
+    for i in range(n_out):
+        centre = (i + 0.5) * n_in / n_out - 0.5
+        low = math.floor(centre)
+        for tap in range(low - 1, low + 3):
+            x = abs(centre - tap)
+            near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
+            matrix[i, min(max(tap, 0), n_in - 1)] += near if x <= 1 else far
+    return matrix.astype(np.float32)
+
+
 def _resize(x_BHWC: jax.Array, size: tuple[int, int], matrix: Callable[[int, int], np.ndarray]) -> jax.Array:
     height, width = x_BHWC.shape[1:3]
     if (height, width) == size:
@@ -56,3 +74,8 @@ def area(x_BHWC: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array,
 def bilinear(x_BHWC: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B h w C"]:
     """Interpolates float [B,H,W,C] bilinearly to size (h, w), align_corners false, no antialiasing."""
     return _resize(x_BHWC, size, bilinear_matrix)
+
+
+def bicubic(x_BHWC: Float[Array, "B H W C"], size: tuple[int, int]) -> Float[Array, "B h w C"]:
+    """Interpolates float [B,H,W,C] by cubic convolution to size (h, w), align_corners false, no antialiasing."""
+    return _resize(x_BHWC, size, bicubic_matrix)

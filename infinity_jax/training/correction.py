@@ -9,11 +9,13 @@ from typing import Annotated
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int8, Key
+from jaxtyping import Array, Bool, Float, Int8, Int32, Key
 
 from infinity_jax.fields import Checked, Range, Share
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tokenizer import bsq, pyramid
+from infinity_jax.tokenizer import pyramid
+from infinity_jax.tokenizer.bsq import BSQ
+from infinity_jax.tokenizer.pyramid import Quantizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,42 +54,46 @@ def draw_flips(
 
 def self_correction(
     features_BHWd: Float[Array, "B H W d"],
-    flips: tuple[Bool[Array, "B _ _ d"], ...],
+    flips: tuple[Bool[Array, "B _ _ d"], ...] | None,
     schedule: ScaleSchedule,
-    quantizer: str = "bsq",
+    quantizer: Quantizer = BSQ,
     requantise: bool = True,
     patchify: int = 1,
-) -> tuple[Float[Array, "B L_minus_1 D"], Int8[Array, "B L D"]]:
+) -> tuple[Float[Array, "B L_minus_1 D"], Int8[Array, "B L D"] | Int32[Array, "B L"]]:
     """Inputs and labels of the transformer from tokenizer features (paper Algorithm 2).
 
     Args:
       features_BHWd: float32, from the tokenizer's encoder.
-      flips: K arrays bool, [B,h_k * patchify,w_k * patchify,d]; all False is teacher forcing.
+      flips: K arrays bool, [B,h_k * patchify,w_k * patchify,d]; all False, or None, is teacher forcing.
       schedule: the transformer's; its last size times `patchify` is (H, W).
       patchify: side of the square of tokens that the transformer reads as one; D = d * patchify^2.
     Returns:
       inputs float32 [B,L-1,D]: the running sum of flipped codes, resized to scales 2..K, row by row;
-      labels int8 [B,L,D]: the bits to predict, 1 = positive.
+      labels int8 [B,L,D]: the bits to predict, 1 = positive; or the numbers of codes, int32 [B,L].
     """
     schedule = schedule.times(patchify)
 
     def sequence(x_BHWd: jax.Array) -> jax.Array:
+        if x_BHWd.ndim == 3:  # numbers of codes
+            return x_BHWd.reshape(len(x_BHWd), -1)
         x_BhwD = pyramid.to_transformer(x_BHWd, patchify)
         return x_BhwD.reshape(len(x_BhwD), -1, x_BhwD.shape[-1])
 
     seen_sum = explained_sum = jnp.zeros_like(features_BHWd)
     inputs, labels = [], []
     for k, size in enumerate(schedule.sizes):
-        bits = bsq.to_bits(pyramid.residual_at_scale(features_BHWd, explained_sum, size, quantizer))
+        bits = quantizer.choose(pyramid.residual_at_scale(features_BHWd, explained_sum, size, quantizer))
         labels.append(sequence(bits))
         if k + 1 == schedule.n_scales:
             break
-        seen_sum = pyramid.add_codes(seen_sum, bsq.to_codes(bits ^ flips[k], quantizer))
-        explained_sum = (
-            seen_sum if requantise else pyramid.add_codes(explained_sum, bsq.to_codes(bits, quantizer))
-        )
-        inputs.append(sequence(pyramid.next_input(seen_sum, schedule.sizes[k + 1])))
-    labels_BLD = jnp.concatenate(labels, axis=1).astype(jnp.int8)
-    empty = jnp.zeros((len(features_BHWd), 0, labels_BLD.shape[-1]), jnp.float32)
+        seen = bits if flips is None else bits ^ flips[k]
+        seen_sum = quantizer.add(seen_sum, quantizer.look_up(seen), k)
+        explained_sum = seen_sum if requantise else quantizer.add(explained_sum, quantizer.look_up(bits), k)
+        inputs.append(sequence(quantizer.next_input(seen_sum, schedule.sizes[k + 1])))
+    labels_BLD = jnp.concatenate(labels, axis=1)
+    if labels_BLD.dtype == jnp.bool_:
+        labels_BLD = labels_BLD.astype(jnp.int8)
+    channels = features_BHWd.shape[-1] * patchify**2
+    empty = jnp.zeros((len(features_BHWd), 0, channels), jnp.float32)
     inputs_BLD = jnp.concatenate(inputs, axis=1) if inputs else empty
     return jax.lax.stop_gradient(inputs_BLD), labels_BLD

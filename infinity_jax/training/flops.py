@@ -62,11 +62,16 @@ def forward_flops(config: TransformerConfig, schedule: ScaleSchedule, text_token
     width, layers, length = config.width, config.layers, schedule.length
     square = width * width
     # Query, key, value and output map of the self-attention, query and output map of the cross-attention.
-    per_token = 6 * square + 2 * width * config.ffn_width
-    pool = 2 * text_tokens * config.text_channels * width + 2 * text_tokens * width + square
-    context = text_tokens * (config.text_channels * width + square)
-    keys_values = layers * 2 * text_tokens * square
-    adaln = (6 + 2) * square  # the blocks' shared map and the head's
+    per_token = (6 if config.condition == "text" else 4) * square + 2 * width * config.ffn_width
+    pool = context = keys_values = 0
+    if config.condition == "text":
+        pool = 2 * text_tokens * config.text_channels * width + 2 * text_tokens * width + square
+        context = text_tokens * (config.text_channels * width + square)
+        keys_values = layers * 2 * text_tokens * square
+    else:
+        text_tokens = 0  # a label is looked up
+    # The blocks' shared map, or each block's own, and the head's.
+    adaln = (6 * (layers if config.adaln == "own" else 1) + 2) * square
     return ForwardFlops(
         block_products=2 * layers * length * per_token,
         self_attention=2 * layers * 2 * width * visible_pairs(schedule),
@@ -90,11 +95,14 @@ def decoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
     Args:
       size: (height, width) in tokens of the tokenizer.
     """
-    params, total = tokenizer_shapes(config)["decoder"], 0
+    whole, places = tokenizer_shapes(config), math.prod(size)
+    params, total = whole["decoder"], _latent_flops(config, size)
     for layer in decoder_layers(config):
+        if layer.kind == "attention":
+            total += _attention_flops(layer.width, places)
         kernels = [leaf for leaf in jax.tree.leaves(params[layer.name]) if leaf.ndim == 4]
         of_a_place = sum(2 * math.prod(kernel.shape) for kernel in kernels) * 4**layer.doublings
-        total += math.prod(size) * (of_a_place * 4 // 9 if layer.kind == "upsample" else of_a_place)
+        total += places * (of_a_place * 4 // 9 if layer.kind == "upsample" else of_a_place)
     return total
 
 
@@ -105,7 +113,9 @@ def encoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
       size: (height, width) in tokens of the tokenizer.
     """
     params = tokenizer_shapes(config)["encoder"]
-    coarsest, total = len(config.encoder_widths) - 1, 0
+    coarsest, total = len(config.encoder_widths) - 1, _latent_flops(config, size)
+    if config.attention:
+        total += (1 + config.encoder_blocks) * _attention_flops(config.encoder_widths[-1], math.prod(size))
     for path, kernel in jax.tree_util.tree_leaves_with_path(params):
         if kernel.ndim != 4:
             continue
@@ -116,6 +126,16 @@ def encoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
             halvings = int(layer.split("_")[1]) + layer.endswith("downsample")
         total += 2 * math.prod(kernel.shape) * math.prod(size) * 4 ** (coarsest - halvings)
     return total
+
+
+def _attention_flops(width: int, places: int) -> int:
+    """Counts both products of an attention block over so many places; its linear maps are kernels like others."""
+    return 2 * 2 * places * places * width
+
+
+def _latent_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
+    """Counts one of the convolutions around the quantiser."""
+    return 2 * (config.latent_kernel * config.bits) ** 2 * math.prod(size)
 
 
 @dataclasses.dataclass(frozen=True)

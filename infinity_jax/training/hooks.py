@@ -103,7 +103,9 @@ def validation(
     by_ratio = of_ratio(
         feed.schedules.values(),
         tokenizer.patchify,
-        lambda schedule: make_eval_step(model, schedule, tokenizer),
+        lambda schedule: make_eval_step(
+            model, schedule, tokenizer, feed.tokenizer.quantizer(schedule.n_scales)
+        ),
     )
     eval_step = jax.jit(layout.traced(by_ratio), out_shardings=layout.replicated)
     # One microbatch at a time: more may not fit.

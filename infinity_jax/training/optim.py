@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import PyTree
 
+from infinity_jax.errors import UserError
 from infinity_jax.fields import Checked, OneOf, Positive, Range, Share, ShareBelowOne, Weight, WholeNumber
 from infinity_jax.runtime.trees import parameter_name
 
-SCHEDULES = ("constant", "cosine", "drop")
+SCHEDULES = ("constant", "cosine", "drop", "linear")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +22,17 @@ class OptimConfig(Checked):
 
     Attributes:
       learning_rate: the highest rate.
-      warmup_steps: steps over which the rate grows linearly from 0.
-      schedule: "constant"; "cosine" down to `final_fraction` of the rate at the run's last step; or "drop" to that at
-        `drop_at`.
+      warmup_steps: steps over which the rate grows linearly.
+      warmup_start: the rate of the first of them, as a fraction of `learning_rate`; 0 is one step's share, so that no
+        step is without effect.
+      schedule: "constant"; "cosine" down to `final_fraction` of the rate at the run's last step; "drop" to that at
+        `drop_at`; or "linear" down to that from `hold` on, as in VAR.
+      hold: of "linear": for so much of the steps after the warm-up the rate stays.
       final_fraction: the last rate, as a fraction of `learning_rate`.
       drop_at: where the rate drops, as a fraction of the run's steps.
       b1, b2: AdamW's betas.
       weight_decay: decoupled decay, times the learning rate, of the parameters that are decayed.
+      final_weight_decay: what it becomes by half a cosine at the run's last step; negative keeps it.
       clip: largest global norm of the gradients.
       ema_decay: decay of the parameters' moving average; 0 means that none is kept.
       first_moment_dtype: what AdamW's mean of the gradients is kept in. The mean of their squares stays float32: a
@@ -38,12 +43,15 @@ class OptimConfig(Checked):
 
     learning_rate: Annotated[float, Range(above=0, at_most=1e3)] = 6e-5
     warmup_steps: WholeNumber = 100
+    warmup_start: ShareBelowOne = 0.0
     schedule: Annotated[str, OneOf(SCHEDULES)] = "constant"
     final_fraction: Share = 0.1
     drop_at: ShareBelowOne = 0.9
+    hold: ShareBelowOne = 0.0
     b1: ShareBelowOne = 0.9
     b2: ShareBelowOne = 0.97
     weight_decay: Weight = 0.01
+    final_weight_decay: Annotated[float, Range(-1, 1e3)] = -1.0
     clip: Positive = 5.0
     ema_decay: ShareBelowOne = 0.999
     first_moment_dtype: Annotated[str, OneOf(("float32", "bfloat16"))] = "float32"
@@ -59,17 +67,37 @@ class OptimConfig(Checked):
 def learning_rate(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
     """step -> learning rate (float32 scalar), for a run of `steps` steps."""
     peak = config.learning_rate
-    after = optax.constant_schedule(peak)
+    after: Callable[[Any], Any] = optax.constant_schedule(peak)
     if config.schedule == "cosine":
         after = optax.cosine_decay_schedule(peak, max(1, steps - config.warmup_steps), config.final_fraction)
     if config.schedule == "drop":
         drop_step = round(config.drop_at * steps) - config.warmup_steps
         after = optax.piecewise_constant_schedule(peak, {drop_step: config.final_fraction})
+    if config.schedule == "linear":
+        last = max(1, steps - 1 - config.warmup_steps)
+        fall = optax.linear_schedule(peak, peak * config.final_fraction, 1)
+
+        def held(step: Any) -> Any:
+            return fall(jnp.clip((step / last - config.hold) / (1 - config.hold), 0.0, 1.0))
+
+        after = held
+
     if config.warmup_steps == 0:
         return after
-    # The first step has a rate above 0, so that no step is without effect.
     warmup = optax.linear_schedule(peak / config.warmup_steps, peak, config.warmup_steps - 1)
+    if config.warmup_start:
+        warmup = optax.linear_schedule(config.warmup_start * peak, peak, config.warmup_steps)
     return optax.join_schedules([warmup, after], [config.warmup_steps])
+
+
+def weight_decay(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
+    """step -> decay (float32 scalar), for a run of `steps` steps."""
+    first, last = config.weight_decay, config.final_weight_decay
+    if last < 0:
+        return optax.constant_schedule(first)
+    if first == 0:
+        raise UserError("optim.final_weight_decay needs a weight_decay above 0 to begin with")
+    return optax.cosine_decay_schedule(first, max(1, steps - 1), last / first)
 
 
 def joining_rate(config: OptimConfig, steps: int, start: int) -> Callable[[Any], Any]:
@@ -107,12 +135,14 @@ def make_optimiser(
     def rate(updates: Any) -> Any:
         return of_step(updates * config.accumulate)
 
-    def adamw(b1: Any, b2: Any) -> optax.GradientTransformation:
+    decay_of = weight_decay(config, steps)
+
+    def adamw(b1: Any, b2: Any, decay: Any = 0.0) -> optax.GradientTransformation:
         return optax.adamw(
             rate,
             b1,
             b2,
-            weight_decay=config.weight_decay,
+            weight_decay=decay,
             mask=lambda params: decayed(params, no_decay),
             mu_dtype=config.first_moment_dtype,
         )
@@ -120,8 +150,9 @@ def make_optimiser(
     def update(updates: PyTree, state: Any, params: PyTree = None, *, finite: Any = True, **_: Any) -> Any:
         grads = _clipped(updates, config.clip, finite)
         # Of a moment that decays by 1 and gets 0 of the gradient the same is left.
-        betas = (jnp.where(finite, beta, 1.0) for beta in (config.b1, config.b2))
-        updates, new = adamw(*betas).update(grads, state, params)
+        betas = [jnp.where(finite, beta, 1.0) for beta in (config.b1, config.b2)]
+        decay = decay_of((state[0].count + start) * config.accumulate)
+        updates, new = adamw(*betas, decay=decay).update(grads, state, params)
         updates = jax.tree.map(lambda u: jnp.where(finite, u, 0), updates)
         return updates, jax.tree.map(lambda x, old: x if x.ndim else jnp.where(finite, x, old), new, state)
 

@@ -17,7 +17,7 @@ from infinity_jax.data import sources
 from infinity_jax.data.feeds import EncodedFeed, RecordFeed
 from infinity_jax.data.prepared.config import RECORDS, DataConfig
 from infinity_jax.data.prepared.record_set import MixedRecords, RecordSource
-from infinity_jax.data.records import Source
+from infinity_jax.data.records import SPLITS, Source
 from infinity_jax.data.scenes.feed import SceneFeed
 from infinity_jax.data.scenes.source import NAME as SCENES
 from infinity_jax.errors import UserError
@@ -62,6 +62,23 @@ class RunConfig:
     source: Source
     records: tuple[MixedRecords, MixedRecords | None] | None
     validation: int
+
+
+def with_labels(config: Any) -> Any:
+    """Fills in the classes of a model of labels from the captions of its data, where the config has none.
+
+    Returns:
+      a copy with `text.labels`, `text.classes` and `model.classes`; other configs as they are.
+    """
+    text = config.get("text", {})
+    if text.get("encoder") != "labels" or text.get("classes", 0):
+        return config
+    splits = [sources.open_source(config.data.source, split) for split in SPLITS]
+    names = tuple(sorted({split[i]["caption"] for split in splits for i in range(len(split))}))
+    config = config.copy_and_resolve_references()
+    config.text.update(labels=names, classes=len(names))
+    config.model.classes = len(names)
+    return config
 
 
 def read_config(config: Any, devices: Sequence[Any] | None = None) -> RunConfig:
@@ -156,6 +173,16 @@ def fitting_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
         raise UserError(
             f"the tokenizer {run.tokenizer!r} gives {bits} bits a token but config.model.bits is {run.model.bits}; "
             f"use --config.model.bits={bits} or another --config.tokenizer"
+        )
+    if tokenizer.config.codes != run.model.codes:
+        raise UserError(
+            f"the tokenizer {run.tokenizer!r} has {tokenizer.config.codes} codes (0: bits) but config.model.codes is "
+            f"{run.model.codes}; use --config.model.codes={tokenizer.config.codes} or another --config.tokenizer"
+        )
+    if tokenizer.config.codes and run.correction.p:
+        raise UserError(
+            f"correction.p is {run.correction.p}; self-correction flips bits, and the tokens of {run.tokenizer!r} are "
+            "codes: use --config.correction.p=0"
         )
     small = preset in scales.SMALL_BUDGETS  # for trying things out: any tokenizer will do
     if not small and scales.positions_preset(tokenizer.scales) != scales.positions_preset(preset):

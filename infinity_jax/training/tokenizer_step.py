@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
+from infinity_jax.config import VECTOR
 from infinity_jax.fields import Checked, FilePath, OneOf, Range, ShareBelowOne, Weight
 from infinity_jax.runtime import seeds
 from infinity_jax.scales import ScaleSchedule, dense_schedule
@@ -133,7 +134,7 @@ def make_train_step(
             made, pyramid = cast(Any, tokenizer.apply)(
                 {"params": params}, image, of_picture.schedule, keep_BK, config.detach_residuals
             )
-            return made, pyramid.projected
+            return made, pyramid.measured
 
         def picture_loss(made):
             parts = {"l1": jnp.mean(jnp.abs(made - image)), "features": feature_loss(image, made)}
@@ -141,6 +142,8 @@ def make_train_step(
 
         def bit_loss(projected):
             quantizer, group = tokenizer.config.quantizer, config.entropy_group
+            if quantizer == VECTOR:  # whose loss is part of its pyramid
+                return config.quantizer * projected, projected
             per_scale_K = jnp.stack(
                 [
                     quantizer_loss(z, quantizer, entropy_group=group, kept_B=keep_BK[:, k])

@@ -15,7 +15,7 @@ from infinity_jax import scales
 from infinity_jax.checkpoints import origin
 from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.checkpoints.trained import tokenizer_variables
-from infinity_jax.config import TokenizerConfig
+from infinity_jax.config import VECTOR, TokenizerConfig
 from infinity_jax.config_files import from_dict, numbers_by_name
 from infinity_jax.data import batches, resolutions, sources
 from infinity_jax.data.augmentation import Augmentation
@@ -72,6 +72,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
             f"optim.accumulate is {optim_config.accumulate}; a tokenizer's parameters are updated every step, with 1"
         )
     test_schedule = scales.make_schedule(data.scales).times(model.patchify)
+    _check_codes(model, loss, test_schedule.n_scales)
     source = sources.open_source(data.source, "train")
     train = train_config.from_section(config.train, len(source), train_config.TokenizerTrainConfig)
     layout = sharding.layout_from_config(read_sections["mesh"])
@@ -131,6 +132,15 @@ def main(config: Any, workdir: str | Path) -> TrainState:
             config=config.to_dict() | {"origin": origin.describe(earlier_data)},
             hooks=tokenizer_hooks(tokenizer, test_schedule, data, train, layout, Path(workdir)),
             load_params=lambda path, wanted: open_checkpoint(path).tokenizer_params(wanted),
+        )
+
+
+def _check_codes(model: TokenizerConfig, loss: TokenizerLossConfig, n_scales: int) -> None:
+    """Raises UserError for scales that are left out of a picture, which a tokenizer of codes does not know."""
+    if model.quantizer == VECTOR and (loss.scales != "short" or loss.short_scales < n_scales):
+        raise UserError(
+            f"loss.scales {loss.scales!r} and loss.short_scales {loss.short_scales} leave scales out; a tokenizer with "
+            f"quantizer {VECTOR!r} uses all {n_scales}: set loss.scales=short and loss.short_scales={n_scales}"
         )
 
 

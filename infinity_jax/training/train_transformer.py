@@ -28,6 +28,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     Raises:
       UserError: a value of the config, the data, a checkpoint or the disk stands in the way; the message says which.
     """
+    config = run_config.with_labels(config)
     run = run_config.read_config(config)
     with start.alone_in(Path(workdir)):
         return _train(config, run, Path(workdir))
@@ -86,6 +87,8 @@ def step_of(run: run_config.RunConfig, feed: run_config.Feed) -> TrainStep:
         run.optim,
         run.train.steps,
         run.train.microbatches,
+        # Of codes there is one ratio and one number of scales.
+        feed.tokenizer.quantizer(max(schedule.n_scales for schedule in feed.schedules.values())),
     )
     return build_step(parts, feed.schedules.values(), run.layout, run.train.seed)
 

@@ -1,10 +1,13 @@
 """Cross-entropy of bits, or of whole tokens, and its metrics per scale (docs/spec.md section 5, paper Table 5)."""
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import indices
@@ -65,20 +68,50 @@ def index_loss(
       as `bit_loss`; bits are right where those of the likeliest index are.
     """
     d = bits_BLd.shape[-1]
-    index_BL1 = indices.to_index(bits_BLd)[..., None]
-    # Summed, not gathered: its gradient would be a scatter, which is slow and cannot be split over devices.
-    is_target = jax.lax.broadcasted_iota(jnp.int32, logits_BLV.shape, 2) == index_BL1
-    target_BL = jnp.sum(jnp.where(is_target, logits_BLV, 0.0), -1)
-    if label_smoothing:
-        target_BL += label_smoothing * (logits_BLV.mean(-1) - target_BL)
-    losses_BL = (jax.nn.logsumexp(logits_BLV, axis=-1) - target_BL) / d
+    losses_BL = _cross_entropies(logits_BLV, indices.to_index(bits_BLd), label_smoothing) / d
     likeliest_BL = jnp.argmax(jax.lax.stop_gradient(logits_BLV), -1)
     right_BLd = indices.to_bits(likeliest_BL, d) == (bits_BLd > 0)
     return _weighted(losses_BL, right_BLd, schedule, weights)
 
 
-# By `TransformerConfig.head`.
-LOSSES = {"bits": bit_loss, "index": index_loss}
+def code_loss(
+    logits_BLV: Float[Array, "B L V"],
+    code_BL: Int[Array, "B L"],
+    schedule: ScaleSchedule,
+    weights: str = "uniform",
+    label_smoothing: float = 0.0,
+    factors_K: Float[Array, " K"] | None = None,
+) -> tuple[Float[Array, ""], dict[str, Array]]:
+    """Cross-entropy among the numbers of all V codes, in nats a token, weighted as in `bit_loss`.
+
+    Args:
+      label_smoothing: share of the probability that the target spreads evenly over all codes.
+      factors_K: what the losses of each scale are multiplied by besides; None is 1.
+    Returns:
+      as `bit_loss`; a token counts as one bit, which is right where the likeliest code is the token's.
+    """
+    losses_BL = _cross_entropies(logits_BLV, code_BL, label_smoothing)
+    right_BL = jnp.argmax(jax.lax.stop_gradient(logits_BLV), -1) == code_BL
+    if factors_K is not None:
+        losses_BL = losses_BL * factors_K[jnp.asarray(schedule.scale_of_token)]
+    return _weighted(losses_BL, right_BL[..., None], schedule, weights)
+
+
+def loss_of(config: TransformerConfig) -> Callable:
+    """Picks the loss of a transformer's head."""
+    if config.head == "bits":
+        return bit_loss
+    return code_loss if config.codes else index_loss
+
+
+def _cross_entropies(logits_BLV: jax.Array, index_BL: jax.Array, label_smoothing: float) -> jax.Array:
+    """Computes the cross-entropy of each token, float32 [B,L]."""
+    # Summed, not gathered: its gradient would be a scatter, which is slow and cannot be split over devices.
+    is_target = jax.lax.broadcasted_iota(jnp.int32, logits_BLV.shape, 2) == index_BL[..., None]
+    target_BL = jnp.sum(jnp.where(is_target, logits_BLV, 0.0), -1)
+    if label_smoothing:
+        target_BL += label_smoothing * (logits_BLV.mean(-1) - target_BL)
+    return jax.nn.logsumexp(logits_BLV, axis=-1) - target_BL
 
 
 def _weighted(

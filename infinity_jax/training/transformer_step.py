@@ -10,11 +10,13 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config import VECTOR, TokenizerConfig, TransformerConfig
 from infinity_jax.fields import Checked, OneOf, ShareBelowOne
 from infinity_jax.runtime import seeds
 from infinity_jax.runtime.sharding import Layout, constrain
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer.bsq import BinaryQuantizer
+from infinity_jax.tokenizer.pyramid import Quantizer
 from infinity_jax.training import correction, transformer_losses
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
@@ -45,6 +47,7 @@ class StepConfig:
     Attributes:
       tokenizer: whose features the batches hold.
       steps: length of the run, which the learning rate's schedule follows.
+      quantizer: the tokenizer's, where its tokens are codes, see `model.quantizer_of`; of bits it need not be given.
       microbatches: parts of a batch that the transformer sees one after the other; the gradients are those of the
         whole batch.
     """
@@ -56,6 +59,7 @@ class StepConfig:
     optim: OptimConfig
     steps: int
     microbatches: int = 1
+    quantizer: Quantizer | None = None
 
     @functools.cached_property
     def optimiser(self) -> optax.GradientTransformation:
@@ -99,9 +103,8 @@ def make_train_step(config: StepConfig, schedule: ScaleSchedule) -> StepFunction
     )
 
     def train_step(state, batch, key):
-        inputs, bits = corrected_inputs(
-            key, state.step, batch["features"], schedule, config.correction, config.tokenizer
-        )
+        how = config.correction, config.tokenizer, config.quantizer
+        inputs, bits = corrected_inputs(key, state.step, batch["features"], schedule, *how)
         draws = draw_examples(key, state.step, len(bits), config.model, config.loss)
         texts = {"text": batch["text"], "text_mask": batch["text_mask"]}
         examples = {"inputs": inputs, "bits": bits, **texts, **draws}
@@ -120,6 +123,8 @@ def make_loss(
     Examples hold `inputs` and `bits` of `corrected_inputs`, `text` and `text_mask` of the batch, and `draw_examples`.
     """
 
+    loss_of = transformer_losses.loss_of(model.config)
+
     def loss_fn(params, examples):
         logits = cast(Any, model.apply)(
             {"params": params},
@@ -131,7 +136,7 @@ def make_loss(
             examples["path_factors"].transpose(1, 2, 0),
         )
         weighing = loss_config.token_weights, loss_config.label_smoothing
-        return transformer_losses.LOSSES[model.config.head](logits, examples["bits"], schedule, *weighing)
+        return loss_of(logits, examples["bits"], schedule, *weighing)
 
     return loss_fn
 
@@ -175,31 +180,46 @@ def corrected_inputs(
     schedule: ScaleSchedule,
     config: CorrectionConfig,
     tokenizer: TokenizerConfig,
-) -> tuple[Float[Array, "B L_minus_1 D"], Int[Array, "B L D"]]:
+    quantizer: Quantizer | None = None,
+) -> tuple[Float[Array, "B L_minus_1 D"], Int[Array, "B L *D"]]:
     """Makes inputs float32 [B,L-1,D] and labels int8 [B,L,D] of a batch, with this step's random flips.
 
-    D is the transformer's bits a token, `tokenizer.transformer_bits`.
+    D is the transformer's bits a token, `tokenizer.transformer_bits`. Codes, with their `quantizer`, are not flipped;
+    their labels are int32 [B,L].
     """
+    if tokenizer.quantizer == VECTOR:
+        assert quantizer is not None, "a tokenizer of codes needs its quantiser"
+        return correction.self_correction(features_BHWd, None, schedule, quantizer)
     batch, d = features_BHWd.shape[0], features_BHWd.shape[-1]
     sizes = schedule.times(tokenizer.patchify)
     flips = correction.draw_flips(seeds.stream(key, "flip bits", step), sizes, batch, d, config)
     return correction.self_correction(
-        features_BHWd, flips, schedule, tokenizer.quantizer, config.requantise, tokenizer.patchify
+        features_BHWd,
+        flips,
+        schedule,
+        BinaryQuantizer(tokenizer.quantizer),
+        config.requantise,
+        tokenizer.patchify,
     )
 
 
 def make_eval_step(
-    model: Transformer, schedule: ScaleSchedule, tokenizer: TokenizerConfig
+    model: Transformer,
+    schedule: ScaleSchedule,
+    tokenizer: TokenizerConfig,
+    quantizer: Quantizer | None = None,
 ) -> Callable[[PyTree, dict[str, Array]], dict[str, Array]]:
     """Makes the jitted (params, batch) -> metrics of teacher forcing without flips, with uniform token weights.
 
     The loss is a mean over the batch: where `valid` is false a picture counts nothing.
     """
 
+    loss_of = transformer_losses.loss_of(model.config)
+
     def eval_step(params, batch):
         no_flips = CorrectionConfig(p=0.0)
         inputs_BLd, bits_BLd = corrected_inputs(
-            jax.random.key(0), 0, batch["features"], schedule, no_flips, tokenizer
+            jax.random.key(0), 0, batch["features"], schedule, no_flips, tokenizer, quantizer
         )
         text_BTC = batch["text"].astype(jnp.float32)
         logits = cast(Any, model.apply)(
@@ -207,9 +227,7 @@ def make_eval_step(
         )
 
         def one(logits, bits_Ld):
-            loss, metrics = transformer_losses.LOSSES[model.config.head](
-                logits[None], bits_Ld[None], schedule
-            )
+            loss, metrics = loss_of(logits[None], bits_Ld[None], schedule)
             return {"loss": loss, **metrics}
 
         per_picture = jax.vmap(one)(logits, bits_BLd)
@@ -232,5 +250,8 @@ def of_ratio(
 
 
 def not_a_kernel(name: str) -> bool:
-    """Tells whether a parameter is exempt from weight decay: all but the linear maps are (docs/spec.md section 6)."""
-    return name.split("/")[-1] != "kernel"
+    """Tells whether a parameter is exempt from weight decay: all but the linear maps are (docs/spec.md section 6).
+
+    And but the vectors of classes, as in VAR (docs/spec_var.md section 4).
+    """
+    return name.split("/")[-1] != "kernel" and name != "label/embedding"

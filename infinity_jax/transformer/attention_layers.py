@@ -16,6 +16,7 @@ from infinity_jax.transformer.layers import Dense, output_init, parameter, recom
 from infinity_jax.transformer.rope2d import rotate, to_halves
 
 MAX_LOG_SCALE = math.log(100.0)
+_PLAIN_SCALE = 0.25  # over sqrt(head): VAR's without the norm of queries and keys
 KeysValues = tuple[jax.Array, jax.Array]
 Table = jax.Array | np.ndarray
 
@@ -28,6 +29,12 @@ def _apply_rotary(x_BHLd: jax.Array, scale: jax.Array | float, *cos_and_sin_Ln: 
     """
     wide = x_BHLd.astype(jnp.float32)
     scaled = wide * jax.lax.rsqrt(jnp.maximum(jnp.square(wide).sum(-1, keepdims=True), 1e-24)) * scale
+    return (rotate(scaled, *cos_and_sin_Ln) if cos_and_sin_Ln else scaled).astype(x_BHLd.dtype)
+
+
+def _plain(x_BHLd: jax.Array, scale: float, *cos_and_sin_Ln: Table) -> jax.Array:
+    """Multiplies queries or keys by `scale` and rotates them to their positions if these are rotary, in float32."""
+    scaled = x_BHLd.astype(jnp.float32) * scale
     return (rotate(scaled, *cos_and_sin_Ln) if cos_and_sin_Ln else scaled).astype(x_BHLd.dtype)
 
 
@@ -71,12 +78,16 @@ class _HeadMaps(nn.Module):
 
 
 class SelfAttention(_HeadMaps):
-    """Cosine attention with a learned log-scale per head, and rotary positions or none."""
+    """Attention of picture tokens to each other, with rotary positions or none.
+
+    By cosine with a learned log-scale per head, or by plain products.
+    """
 
     def setup(self) -> None:
         super().setup()
-        init = nn.initializers.constant(math.log(4.0))
-        self.log_scale = parameter(self, "log_scale", init, (self.config.heads,), ("heads",))
+        if self.config.attention == "cosine":
+            init = nn.initializers.constant(math.log(4.0))
+            self.log_scale = parameter(self, "log_scale", init, (self.config.heads,), ("heads",))
 
     def query_key_init(self, init: Callable) -> Callable:
         """Makes the initialiser whose channels are in the order that `rotate` wants.
@@ -94,8 +105,13 @@ class SelfAttention(_HeadMaps):
             q, k, v = _apart(self.query_key_value(x_BLC))
         else:
             q, k, v = (layer(x_BLC).swapaxes(1, 2) for layer in (self.query, self.key, self.value))
-        scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
-        q, k = _apply_rotary(q, scale[:, None, None], *cos_and_sin_Ln), _apply_rotary(k, 1.0, *cos_and_sin_Ln)
+        if self.config.attention == "cosine":
+            scale = jnp.exp(jnp.minimum(self.log_scale, MAX_LOG_SCALE))
+            q = _apply_rotary(q, scale[:, None, None], *cos_and_sin_Ln)
+            k = _apply_rotary(k, 1.0, *cos_and_sin_Ln)
+        else:
+            q = _plain(q, _PLAIN_SCALE / math.sqrt(self.config.head_size), *cos_and_sin_Ln)
+            k = _plain(k, 1.0, *cos_and_sin_Ln)
         q, k, v = (constrain(x, "batch", "attention_heads", None, None) for x in (q, k, v))
         return q, k, v
 

@@ -1,4 +1,4 @@
-"""One transformer block: AdaLN self-attention, cross-attention to the text, AdaLN feed-forward (spec 4)."""
+"""One transformer block: AdaLN self-attention, cross-attention to a text, AdaLN feed-forward (spec 4)."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from infinity_jax.transformer.kernels.matmul import between_products
 from infinity_jax.transformer.kernels.storage import from_storage, to_storage
 from infinity_jax.transformer.layers import (
     Dense,
+    adaln_map_init,
     adaln_table_init,
     layer_norm,
     modulate,
@@ -72,19 +73,20 @@ def all_tokens(x_BNC: jax.Array, sublayer: int) -> ChosenTokens:
 
 @flax.struct.dataclass
 class Condition:
-    """What the text gives to every block.
+    """What the text or the label gives to every block.
 
     Attributes:
-      vector_BC: float32 [B, C], the pooled text; the head's AdaLN reads it.
-      adaln_B6C: float32 [B, 6, C], the shared map of it: gamma1, gamma2, scale1, scale2, shift1, shift2.
-      context_BTC: float32 [B, T, C], the input of the cross-attention's keys and values.
-      mask_BT: bool [B, T], True on text tokens that exist, which are the first of each text.
+      vector_BC: float32 [B, C], the pooled text or the label's; the AdaLN of the head and of "own" blocks read it.
+      adaln_B6C: float32 [B, 6, C], the shared map of it: gamma1, gamma2, scale1, scale2, shift1, shift2; None where
+        each block has its own.
+      context_BTC: float32 [B, T, C], the input of the cross-attention's keys and values; None without a text.
+      mask_BT: bool [B, T], True on text tokens that exist, which are the first of each text; None without.
     """
 
     vector_BC: jax.Array
-    adaln_B6C: jax.Array
-    context_BTC: jax.Array
-    mask_BT: jax.Array
+    adaln_B6C: jax.Array | None
+    context_BTC: jax.Array | None = None
+    mask_BT: jax.Array | None = None
 
 
 @recomputed
@@ -125,13 +127,18 @@ class Block(nn.Module):
 
     def setup(self) -> None:
         c, ones, zeros = self.config, nn.initializers.ones, nn.initializers.zeros
-        self.adaln_table = parameter(
-            self, "adaln_table", adaln_table_init(c), (6, c.width), ("adaln", "embed")
-        )
+        if c.adaln == "shared":
+            self.adaln_table = parameter(
+                self, "adaln_table", adaln_table_init(c), (6, c.width), ("adaln", "embed")
+            )
+        else:
+            axes = ("embed", "adaln", "embed_out")
+            self.adaln = Dense((c.width, 6, c.width), axes, adaln_map_init(c), c.compute_dtype)
         self.self_attention = SelfAttention(c)
-        self.cross_attention = CrossAttention(c)
-        self.cross_norm_scale = parameter(self, "cross_norm_scale", ones, (c.width,), ("embed",))
-        self.cross_norm_bias = parameter(self, "cross_norm_bias", zeros, (c.width,), ("embed",))
+        if c.condition == "text":
+            self.cross_attention = CrossAttention(c)
+            self.cross_norm_scale = parameter(self, "cross_norm_scale", ones, (c.width,), ("embed",))
+            self.cross_norm_bias = parameter(self, "cross_norm_bias", zeros, (c.width,), ("embed",))
         self.ffn = FeedForward(c)
 
     def __call__(
@@ -151,7 +158,8 @@ class Block(nn.Module):
         if path_factors_2B is not None:
             gamma1, gamma2 = gamma1 * path_factors_2B[0][:, None], gamma2 * path_factors_2B[1][:, None]
         x_BLC += self.self_attention.merge(attended) * gamma1[:, None]
-        x_BLC += self._cross(x_BLC, self.text_keys_values(condition.context_BTC), condition.mask_BT)
+        if condition.context_BTC is not None:
+            x_BLC += self._cross(x_BLC, self.text_keys_values(condition.context_BTC), condition.mask_BT)
         x_BLC += self.ffn(modulate(x_BLC, modulation[1], modulation[3])) * gamma2[:, None]
         return constrain(x_BLC, "batch", "tokens", None), None
 
@@ -159,21 +167,21 @@ class Block(nn.Module):
         self,
         x_BNC: jax.Array,
         remember: Remember,
-        text_kv: KeysValues,
+        text_kv: KeysValues | None,
         condition: Condition,
         scale: int,
         choose: TokenChoice = all_tokens,
-    ) -> tuple[jax.Array, KeysValues, tuple[jax.Array, jax.Array, jax.Array]]:
+    ) -> tuple[jax.Array, KeysValues, tuple[jax.Array, ...]]:
         """Runs the block on one scale of N tokens.
 
         Args:
           remember: caches the keys and values of the tokens that run, and gives those of all scales so far.
-          text_kv: from `text_keys_values`.
+          text_kv: from `text_keys_values`; None without a text.
           scale: its number in the schedule, from 0.
           choose: picks the tokens that each sub-layer runs; the others get what it fills in.
         Returns:
           the residual stream float32 [B, N, C]; the cache that `remember` returned; what each sub-layer added to the
-          stream, float32 [B, N, C].
+          stream, float32 [B, N, C], of those that there are.
         """
         x_BNC = constrain(x_BNC, "batch", None, None)
         gamma1, gamma2, *modulation = self._modulation(condition)
@@ -186,12 +194,14 @@ class Block(nn.Module):
         attended = attend(q, from_storage(keys), from_storage(values), dtype, count=count)
         by_self_attention = fill(self.self_attention.merge(attended) * gamma1[:, None])
         x_BNC += by_self_attention
-        take, fill = choose(x_BNC, CROSS_ATTENTION)
-        by_cross_attention = fill(self._cross(take(x_BNC), text_kv, condition.mask_BT))
-        x_BNC += by_cross_attention
+        updates = [by_self_attention]
+        if text_kv is not None:
+            take, fill = choose(x_BNC, CROSS_ATTENTION)
+            updates.append(fill(self._cross(take(x_BNC), text_kv, condition.mask_BT)))
+            x_BNC += updates[-1]
         take, fill = choose(x_BNC, FEED_FORWARD)
-        by_ffn = fill(self.ffn(modulate(take(x_BNC), modulation[1], modulation[3])) * gamma2[:, None])
-        return x_BNC + by_ffn, cache, (by_self_attention, by_cross_attention, by_ffn)
+        updates.append(fill(self.ffn(modulate(take(x_BNC), modulation[1], modulation[3])) * gamma2[:, None]))
+        return x_BNC + updates[-1], cache, tuple(updates)
 
     def text_keys_values(self, context_BTC: jax.Array) -> KeysValues:
         """Computes keys and values of the text for the cross-attention, as `CrossAttention.keys_values` does."""
@@ -205,9 +215,12 @@ class Block(nn.Module):
 
     def _modulation(self, condition: Condition) -> list[jax.Array]:
         """Returns gamma1, gamma2, scale1, scale2, shift1, shift2, each float32 [B, C]."""
-        adaln_B6C = condition.adaln_B6C + self.adaln_table
+        if condition.adaln_B6C is not None:
+            adaln_B6C = condition.adaln_B6C + self.adaln_table
+        else:
+            adaln_B6C = self.adaln(nn.silu(condition.vector_BC))
         return [adaln_B6C[:, i] for i in range(6)]
 
-    def _cross(self, x_BLC: jax.Array, text_kv: KeysValues, mask_BT: jax.Array) -> jax.Array:
+    def _cross(self, x_BLC: jax.Array, text_kv: KeysValues, mask_BT: Any) -> jax.Array:
         normed = _scaled_norm(x_BLC, self.cross_norm_scale, self.cross_norm_bias)
         return self.cross_attention(normed, text_kv, mask_BT)

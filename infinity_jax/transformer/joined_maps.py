@@ -26,6 +26,8 @@ def joined(blocks: Any) -> Any:
       blocks: parameters of one block, or of all with a first axis of layers.
     """
     for layer, maps, name in JOINED:
+        if layer not in blocks:  # without a text there is no cross-attention
+            continue
         parts = [blocks[layer][of_map] for of_map in maps]
         nothing = jnp.zeros_like(parts[-1]["bias"])  # keys have no bias
         one = {

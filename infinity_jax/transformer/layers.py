@@ -12,7 +12,7 @@ Logical axis names, for sharding rules:
 | merged_heads | heads x head_size, as the output map reads them   |
 | mlp          | hidden channels of the feed-forward layer         |
 | text         | channels of the text encoder                      |
-| text_rows    | rows of the learned table of the empty caption    |
+| text_rows    | rows of the tables of the empty caption and labels |
 | scales       | rows of the embedding of scales or of positions   |
 | bits         | bits that come in, or logits that go out          |
 | indices      | logits of all 2^bits indices                      |
@@ -62,6 +62,16 @@ def adaln_table_init(config: TransformerConfig) -> Callable:
     def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         factors = jnp.array([GAMMA_INIT] * 2 + [ADALN_INIT] * 4, dtype)[:, None]
         return nn.initializers.normal(config.width**-0.5)(key, shape, dtype) * factors
+
+    return init
+
+
+def adaln_map_init(config: TransformerConfig) -> Callable:
+    """Makes the initialiser of a block's own map [C, 6, C] with rows as in `adaln_table_init` (docs/spec_var.md 3)."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
+        factors = jnp.array([ADALN_INIT] * 2 + [0.5] * 4, dtype)[:, None]
+        return weight_init(config)(key, shape, dtype) * factors
 
     return init
 

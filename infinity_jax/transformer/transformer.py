@@ -1,6 +1,5 @@
-"""The bitwise autoregressive transformer: text and coarser scales in, bit logits out (docs/spec.md section 4)."""
+"""The autoregressive transformer: text or a label, and coarser scales, in; logits out (docs/spec.md section 4)."""
 
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -12,74 +11,16 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import constrain
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.transformer.attention import attend
 from infinity_jax.transformer.block import INPUT, Block, Condition
+from infinity_jax.transformer.conditions import FLOAT32, ClassCondition, TextCondition
 from infinity_jax.transformer.heads import BitHead, IndexHead
-from infinity_jax.transformer.layers import LINEAR, NORM_EPS, Dense, caption_init, parameter, weight_init
+from infinity_jax.transformer.layers import LINEAR, Dense, parameter, weight_init
 
 SCALE_ROWS = 15
-# Operands of the maps that make the condition and the residual stream and cost nothing, whatever `compute_dtype` is.
-FLOAT32 = "float32"
-
-
-class AttentivePool(nn.Module):
-    """Attention of one learned query to the text tokens, then a linear map to width C."""
-
-    config: TransformerConfig
-
-    @nn.compact
-    def __call__(self, text_BTC: jax.Array, mask_BT: jax.Array) -> jax.Array:
-        """float32 [B, C] from normalised features [B, T, text_channels], or [1, T, text_channels] for all masks."""
-        c = self.config
-        heads = c.pool_heads
-        head = c.width // heads
-        init, dtype = weight_init(c), c.compute_dtype
-        query = parameter(self, "query", init, (heads, head), ("heads", "head_size"))
-        shape, axes = (c.text_channels, heads, head), ("text", "heads", "head_size")
-        k = Dense(shape, axes, init, dtype, bias=False, name="key")(text_BTC).swapaxes(1, 2)
-        v = Dense(shape, axes, init, dtype, name="value")(text_BTC).swapaxes(1, 2)
-        batch = len(mask_BT)
-        q = jnp.broadcast_to(query[None, :, None] / math.sqrt(head), (batch, heads, 1, head))
-        k, v = (jnp.broadcast_to(x, (batch, *x.shape[1:])) for x in (k, v))
-        pooled = attend(q, k, v, dtype, mask_BT[:, None, None, :])
-        out = Dense((c.width, c.width), ("merged_heads", "embed"), init, FLOAT32, name="out")
-        return out(pooled.reshape(-1, c.width))
-
-
-class TextCondition(nn.Module):
-    """Text features -> condition vector and cross-attention context, with the learned empty caption."""
-
-    config: TransformerConfig
-
-    def setup(self):
-        c = self.config
-        rows = (c.text_length, c.text_channels)
-        init = caption_init(c.text_channels)
-        self.empty_caption = parameter(self, "empty_caption", init, rows, ("text_rows", "text"))
-        self.norm_scale = parameter(self, "norm_scale", nn.initializers.ones, (c.text_channels,), ("text",))
-        self.pool = AttentivePool(c)
-        init, dtype = weight_init(c), c.compute_dtype
-        self.fc1 = Dense((c.text_channels, c.width), ("text", "embed_out"), init, dtype)
-        self.fc2 = Dense((c.width, c.width), ("embed", "embed_out"), init, dtype)
-
-    def __call__(self, text_BTC: jax.Array, mask_BT: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Condition vector float32 [B, C] and context float32 [B, T, C]; where one text serves all masks, [1, T, C]."""
-        mean_square = jnp.square(text_BTC).mean(-1, keepdims=True)
-        normed = text_BTC * jax.lax.rsqrt(mean_square + NORM_EPS) * self.norm_scale
-        return self.pool(normed, mask_BT), self.fc2(nn.gelu(self.fc1(normed), approximate=True))
-
-    def empty(self, length: int) -> jax.Array:
-        """Returns the learned features of an absent caption of `length` tokens, float32 [length, text_channels]."""
-        if length > self.config.text_length:
-            raise UserError(
-                f"text of {length} tokens is longer than the model's text_length {self.config.text_length}; "
-                "truncate the text or raise model.text_length"
-            )
-        return self.empty_caption[:length]
 
 
 class Transformer(nn.Module):
-    """Predicts the bits of every scale from the text and all coarser scales.
+    """Predicts the tokens of every scale from the text or a label, and all coarser scales.
 
     `__call__` is the teacher-forced pass of training. The sampler uses `text_condition`, `start`, `embed` and
     `head` by themselves, and `Block.step` on the parameters under "blocks", which are stacked over layers.
@@ -89,17 +30,21 @@ class Transformer(nn.Module):
 
     def setup(self):
         c = self.config
-        self.text = TextCondition(c)
-        self.shared_adaln = Dense(
-            (c.width, 6, c.width), ("embed", "adaln", "embed_out"), weight_init(c), FLOAT32
-        )
+        if c.condition == "text":
+            self.text = TextCondition(c)
+        else:
+            self.label = ClassCondition(c)
+        if c.adaln == "shared":
+            self.shared_adaln = Dense(
+                (c.width, 6, c.width), ("embed", "adaln", "embed_out"), weight_init(c), FLOAT32
+            )
         self.start_position = parameter(self, "start_position", weight_init(c), (c.width,), ("embed",))
         # The rows: one for each scale, or one for each of its tokens.
         learned, axes = c.learned_schedule, ("scales", "embed")
-        if learned is None:
-            shape = (SCALE_ROWS, c.width)
+        if c.embeds_scales:
+            shape = (SCALE_ROWS if learned is None else learned.n_scales, c.width)
             self.scale_embedding = parameter(self, "scale_embedding", weight_init(c), shape, axes)
-        else:
+        if learned is not None:
             shape = (learned.length, c.width)
             self.position_embedding = parameter(self, "position_embedding", weight_init(c), shape, axes)
         self.embed_bits = Dense((c.bits, c.width), ("bits", "embed"), weight_init(c), FLOAT32)
@@ -122,14 +67,14 @@ class Transformer(nn.Module):
 
         Args:
           inputs_BLd: float32, the inputs of scales 2..K: resized running sums, row by row, one scale after the other.
-          text_BTC: float32 features of the text encoder.
+          text_BTC: float32 features of the text encoder, of captions or of labels (`text/labels.py`).
           text_mask_BT: True on tokens that exist, which are the first of each text.
           schedule: static.
           drop_caption_B: pictures whose caption is replaced by the learned empty one (for guidance).
           path_factors_N2B: stochastic depth of each layer, from `draw_path_factors`; None is none.
         Returns:
-          float32 logits; class 1 of the last axis means the bit is set. With head "index": one for each of V = 2^d
-          indices (`tokenizer.indices`).
+          float32 logits; class 1 of the last axis means the bit is set. With head "index": one for each of V indices
+          (2^d of `tokenizer.indices`, or numbers of codes).
         Raises:
           UserError: the inputs do not fit the schedule, the schedule has more than 15 scales or is not that of learned
             positions, or captions are dropped and the text is longer than `text_length`.
@@ -146,14 +91,13 @@ class Transformer(nn.Module):
             )
         c.check_schedule(schedule)
         if drop_caption_B is not None:
-            empty_TC = self.text.empty(text_BTC.shape[1])
+            empty_TC = self.empty_caption(text_BTC.shape[1])
             text_BTC = jnp.where(drop_caption_B[:, None, None], empty_TC, text_BTC)
         condition = self.text_condition(text_BTC, text_mask_BT)
-        scale_of_token = jnp.asarray(schedule.scale_of_token)
         x_BLC = jnp.concatenate([self.start(condition), self.embed_bits(inputs_BLd)], 1)
-        if c.learned_schedule is None:
-            x_BLC += self.scale_embedding[scale_of_token]
-        else:
+        if c.embeds_scales:
+            x_BLC += self.scale_embedding[jnp.asarray(schedule.scale_of_token)]
+        if c.learned_schedule is not None:
             x_BLC += self.position_embedding[: schedule.length]
         x_BLC = constrain(x_BLC, "batch", "tokens", None)
         blocks = nn.scan(
@@ -170,15 +114,21 @@ class Transformer(nn.Module):
 
     def text_condition(self, text_BTC: jax.Array, text_mask_BT: jax.Array) -> Condition:
         """Computes what blocks and head read of the text [B, T, channels], or [1, T, channels] for all masks [B, T]."""
-        vector_BC, context_BTC = self.text(text_BTC, text_mask_BT)
-        vector_BC = constrain(vector_BC, "batch", None)
-        context_BTC = constrain(context_BTC, "batch", None, None)
-        adaln_B6C = constrain(self.shared_adaln(nn.silu(vector_BC)), "batch", None, None)
+        vector_BC, context_BTC = self._reader(text_BTC, text_mask_BT)
+        vector_BC, adaln_B6C = constrain(vector_BC, "batch", None), None
+        if context_BTC is not None:
+            context_BTC = constrain(context_BTC, "batch", None, None)
+        if self.config.adaln == "shared":
+            adaln_B6C = constrain(self.shared_adaln(nn.silu(vector_BC)), "batch", None, None)
         return Condition(vector_BC, adaln_B6C, context_BTC, text_mask_BT)
+
+    @property
+    def _reader(self) -> TextCondition | ClassCondition:
+        return self.text if self.config.condition == "text" else self.label
 
     def empty_caption(self, length: int) -> jax.Array:
         """Returns the learned features of an absent caption, float32 [length, text_channels]."""
-        return self.text.empty(length)
+        return self._reader.empty(length)
 
     def start(self, condition: Condition) -> jax.Array:
         """Makes <SOS>, the first scale's only input, float32 [B, 1, C], without the embedding of scale or position."""
@@ -192,13 +142,15 @@ class Transformer(nn.Module):
         """
         tokens = self.start(condition) if inputs_BNd is None else self.embed_bits(inputs_BNd)
         learned = self.config.learned_schedule
+        if self.config.embeds_scales:
+            tokens += self.scale_embedding[scale]
         if learned is None:
-            return tokens + self.scale_embedding[scale]
+            return tokens
         start, end = learned.offsets[scale : scale + 2]
         return tokens + self.position_embedding[start:end]
 
     def head(self, x_BNC: jax.Array, condition: Condition) -> jax.Array:
-        """Computes logits float32 [B, N, d, 2], or [B, N, 2^d] of indices, from the last block's output."""
+        """Computes logits float32 [B, N, d, 2], or [B, N, V] of indices, from the last block's output."""
         head = self.bit_head if self.config.head == "bits" else self.index_head
         return head(x_BNC, condition.vector_BC)
 

@@ -22,6 +22,8 @@ ARGUMENTS = (
     ":4.7b,0.25M",
     ":tokenizer",
     ":tokenizer_debug",
+    ":64px",
+    ":d36",
 )
 GRIDS = [name for name in config_files.packed() if name.startswith(("sweeps/", "ablations/"))]
 CONFIGS = [name for name in config_files.packed() if name not in GRIDS]
@@ -49,7 +51,7 @@ CASES = dict(cases())
 
 def test_all_config_files_are_tried():
     assert (
-        {path.partition(":")[0] for path in CASES} == set(CONFIGS) and len(CONFIGS) == 11 and len(GRIDS) == 7
+        {path.partition(":")[0] for path in CASES} == set(CONFIGS) and len(CONFIGS) == 13 and len(GRIDS) == 7
     )
     assert {"t2i_progressive:debug", "emoji:index", "tokenizer:stage2", "pods/v5e_256:4.7b,0.25M"} <= set(
         CASES

@@ -37,11 +37,19 @@ from helpers.golden_models import (
 from infinity_jax import scales
 from infinity_jax.sampling import sampler
 from infinity_jax.tokenizer import pyramid, resize
+from infinity_jax.tokenizer.bsq import BSQ
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.tokenizer.pyramid import to_tokenizer
 from infinity_jax.training import correction, tokenizer_losses
 from infinity_jax.transformer.kernels import matmul as products
 from infinity_jax.transformer.rope2d import rope_table
+
+RESIZES = {
+    "area": resize.area,
+    "trilinear": resize.bilinear,
+    "bilinear": resize.bilinear,
+    "bicubic": resize.bicubic,
+}
 
 
 def pytest_generate_tests(metafunc):
@@ -90,7 +98,7 @@ def test_every_ratio_and_budget(schedules):
 def test_resizing(resizing):
     file, case = resizing
     before, after = (channels_last(file.arrays[f"{case['name']}_{side}"]) for side in ("in", "out"))
-    resized = {"area": resize.area, "trilinear": resize.bilinear}[case["mode"]]
+    resized = RESIZES[case["mode"]]
     assert_close(resized(jnp.asarray(before), tuple(case["size_out"])), after, SINGLE_LAYER, case["name"])
 
 
@@ -103,7 +111,7 @@ def test_quantiser(quantiser):
     def quantise(features, cotangent, given):
         def sum_and_bits(features):
             out = pyramid.quantise(features, schedule)
-            return out.running_sum_BHWd, out.bits
+            return out.running_sum_BHWd, out.symbols
 
         with residual_ties_taken_from(given):
             running_sum, pull_back, bits = jax.vjp(sum_and_bits, features, has_aux=True)
@@ -152,7 +160,7 @@ def compiled_correction(schedule: scales.ScaleSchedule, patchify: int):
     @jax.jit
     def correct(features, flips, given):
         with residual_ties_taken_from(given):
-            return correction.self_correction(features, flips, schedule, "bsq", True, patchify)
+            return correction.self_correction(features, flips, schedule, BSQ, True, patchify)
 
     return correct
 
@@ -281,7 +289,7 @@ def test_sampling(sampling, models, monkeypatch):
         assert_close(drawn.running_sum_BHWd, codes, SINGLE_LAYER, "summed codes")
     if "image_u8_bgr" in arrays:
         # The rest of the sampler, on what was drawn already: to compile that a second time takes long.
-        monkeypatch.setattr(sampler, "draw", lambda config, drawn, inputs: drawn)
+        monkeypatch.setattr(sampler, "draw", lambda config, drawn, *_: drawn)
         picture = sampler.make_sampler.__wrapped__(config)(drawn, system.tokenizer_params, inputs)
         difference = np.asarray(picture, int) - arrays["image_u8_bgr"][..., ::-1]
         assert np.abs(difference).max() <= 1

@@ -18,7 +18,8 @@ from infinity_jax.sampling.bits import draw_bits
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.sampling.token_pruning import TokenPruning
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tokenizer import bsq, pyramid, resize
+from infinity_jax.tokenizer import pyramid, resize
+from infinity_jax.tokenizer.bsq import BSQ
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.transformer.transformer import Transformer
@@ -106,8 +107,8 @@ def test_cached_logits_are_those_of_the_full_pass(params, inputs):
     drawn, differences = draw_and_differences(CONFIG, params, inputs)
     running_sum, full_inputs = jnp.zeros_like(drawn.running_sum_BHWd), []
     for of_scale, size in zip(drawn.bits[:-1], SCHEDULE.sizes[1:], strict=True):
-        running_sum = pyramid.add_codes(running_sum, bsq.to_codes(of_scale, "bsq"))
-        full_inputs.append(pyramid.next_input(running_sum, size).reshape(3, -1, 6))
+        running_sum = BSQ.add(running_sum, BSQ.look_up(of_scale), 0)
+        full_inputs.append(BSQ.next_input(running_sum, size).reshape(3, -1, 6))
     full_inputs = jnp.concatenate(full_inputs, 1)
 
     @jax.jit

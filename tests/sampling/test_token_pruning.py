@@ -78,11 +78,12 @@ def test_a_pruned_block_runs_chosen_tokens_and_fills_the_others_with_resized_upd
     def array(*shape):
         return jnp.asarray(random.standard_normal(shape), jnp.float32)
 
-    condition = Condition(array(2, 64), array(2, 6, 64), array(2, 5, 64), jnp.ones((2, 5), bool))
+    context_BTC = array(2, 5, 64)
+    condition = Condition(array(2, 64), array(2, 6, 64), context_BTC, jnp.ones((2, 5), bool))
     past = array(2, 4, 14, 16), array(2, 4, 14, 16)
     fillings, x_BNC = tuple(array(2, 9, 64) for _ in range(3)), array(2, 16, 64)
     bound = block.bind({"params": of_layer})
-    text_kv = bound.text_keys_values(condition.context_BTC)
+    text_kv = bound.text_keys_values(context_BTC)
     choose = pivotal_tokens(kept, (4, 4), (3, 3), fillings)
 
     def remember(new):

@@ -22,7 +22,7 @@ def features():
 
 def test_running_sum_is_the_sum_of_the_codes(features):
     quantised = pyramid.quantise(features, SCHEDULE)
-    codes = pyramid.sum_of_codes(quantised.bits, SCHEDULE.last)
+    codes = pyramid.sum_of_codes(quantised.symbols, SCHEDULE.last)
     np.testing.assert_allclose(codes, quantised.running_sum_BHWd, atol=1e-6)
 
 

@@ -141,7 +141,7 @@ def test_only_the_first_stage_may_have_a_start_of_its_own(toy, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ("px64.optim.schedule=linear", r"stage px64: unknown optim\.schedule 'linear'"),
+        ("px64.optim.schedule=straight", r"stage px64: unknown optim\.schedule 'straight'"),
         ("px64.train.steps=soon", r"'soon'.*same type"),
         ("px64.train.batch_size=0", "stage px64: train.batch_size is 0"),
         ("px64.data.scales=66px_of_64px", "stage px64: 64px has no scale of 66 pixels; there are: 8, 16"),

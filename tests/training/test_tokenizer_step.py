@@ -83,7 +83,7 @@ def of_tokenizer(stepped):
         # Every scale of every picture that uses it counts once.
         of_pairs = sum(
             kept.sum() * quantizer_loss(z[np.flatnonzero(kept)], "bsq")
-            for z, kept in zip(pyramid.projected, keep_BK.T, strict=True)
+            for z, kept in zip(pyramid.measured, keep_BK.T, strict=True)
         )
         parts = {
             "l1": jnp.abs(made - image).mean(),

@@ -90,7 +90,7 @@ def test_the_quantiser_s_loss_is_a_mean_over_pictures_and_the_scales_they_use():
     _, made = TOKENIZER.apply({"params": state.params}, floats, scales.schedule, keep_BK)
     pairs = [
         (z[kept], kept.sum())
-        for z, kept in zip(made.projected, np.asarray(keep_BK).T, strict=True)
+        for z, kept in zip(made.measured, np.asarray(keep_BK).T, strict=True)
         if kept.any()
     ]
     losses = [float(quantizer_loss(z, "bsq")) for z, _ in pairs]

@@ -20,7 +20,7 @@ from infinity_jax.runtime.mesh import MESH_AXES, axis_sizes, parse_mesh
 from infinity_jax.sampling import bits, sampler
 from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.scales import ScaleSchedule, make_schedule
-from infinity_jax.tokenizer import bsq, pyramid
+from infinity_jax.tokenizer.bsq import BSQ
 from infinity_jax.tools.convert.transformer_names import transformer_links
 from infinity_jax.training import flops
 from infinity_jax.training.transformer_step import not_a_kernel
@@ -137,8 +137,8 @@ def test_cached_logits_are_those_of_the_full_pass(params, monkeypatch):
     drawn, found = draw(params)
     running_sum, inputs = jnp.zeros_like(drawn.running_sum_BHWd), []
     for of_scale, size in zip(drawn.bits[:-1], part.sizes[1:], strict=True):
-        running_sum = pyramid.add_codes(running_sum, bsq.to_codes(of_scale, "bsq"))
-        inputs.append(pyramid.next_input(running_sum, size).reshape(BATCH, -1, 6))
+        running_sum = BSQ.add(running_sum, BSQ.look_up(of_scale), 0)
+        inputs.append(BSQ.next_input(running_sum, size).reshape(BATCH, -1, 6))
     inputs.append(INPUTS[:, part.length - 1 :])  # of the last scale, which the first cannot see
     full = logits(LEARNED, params, jnp.concatenate(inputs, 1))[:, : part.length]
     np.testing.assert_allclose(found, full[..., 1] - full[..., 0], atol=1e-4)
@@ -158,7 +158,7 @@ def test_another_schedule_is_refused(params):
 
 
 def test_names_are_checked_and_the_release_has_none_for_them():
-    with pytest.raises(UserError, match="unknown positions 'learned'; use 'rope2d' or 'learned:PRESET'"):
+    with pytest.raises(UserError, match="unknown positions 'learned'; use 'rope2d', 'learned:PRESET' or"):
         TransformerConfig(positions="learned")
     with pytest.raises(UserError, match="unknown scale preset '65px'"):
         TransformerConfig(positions="learned:65px")

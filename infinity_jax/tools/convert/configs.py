@@ -10,7 +10,7 @@ from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import reading
-from infinity_jax.presets import PRESETS, TOKENIZERS, Preset
+from infinity_jax.presets import PRESETS, TOKENIZERS, VAR, Preset
 
 _CLASSES = {"transformer": TransformerConfig, "tokenizer": TokenizerConfig}
 _MORE = {"transformer": ("scales", "text", "sample", "source"), "tokenizer": ("scales",)}
@@ -58,7 +58,7 @@ def resolve_config(name_or_file: str, kind: str) -> ResolvedConfig:
 
 def _sections(name_or_file: str, kind: str) -> dict[str, Any]:
     """Reads the sections that a name or a file gives, the model's own under `kind`."""
-    file, preset = Path(name_or_file.split(":", 1)[0]), PRESETS.get(name_or_file)
+    file, preset = Path(name_or_file.split(":", 1)[0]), {**PRESETS, **VAR}.get(name_or_file)
     if file.suffix == ".json":
         return _sections_of_json(file, kind)
     if file.suffix == ".py":
@@ -71,7 +71,7 @@ def _sections(name_or_file: str, kind: str) -> dict[str, Any]:
         return {kind: dataclasses.asdict(TOKENIZERS[name_or_file])}
     if config_files.exists(name_or_file):
         return _sections_of_python(name_or_file, kind)
-    known = [*PRESETS, *(TOKENIZERS if kind == "tokenizer" else ())]
+    known = [*PRESETS, *VAR, *(TOKENIZERS if kind == "tokenizer" else ())]
     raise UserError(
         f"unknown {kind} config {name_or_file!r}; known: {', '.join(known)}, a .py config file or the name of one that "
         "is packed, or a .json file"

@@ -83,7 +83,7 @@ def main(source: str, kind: str, config: str, out: str) -> None:
     resolved = resolve_config(config, kind)
     tensors = open_tensors(Path(source), kind)
     links, layout = its.fitting_links(tensors, resolved.model, config)
-    if isinstance(resolved.model, TransformerConfig):
+    if isinstance(resolved.model, TransformerConfig) and resolved.model.condition == "text":
         layout["caption_rows"] = _note_rows(layout["caption_rows"], resolved.model.text_length)
     origin = {"published": dataclasses.asdict(_note(Path(source).name, layout, tensors, links))}
     folder = Path(out)

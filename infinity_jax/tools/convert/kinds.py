@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config import VECTOR, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.presets import PRESETS, TOKENIZERS
+from infinity_jax.presets import PRESETS, TOKENIZERS, VAR
 from infinity_jax.tools.convert.links import Buffer, HasShape, Link, differences
-from infinity_jax.tools.convert.tokenizer_names import has_inner_names, tokenizer_links
+from infinity_jax.tools.convert.tokenizer_names import counted_scales_of, has_inner_names, tokenizer_links
 from infinity_jax.tools.convert.transformer_names import CAPTION_TABLE, chunks_of, transformer_links
 
 Shapes = Mapping[str, HasShape]
@@ -97,8 +97,8 @@ def _usual_transformer_layout(config: TransformerConfig) -> dict[str, Any]:
 
 
 def _transformer_bits(tensors: Shapes) -> int | None:
-    head = tensors.get("head.bias")
-    return head.shape[0] // 2 if head is not None and head.shape else None
+    embedding = tensors.get("word_embed.weight")
+    return embedding.shape[1] if embedding is not None and len(embedding.shape) == 2 else None
 
 
 def _tokenizer_bits(tensors: Shapes) -> int | None:
@@ -113,7 +113,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "transformer": Kind(
             name="transformer",
             config_class=TransformerConfig,
-            models={name: preset.transformer for name, preset in PRESETS.items()},
+            models={name: preset.transformer for name, preset in {**PRESETS, **VAR}.items()},
             nesting=(),
             links=transformer_links,
             layout_of=_transformer_layout,
@@ -127,8 +127,13 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             models=TOKENIZERS,
             nesting=("vae",),
             links=tokenizer_links,
-            layout_of=lambda tensors: {"inner_names": has_inner_names(tensors)},
-            usual_layout=lambda _: {},
+            layout_of=lambda tensors: {
+                "inner_names": has_inner_names(tensors),
+                "counted_scales": counted_scales_of(tensors),
+            },
+            usual_layout=lambda config: (
+                {"inner_names": False, "counted_scales": 10} if config.quantizer == VECTOR else {}
+            ),
             bits_of=_tokenizer_bits,
             signature=("encoder.conv_in.", "decoder.conv_in."),
         ),

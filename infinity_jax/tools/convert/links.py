@@ -51,12 +51,13 @@ class Link:
           UserError: the value has another shape than `published_shape`.
         """
         self.check_shape(value.shape)
-        if self.layout == "conv":
-            return (np.ascontiguousarray(value.transpose(2, 3, 1, 0)),)
+        if self.layout == "conv":  # as in linear maps, joined ones follow one another along the output axis
+            parts = np.split(value, len(self.ours))
+            return tuple(np.ascontiguousarray(part.transpose(2, 3, 1, 0)) for part in parts)
         if self.layout == "rows":
             return (np.concatenate([value[: self.shape[0]], self._fresh_rows(value)]),)
         if self.layout == "same":
-            arrays = [value.reshape(self.shape)]
+            arrays = [part.reshape(self.shape) for part in np.split(value, len(self.ours))]
         else:  # joined maps follow one another along the output axis
             arrays = [_transposed(part).reshape(self.shape) for part in np.split(value, len(self.ours))]
         halved = [np.ascontiguousarray(to_halves(array)) for array in arrays[: self.halved]]
@@ -65,12 +66,12 @@ class Link:
     def to_published(self, arrays: tuple[np.ndarray, ...]) -> np.ndarray:
         """Makes the published tensor from our arrays: the inverse of `to_ours`."""
         if self.layout == "conv":
-            return np.ascontiguousarray(arrays[0].transpose(3, 2, 0, 1))
+            return np.concatenate([array.transpose(3, 2, 0, 1) for array in arrays])
         if self.layout == "rows":
             return arrays[0][: self.published_shape[0]]
         arrays = (*map(to_neighbours, arrays[: self.halved]), *arrays[self.halved :])
         if self.layout == "same":
-            return arrays[0].reshape(self.published_shape)
+            return np.concatenate([array.reshape(-1) for array in arrays]).reshape(self.published_shape)
         return np.concatenate([_transposed(array.reshape(self.shape[0], -1)) for array in arrays])
 
     def _fresh_rows(self, value: np.ndarray) -> np.ndarray:
@@ -122,6 +123,13 @@ class Buffer:
             )
 
 
+class Statistic(Buffer):
+    """A published tensor that its training counted and no model reads: we do not keep it, and give back `values`."""
+
+    def check_values(self, values: Shaped[np.ndarray, "..."]) -> None:
+        """Takes any values."""
+
+
 class HasShape(Protocol):
     """Anything with a shape: an array, or a tensor that still lies in its file."""
 
@@ -165,10 +173,26 @@ def linear(published: str, ours: tuple[str, ...], shape: tuple[int, ...], **laye
     return Link(published, (outputs, shape[0]), ours, shape, layout="linear", **layer)
 
 
-def conv(published: str, ours: str, shape: tuple[int, int, int, int]) -> Link:
-    """Makes the link of a convolution; `shape` is our [h,w,in,out]."""
+def conv(published: str, ours: str | tuple[str, ...], shape: tuple[int, int, int, int], **layer) -> Link:
+    """Makes the link of a convolution (or several joined ones); `shape` is our [h,w,in,out] of each."""
     height, width, inputs, outputs = shape
-    return Link(published, (outputs, inputs, height, width), (ours,), shape, layout="conv")
+    names = (ours,) if isinstance(ours, str) else ours
+    return Link(
+        published, (outputs * len(names), inputs, height, width), names, shape, layout="conv", **layer
+    )
+
+
+def dense(published: str, ours: str, shape: tuple[int, ...], layer: int | None = None) -> list[Link]:
+    """Makes the links of one linear map's weight and bias; `shape` is our kernel's, [in, ...out]."""
+    return [
+        linear(f"{published}.weight", (f"{ours}/kernel",), shape, layer=layer),
+        same(f"{published}.bias", f"{ours}/bias", shape[1:], layer=layer),
+    ]
+
+
+def zero_key_bias(published: str, width: int) -> Buffer:
+    """Makes the key bias of zeros that the releases store beside the biases that are learned."""
+    return Buffer(published, np.zeros(width, np.float32))
 
 
 def in_published_order(links: Sequence[Link | Buffer]) -> list[Link | Buffer]:

@@ -1,11 +1,13 @@
-"""The published tokenizer's tensors and ours (docs/spec.md section 9), in the published order."""
+"""The published tokenizers' tensors and ours (docs/spec.md section 9, docs/spec_var.md section 6), in their order."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from infinity_jax.config import TokenizerConfig
-from infinity_jax.tools.convert.links import Buffer, Link, conv, same
+from infinity_jax.config import VECTOR, TokenizerConfig
+from infinity_jax.tools.convert.links import Buffer, HasShape, Link, Statistic, conv, same
+
+_HITS = "quantize.ema_vocab_hit_SV"
 
 
 def has_inner_names(names: Iterable[str]) -> bool:
@@ -13,20 +15,58 @@ def has_inner_names(names: Iterable[str]) -> bool:
     return "encoder.conv_in.weight" not in names
 
 
-def tokenizer_links(config: TokenizerConfig, inner_names: bool = True) -> list[Link | Buffer]:
+def tokenizer_links(
+    config: TokenizerConfig, inner_names: bool = True, counted_scales: int = 0
+) -> list[Link | Buffer]:
     """Lists every tensor of the published tokenizer of a config.
 
     Args:
       config: its size.
-      inner_names: False for older files, whose names lack the inner ".conv" and ".norm".
+      inner_names: False for older files of Infinity's and for VAR's, whose names lack the inner ".conv" and ".norm".
+      counted_scales: of VAR's: for how many scales the file counts how often each code was chosen.
     """
-    # 2^(d-1), ..., 2, 1 as int64, in which 2^63 is negative.
-    mask = (np.uint64(1) << np.arange(config.bits, dtype=np.uint64)[::-1]).view(np.int64)
-    return [
+    halves = [
         *_Names(config, "encoder", inner_names).encoder(),
         *_Names(config, "decoder", inner_names).decoder(),
-        Buffer("quantizer.lfq.mask", mask),
-        Buffer("quantize.lfq.mask", mask),
+    ]
+    if config.quantizer == VECTOR:
+        return [*halves, *_codebook(config, counted_scales), *_around(config)]
+    # 2^(d-1), ..., 2, 1 as int64, in which 2^63 is negative.
+    mask = (np.uint64(1) << np.arange(config.bits, dtype=np.uint64)[::-1]).view(np.int64)
+    return [*halves, Buffer("quantizer.lfq.mask", mask), Buffer("quantize.lfq.mask", mask), *_around(config)]
+
+
+def counted_scales_of(tensors: Mapping[str, HasShape]) -> int:
+    """Tells for how many scales VAR's file counts its codes; 0 where it does not, or is none."""
+    return tensors[_HITS].shape[0] if _HITS in tensors else 0
+
+
+def _codebook(c: TokenizerConfig, counted_scales: int) -> list[Link | Buffer]:
+    phis = "quantize.quant_resi.qresi" + ("" if c.phis == 1 else "_ls.{}")
+    links: list[Link | Buffer] = []
+    if counted_scales:
+        links.append(Statistic(_HITS, np.zeros((counted_scales, c.codes), np.float32)))
+    for i in range(c.phis):
+        kernel = (3, 3, c.bits, c.bits)
+        links.append(conv(f"{phis.format(i)}.weight", "codebook/phi_kernels", kernel, layer=i))
+        links.append(same(f"{phis.format(i)}.bias", "codebook/phi_biases", (c.bits,), layer=i))
+    codes = (c.codes, c.bits)
+    return [*links, same("quantize.embedding.weight", "codebook/codes", codes, codes)]
+
+
+def _around(c: TokenizerConfig) -> list[Link | Buffer]:
+    """Lists the convolutions right before and right after the quantiser."""
+    if not c.latent_kernel:
+        return []
+    shape = (c.latent_kernel, c.latent_kernel, c.bits, c.bits)
+    pairs = (("quant_conv", "latent_in"), ("post_quant_conv", "latent_out"))
+    return [
+        link
+        for published, ours in pairs
+        for link in (
+            conv(f"{published}.weight", f"{ours}/kernel", shape),
+            same(f"{published}.bias", f"{ours}/bias", (c.bits,)),
+        )
     ]
 
 
@@ -43,6 +83,8 @@ class _Names:
         links = self._conv("conv_in", "conv_in", self.pixel_channels, width)
         for level, wider in enumerate(self.widths):
             links += self._level("down", level, c.encoder_blocks, width, wider)
+            if c.attention and level == levels - 1:
+                links += self._level_attention("down", level, c.encoder_blocks, wider)
             width = wider
             if level < levels - 1:
                 links += self._conv(f"down.{level}.downsample.conv", f"down_{level}_downsample", width, width)
@@ -54,6 +96,8 @@ class _Names:
         inputs = [*self.widths[1:], top]  # of each level: the width of the one above, which is run before it
         for level, width in enumerate(self.widths):
             links += self._level("up", level, c.decoder_blocks, inputs[level], width)
+            if c.attention and level == len(self.widths) - 1:
+                links += self._level_attention("up", level, c.decoder_blocks, width)
             if level > 0:
                 links += self._conv(f"up.{level}.upsample.conv", f"up_{level}_upsample", width, width)
         return links + self._out(self.widths[0], self.pixel_channels)
@@ -67,7 +111,23 @@ class _Names:
 
     def _middle(self, width: int) -> list[Link]:
         first, second = (self._block(f"mid.block_{i + 1}", f"mid_block_{i}", width, width) for i in range(2))
-        return first + second
+        between = self._attention("mid.attn_1", "mid_attention", width) if self.config.attention else []
+        return first + between + second
+
+    def _level_attention(self, side: str, level: int, blocks: int, width: int) -> list[Link]:
+        names = [(f"{side}.{level}.attn.{i}", f"{side}_{level}_attention_{i}") for i in range(blocks)]
+        return [link for pair in names for link in self._attention(*pair, width)]
+
+    def _attention(self, published: str, ours: str, width: int) -> list[Link]:
+        name, path = f"{self.half}.{published}.qkv", f"{self.half}/{ours}"
+        joined = [f"{path}/{part}" for part in ("query", "key", "value")]
+        kernels, biases = (tuple(f"{part}/{kind}" for part in joined) for kind in ("kernel", "bias"))
+        return [
+            *self._norm(f"{published}.norm", f"{ours}/norm", width),
+            conv(f"{name}.weight", kernels, (1, 1, width, width)),
+            Link(f"{name}.bias", (3 * width,), biases, (width,)),
+            *self._conv(f"{published}.proj_out", f"{ours}/out", width, width, size=1),
+        ]
 
     def _out(self, inputs: int, outputs: int) -> list[Link]:
         return self._norm("norm_out", "norm_out", inputs) + self._conv(

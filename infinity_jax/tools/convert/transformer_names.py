@@ -3,11 +3,10 @@
 import re
 from collections.abc import Iterable
 
-import numpy as np
-
-from infinity_jax.config import TransformerConfig
+from infinity_jax.config import LEARNED_WITH_SCALES, TransformerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.tools.convert.links import Buffer, Link, linear, same
+from infinity_jax.tools.convert.links import Buffer, Link, dense, linear, same, zero_key_bias
+from infinity_jax.tools.convert.var_names import var_links
 from infinity_jax.transformer.transformer import SCALE_ROWS
 
 CAPTION_TABLE = "cfg_uncond"
@@ -19,10 +18,19 @@ def chunks_of(names: Iterable[str]) -> int:
     return max((int(match[1]) + 1 for match in map(_CHUNK.match, names) if match), default=0)
 
 
+def is_var(config: TransformerConfig) -> bool:
+    """Tells whether VAR's release has names for the parameters of a config."""
+    return (
+        config.condition == "class" and config.codes > 0 and config.positions.startswith(LEARNED_WITH_SCALES)
+    )
+
+
 def transformer_links(
     config: TransformerConfig, chunks: int, caption_rows: int | None = None
 ) -> list[Link | Buffer]:
     """Lists every tensor of the published transformer of a config.
+
+    Those of VAR's, by `var_names`, are neither in chunks nor have a caption.
 
     Args:
       config: its size.
@@ -32,6 +40,8 @@ def transformer_links(
       UserError: the layers cannot be grouped so, or the model has another head or other positions than the
         release.
     """
+    if is_var(config):
+        return var_links(config)
     if config.head != "bits":
         raise UserError(
             f"the release has names for the weights of head 'bits' alone; this model's head is {config.head!r}. Use "
@@ -69,16 +79,16 @@ def _outside(c: TransformerConfig, caption_rows: int) -> list[Link | Buffer]:
         same("text_norm.weight", "text/norm_scale", (T,)),
         same(f"{sos}.mat_q", "text/pool/query", of_head, (1, *of_head)),
         same(f"{sos}.v_bias", "text/pool/value/bias", of_head),
-        _no_bias(f"{sos}.zero_k_bias", C),
+        zero_key_bias(f"{sos}.zero_k_bias", C),
         linear(f"{sos}.mat_kv.weight", pooled, (T, *of_head)),
-        *_dense(f"{sos}.proj", "text/pool/out", (C, C)),
-        *_dense("text_proj_for_ca.0", "text/fc1", (T, C)),
-        *_dense("text_proj_for_ca.2", "text/fc2", (C, C)),
+        *dense(f"{sos}.proj", "text/pool/out", (C, C)),
+        *dense("text_proj_for_ca.0", "text/fc1", (T, C)),
+        *dense("text_proj_for_ca.2", "text/fc2", (C, C)),
         same("lvl_embed.weight", "scale_embedding", (SCALE_ROWS, C), (SCALE_ROWS, C)),
-        *_dense("word_embed", "embed_bits", (c.bits, C)),
-        *_dense("shared_ada_lin.1", "shared_adaln", (C, 6, C)),
-        *_dense("head_nm.ada_lin.1", "bit_head/adaln", (C, 2, C)),
-        *_dense("head", "bit_head/logits", (C, 2 * c.bits)),
+        *dense("word_embed", "embed_bits", (c.bits, C)),
+        *dense("shared_ada_lin.1", "shared_adaln", (C, 6, C)),
+        *dense("head_nm.ada_lin.1", "bit_head/adaln", (C, 2, C)),
+        *dense("head", "bit_head/logits", (C, 2 * c.bits)),
     ]
 
 
@@ -94,29 +104,16 @@ def _block(c: TransformerConfig, prefix: str, layer: int) -> list[Link | Buffer]
         same(f"{sa}.scale_mul_1H11", f"{own}/log_scale", (H,), (1, H, 1, 1), layer=layer),
         same(f"{sa}.q_bias", f"{own}/query/bias", of_head, layer=layer, halved=1),
         same(f"{sa}.v_bias", f"{own}/value/bias", of_head, layer=layer),
-        _no_bias(f"{sa}.zero_k_bias", C),
+        zero_key_bias(f"{sa}.zero_k_bias", C),
         linear(f"{sa}.mat_qkv.weight", joined, (C, *of_head), layer=layer, halved=2),
-        *_dense(f"{sa}.proj", f"{own}/out", (C, C), layer),
+        *dense(f"{sa}.proj", f"{own}/out", (C, C), layer),
         same(f"{ca}.v_bias", f"{cross}/value/bias", of_head, layer=layer),
-        _no_bias(f"{ca}.zero_k_bias", C),
-        *_dense(f"{ca}.mat_q", f"{cross}/query", (C, *of_head), layer),
+        zero_key_bias(f"{ca}.zero_k_bias", C),
+        *dense(f"{ca}.mat_q", f"{cross}/query", (C, *of_head), layer),
         linear(f"{ca}.mat_kv.weight", crossed, (C, *of_head), layer=layer),
-        *_dense(f"{ca}.proj", f"{cross}/out", (C, C), layer),
-        *_dense(f"{mlp}.fc1", "blocks/ffn/fc1", (C, F), layer),
-        *_dense(f"{mlp}.fc2", "blocks/ffn/fc2", (F, C), layer),
+        *dense(f"{ca}.proj", f"{cross}/out", (C, C), layer),
+        *dense(f"{mlp}.fc1", "blocks/ffn/fc1", (C, F), layer),
+        *dense(f"{mlp}.fc2", "blocks/ffn/fc2", (F, C), layer),
         same(f"{prefix}ca_norm.weight", "blocks/cross_norm_scale", (C,), layer=layer),
         same(f"{prefix}ca_norm.bias", "blocks/cross_norm_bias", (C,), layer=layer),
     ]
-
-
-def _dense(published: str, ours: str, shape: tuple[int, ...], layer: int | None = None) -> list[Link]:
-    """Makes the links of one linear map's weight and bias; `shape` is our kernel's, [in, ...out]."""
-    return [
-        linear(f"{published}.weight", (f"{ours}/kernel",), shape, layer=layer),
-        same(f"{published}.bias", f"{ours}/bias", shape[1:], layer=layer),
-    ]
-
-
-def _no_bias(published: str, width: int) -> Buffer:
-    """Makes the key bias of zeros that the release stores beside the biases that are learned."""
-    return Buffer(published, np.zeros(width, np.float32))

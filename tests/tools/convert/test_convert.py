@@ -30,7 +30,7 @@ from infinity_jax.checkpoints import pretrained, trained
 from infinity_jax.config import TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.files.tensors import open_tensors
-from infinity_jax.presets import PRESETS, TOKENIZERS
+from infinity_jax.presets import PRESETS, TOKENIZERS, VAR
 from infinity_jax.runtime import trees
 from infinity_jax.tools.convert.convert import main, to_torch
 from infinity_jax.tools.convert.links import Link, our_shapes
@@ -46,6 +46,14 @@ COUNTS = {
     "4.7b": 4_716_421_888,
     "2b": 2_204_564_032,
     "8b": 8_375_791_824,
+}
+
+VAR_COUNTS = {
+    "var-d16": 310_283_520,
+    "var-d20": 600_917_136,
+    "var-d24": 1_033_399_360,
+    "var-d30": 2_010_020_356,
+    "var-d36": 2_353_893_904,
 }
 
 
@@ -68,8 +76,16 @@ def test_published_transformers_have_their_parameter_counts(name):
     assert parameter_count(transformer_links(preset.transformer, preset.block_chunks)) == COUNTS[name]
 
 
-def test_the_published_tokenizer_has_its_parameter_count():
+def test_the_published_tokenizers_have_their_parameter_counts():
     assert parameter_count(tokenizer_links(TOKENIZERS["d32"])) == 110_118_051
+    assert parameter_count(tokenizer_links(TOKENIZERS["var"], False)) == 108_948_355
+
+
+@pytest.mark.parametrize("name", VAR_COUNTS)
+def test_published_vars_have_their_parameter_counts(name):
+    links = transformer_links(VAR[name].transformer, 0)
+    assert parameter_count(links) == VAR_COUNTS[name]
+    assert our_shapes(links) == paths_of(trained.transformer_shapes(VAR[name].transformer))
 
 
 @pytest.mark.parametrize(
@@ -79,6 +95,9 @@ def test_the_published_tokenizer_has_its_parameter_count():
         ("8b", lambda: transformer_links(PRESETS["8b"].transformer, 8)),
         ("vae_d32", lambda: tokenizer_links(TOKENIZERS["d32"])),
         ("vae_d56", lambda: tokenizer_links(TOKENIZERS["d14_stride8_patchify"])),
+        ("var_d16", lambda: transformer_links(VAR["var-d16"].transformer, 0)),
+        ("var_d36", lambda: transformer_links(VAR["var-d36"].transformer, 0)),
+        ("var_vae", lambda: tokenizer_links(TOKENIZERS["var"], False, 10)),
     ],
 )
 def test_names_shapes_and_order_are_those_of_the_release(file, links):

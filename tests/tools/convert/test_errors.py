@@ -111,7 +111,9 @@ def test_configs_of_every_form(tmp_path):
         layers=2, width=64, heads=2, text_channels=384, text_length=32, drop_path=0.0, scan_layers=False
     )
     assert emoji.sections["scales"] == "64px" and "source" not in emoji.sections
-    assert emoji.sections["text"] == {"encoder": "minilm", "max_length": 32, "dtype": "bfloat16"}
+    assert emoji.sections["text"] == {
+        "encoder": "minilm", "max_length": 32, "dtype": "bfloat16", "classes": 0, "labels": (),
+    }  # fmt: skip
     assert resolve_config("configs/emoji_tokenizer.py", "tokenizer").sections["scales"] == "64px"
     file = write_config(tmp_path / "a.json", transformer=SMALL_SECTION, scales="0.06M")
     small = resolve_config(file, "transformer")

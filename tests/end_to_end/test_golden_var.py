@@ -1,0 +1,374 @@
+"""Numbers that the public release of VAR produced, from the folder that `--golden` names, if it is one of VAR.
+
+Every test takes its sizes and settings from the folder, and there are tests for the files that are there.
+"""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import paths
+from helpers.golden_cases import read_folder
+from helpers.golden_folder import SINGLE_LAYER, WHOLE_MODEL, GoldenFolder, assert_close, channels_last
+from helpers.golden_var import VarModels, phi_names, quantizer_of, schedule_of, texts
+
+from infinity_jax.checkpoints import trained
+from infinity_jax.config import TransformerConfig
+from infinity_jax.runtime import trees
+from infinity_jax.sampling import guidance, head_index, kept_tokens, sampler
+from infinity_jax.sampling.bits import DrawSettings
+from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer import pyramid, vq
+from infinity_jax.tokenizer.autoencoder import AttentionBlock
+from infinity_jax.tokenizer.convolution import Arithmetic
+from infinity_jax.tokenizer.model import Tokenizer
+from infinity_jax.tokenizer.model import quantizer_of as quantizer_of_tokenizer
+from infinity_jax.tools.convert.links import Link
+from infinity_jax.tools.convert.tokenizer_names import tokenizer_links
+from infinity_jax.tools.convert.transformer_names import transformer_links
+from infinity_jax.training import optim
+from infinity_jax.training.transformer_losses import code_loss
+from infinity_jax.training.transformer_step import not_a_kernel
+from infinity_jax.transformer.transformer import Transformer
+
+KINDS = {
+    "phis": "phi_of_scale",
+    "masks": "var_masks",
+    "quantiser": "var_quantiser",
+    "autoencoder": "var_autoencoder",
+    "forward": "var_forward",
+    "gradients": "var_gradients",
+    "sampling": "var_sampling",
+    "edit": "var_edit",
+    "schedules": "var_schedules",
+}
+
+
+def var_folder(path: Path) -> GoldenFolder:
+    """The folder that was named, or the copy in the tests where none was."""
+    return read_folder(paths.GOLDEN / "var" if path == paths.GOLDEN / "release" else path)
+
+
+def pytest_generate_tests(metafunc):
+    folder = var_folder(metafunc.config.getoption("golden"))
+    for argument in KINDS.keys() & set(metafunc.fixturenames):
+        files = folder.of_kind(KINDS[argument])
+        metafunc.parametrize(argument, files, ids=[file.name for file in files])
+
+
+@pytest.fixture(scope="module")
+def models(pytestconfig, tmp_path_factory) -> VarModels:
+    return VarModels(var_folder(pytestconfig.getoption("golden")), tmp_path_factory.mktemp("converted"))
+
+
+def by_published_name(gradient, links) -> dict[str, np.ndarray]:
+    """A gradient in the form of the published parameters."""
+    flat = {trees.parameter_name(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(gradient)}
+    links = [link for link in links if isinstance(link, Link)]
+    rows = {link: slice(None) if link.layer is None else link.layer for link in links}
+    return {
+        link.published: link.to_published(tuple(flat[x][rows[link]] for x in link.ours)) for link in links
+    }
+
+
+def assert_norms(gradient: dict[str, np.ndarray], given: dict[str, float]) -> None:
+    """Compares the norm of every parameter's gradient with the release's."""
+    total = np.sqrt(sum(np.square(norm) for norm in given.values()))
+    assert gradient.keys() == given.keys()
+    for parameter, reference in given.items():
+        ours = np.linalg.norm(gradient[parameter].astype(np.float64))
+        # Where a gradient vanishes by itself, what is left is rounding of the others.
+        allowed = WHOLE_MODEL * reference + np.finfo(np.float32).eps * total
+        assert abs(ours - reference) <= allowed, f"{parameter}: norm {ours:.8g} instead of {reference:.8g}"
+
+
+def joined(symbols: tuple[jax.Array, ...]) -> np.ndarray:
+    """Symbols of all scales, one after the other, [B,L]."""
+    return np.concatenate([np.asarray(x).reshape(len(x), -1) for x in symbols], 1)
+
+
+def split(symbols_BL: np.ndarray, schedule: ScaleSchedule) -> tuple[np.ndarray, ...]:
+    """The inverse of `joined`."""
+    parts = np.split(symbols_BL, schedule.offsets[1:-1], 1)
+    return tuple(x.reshape(len(x), *size) for x, size in zip(parts, schedule.sizes, strict=True))
+
+
+def test_convolutions_of_scales(phis):
+    for name, given in phis.info["phi_of_scale"].items():
+        shared, n_scales = name.removeprefix("share").split("_K")
+        assert list(vq.phi_of_scale(int(n_scales), int(shared))) == given, name
+
+
+def test_what_top_k_and_top_p_leave(masks):
+    logits = jnp.asarray(masks.arrays["logits"])
+    for case in masks.info["cases"]:
+        one = jnp.ones(len(logits))
+        # 0 switches top_p off in the release, where ours has 1.
+        top_p = case["top_p"] or 1.0
+        settings = DrawSettings(jnp.zeros(len(logits), jnp.uint32), one, one * top_p, 0)
+        kept = head_index.kept(logits, settings, case["top_k"])
+        np.testing.assert_array_equal(kept, masks.arrays[f"{case['name']}_kept"], case["name"])
+        probabilities = jax.nn.softmax(jnp.where(kept, logits, -jnp.inf), -1)
+        reference = masks.arrays[f"{case['name']}_probabilities"]
+        assert_close(probabilities, reference, SINGLE_LAYER, case["name"])
+
+
+def test_quantiser(quantiser):
+    """Codes of every scale, their sums, the transformer's inputs, the loss, and gradients."""
+    c, arrays = quantiser.info["config"], quantiser.arrays
+    schedule, quantizer = schedule_of(c), quantizer_of(quantiser)
+    features, cotangent = (jnp.asarray(channels_last(arrays[name])) for name in ("features", "cotangent"))
+
+    @jax.jit
+    def measured(features, quantizer):
+        out = vq.quantise(features, schedule, quantizer, c["beta"])
+        return (cotangent * out.running_sum_BHWd).mean() + out.measured, out
+
+    gradients, out = jax.grad(measured, (0, 1), has_aux=True)(features, quantizer)
+    np.testing.assert_array_equal(joined(out.symbols), arrays["indices"])
+    assert_close(out.measured, arrays["loss"], SINGLE_LAYER, "loss")
+    assert_close(gradients[0], channels_last(arrays["grad_features"]), SINGLE_LAYER, "gradient of features")
+    by_name = {"embedding.weight": gradients[1].codebook_VZ}
+    for number, name in enumerate(phi_names(c["share_quant_resi"], schedule.n_scales)):
+        by_name[f"quant_resi.{name}.weight"] = gradients[1].phi_kernels[number].transpose(3, 2, 0, 1)
+        by_name[f"quant_resi.{name}.bias"] = gradients[1].phi_biases[number]
+    for name, gradient in by_name.items():
+        assert_close(gradient, arrays[f"grad/{name}"], SINGLE_LAYER, f"gradient of {name}")
+    sums = [
+        pyramid.sum_of_codes(out.symbols[: k + 1], schedule.last, quantizer) for k in range(len(out.symbols))
+    ]
+    middle = schedule.n_scales // 2
+    for name, ours in {"first": sums[0], "middle": sums[middle], "last": sums[-1]}.items():
+        assert_close(ours, channels_last(arrays[f"fhat_{name}"]), SINGLE_LAYER, f"sum after the {name} scale")
+    inputs = [
+        quantizer.next_input(x, size).reshape(len(x), -1, x.shape[-1])
+        for x, size in zip(sums, schedule.sizes[1:], strict=False)
+    ]
+    assert_close(jnp.concatenate(inputs, 1), arrays["var_input"], SINGLE_LAYER, "inputs")
+
+
+def test_autoencoder(autoencoder, models):
+    """Features, codes and pictures, one attention block alone, and a training step's gradients."""
+    arrays, c, system = autoencoder.arrays, autoencoder.info["vae_config"], models.of(autoencoder)
+    module, params, schedule = Tokenizer(system.tokenizer), system.tokenizer_params, schedule_of(c)
+    run = jax.jit(
+        lambda params, x, method: module.apply({"params": params}, x, method=method), static_argnums=2
+    )
+    image = jnp.asarray(channels_last(arrays["image_u8"]).astype(np.float32) / 255 * 2 - 1)
+    features, codes = channels_last(arrays["features"]), channels_last(arrays["fhat"])
+    encoded = run(params, image, lambda tokenizer, x: tokenizer.encoder(x))
+    assert_close(encoded, channels_last(arrays["encoded"]), WHOLE_MODEL, "encoded")
+    assert_close(run(params, image, "encode"), features, WHOLE_MODEL, "features")
+    quantizer: Any = quantizer_of_tokenizer(system.tokenizer, params, schedule.n_scales)
+    out = vq.quantise(jnp.asarray(features), schedule, quantizer)
+    np.testing.assert_array_equal(joined(out.symbols), arrays["indices"])
+    assert_close(out.running_sum_BHWd, codes, SINGLE_LAYER, "sum of codes")
+    raw = run(params, jnp.asarray(codes[:1]), lambda tokenizer, x: tokenizer.decoder(tokenizer.latent_out(x)))
+    assert_close(raw, channels_last(arrays["decoded_raw"]), WHOLE_MODEL, "decoded, not clipped")
+    first = pyramid.sum_of_codes(out.symbols[:1], schedule.last, quantizer)
+    for name, ours in {"decoded_u8": jnp.asarray(codes), "decoded_scale0_u8": first[:1]}.items():
+        decoded = (np.asarray(run(params, ours, "decode")) + 1) / 2 * 255
+        difference = decoded.astype(np.uint8).astype(int) - channels_last(arrays[name])
+        assert np.abs(difference).max() <= 1, name
+    attention = AttentionBlock(Arithmetic.of(system.tokenizer))
+    in_the_middle = {"params": params["encoder"]["mid_attention"]}
+    seen = attention.apply(in_the_middle, jnp.asarray(channels_last(arrays["attn_in"])))
+    assert_close(seen, channels_last(arrays["attn_out"]), SINGLE_LAYER, "attention")
+
+    def loss(params):
+        made, quantised = cast(Any, module.apply)({"params": params}, image, schedule, commitment=c["beta"])
+        error = made - image
+        return jnp.square(error).mean() + 0.2 * jnp.abs(error).mean() + quantised.measured, quantised.measured
+
+    given = autoencoder.info["loss"]
+    (value, of_quantiser), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+    assert_close(value, given["value"], WHOLE_MODEL, "loss")
+    assert_close(of_quantiser, given["quantiser_loss"], WHOLE_MODEL, "quantiser's loss")
+    assert_norms(by_published_name(gradient, tokenizer_links(system.tokenizer, False)), given["grad_norm"])
+
+
+def test_transformer(forward, models):
+    """Logits, and values on the way where the file has them."""
+    arrays, system = forward.arrays, models.of(forward)
+    model: Any = Transformer(system.transformer)
+    schedule = system.transformer.learned_schedule
+
+    text, inputs = texts(arrays["label_B"]), jnp.asarray(arrays["x_BLCv_wo_first_l"])
+
+    @jax.jit
+    def logits(params):
+        condition = model.apply({"params": params}, *text, method="text_condition")
+        return model.apply({"params": params}, inputs, *text, schedule), condition.vector_BC
+
+    ours, condition = logits(system.params)
+    assert_close(ours, arrays["logits"], WHOLE_MODEL, "logits")
+    assert_close(condition, arrays["cond_BD"], SINGLE_LAYER, "condition")
+
+
+@functools.cache
+def losses_of(config, schedule, n_scales: int, label_smoothing: float):
+    """(params, labels, inputs, codes, factor of the newest scale) -> loss and gradient, of the first scales."""
+    part = schedule.prefix(n_scales)
+
+    @jax.jit
+    def run(params, labels, inputs, codes, newest):
+        def loss(params):
+            text = texts(labels)
+            logits = cast(Any, Transformer(config).apply)(
+                {"params": params}, inputs[:, : part.length - 1], *text, part
+            )
+            factors = jnp.ones(n_scales).at[-1].set(newest) * part.length / schedule.length
+            return code_loss(logits, codes[:, : part.length], part, "uniform", label_smoothing, factors)[0]
+
+        return jax.value_and_grad(loss)(params)
+
+    return run
+
+
+def test_gradients(gradients, models):
+    """Losses, the norm of every parameter's gradient, and the gradients that the file holds."""
+    forward = next(
+        file
+        for file in models.folder.of_kind("var_forward")
+        if file.name == gradients.name.replace("_grads", "_forward")
+    )
+    system, arrays = models.of(gradients), forward.arrays
+    schedule = system.transformer.learned_schedule
+    for name, given in gradients.info["losses"].items():
+        newest = given["prog_si"] + 1 if given["prog_si"] >= 0 else schedule.n_scales
+        run = losses_of(system.transformer, schedule, newest, given["label_smoothing"])
+        inputs = jnp.asarray(arrays["x_BLCv_wo_first_l"]), jnp.asarray(arrays["gt_indices"])
+        value, gradient = run(system.params, np.array(given["labels"]), *inputs, given["prog_wp"])
+        assert_close(value, given["loss"], WHOLE_MODEL, f"{name}: loss")
+        gradient = by_published_name(gradient, transformer_links(system.transformer, 0))
+        untouched = set(given["without_gradient"])
+        norms = given["grad_norm"]
+        assert_norms({k: v for k, v in gradient.items() if k in norms}, norms)
+        assert gradient.keys() == norms.keys() | untouched
+        for key, reference in gradients.arrays.items():
+            parameter = key.removeprefix(f"{name}/")
+            if parameter in gradient and parameter != key:
+                assert_close(gradient[parameter], reference, WHOLE_MODEL, f"{name}: gradient of {parameter}")
+
+
+def sampler_of(file, system, **settings) -> tuple[SamplerConfig, SamplerInputs]:
+    """The sampler of a file, greedy, with the release's guidance that grows with the scale."""
+    arrays, cfg = file.arrays, file.info["cfg"]
+    schedule, batch = system.transformer.learned_schedule, len(arrays["label_B"])
+    config = SamplerConfig(
+        system.transformer,
+        system.tokenizer,
+        schedule,
+        "logits" if cfg else "none",
+        decoder_dtype="float32",
+        **settings,
+    )
+    strengths = jnp.asarray(np.tile(guidance.strengths("pyramid", 1 + cfg, schedule.n_scales), (batch, 1)))
+    tau, top_p = jnp.zeros_like(strengths), jnp.ones(batch)
+    seeds = jnp.zeros(batch, jnp.uint32)
+    return config, SamplerInputs(*texts(arrays["label_B"]), seeds, strengths, tau, top_p)
+
+
+def drawn(config, system, inputs):
+    """Draws codes, and the picture of what was drawn."""
+    quantizer = quantizer_of_tokenizer(system.tokenizer, system.tokenizer_params, config.schedule.n_scales)
+    out = jax.jit(functools.partial(sampler.draw, config))(system.params, inputs, quantizer)
+    return out, lambda: sampler.make_sampler.__wrapped__(config)(
+        system.params, system.tokenizer_params, inputs
+    )
+
+
+def assert_picture(picture, file) -> None:
+    difference = np.asarray(picture).astype(int) - channels_last(file.arrays["image_u8"])
+    assert np.abs(difference).max() <= 1
+
+
+def test_sampling(sampling, models, monkeypatch):
+    """Codes of every scale, or mixes of them with the given noise; the sum of codes; the picture."""
+    arrays, info, system = sampling.arrays, sampling.info, models.of(sampling)
+    if not info["more_smooth"]:
+        config, inputs = sampler_of(sampling, system)
+        out, picture = drawn(config, system, inputs)
+        np.testing.assert_array_equal(joined(out.bits), arrays["indices"])
+        assert_close(out.running_sum_BHWd, channels_last(arrays["fhat"]), SINGLE_LAYER, "sum of codes")
+        assert_picture(picture(), sampling)
+        return
+    config, inputs = sampler_of(sampling, system, top_k=info["top_k"], smooth=True)
+    inputs = inputs._replace(
+        tau_BK=jnp.ones_like(inputs.tau_BK), top_p_B=jnp.full_like(inputs.top_p_B, info["top_p"] or 1.0)
+    )
+    offsets, noise = config.schedule.offsets, jnp.asarray(arrays["gumbel"])
+    given = lambda shape, seeds, scale: noise[:, offsets[scale] : offsets[scale + 1]]  # noqa: E731
+    monkeypatch.setattr(head_index, "gumbel", given)
+    out, picture = drawn(config, system, inputs)
+    shares = np.concatenate([np.asarray(x).reshape(len(x), -1, x.shape[-1]) for x in out.bits], 1)
+    assert np.abs(shares - arrays["probabilities"]).max() <= 1e-3
+    assert_close(out.running_sum_BHWd, channels_last(arrays["fhat"]), 1e-3, "sum of codes")
+    assert_picture(picture(), sampling)
+
+
+def test_editing(edit, models):
+    """Tokens of a given picture stay where the mask says, and the rest is drawn."""
+    arrays, system = edit.arrays, models.of(edit)
+    config, inputs = sampler_of(edit, system)
+    schedule = config.schedule
+    box, inpainting = edit.info["box_y0_x0_y1_x1"], edit.info["inpainting"]
+    mask = kept_tokens.outside_box(tuple(box), schedule.last, invert=not inpainting)
+    np.testing.assert_array_equal(mask, arrays["edit_mask"])
+    kept = kept_tokens.kept_by_scale(jnp.asarray(mask), schedule)
+    np.testing.assert_array_equal(joined(kept)[0], arrays["kept"])
+    given = tuple(map(jnp.asarray, split(arrays["input_indices"], schedule)))
+    inputs = inputs._replace(given=kept_tokens.given_tokens(given, kept))
+    out, picture = drawn(config, system, inputs)
+    expected = np.where(arrays["kept"].astype(bool), arrays["input_indices"], arrays["drawn"])
+    np.testing.assert_array_equal(joined(out.bits), expected)
+    assert_close(out.running_sum_BHWd, channels_last(arrays["fhat"]), SINGLE_LAYER, "sum of codes")
+    assert_picture(picture(), edit)
+
+
+def test_schedules(schedules):
+    """Rate and decay of many steps, where the release's schedule is one of ours; what is not decayed."""
+    holds = {"lin0": 0.05, "lin": 0.15, "lin00": 0.0}
+    seen = 0
+    for given in schedules.info["learning_rate"]:
+        if given["sche"] not in holds or given["warmup"] != round(given["warmup"]):
+            continue
+        config = optim.OptimConfig(
+            learning_rate=given["peak"],
+            warmup_steps=round(given["warmup"]),
+            warmup_start=given["wp0"],
+            schedule="linear",
+            hold=holds[given["sche"]],
+            final_fraction=given["wpe"],
+            weight_decay=given["wd"],
+            final_weight_decay=given["wd_end"],
+        )
+        rate = float(optim.learning_rate(config, given["max_it"])(given["it"]))
+        assert rate == pytest.approx(given["lr"], rel=1e-5), given
+        decay = float(optim.weight_decay(config, given["max_it"])(given["it"]))
+        assert decay == pytest.approx(given["weight_decay"], rel=1e-5), given
+        seen += 1
+    assert seen
+
+
+def test_what_is_decayed(schedules):
+    small = TransformerConfig(
+        layers=1, width=64, heads=2, bits=4, head="index", codes=8, positions="learned+scales:1-2",
+        condition="class", classes=3, text_channels=2, text_length=1,
+    )  # fmt: skip
+    for name, given in schedules.info["weight_decay_groups_of_depth_1"].items():
+        config = dataclasses.replace(small, adaln="own" if name == "own_aln" else "shared")
+        params = trained.transformer_shapes(config)
+        decayed = optim.decayed(params, not_a_kernel)
+        flat = {trees.parameter_name(path): x for path, x in jax.tree.leaves_with_path(decayed)}
+        ours = {True: set(), False: set()}
+        for link in transformer_links(config, 0):
+            if isinstance(link, Link):
+                ours[flat[link.ours[0]]].add(link.published)
+        assert ours == {True: set(given["decayed"]), False: set(given["not_decayed"])}, name
