@@ -157,7 +157,7 @@ def test_without_an_average_none_is_kept():
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"schedule": "linear"}, {"learning_rate": 0.0}, {"clip": -1.0}, {"b2": 1.0}, {"warmup_steps": -1}],
+    [{"schedule": "straight"}, {"learning_rate": 0.0}, {"clip": -1.0}, {"b2": 1.0}, {"warmup_steps": -1}],
 )
 def test_wrong_values_are_refused_by_name(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
