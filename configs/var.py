@@ -1,11 +1,12 @@
 """VAR (arXiv 2404.02905): pictures of a class by next-scale prediction of codes.
 
-    infinity-jax train --config configs/var.py:d16 --config.tokenizer=DIR --config.data.source=records:DIR --workdir DIR
+    infinity-jax train --config configs/var.py:d16 --config.tokenizer=DIR --config.data.source=folder:PATH \\
+        --config.text.classes=0 --workdir DIR
 
 Sizes: d16 d20 d24 d30 (256x256) and d36 (512x512), with the rates of the release's recipes (docs/spec_var.md section
-4). Captions are the names of classes: a folder of folders has them, `infinity-jax prepare --source tfds:imagenet2012`
-too. `:64px` is a small model for the bundled pictures, `:debug` runs two steps of a tiny one; both want the tokenizer
-of `configs/var_tokenizer.py` with the same argument.
+4). Captions are the names of classes, as of a folder of folders, and text.classes=0 takes them from there. `:64px` is a
+small model for the bundled pictures, `:debug` runs two steps of a tiny one; both want the tokenizer of
+`configs/var_tokenizer.py` with the same argument.
 """
 
 import dataclasses

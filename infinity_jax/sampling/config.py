@@ -88,6 +88,10 @@ class SamplerConfig:
         if self.smooth and not self.model.codes:
             raise UserError("smooth mixes codes of a codebook; this tokenizer has none, leave it off")
         self._check_unguided()
+        if self.pruning is not None and self.model.condition != "text":
+            raise UserError(
+                "pruning is for models of captions, whose blocks have three sub-layers; leave it off"
+            )
         if self.pruning is not None:
             self.pruning.check(self.schedule, n)
 

@@ -57,7 +57,8 @@ def decode(
     """Decodes float32 codes as `autoencoder.Decoder` with the parameters `params` does: float32, not clipped."""
     leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
     largest = largest_map(config, (codes_BHWd.shape[1], codes_BHWd.shape[2]), arithmetic.maps)
-    at_once = _in_strips if largest > memory.plain else _plain
+    # With attention each place sees all others, so that there are no strips: one picture after the other.
+    at_once = _plain if config.attention or largest <= memory.plain else _in_strips
 
     def on_device(codes_BHWd: jax.Array, *leaves: jax.Array) -> jax.Array:
         batch = len(codes_BHWd)

@@ -15,15 +15,25 @@ import pytest
 from helpers import paths
 from helpers.golden_cases import read_folder
 from helpers.golden_folder import SINGLE_LAYER, WHOLE_MODEL, GoldenFolder, assert_close, channels_last
-from helpers.golden_var import VarModels, phi_names, quantizer_of, schedule_of, texts
+from helpers.golden_var import (
+    VarModels,
+    assert_norms,
+    by_published_name,
+    drawn,
+    joined,
+    phi_names,
+    quantizer_of,
+    sampler_of,
+    schedule_of,
+    split,
+    texts,
+)
 
 from infinity_jax.checkpoints import trained
 from infinity_jax.config import TransformerConfig
 from infinity_jax.runtime import trees
-from infinity_jax.sampling import guidance, head_index, kept_tokens, sampler
+from infinity_jax.sampling import head_index, kept_tokens
 from infinity_jax.sampling.bits import DrawSettings
-from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
-from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import pyramid, vq
 from infinity_jax.tokenizer.autoencoder import AttentionBlock
 from infinity_jax.tokenizer.convolution import Arithmetic
@@ -65,38 +75,6 @@ def pytest_generate_tests(metafunc):
 @pytest.fixture(scope="module")
 def models(pytestconfig, tmp_path_factory) -> VarModels:
     return VarModels(var_folder(pytestconfig.getoption("golden")), tmp_path_factory.mktemp("converted"))
-
-
-def by_published_name(gradient, links) -> dict[str, np.ndarray]:
-    """A gradient in the form of the published parameters."""
-    flat = {trees.parameter_name(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(gradient)}
-    links = [link for link in links if isinstance(link, Link)]
-    rows = {link: slice(None) if link.layer is None else link.layer for link in links}
-    return {
-        link.published: link.to_published(tuple(flat[x][rows[link]] for x in link.ours)) for link in links
-    }
-
-
-def assert_norms(gradient: dict[str, np.ndarray], given: dict[str, float]) -> None:
-    """Compares the norm of every parameter's gradient with the release's."""
-    total = np.sqrt(sum(np.square(norm) for norm in given.values()))
-    assert gradient.keys() == given.keys()
-    for parameter, reference in given.items():
-        ours = np.linalg.norm(gradient[parameter].astype(np.float64))
-        # Where a gradient vanishes by itself, what is left is rounding of the others.
-        allowed = WHOLE_MODEL * reference + np.finfo(np.float32).eps * total
-        assert abs(ours - reference) <= allowed, f"{parameter}: norm {ours:.8g} instead of {reference:.8g}"
-
-
-def joined(symbols: tuple[jax.Array, ...]) -> np.ndarray:
-    """Symbols of all scales, one after the other, [B,L]."""
-    return np.concatenate([np.asarray(x).reshape(len(x), -1) for x in symbols], 1)
-
-
-def split(symbols_BL: np.ndarray, schedule: ScaleSchedule) -> tuple[np.ndarray, ...]:
-    """The inverse of `joined`."""
-    parts = np.split(symbols_BL, schedule.offsets[1:-1], 1)
-    return tuple(x.reshape(len(x), *size) for x, size in zip(parts, schedule.sizes, strict=True))
 
 
 def test_convolutions_of_scales(phis):
@@ -255,33 +233,6 @@ def test_gradients(gradients, models):
             parameter = key.removeprefix(f"{name}/")
             if parameter in gradient and parameter != key:
                 assert_close(gradient[parameter], reference, WHOLE_MODEL, f"{name}: gradient of {parameter}")
-
-
-def sampler_of(file, system, **settings) -> tuple[SamplerConfig, SamplerInputs]:
-    """The sampler of a file, greedy, with the release's guidance that grows with the scale."""
-    arrays, cfg = file.arrays, file.info["cfg"]
-    schedule, batch = system.transformer.learned_schedule, len(arrays["label_B"])
-    config = SamplerConfig(
-        system.transformer,
-        system.tokenizer,
-        schedule,
-        "logits" if cfg else "none",
-        decoder_dtype="float32",
-        **settings,
-    )
-    strengths = jnp.asarray(np.tile(guidance.strengths("pyramid", 1 + cfg, schedule.n_scales), (batch, 1)))
-    tau, top_p = jnp.zeros_like(strengths), jnp.ones(batch)
-    seeds = jnp.zeros(batch, jnp.uint32)
-    return config, SamplerInputs(*texts(arrays["label_B"]), seeds, strengths, tau, top_p)
-
-
-def drawn(config, system, inputs):
-    """Draws codes, and the picture of what was drawn."""
-    quantizer = quantizer_of_tokenizer(system.tokenizer, system.tokenizer_params, config.schedule.n_scales)
-    out = jax.jit(functools.partial(sampler.draw, config))(system.params, inputs, quantizer)
-    return out, lambda: sampler.make_sampler.__wrapped__(config)(
-        system.params, system.tokenizer_params, inputs
-    )
 
 
 def assert_picture(picture, file) -> None:

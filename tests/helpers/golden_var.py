@@ -6,15 +6,21 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from helpers.golden_folder import GoldenFile, GoldenFolder
+from helpers.golden_folder import WHOLE_MODEL, GoldenFile, GoldenFolder
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.config import LABEL_CHANNELS, TokenizerConfig, TransformerConfig
+from infinity_jax.runtime import trees
+from infinity_jax.sampling import guidance, sampler
+from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import vq
+from infinity_jax.tokenizer.model import quantizer_of as quantizer_of_tokenizer
 from infinity_jax.tools.convert.convert import main as convert
+from infinity_jax.tools.convert.links import Link
 from infinity_jax.transformer.conditions import digits
 
 
@@ -134,3 +140,62 @@ class VarModels:
         file.write_text(json.dumps(sections))
         convert(str(self.folder.path / f"{name}_fp16.safetensors"), kind, str(file), str(out))
         return checkpoint_folder.read_arrays(out / checkpoint_folder.WEIGHTS[kind])
+
+
+def by_published_name(gradient, links) -> dict[str, np.ndarray]:
+    """A gradient in the form of the published parameters."""
+    flat = {trees.parameter_name(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(gradient)}
+    links = [link for link in links if isinstance(link, Link)]
+    rows = {link: slice(None) if link.layer is None else link.layer for link in links}
+    return {
+        link.published: link.to_published(tuple(flat[x][rows[link]] for x in link.ours)) for link in links
+    }
+
+
+def assert_norms(gradient: dict[str, np.ndarray], given: dict[str, float]) -> None:
+    """Compares the norm of every parameter's gradient with the release's."""
+    total = np.sqrt(sum(np.square(norm) for norm in given.values()))
+    assert gradient.keys() == given.keys()
+    for parameter, reference in given.items():
+        ours = np.linalg.norm(gradient[parameter].astype(np.float64))
+        # Where a gradient vanishes by itself, what is left is rounding of the others.
+        allowed = WHOLE_MODEL * reference + np.finfo(np.float32).eps * total
+        assert abs(ours - reference) <= allowed, f"{parameter}: norm {ours:.8g} instead of {reference:.8g}"
+
+
+def joined(symbols: tuple[jax.Array, ...]) -> np.ndarray:
+    """Symbols of all scales, one after the other, [B,L]."""
+    return np.concatenate([np.asarray(x).reshape(len(x), -1) for x in symbols], 1)
+
+
+def split(symbols_BL: np.ndarray, schedule: ScaleSchedule) -> tuple[np.ndarray, ...]:
+    """The inverse of `joined`."""
+    parts = np.split(symbols_BL, schedule.offsets[1:-1], 1)
+    return tuple(x.reshape(len(x), *size) for x, size in zip(parts, schedule.sizes, strict=True))
+
+
+def sampler_of(file, system, **settings) -> tuple[SamplerConfig, SamplerInputs]:
+    """The sampler of a file, greedy, with the release's guidance that grows with the scale."""
+    arrays, cfg = file.arrays, file.info["cfg"]
+    schedule, batch = system.transformer.learned_schedule, len(arrays["label_B"])
+    config = SamplerConfig(
+        system.transformer,
+        system.tokenizer,
+        schedule,
+        "logits" if cfg else "none",
+        decoder_dtype="float32",
+        **settings,
+    )
+    strengths = jnp.asarray(np.tile(guidance.strengths("pyramid", 1 + cfg, schedule.n_scales), (batch, 1)))
+    tau, top_p = jnp.zeros_like(strengths), jnp.ones(batch)
+    seeds = jnp.zeros(batch, jnp.uint32)
+    return config, SamplerInputs(*texts(arrays["label_B"]), seeds, strengths, tau, top_p)
+
+
+def drawn(config, system, inputs):
+    """Draws codes, and the picture of what was drawn."""
+    quantizer = quantizer_of_tokenizer(system.tokenizer, system.tokenizer_params, config.schedule.n_scales)
+    out = jax.jit(functools.partial(sampler.draw, config))(system.params, inputs, quantizer)
+    return out, lambda: sampler.make_sampler.__wrapped__(config)(
+        system.params, system.tokenizer_params, inputs
+    )

@@ -12,7 +12,9 @@ import pytest
 from infinity_jax.config import TokenizerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tokenizer import pyramid, resize, vq
+from infinity_jax.tokenizer import decoder_memory, pyramid, resize, strips, vq
+from infinity_jax.tokenizer.autoencoder import Decoder
+from infinity_jax.tokenizer.convolution import Arithmetic
 from infinity_jax.tokenizer.model import Tokenizer, initial_variables, quantizer_of
 from infinity_jax.training import train_tokenizer
 from infinity_jax.training.tokenizer_step import TokenizerLossConfig
@@ -115,6 +117,17 @@ def test_pictures_come_from_the_quantiser_of_the_parameters(params):
     codes = pyramid.sum_of_codes(out.symbols, (4, 4), one)
     decoded = jax.jit(lambda p: module.apply({"params": p}, codes, method="decode"))(params)
     np.testing.assert_allclose(decoded, jnp.clip(made, -1, 1), atol=1e-5)
+
+
+@pytest.mark.parametrize("by_products", [False, True])
+def test_a_decoder_with_attention_decodes_large_maps_one_by_one(params, by_products):
+    """Not in strips: each place attends to all others; also where products over neighbours want strips of all maps."""
+    numbers = Arithmetic("float32", "float32", by_products)
+    codes = jnp.asarray(np.random.default_rng(1).normal(size=(3, 4, 4, 4)), jnp.float32)
+    nothing = decoder_memory.Memory(plain=0, held=0, strip=0)
+    decode = jax.jit(lambda p: strips.decode(CONFIG, p, codes, numbers, nothing))
+    plain = jax.jit(lambda p: Decoder(CONFIG).apply({"params": p}, codes))(params["decoder"])
+    np.testing.assert_allclose(decode(params["decoder"]), plain, atol=1e-5)
 
 
 @pytest.mark.parametrize(

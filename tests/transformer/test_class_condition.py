@@ -14,6 +14,7 @@ from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.sampling import head_index, sampler
 from infinity_jax.sampling.config import SamplerConfig
+from infinity_jax.sampling.token_pruning import named
 from infinity_jax.scales import make_schedule
 from infinity_jax.tokenizer import vq
 from infinity_jax.training import correction
@@ -123,6 +124,11 @@ def test_configs_that_cannot_be_are_refused(change, message):
     with pytest.raises(UserError) as refused:
         dataclasses.replace(MODEL, **change)
     assert message in str(refused.value)
+
+
+def test_pruning_is_refused():
+    with pytest.raises(UserError, match="pruning is for models of captions"):
+        dataclasses.replace(CONFIG, pruning=named("1:0.5", SCHEDULE, 2))
 
 
 def test_settings_for_indices_are_refused_with_bits():

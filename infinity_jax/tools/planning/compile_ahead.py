@@ -137,6 +137,11 @@ def _of_transformer(r: Request, values: Any, target: Target) -> _Planned:
     if r.sampler and r.microbatches:
         raise UserError("--microbatches is of the train step; leave it out with --sampler")
     model = from_dict(TransformerConfig, values.model, "model")
+    if model.condition != "text":
+        raise UserError(
+            f"compile knows models of captions alone yet, and the condition of this one is {model.condition!r}; the "
+            "programs of a run are compiled by `infinity-jax compile --warm`"
+        )
     model = dataclasses.replace(model, remat=model.remat if r.remat is None else r.remat)
     about, mesh, layout = _mesh(r, values, model, target)
     pictures: int = r.batch or (mesh.data * mesh.fsdp if r.sampler else values.train.batch_size)

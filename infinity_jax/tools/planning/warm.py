@@ -31,7 +31,7 @@ def main(config: Any, workdir: Path, topology: str, slices: int = 1) -> int:
 
 
 def _warm(config: Any, workdir: Path, devices: Any) -> int:
-    run = run_config.read_config(config, devices)
+    run = run_config.read_config(run_config.with_labels(config), devices)
     tokenizer = run_config.fitting_tokenizer(run, workdir)
     feed = run_config.feed_of(run, tokenizer, run_config.fitting_text_encoder(run))
     step, programs = train_transformer.step_of(run, feed), kept_programs.of_run(workdir, run.layout)

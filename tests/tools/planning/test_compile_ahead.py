@@ -268,6 +268,17 @@ def test_mistakes_end_with_code_2(in_this_process, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
+def test_models_of_labels_are_refused(in_this_process, capsys, tmp_path):
+    labels = tmp_path / "labels.py"
+    labels.write_text(
+        CONFIG.replace(
+            "text_channels=128, text_length=8", "text_channels=2, text_length=1, condition='class', classes=3"
+        )
+    )
+    assert in_this_process("--config", str(labels), "--topology", "cpu:4") == 2
+    assert "compile knows models of captions alone yet" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("mix", ["1:1=x", "1:1=0", "3:2=-1"])
 def test_shares_of_aspect_ratios_are_positive_numbers(in_this_process, capsys, mix):
     with pytest.raises(SystemExit) as end:
