@@ -275,7 +275,7 @@ def test_models_of_labels_are_refused(in_this_process, capsys, tmp_path):
             "text_channels=128, text_length=8", "text_channels=2, text_length=1, condition='class', classes=3"
         )
     )
-    assert in_this_process("--config", str(labels), "--topology", "cpu:4") == 2
+    assert in_this_process("--config", str(labels), "--topology", "cpu:1", "--mesh", "data=1") == 2
     assert "compile knows models of captions alone yet" in capsys.readouterr().err
 
 
