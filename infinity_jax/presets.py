@@ -11,7 +11,24 @@ from typing import Any
 from infinity_jax.config import LABEL_CHANNELS, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 
-# Tokenizers by name. All but d14_stride8_patchify have stride 16.
+
+def _bsq_vit(bits: int, side: int = 256, **quantizer: Any) -> TokenizerConfig:
+    """Makes a published BSQ-ViT: patches of 8 pixels, 12 + 12 blocks (docs/spec_bsq_vit.md section 1)."""
+    return TokenizerConfig(
+        bits=bits,
+        base_width=768,
+        multipliers=(1,),
+        encoder_blocks=12,
+        decoder_blocks=12,
+        pixel_patch=8,
+        architecture="vit",
+        side=side,
+        scaled_gradient=True,
+        **quantizer,
+    )
+
+
+# Tokenizers by name. Infinity's and VAR's have stride 16, d14_stride8_patchify and BSQ-ViT's 8.
 TOKENIZERS: Mapping[str, TokenizerConfig] = MappingProxyType(
     {f"d{bits}": TokenizerConfig(bits=bits) for bits in (14, 16, 18, 20, 24, 32, 64)}
     | {"d14_stride8_patchify": TokenizerConfig(bits=14, multipliers=(1, 2, 4, 4), patchify=2)}
@@ -25,6 +42,15 @@ TOKENIZERS: Mapping[str, TokenizerConfig] = MappingProxyType(
             attention=True,
             latent_kernel=3,
         )
+    }
+    # BSQ-ViT's (arXiv 2406.07548); "l24sq" has the lattice of arXiv 2512.14697 for a codebook.
+    | {
+        "bsqvit-128": _bsq_vit(18, 128),
+        "bsqvit-b18": _bsq_vit(18),
+        "bsqvit-b36": _bsq_vit(36),
+        "bsqvit-l24sq": _bsq_vit(
+            24, quantizer="vq", codes=196_560, phis=0, phi_share=0.0, by_cosine=True, sphere=True
+        ),
     }
 )
 

@@ -42,7 +42,7 @@ VAR_PRESETS = {
 }
 # "32px_of_64px": the first scales of "64px", up to 32 pixels. A name like any other preset's, for stages and folders.
 _FIRST_SCALES = "px_of_"
-_SIDES = re.compile(r"[1-9]\d{0,3}(-[1-9]\d{0,3})+")
+_SIDES = re.compile(r"[1-9]\d{0,3}(-[1-9]\d{0,3})*")
 # Every size 1..16, then coarser steps: what the tokenizer trains on (docs/spec.md section 2).
 _DENSE_SIZES = (*range(1, 17), 20, 24, 28, 32, 40, 48, 56, 64)
 
@@ -155,7 +155,7 @@ def make_schedule(preset: str, aspect_ratio: str = "1:1") -> ScaleSchedule:
     Args:
       preset: a name of `BUDGETS` or `SMALL_BUDGETS` (any of the 15 aspect ratios), or of `SMALL_PRESETS` or
         `VAR_PRESETS` (square only); the first scales of a small preset, with its positions, as a budget has those of
-        Table 10: "32px_of_64px"; or the sides of square scales: "1-2-3-5-8".
+        Table 10: "32px_of_64px"; or the sides of square scales: "1-2-3-5-8", or "32".
       aspect_ratio: "height:width".
     Raises:
       UserError: unknown preset or ratio; it names those that exist.

@@ -5,7 +5,7 @@ Files under `configs/` give an ml_collections.ConfigDict; `config_files.from_dic
 
 from infinity_jax.config.checks import DTYPES, WEIGHT_DTYPES, check_choice, nearest
 from infinity_jax.config.sampling import GUIDANCE, SampleConfig
-from infinity_jax.config.tokenizer import BINARY, TOKENIZER_REMAT, VECTOR, TokenizerConfig
+from infinity_jax.config.tokenizer import BINARY, TOKENIZER_REMAT, VECTOR, VIT, TokenizerConfig
 from infinity_jax.config.transformer import (
     ADALN,
     ATTENTION,
@@ -37,6 +37,7 @@ __all__ = [
     "REMAT",
     "TOKENIZER_REMAT",
     "VECTOR",
+    "VIT",
     "WEIGHT_DTYPES",
     "SampleConfig",
     "TextConfig",

@@ -24,8 +24,10 @@ _NESTINGS: Mapping[str, Sequence[tuple[str, ...]]] = {
         ("trainer", "gpt_ema_fsdp"),
         ("trainer", "var_wo_ddp"),
     ),
-    "tokenizer": (("vae",), ("ema",), ("trainer", "vae_local")),
+    # BSQ-ViT's averaged parameters first, as its release loads them.
+    "tokenizer": (("vae",), ("ema",), ("trainer", "vae_local"), ("ema_state_dict",), ("state_dict",)),
 }
+_PREFIX = "module."
 
 
 class TensorFiles(dict[str, LazyTensor]):
@@ -33,12 +35,14 @@ class TensorFiles(dict[str, LazyTensor]):
 
     Attributes:
       nesting: the keys under which a single torch file keeps them; None where there are no such keys.
-      prefix: "module." if that stood before every name, else ""; the names here are without it.
+      prefix: "module.", once or several times, if that stood before every name, else ""; the names here are without it.
     """
 
     def __init__(self, tensors: Mapping[str, LazyTensor], nesting: tuple[str, ...] | None = None) -> None:
         self.nesting = nesting
-        self.prefix = "module." if all(name.startswith("module.") for name in tensors) and tensors else ""
+        self.prefix = ""
+        while tensors and all(name.startswith(self.prefix + _PREFIX) for name in tensors):
+            self.prefix += _PREFIX
         super().__init__({name.removeprefix(self.prefix): tensor for name, tensor in tensors.items()})
 
 

@@ -37,9 +37,12 @@ def to_codes(
     return jnp.where(bits.astype(bool), size, -size).astype(jnp.float32)
 
 
-def straight_through(z: Float[Array, "... d"], quantizer: str) -> Float[Array, "... d"]:
-    """Quantises z with the gradient of the identity (paper section 3.2)."""
-    return z + jax.lax.stop_gradient(to_codes(to_bits(z), quantizer) - z)
+def straight_through(
+    z: Float[Array, "... d"], quantizer: str, scaled_gradient: bool = False
+) -> Float[Array, "... d"]:
+    """Quantises z with the gradient of the identity (paper section 3.2), or with that times the size of a code."""
+    passed = z * code_size(z.shape[-1], quantizer) if scaled_gradient else z
+    return passed + jax.lax.stop_gradient(to_codes(to_bits(z), quantizer) - passed)
 
 
 @flax.struct.dataclass
@@ -48,9 +51,11 @@ class BinaryQuantizer:
 
     Attributes:
       name: "bsq" or "lfq".
+      scaled_gradient: see `straight_through`.
     """
 
     name: str = flax.struct.field(pytree_node=False, default="bsq")
+    scaled_gradient: bool = flax.struct.field(pytree_node=False, default=False)
 
     def project(self, residual: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Projects a residual for its sign to be taken, see `project`."""
@@ -65,8 +70,8 @@ class BinaryQuantizer:
         return to_codes(symbols, self.name)
 
     def straight_through(self, z: Float[Array, "... d"]) -> Float[Array, "... d"]:
-        """Quantises z with the gradient of the identity, see `straight_through`."""
-        return straight_through(z, self.name)
+        """Quantises z with a gradient, see `straight_through`."""
+        return straight_through(z, self.name, self.scaled_gradient)
 
     def add(
         self, running_sum_BHWd: Float[Array, "B H W d"], codes_BhwD: Float[Array, "B h w d"], scale: int

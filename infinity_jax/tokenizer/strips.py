@@ -20,14 +20,15 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, PyTree
 
-from infinity_jax.config import TokenizerConfig
+from infinity_jax.config import VIT, TokenizerConfig
 from infinity_jax.runtime.devices import on_each_device
 from infinity_jax.runtime.sharding import traced_layout, tracing
-from infinity_jax.tokenizer import group_norm, strip_rows
-from infinity_jax.tokenizer.autoencoder import Decoder, decoder_layers, from_patches
+from infinity_jax.tokenizer import group_norm, strip_rows, vit
+from infinity_jax.tokenizer.autoencoder import decoder_layers, from_patches
 from infinity_jax.tokenizer.convolution import Arithmetic, before_doubling, convolve, convolve_doubled
 from infinity_jax.tokenizer.decoder_memory import Memory
 from infinity_jax.tokenizer.group_norm import Moments, Norm
+from infinity_jax.tokenizer.halves import networks_of
 from infinity_jax.tokenizer.strip_rows import Row
 
 Shape = tuple[int, ...]
@@ -35,7 +36,10 @@ Shape = tuple[int, ...]
 
 def largest_map(config: TokenizerConfig, size: tuple[int, int], maps: str) -> int:
     """Counts the bytes of the decoder's largest map, of dtype `maps`, for one picture of `size` tokens."""
-    most = max(layer.width * 4**layer.doublings for layer in decoder_layers(config)[:-1])
+    if config.architecture == VIT:
+        most = vit.largest_map_channels(config)
+    else:
+        most = max(layer.width * 4**layer.doublings for layer in decoder_layers(config)[:-1])
     return most * math.prod(size) * jnp.dtype(maps).itemsize
 
 
@@ -58,7 +62,8 @@ def decode(
     leaves, tree = jax.tree.flatten(jax.tree.map(jnp.asarray, params))
     largest = largest_map(config, (codes_BHWd.shape[1], codes_BHWd.shape[2]), arithmetic.maps)
     # With attention each place sees all others, so that there are no strips: one picture after the other.
-    at_once = _plain if config.attention or largest <= memory.plain else _in_strips
+    whole_maps = config.attention or config.architecture == VIT
+    at_once = _plain if whole_maps or largest <= memory.plain else _in_strips
 
     def on_device(codes_BHWd: jax.Array, *leaves: jax.Array) -> jax.Array:
         batch = len(codes_BHWd)
@@ -78,7 +83,8 @@ def _plain(
     config: TokenizerConfig, params: PyTree, arithmetic: Arithmetic, _: Memory, codes_BHWd: jax.Array
 ) -> jax.Array:
     with tracing(None):  # within one device there is no mesh
-        return jnp.asarray(Decoder(config, parent=None).apply({"params": params}, codes_BHWd, arithmetic))
+        decoder: Any = networks_of(config)[1](config, parent=None)
+        return decoder.apply({"params": params}, codes_BHWd, arithmetic)
 
 
 def _in_strips(

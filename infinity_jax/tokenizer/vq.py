@@ -40,18 +40,25 @@ class VectorQuantizer:
       phis: which of them each scale uses, see `phi_of_scale`.
       share: r: codes become (1 - r) * codes + r * convolved ones; 0 leaves them as they are.
       by_cosine: choose the code by its direction instead of its distance.
+      sphere: features and codes are scaled to unit length first.
     """
 
     codebook_VZ: Float[Array, "V Z"]
-    phi_kernels: Float[Array, "P 3 3 Z Z"]
-    phi_biases: Float[Array, "P Z"]
-    phis: tuple[int, ...] = flax.struct.field(pytree_node=False)
+    phi_kernels: Float[Array, "P 3 3 Z Z"] | None = None
+    phi_biases: Float[Array, "P Z"] | None = None
+    phis: tuple[int, ...] = flax.struct.field(pytree_node=False, default=())
     share: float = flax.struct.field(pytree_node=False, default=0.5)
     by_cosine: bool = flax.struct.field(pytree_node=False, default=False)
+    sphere: bool = flax.struct.field(pytree_node=False, default=False)
+
+    @property
+    def codes_VZ(self) -> Float[Array, "V Z"]:
+        """The codes as they are looked up."""
+        return _unit(self.codebook_VZ) if self.sphere else self.codebook_VZ
 
     def project(self, residual: Float[Array, "... Z"]) -> Float[Array, "... Z"]:
-        """Leaves residuals as they are."""
-        return residual
+        """Leaves residuals as they are, or scales them to unit length."""
+        return _unit(residual) if self.sphere else residual
 
     def choose(self, z: Float[Array, "*n Z"]) -> Int32[Array, " *n"]:
         """Finds the nearest code of each residual, of equally near ones the first."""
@@ -59,15 +66,15 @@ class VectorQuantizer:
         if self.by_cosine:
             cosines = jnp.matmul(_unit(z), _unit(self.codebook_VZ).T, precision=precision)
             return jnp.argmax(cosines, -1).astype(jnp.int32)
-        products = jnp.matmul(z, self.codebook_VZ.T, precision=precision)
-        distances = jnp.square(self.codebook_VZ).sum(-1) - 2 * products
+        products = jnp.matmul(z, self.codes_VZ.T, precision=precision)
+        distances = jnp.square(self.codes_VZ).sum(-1) - 2 * products
         return jnp.argmin(distances, -1).astype(jnp.int32)
 
     def look_up(self, symbols: Int32[Array, " *n"] | Float[Array, "*n V"]) -> Float[Array, "*n Z"]:
         """Picks the codes of numbers, or mixes all of them by their shares."""
         if jnp.issubdtype(symbols.dtype, jnp.floating):
-            return jnp.matmul(symbols, self.codebook_VZ, precision=jax.lax.Precision.HIGHEST)
-        return self.codebook_VZ[symbols]
+            return jnp.matmul(symbols, self.codes_VZ, precision=jax.lax.Precision.HIGHEST)
+        return self.codes_VZ[symbols]
 
     def refined(
         self, codes_BhwZ: Float[Array, "B h w Z"], size: tuple[int, int], scale: int
@@ -76,6 +83,7 @@ class VectorQuantizer:
         x = resize.bicubic(codes_BhwZ, size)
         if self.share == 0:
             return x
+        assert self.phi_kernels is not None and self.phi_biases is not None
         number = self.phis[scale]
         convolved = jax.lax.conv_general_dilated(
             x,
@@ -112,6 +120,7 @@ def quantise(
     It is the mean over the scales of commitment * mse(sum without gradient, features) + mse(sum, features without
     gradient). The running sum's own gradient goes to the features alone, as if it were them.
     """
+    features_BHWZ = quantizer.project(features_BHWZ)
     fixed = jax.lax.stop_gradient(features_BHWZ)
     running_sum, symbols, losses = jnp.zeros_like(fixed), [], []
     for k, size in enumerate(schedule.sizes):

@@ -11,7 +11,7 @@ import math
 import jax
 
 from infinity_jax.checkpoints.trained import tokenizer_shapes, transformer_shapes
-from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config import VIT, TokenizerConfig, TransformerConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import decoder_layers
 
@@ -95,6 +95,8 @@ def decoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
     Args:
       size: (height, width) in tokens of the tokenizer.
     """
+    if config.architecture == VIT:
+        return _vit_flops(config, "decoder", size)
     whole, places = tokenizer_shapes(config), math.prod(size)
     params, total = whole["decoder"], _latent_flops(config, size)
     for layer in decoder_layers(config):
@@ -112,6 +114,8 @@ def encoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
     Args:
       size: (height, width) in tokens of the tokenizer.
     """
+    if config.architecture == VIT:
+        return _vit_flops(config, "encoder", size)
     params = tokenizer_shapes(config)["encoder"]
     coarsest, total = len(config.encoder_widths) - 1, _latent_flops(config, size)
     if config.attention:
@@ -126,6 +130,16 @@ def encoder_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:
             halvings = int(layer.split("_")[1]) + layer.endswith("downsample")
         total += 2 * math.prod(kernel.shape) * math.prod(size) * 4 ** (coarsest - halvings)
     return total
+
+
+def _vit_flops(config: TokenizerConfig, half: str, size: tuple[int, int]) -> int:
+    """Counts a ViT's linear maps, of which there is one for each token, and the products of its attention."""
+    width = config.encoder_widths[0] if half == "encoder" else config.decoder_widths[0]
+    layers = config.encoder_blocks if half == "encoder" else config.decoder_blocks
+    leaves = jax.tree_util.tree_leaves_with_path(tokenizer_shapes(config)[half])
+    kernels = sum(math.prod(leaf.shape) for path, leaf in leaves if path[-1].key == "kernel")
+    places = math.prod(size)
+    return 2 * kernels * places + layers * _attention_flops(width, places)
 
 
 def _attention_flops(width: int, places: int) -> int:

@@ -32,6 +32,7 @@ class OptimConfig(Checked):
       drop_at: where the rate drops, as a fraction of the run's steps.
       b1, b2: AdamW's betas.
       weight_decay: decoupled decay, times the learning rate, of the parameters that are decayed.
+      decay_all: every parameter is decayed, also biases, norms, embeddings and positions.
       final_weight_decay: what it becomes by half a cosine at the run's last step; negative keeps it.
       clip: largest global norm of the gradients.
       ema_decay: decay of the parameters' moving average; 0 means that none is kept.
@@ -51,6 +52,7 @@ class OptimConfig(Checked):
     b1: ShareBelowOne = 0.9
     b2: ShareBelowOne = 0.97
     weight_decay: Weight = 0.01
+    decay_all: bool = False
     final_weight_decay: Annotated[float, Range(-1, 1e3)] = -1.0
     clip: Positive = 5.0
     ema_decay: ShareBelowOne = 0.999
@@ -143,7 +145,7 @@ def make_optimiser(
             b1,
             b2,
             weight_decay=decay,
-            mask=lambda params: decayed(params, no_decay),
+            mask=None if config.decay_all else lambda params: decayed(params, no_decay),
             mu_dtype=config.first_moment_dtype,
         )
 

@@ -1,5 +1,6 @@
 """The quantiser's own loss: commitment and entropy penalty (paper section 3.2, docs/spec.md section 2)."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -12,10 +13,30 @@ from infinity_jax.metrics.efficientnet import EfficientNetLite0
 from infinity_jax.tokenizer import bsq
 
 INVERSE_TEMPERATURE = 100.0
-COMMITMENT_WEIGHT = 0.25
-ENTROPY_WEIGHT = 0.1
 # Past this a table of all codes fits no memory; the paper's Table 3 stops earlier still.
 _LARGEST_TABLE_BITS = 24
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizerWeights:
+    """What the quantiser's loss is made of; docs/spec.md section 2, and of BSQ-ViT docs/spec_bsq_vit.md section 2.
+
+    Attributes:
+      commitment: weight of the mean squared distance from codes.
+      entropy: weight of the entropies, over the inverse temperature.
+      inverse_temperature: how hard the bits are whose entropy it is.
+      gamma: weight of the codebook's entropy, which is rewarded, beside that of a token, which is punished.
+      group: of BSQ: bits counted as one code, see `bsq_entropies`. LFQ counts all bits as one.
+    """
+
+    commitment: float = 0.25
+    entropy: float = 0.1
+    inverse_temperature: float = INVERSE_TEMPERATURE
+    gamma: float = 1.0
+    group: int = 1
+
+
+INFINITY = QuantizerWeights()
 
 
 def _entropy(p: jax.Array, one_minus_p: jax.Array) -> jax.Array:
@@ -115,33 +136,31 @@ def _all_codes(d: int) -> jax.Array:
 def quantizer_loss(
     z: Float[Array, "*n d"],
     quantizer: str,
-    gamma: float = 1.0,
-    entropy_group: int = 1,
+    weights: QuantizerWeights = INFINITY,
     kept_B: Bool[Array, " B"] | None = None,
 ) -> Float[Array, ""]:
-    """Loss of one scale: 0.25 * commitment + 0.1 * entropy / inverse temperature (docs/spec.md section 2).
+    """Loss of one scale: commitment + weight * entropy / inverse temperature (docs/spec.md section 2).
 
     Args:
       z: float32 [..., d], the projected residuals.
-      gamma: weight of the codebook's entropy, which is rewarded.
-      entropy_group: of BSQ: see `bsq_entropies`. LFQ counts all bits as one code.
       kept_B: which pictures count, B of them along the first axis of z; None is all. Without any the loss is finite.
     Raises:
       UserError: the entropy's table is too large, or the group does not fit.
     """
-    if quantizer == "lfq" and entropy_group != 1:
+    if quantizer == "lfq" and weights.group != 1:
         raise UserError(
-            f"entropy_group {entropy_group} is for quantizer 'bsq'; LFQ's entropy is over all codes, leave it at 1"
+            f"entropy_group {weights.group} is for quantizer 'bsq'; LFQ's entropy is over all codes, leave it at 1"
         )
     codes = jax.lax.stop_gradient(bsq.to_codes(bsq.to_bits(z), quantizer))
     d = z.shape[-1]
     commitment = jnp.mean(_mean(((z - codes) ** 2).reshape(-1, d), kept_B))
+    inverse_temperature = weights.inverse_temperature
     if quantizer == "bsq":
-        per_sample, codebook = bsq_entropies(z, group=entropy_group, kept_B=kept_B)
+        per_sample, codebook = bsq_entropies(z, inverse_temperature, weights.group, kept_B)
     else:
-        per_sample, codebook = lfq_entropies(z, kept_B=kept_B)
-    entropy = per_sample - gamma * codebook
-    return COMMITMENT_WEIGHT * commitment + ENTROPY_WEIGHT * entropy / INVERSE_TEMPERATURE
+        per_sample, codebook = lfq_entropies(z, inverse_temperature, kept_B)
+    entropy = per_sample - weights.gamma * codebook
+    return weights.commitment * commitment + weights.entropy * entropy / inverse_temperature
 
 
 # Strides 2, 4, 8. Deeper layers of a 64x64 picture are 4x4 and smaller: they know what, not where. The weights

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -16,7 +14,7 @@ from infinity_jax.checkpoints import origin
 from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.checkpoints.trained import tokenizer_variables
 from infinity_jax.config import VECTOR, TokenizerConfig
-from infinity_jax.config_files import from_dict, numbers_by_name
+from infinity_jax.config_files import numbers_by_name
 from infinity_jax.data import batches, resolutions, sources
 from infinity_jax.data.augmentation import Augmentation
 from infinity_jax.data.resolutions import PictureConfig, ResolutionMix
@@ -34,20 +32,19 @@ from infinity_jax.metrics.lpips import (
     load_lpips,
     lpips_distance,
 )
-from infinity_jax.runtime import global_batch, memory, seeds, sharding
+from infinity_jax.runtime import global_batch, memory, sharding
 from infinity_jax.runtime.compiled_step import BatchShapes
 from infinity_jax.runtime.sharding import Layout
 from infinity_jax.tokenizer.model import Tokenizer, initial_variables
 from infinity_jax.training import config as train_config
 from infinity_jax.training import loop, optim, sections, start, summary
 from infinity_jax.training import state as train_state
-from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
+from infinity_jax.training.adversary import Adversary, adversary_of, check_sides, with_adversary
 from infinity_jax.training.hooks import tokenizer_hooks
 from infinity_jax.training.state import TrainState, TrainStep
 from infinity_jax.training.tokenizer_losses import efficientnet_feature_loss
 from infinity_jax.training.tokenizer_step import (
     ADVERSARIAL,
-    Adversary,
     FeatureLoss,
     TokenizerLossConfig,
     TrainingScales,
@@ -78,6 +75,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     layout = sharding.layout_from_config(read_sections["mesh"])
     mix, scales_of = resolutions_of(data, model, loss, train)
     adversary = adversary_of(config, optim_config, train, len(source))
+    check_sides(adversary, mix.sides)
     for size in mix.batch_sizes:
         layout.batch(size)  # refuses one that the mesh cannot split
     # The encoder's first map, of the largest batch.
@@ -259,42 +257,3 @@ def feature_loss(loss: TokenizerLossConfig, model: TokenizerConfig, lpips: Any =
         )
     dtype, remat = model.compute_dtype, model.remat != "none"
     return lambda image, made: lpips_distance(lpips, image, made, dtype, remat).mean()
-
-
-def adversary_of(
-    config: Any, tokenizer_optim: optim.OptimConfig, train: train_config.TokenizerTrainConfig, examples: int
-) -> Adversary | None:
-    """Reads the adversary of a config, if it trains with one, for a data set of so many examples.
-
-    The discriminator trains as the tokenizer does, with its share of the run's rate at every step and no average.
-    """
-    if not train.adversarial:
-        return None
-    values = dict(config.get("discriminator", {}))
-    for name in values.keys() & {"start_step", "ramp_steps"}:
-        values[name] = train_config.in_steps(
-            values[name], steps=train.steps, batch_size=train.batch_size, examples=examples
-        )
-    discriminator = from_dict(DiscriminatorConfig, values, "discriminator")
-    rate = tokenizer_optim.learning_rate * discriminator.learning_rate_factor
-    own = dataclasses.replace(tokenizer_optim, learning_rate=rate, ema_decay=0.0)
-    return Adversary(discriminator, optim.make_optimiser(own, train.steps, start=discriminator.start_step))
-
-
-def with_adversary(step: TrainStep, adversary: Adversary, side: int, seed: int) -> TrainStep:
-    """Adds a discriminator's own state to that of the step, for pictures from `side` x `side` pixels on."""
-
-    def variables():
-        key = seeds.stream(jax.random.key(seed), "discriminator", 0)
-        return Discriminator(adversary.config).init(key, jnp.zeros((1, side, side, 3)))["params"]
-
-    new_opponent, shardings = train_state.new_state(variables, adversary.optimiser, False, step.layout)
-
-    def new_state() -> TrainState:
-        # Its steps are skipped together with the tokenizer's, whose state counts them.
-        return dataclasses.replace(
-            step.new_state(), adversary=dataclasses.replace(new_opponent(), skipped=None)
-        )
-
-    both = dataclasses.replace(step.shardings, adversary=dataclasses.replace(shardings, skipped=None))
-    return dataclasses.replace(step, new_state=new_state, shardings=both)

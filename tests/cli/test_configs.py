@@ -24,6 +24,8 @@ ARGUMENTS = (
     ":tokenizer_debug",
     ":64px",
     ":d36",
+    ":b36",
+    ":128",
 )
 GRIDS = [name for name in config_files.packed() if name.startswith(("sweeps/", "ablations/"))]
 CONFIGS = [name for name in config_files.packed() if name not in GRIDS]
@@ -51,7 +53,7 @@ CASES = dict(cases())
 
 def test_all_config_files_are_tried():
     assert (
-        {path.partition(":")[0] for path in CASES} == set(CONFIGS) and len(CONFIGS) == 13 and len(GRIDS) == 7
+        {path.partition(":")[0] for path in CASES} == set(CONFIGS) and len(CONFIGS) == 14 and len(GRIDS) == 7
     )
     assert {"t2i_progressive:debug", "emoji:index", "tokenizer:stage2", "pods/v5e_256:4.7b,0.25M"} <= set(
         CASES

@@ -24,16 +24,16 @@ from infinity_jax.scales import make_schedule
 from infinity_jax.tokenizer.model import Tokenizer, initial_variables
 from infinity_jax.training import optim
 from infinity_jax.training import state as train_state
+from infinity_jax.training.adversary import Adversary, with_adversary
 from infinity_jax.training.discriminator import DiscriminatorConfig
 from infinity_jax.training.state import TrainStep
 from infinity_jax.training.tokenizer_step import (
     ADVERSARIAL,
-    Adversary,
     TokenizerLossConfig,
     TrainingScales,
     make_train_step,
 )
-from infinity_jax.training.train_tokenizer import feature_loss, with_adversary
+from infinity_jax.training.train_tokenizer import feature_loss
 
 TOKENIZER = Tokenizer(
     TokenizerConfig(bits=8, base_width=32, multipliers=(1, 2), encoder_blocks=1, decoder_blocks=1)

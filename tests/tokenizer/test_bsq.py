@@ -11,6 +11,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import bsq, pyramid
 from infinity_jax.training import tokenizer_losses
+from infinity_jax.training.tokenizer_losses import QuantizerWeights
 
 SCHEDULE = ScaleSchedule(((1, 1), (2, 3), (4, 5), (7, 9)), (7, 9))
 
@@ -69,9 +70,9 @@ def test_groups_of_dependent_bits_have_less_entropy():
 @pytest.mark.parametrize("group", [0, 3, 5, 32])
 def test_a_group_that_does_not_fit_the_bits_is_refused(group):
     with pytest.raises(UserError, match="use one of 1, 2, 4, 8, 16"):
-        tokenizer_losses.quantizer_loss(jnp.ones((2, 32)), "bsq", entropy_group=group)
+        tokenizer_losses.quantizer_loss(jnp.ones((2, 32)), "bsq", QuantizerWeights(group=group))
     with pytest.raises(UserError, match="leave it at 1"):
-        tokenizer_losses.quantizer_loss(jnp.ones((2, 8)), "lfq", entropy_group=group)
+        tokenizer_losses.quantizer_loss(jnp.ones((2, 8)), "lfq", QuantizerWeights(group=group))
 
 
 def test_lfq_entropy_equals_the_brute_force_table():

@@ -7,7 +7,12 @@ import numpy as np
 import pytest
 
 from infinity_jax.training import tokenizer_losses
-from infinity_jax.training.tokenizer_losses import bsq_entropies, lfq_entropies, quantizer_loss
+from infinity_jax.training.tokenizer_losses import (
+    QuantizerWeights,
+    bsq_entropies,
+    lfq_entropies,
+    quantizer_loss,
+)
 
 BITS = 4
 CODES = np.array(list(itertools.product([-1.0, 1.0], repeat=BITS)))
@@ -54,7 +59,7 @@ def test_entropies_of_lfq(z_BhwD):
 @pytest.mark.parametrize(("quantizer", "group"), [("bsq", 1), ("bsq", 2), ("bsq", 4), ("lfq", 1)])
 @pytest.mark.parametrize("gamma", [1.0, 0.5])
 def test_the_loss_is_commitment_and_entropy(z_BhwD, quantizer, group, gamma):
-    found = quantizer_loss(jnp.float32(z_BhwD), quantizer, gamma, group)
+    found = quantizer_loss(jnp.float32(z_BhwD), quantizer, QuantizerWeights(gamma=gamma, group=group))
     expected = loss(z_BhwD, quantizer, gamma, BITS if quantizer == "lfq" else group)
     # The entropies' part is about 0.001 of 0.06 (bsq) or 0.25 (lfq).
     np.testing.assert_allclose(found, expected, rtol=3e-6)

@@ -16,11 +16,11 @@ from infinity_jax.scales import dense_schedule
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.training import optim
 from infinity_jax.training import state as train_state
+from infinity_jax.training.adversary import Adversary
 from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.training.tokenizer_losses import quantizer_loss
 from infinity_jax.training.tokenizer_step import (
     ADVERSARIAL,
-    Adversary,
     TokenizerLossConfig,
     TrainingScales,
     make_train_step,

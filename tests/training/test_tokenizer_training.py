@@ -19,12 +19,12 @@ from infinity_jax.tokenizer import model
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.training import discriminator, optim, train_tokenizer
 from infinity_jax.training import state as train_state
+from infinity_jax.training.adversary import Adversary, with_adversary
 from infinity_jax.training.discriminator import Discriminator, DiscriminatorConfig
 from infinity_jax.training.state import TrainStep
 from infinity_jax.training.tokenizer_losses import quantizer_loss
 from infinity_jax.training.tokenizer_step import (
     ADVERSARIAL,
-    Adversary,
     TokenizerLossConfig,
     TrainingScales,
     make_train_step,
@@ -56,7 +56,7 @@ def adversarial(config: DiscriminatorConfig, loss=PLAIN_LOSS):
     )
     scales = {SIDE: TrainingScales(dense_schedule(4))}
     function = make_train_step(TOKENIZER, loss, OPTIM, optimiser, scales, l1_of_means, adversary)
-    step = train_tokenizer.with_adversary(TrainStep(function, *new_state, layout), adversary, SIDE, 0)
+    step = with_adversary(TrainStep(function, *new_state, layout), adversary, SIDE, 0)
     return jax.jit(function), jax.jit(step.new_state)()
 
 

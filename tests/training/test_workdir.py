@@ -11,7 +11,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.training import run_config, start
 
 RUN: Any = mock.NonCallableMock(spec=run_config.RunConfig)
-RUN.tokenizer, RUN.model, RUN.data = "bundled", mock.Mock(bits=32), mock.Mock(scales="64px")
+RUN.tokenizer, RUN.model, RUN.data = "bundled", mock.Mock(bits=32, codes=0), mock.Mock(scales="64px")
 
 
 def test_a_second_run_in_a_workdir_is_refused_by_name(tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from infinity_jax import config_files, scales
-from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig
+from infinity_jax.config import VIT, SampleConfig, TokenizerConfig, TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import reading
@@ -47,6 +47,8 @@ def resolve_config(name_or_file: str, kind: str) -> ResolvedConfig:
     usual: dict[str, Any] = {"scales": "1M"}
     if isinstance(model, TransformerConfig):
         usual = Preset(model).sections()
+    elif model.architecture == VIT:  # which knows one scale of one size
+        usual = {"scales": str(model.side // model.stride)}
     sections = usual | {key: given[key] for key in _MORE[kind] if key in given}
     scales.make_schedule(sections["scales"])  # raises if there is no such budget
     if kind == "transformer":

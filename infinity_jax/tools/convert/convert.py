@@ -143,10 +143,11 @@ def to_torch(file: str, folder: str, kind: str) -> None:
     where, values = _open_checkpoint(folder, kind)
     config = from_dict(its.config_class, values[kind], kind)
     record = values.get("origin", {}).get(kind, {}).get("published")
+    nesting, prefix = its.nesting_of(config)
     note = (
         from_dict(Published, record, f"origin.{kind}.published")
         if record
-        else Published(path.name, its.usual_layout(config))
+        else Published(path.name, its.usual_layout(config), prefix=prefix)
     )
     links = its.links(config, **note.layout)
     if rotary.order_of(values) == rotary.NEIGHBOURS:
@@ -167,7 +168,7 @@ def to_torch(file: str, folder: str, kind: str) -> None:
     shapes = {link.published: (_dtype(link, note, ours), link.published_shape) for link in links}
     arrays = published_arrays(ours, links, shapes)
     named = {note.prefix + name: shape for name, shape in shapes.items()}
-    nesting = its.nesting if note.nesting is None else note.nesting
+    nesting = nesting if note.nesting is None else note.nesting
     path.parent.mkdir(parents=True, exist_ok=True)
     checkpoint_folder.replace(path, lambda temporary: _write(temporary, path.suffix, named, arrays, nesting))
     size = path.stat().st_size / 1e9

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from infinity_jax.config import VECTOR, TokenizerConfig, TransformerConfig
+from infinity_jax.config import VECTOR, VIT, TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.presets import PRESETS, TOKENIZERS, VAR
 from infinity_jax.tools.convert.links import Buffer, HasShape, Link, differences
-from infinity_jax.tools.convert.tokenizer_names import counted_scales_of, has_inner_names, tokenizer_links
+from infinity_jax.tools.convert.tokenizer_names import tokenizer_layout, tokenizer_links
 from infinity_jax.tools.convert.transformer_names import CAPTION_TABLE, chunks_of, transformer_links
 
 Shapes = Mapping[str, HasShape]
@@ -24,7 +24,8 @@ class Kind:
       name: "transformer" or "tokenizer".
       config_class: of its config.
       models: the published ones by name.
-      nesting: keys under which the release's own files keep the state dict.
+      nesting_of: a config -> keys under which the release's own files keep the state dict, and what stands there before
+        every name.
       links: (config, **layout) -> its tensors.
       layout_of: the layout of a state dict, from its names and shapes.
       usual_layout: the layout in which the release would write a model of a config.
@@ -35,7 +36,7 @@ class Kind:
     name: str
     config_class: type
     models: Mapping[str, Any]
-    nesting: tuple[str, ...]
+    nesting_of: Callable[[Any], tuple[tuple[str, ...], str]]
     links: Callable[..., list[Link | Buffer]]
     layout_of: Callable[[Shapes], dict[str, Any]]
     usual_layout: Callable[[Any], dict[str, Any]]
@@ -101,10 +102,15 @@ def _transformer_bits(tensors: Shapes) -> int | None:
     return embedding.shape[1] if embedding is not None and len(embedding.shape) == 2 else None
 
 
+def _usual_tokenizer_layout(config: TokenizerConfig) -> dict[str, Any]:
+    if config.architecture == VIT or config.quantizer != VECTOR:
+        return {}
+    return {"inner_names": False, "counted_scales": 10}
+
+
 def _tokenizer_bits(tensors: Shapes) -> int | None:
-    found = [
-        tensors[n].shape for n in ("encoder.conv_out.conv.bias", "encoder.conv_out.bias") if n in tensors
-    ]
+    names = ("encoder.conv_out.conv.bias", "encoder.conv_out.bias", "quant_embed.bias")
+    found = [tensors[n].shape for n in names if n in tensors]
     return found[0][0] if found and found[0] else None
 
 
@@ -114,7 +120,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             name="transformer",
             config_class=TransformerConfig,
             models={name: preset.transformer for name, preset in {**PRESETS, **VAR}.items()},
-            nesting=(),
+            nesting_of=lambda config: ((), ""),
             links=transformer_links,
             layout_of=_transformer_layout,
             usual_layout=_usual_transformer_layout,
@@ -125,17 +131,14 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             name="tokenizer",
             config_class=TokenizerConfig,
             models=TOKENIZERS,
-            nesting=("vae",),
-            links=tokenizer_links,
-            layout_of=lambda tensors: {
-                "inner_names": has_inner_names(tensors),
-                "counted_scales": counted_scales_of(tensors),
-            },
-            usual_layout=lambda config: (
-                {"inner_names": False, "counted_scales": 10} if config.quantizer == VECTOR else {}
+            nesting_of=lambda config: (
+                (("state_dict",), "module.") if config.architecture == VIT else (("vae",), "")
             ),
+            links=tokenizer_links,
+            layout_of=tokenizer_layout,
+            usual_layout=_usual_tokenizer_layout,
             bits_of=_tokenizer_bits,
-            signature=("encoder.conv_in.", "decoder.conv_in."),
+            signature=("encoder.conv_in.", "decoder.conv_in.", "encoder.conv1.", "quant_embed."),
         ),
     }
 )

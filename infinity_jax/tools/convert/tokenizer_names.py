@@ -1,11 +1,13 @@
 """The published tokenizers' tensors and ours (docs/spec.md section 9, docs/spec_var.md section 6), in their order."""
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
-from infinity_jax.config import VECTOR, TokenizerConfig
+from infinity_jax.config import VECTOR, VIT, TokenizerConfig
 from infinity_jax.tools.convert.links import Buffer, HasShape, Link, Statistic, conv, same
+from infinity_jax.tools.convert.vit_names import vit_links
 
 _HITS = "quantize.ema_vocab_hit_SV"
 
@@ -16,7 +18,7 @@ def has_inner_names(names: Iterable[str]) -> bool:
 
 
 def tokenizer_links(
-    config: TokenizerConfig, inner_names: bool = True, counted_scales: int = 0
+    config: TokenizerConfig, inner_names: bool = True, counted_scales: int = 0, code_group: int = 1
 ) -> list[Link | Buffer]:
     """Lists every tensor of the published tokenizer of a config.
 
@@ -24,7 +26,10 @@ def tokenizer_links(
       config: its size.
       inner_names: False for older files of Infinity's and for VAR's, whose names lack the inner ".conv" and ".norm".
       counted_scales: of VAR's: for how many scales the file counts how often each code was chosen.
+      code_group: of BSQ-ViT's: see `vit_links`.
     """
+    if config.architecture == VIT:
+        return vit_links(config, code_group)
     halves = [
         *_Names(config, "encoder", inner_names).encoder(),
         *_Names(config, "decoder", inner_names).decoder(),
@@ -36,9 +41,14 @@ def tokenizer_links(
     return [*halves, Buffer("quantizer.lfq.mask", mask), Buffer("quantize.lfq.mask", mask), *_around(config)]
 
 
-def counted_scales_of(tensors: Mapping[str, HasShape]) -> int:
-    """Tells for how many scales VAR's file counts its codes; 0 where it does not, or is none."""
-    return tensors[_HITS].shape[0] if _HITS in tensors else 0
+def tokenizer_layout(tensors: Mapping[str, HasShape]) -> dict[str, Any]:
+    """Reads the layout of a published state dict off its names and shapes: arguments of `tokenizer_links`."""
+    group = tensors.get("quantize.group_basis")
+    return {
+        "inner_names": has_inner_names(tensors),
+        "counted_scales": tensors[_HITS].shape[0] if _HITS in tensors else 0,
+        "code_group": group.shape[0] if group is not None and group.shape else 1,
+    }
 
 
 def _codebook(c: TokenizerConfig, counted_scales: int) -> list[Link | Buffer]:

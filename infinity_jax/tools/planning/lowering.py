@@ -21,6 +21,7 @@ from infinity_jax.runtime.sharding import Layout
 from infinity_jax.sampling.config import MIXED, SamplerConfig, SamplerInputs
 from infinity_jax.sampling.sampler import make_sampler, rounded
 from infinity_jax.training import flops, sections, train_tokenizer
+from infinity_jax.training.adversary import adversary_of
 from infinity_jax.training.config import TokenizerTrainConfig, from_section
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
@@ -142,7 +143,7 @@ def lower_tokenizer_step(
     train = from_section(config.train, batch, TokenizerTrainConfig)
     data = dataclasses.replace(parts["data"], scales=resolution, mix="")
     _, scales_of = train_tokenizer.resolutions_of(data, model, parts["loss"], train)
-    adversary = train_tokenizer.adversary_of(config, parts["optim"], train, batch)
+    adversary = adversary_of(config, parts["optim"], train, batch)
     step_config = train_tokenizer.StepConfig(
         model, parts["loss"], parts["optim"], train, scales_of, adversary
     )

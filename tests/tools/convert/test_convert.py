@@ -27,13 +27,13 @@ from helpers.published_params import parameter_count, params_from
 from safetensors.numpy import load_file
 
 from infinity_jax.checkpoints import pretrained, trained
-from infinity_jax.config import TransformerConfig
+from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.files.tensors import open_tensors
 from infinity_jax.presets import PRESETS, TOKENIZERS, VAR
 from infinity_jax.runtime import trees
 from infinity_jax.tools.convert.convert import main, to_torch
-from infinity_jax.tools.convert.links import Link, our_shapes
+from infinity_jax.tools.convert.links import Buffer, Link, our_shapes
 from infinity_jax.tools.convert.tokenizer_names import tokenizer_links
 from infinity_jax.tools.convert.transformer_names import transformer_links
 
@@ -54,6 +54,12 @@ VAR_COUNTS = {
     "var-d24": 1_033_399_360,
     "var-d30": 2_010_020_356,
     "var-d36": 2_353_893_904,
+}
+BSQ_VIT_COUNTS = {
+    "bsqvit-128": 173_636_562,
+    "bsqvit-b18": 174_816_210,
+    "bsqvit-b36": 174_843_876,
+    "bsqvit-l24sq": 179_542_872,
 }
 
 
@@ -81,6 +87,13 @@ def test_the_published_tokenizers_have_their_parameter_counts():
     assert parameter_count(tokenizer_links(TOKENIZERS["var"], False)) == 108_948_355
 
 
+@pytest.mark.parametrize("name", BSQ_VIT_COUNTS)
+def test_published_bsq_vits_have_their_parameter_counts(name):
+    links = tokenizer_links(TOKENIZERS[name])
+    assert parameter_count(links) == BSQ_VIT_COUNTS[name]
+    assert our_shapes(links) == paths_of(trained.tokenizer_shapes(TOKENIZERS[name]))
+
+
 @pytest.mark.parametrize("name", VAR_COUNTS)
 def test_published_vars_have_their_parameter_counts(name):
     links = transformer_links(VAR[name].transformer, 0)
@@ -98,6 +111,9 @@ def test_published_vars_have_their_parameter_counts(name):
         ("var_d16", lambda: transformer_links(VAR["var-d16"].transformer, 0)),
         ("var_d36", lambda: transformer_links(VAR["var-d36"].transformer, 0)),
         ("var_vae", lambda: tokenizer_links(TOKENIZERS["var"], False, 10)),
+        ("bsqvit_128", lambda: tokenizer_links(TOKENIZERS["bsqvit-128"], code_group=9)),
+        ("bsqvit_b36", lambda: tokenizer_links(TOKENIZERS["bsqvit-b36"])),
+        ("bsqvit_l24sq", lambda: tokenizer_links(TOKENIZERS["bsqvit-l24sq"])),
     ],
 )
 def test_names_shapes_and_order_are_those_of_the_release(file, links):
@@ -157,6 +173,34 @@ def test_a_tokenizer_comes_back_equal(inner_names, nesting, config, tmp_path):
     loaded = pretrained.load_tokenizer(folder)
     expected = params_from(state, tokenizer_links(TOKENIZER, inner_names))
     jax.tree.map(np.testing.assert_array_equal, loaded.params, expected)
+
+
+SMALL_VIT = TokenizerConfig(
+    bits=6, base_width=16, multipliers=(1,), decoder_multipliers=(2,), encoder_blocks=2, decoder_blocks=1,
+    pixel_patch=4, architecture="vit", side=8, heads=2, hidden=24, scaled_gradient=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("nesting", "prefix"), [(("ema_state_dict",), "module.module."), (("state_dict",), "module."), ((), "")]
+)
+def test_a_bsq_vit_comes_back_equal(nesting, prefix, tmp_path):
+    """As the release's training leaves it: its average with the prefix of two wrappers, what is trained with one's."""
+    values, links = np.random.default_rng(0), tokenizer_links(SMALL_VIT, code_group=3)
+    state = {
+        prefix + link.published: link.values
+        if isinstance(link, Buffer)
+        else values.standard_normal(link.published_shape).astype(np.float32)
+        for link in links
+    }
+    section = dataclasses.asdict(SMALL_VIT)
+    config = write_config(tmp_path / "vit.json", tokenizer=section, scales="2")
+    source = write_pth(tmp_path / "checkpoint.pt", state, nesting)
+    folder, back = round_trip(source, "tokenizer", config, tmp_path)
+    tensors = open_tensors(back, "tokenizer")
+    assert (tensors.nesting, tensors.prefix) == (nesting, prefix)
+    assert_same(dict(tensors), {name.removeprefix(prefix): value for name, value in state.items()})
+    assert pretrained.load_tokenizer(folder).config == SMALL_VIT
 
 
 def test_a_tokenizer_with_other_widths_in_its_decoder_comes_back_equal(tmp_path):
