@@ -4,6 +4,8 @@ RUNS := import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))
 PYTHON ?= $(shell for p in python3.13 python3.12 python3.11 python3; do \
 	$$p -c '$(RUNS)' 2>/dev/null && echo $$p && break; done)
 BIN := .venv/bin
+# In the order of tests/conftest.py: what takes long first.
+WORKERS := -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 TRAIN_PROMPTS := "beating heart" "pizza" "cat face" "rocket" "sunflower" "soccer ball" "red apple" "police car"
 # Of the split `compositions`: never trained on, though their parts were, in other pictures.
 HELD_OUT_PROMPTS := "woman astronaut, medium-light skin tone" "man farmer" "man zombie" "woman getting haircut" \
@@ -22,11 +24,12 @@ quickstart: .venv/installed
 	@echo "data:     $${INFINITY_DATA:-$$HOME/.cache/infinity_jax}"
 
 test: .venv/installed-test
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
+	$(BIN)/python -m pytest -q $(WORKERS)
 
-# What CI runs on the oldest Python and jax: all but whole commands in processes of their own, which the newest runs.
+# What CI runs on the oldest Python and jax: neither whole commands in processes of their own nor what takes long, which
+# the newest runs.
 test-oldest: .venv/installed-test
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile --ignore=tests/end_to_end
+	$(BIN)/python -m pytest -q $(WORKERS) --ignore=tests/end_to_end -m 'not slow and not long'
 
 # One after the other: each may take some GiB of memory.
 test-slow: .venv/installed-test

@@ -8,6 +8,8 @@ release's, for 8 devices. Its recipe is docs/spec_bsq_vit.md section 3; R1 is of
 EfficientNet instead of LPIPS and without an adversary; `:debug` runs two steps of a tiny one, with an adversary.
 """
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from infinity_jax.config import TokenizerConfig
@@ -84,7 +86,7 @@ def get_config(argument: str = "b18") -> ConfigDict:
 
 
 def _small(tiny: bool) -> ConfigDict:
-    config = get_config("b18")
+    config: Any = get_config("b18")
     model = TokenizerConfig(
         bits=32,
         base_width=32 if tiny else 192,

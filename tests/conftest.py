@@ -1,5 +1,6 @@
 """Before the package is imported: checks of shapes and types at run time, and a cache of compiled programs."""
 
+import collections
 import ctypes
 import gc
 import os
@@ -50,5 +51,10 @@ def free_compiled_programs():
 
 
 def pytest_collection_modifyitems(items):
-    """Where there is nothing to go through (a golden folder without a kind of file) there is no test."""
+    """Where there is nothing to go through (a golden folder without a kind of file) there is no test.
+
+    Files with many tests that take long come first, so that no worker is left with one of them at the end.
+    """
     items[:] = [item for item in items if not item.name.endswith("[NOTSET]")]
+    long = collections.Counter(item.path for item in items if item.get_closest_marker("long"))
+    items.sort(key=lambda item: -long[item.path])

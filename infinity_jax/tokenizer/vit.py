@@ -98,7 +98,8 @@ class Body(nn.Module):
     @nn.compact
     def __call__(self, x_BLC: Float[Array, "B L C"]) -> Float[Array, "B L C"]:
         init = nn.with_logical_partitioning(_NORMAL, (None, "embed"))
-        x_BLC = x_BLC.astype(jnp.float32) + self.param("positions", init, x_BLC.shape[1:])
+        positions: Any = self.param("positions", init, x_BLC.shape[1:])
+        x_BLC = x_BLC.astype(jnp.float32) + positions
         x_BLC = _norm("norm_in")(x_BLC)
         blocks = nn.scan(
             nn.remat(Block, prevent_cse=False) if self.remat else Block,

@@ -5,6 +5,7 @@ used, so that one learning rate suits all layers.
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -66,7 +67,8 @@ class Scaled(nn.Module):
     def __call__(self, x: Float[Array, "B *n C"]) -> Float[Array, "B *m features"]:
         shape = (*[self.kernel] * (2 if self.kernel else 0), x.shape[-1], self.features)
         init = nn.with_logical_partitioning(nn.initializers.normal(1.0), _CONV_AXES[-len(shape) :])
-        weight = self.param("kernel", init, shape) / math.sqrt(math.prod(shape[:-1]))
+        parameter: Any = self.param
+        weight = parameter("kernel", init, shape) / math.sqrt(math.prod(shape[:-1]))
         if not self.kernel:
             x = x @ weight
         elif self.halved and self.kernel == 1:  # the pixels that are left out need no smoothing
@@ -77,7 +79,7 @@ class Scaled(nn.Module):
             x = _convolved(x, weight, self.kernel // 2)
         if self.bias:
             zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
-            x = x + self.param("bias", zeros, (self.features,))
+            x = x + parameter("bias", zeros, (self.features,))
         return x
 
 

@@ -12,10 +12,12 @@ from absl import logging
 from infinity_jax.checkpoints.opened import BUNDLED, open_checkpoint
 from infinity_jax.checkpoints.pretrained import load_tokenizer
 from infinity_jax.checkpoints.trained import TrainedTokenizer
+from infinity_jax.config import VECTOR
 from infinity_jax.data.prepared.config import DataConfig
 from infinity_jax.data.reconstruction import ENOUGH_DB, reconstruct_some
 from infinity_jax.data.through_bits import ThroughBits
 from infinity_jax.errors import UserError
+from infinity_jax.scales import make_schedule
 from infinity_jax.training.run_config import RunConfig
 
 # A share of equal bits; half of them agree by chance.
@@ -57,6 +59,9 @@ def remedy(data: DataConfig, path: str, tokenizer: TrainedTokenizer, workdir: Pa
     changes |= _differences(
         "model", tokenizer.config, ours, *(field.name for field in dataclasses.fields(ours))
     )
+    n_scales = make_schedule(tokenizer.scales).n_scales
+    if tokenizer.config.quantizer == VECTOR or n_scales == 1:  # no scale can be left out
+        changes |= {"loss.scales": "short", "loss.short_scales": str(max(2, n_scales))}
     if path != BUNDLED:
         changes["train.init_from"] = path
     options = " ".join(f"--config.{key}={shlex.quote(value)}" for key, value in changes.items())

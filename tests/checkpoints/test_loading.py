@@ -93,6 +93,7 @@ def test_no_more_than_one_array_beside_what_is_kept(folder, monkeypatch, on_mesh
         assert all(isinstance(x.sharding, NamedSharding) for x in kept)
 
 
+@pytest.mark.long
 def test_the_same_pictures_and_weights_as_rounded_late(folder, tmp_path):
     early = InfinityPipeline.from_pretrained(folder)
     late = InfinityPipeline(pretrained.load_model(folder))

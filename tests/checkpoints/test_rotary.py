@@ -100,6 +100,7 @@ def run_from_before(system, tmp_path):
         yield reader, make_state(params)
 
 
+@pytest.mark.long
 def test_a_run_from_before_goes_on_with_average_and_moments(run_from_before):
     reader, expected = run_from_before
     found, _ = reader.restore(jax.eval_shape(lambda: expected))

@@ -60,6 +60,7 @@ def indices(batch):
     return batch["x"][:, 0].tolist()
 
 
+@pytest.mark.long
 def test_splits_are_disjoint_and_complete(sources):
     named = emoji_captions.named_pictures()
     read = {split: [source[i] for i in range(len(source))] for split, source in sources.items()}

@@ -56,6 +56,7 @@ def trained(run):
     return _train(run, "whole", "--config.train.steps=4", "--config.optim.schedule=constant")
 
 
+@pytest.mark.long
 def test_metrics_have_the_promised_keys(trained):
     assert [line["step"] for line in trained] == [1, 2, 3, 4]
     for line in trained:
@@ -63,6 +64,7 @@ def test_metrics_have_the_promised_keys(trained):
         assert len(line["loss_per_scale"]) == len(line["bit_accuracy_per_scale"]) == 6
 
 
+@pytest.mark.long
 def test_a_resumed_run_gives_the_numbers_of_an_undisturbed_one_bit_for_bit(run, trained):
     constant = "--config.optim.schedule=constant"
     _train(run, "parts", "--config.train.steps=2", constant)
@@ -73,6 +75,7 @@ def test_a_resumed_run_gives_the_numbers_of_an_undisturbed_one_bit_for_bit(run, 
     jax.tree.map(np.testing.assert_array_equal, whole, parts)
 
 
+@pytest.mark.long
 def test_the_same_seed_and_prompt_give_the_same_picture(run, trained):
     command, root, _ = run
     for out in ("one", "two"):
@@ -92,6 +95,7 @@ def test_the_same_seed_and_prompt_give_the_same_picture(run, trained):
     assert (root / "one" / "sheet.png").is_file()
 
 
+@pytest.mark.long
 def test_an_exported_checkpoint_draws_the_same_and_can_be_trained_on(run, trained):
     command, root, _ = run
     command("export", "--checkpoint", root / "whole", "--out", root / "exported", "--dtype", "float32")
@@ -106,6 +110,7 @@ def test_an_exported_checkpoint_draws_the_same_and_can_be_trained_on(run, traine
     assert from_folder[0]["loss"] != trained[0]["loss"]
 
 
+@pytest.mark.long
 def test_a_model_with_learned_positions_trains_and_its_export_draws(run, trained, capsys):
     command, root, _ = run
     learned = "--config.model.positions=learned:64px"
@@ -138,6 +143,7 @@ def test_a_tokenizer_is_measured_on_the_data_it_was_trained_on(run, trained):
     assert alone == inside
 
 
+@pytest.mark.long
 def test_evaluation_writes_the_promised_keys(run, trained):
     command, root, _ = run
     command(
@@ -159,6 +165,7 @@ def test_evaluation_writes_the_promised_keys(run, trained):
     assert (root / "e.png").is_file()
 
 
+@pytest.mark.long
 def test_mistakes_are_named_with_a_remedy(run, trained, capsys):
     command, root, _ = run
     _train(run, "wrong", "--config.model.bits=16", code=2)

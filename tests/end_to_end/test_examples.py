@@ -13,7 +13,7 @@ SMALL = ("--config", "emoji:debug", "--init-from", "", "--steps", "2")
     ("script", "arguments", "pictures"),
     [
         ("sample.py", ("red heart", "--out", "{out}"), 3),
-        ("train_emoji.py", (*SMALL, "--workdir", "{out}"), 2),
+        pytest.param("train_emoji.py", (*SMALL, "--workdir", "{out}"), 2, marks=pytest.mark.slow),
         ("custom_dataset.py", (*SMALL, "--workdir", "{out}"), 2),
     ],
 )

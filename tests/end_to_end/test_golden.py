@@ -269,6 +269,7 @@ def test_bfloat16_between_products(folder, models, monkeypatch):
             assert error <= 0.06 * np.linalg.norm(reference) + 1e-3 * given["total_grad_norm"], parameter
 
 
+@pytest.mark.long
 def test_sampling(sampling, models, monkeypatch):
     """Bits and logits of every scale, the sum of codes that the tokenizer's decoder gets, and the picture."""
     arrays, system = sampling.arrays, models.of(sampling)

@@ -97,6 +97,7 @@ def test_what_top_k_and_top_p_leave(masks):
         assert_close(probabilities, reference, SINGLE_LAYER, case["name"])
 
 
+@pytest.mark.long
 def test_quantiser(quantiser):
     """Codes of every scale, their sums, the transformer's inputs, the loss, and gradients."""
     c, arrays = quantiser.info["config"], quantiser.arrays
@@ -131,6 +132,7 @@ def test_quantiser(quantiser):
     assert_close(jnp.concatenate(inputs, 1), arrays["var_input"], SINGLE_LAYER, "inputs")
 
 
+@pytest.mark.long
 def test_autoencoder(autoencoder, models):
     """Features, codes and pictures, one attention block alone, and a training step's gradients."""
     arrays, c, system = autoencoder.arrays, autoencoder.info["vae_config"], models.of(autoencoder)
@@ -209,6 +211,7 @@ def losses_of(config, schedule, n_scales: int, label_smoothing: float):
     return run
 
 
+@pytest.mark.long
 def test_gradients(gradients, models):
     """Losses, the norm of every parameter's gradient, and the gradients that the file holds."""
     forward = next(
@@ -240,6 +243,7 @@ def assert_picture(picture, file) -> None:
     assert np.abs(difference).max() <= 1
 
 
+@pytest.mark.long
 def test_sampling(sampling, models, monkeypatch):
     """Codes of every scale, or mixes of them with the given noise; the sum of codes; the picture."""
     arrays, info, system = sampling.arrays, sampling.info, models.of(sampling)
@@ -264,6 +268,7 @@ def test_sampling(sampling, models, monkeypatch):
     assert_picture(picture(), sampling)
 
 
+@pytest.mark.long
 def test_editing(edit, models):
     """Tokens of a given picture stay where the mask says, and the rest is drawn."""
     arrays, system = edit.arrays, models.of(edit)

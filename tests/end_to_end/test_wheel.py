@@ -56,16 +56,19 @@ def checked(command, folder: Path, **environment: str) -> str:
     return done.stdout + done.stderr
 
 
+@pytest.mark.long
 def test_a_packed_config_trains(run):
     run("train", "--config", "emoji:debug", "--workdir", "w")
     assert (run.folder / "w" / "metrics.jsonl").is_file()
 
 
+@pytest.mark.long
 def test_ablations_and_sweeps_find_their_configs(run):
     for command in (["ablate", "self-correction"], ["sweep", "--config", "sweeps/emoji"]):
         assert "cells" in run(*command, "--dry-run")
 
 
+@pytest.mark.long
 def test_a_picture_is_drawn(run):
     run("sample", "red heart", "--out", "out")
     assert list((run.folder / "out").glob("*.png"))

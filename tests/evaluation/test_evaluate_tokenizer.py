@@ -78,6 +78,7 @@ def test_the_promised_numbers_are_there_and_agree_with_each_other(run):
     assert (root / "sheet.png").is_file()
 
 
+@pytest.mark.long
 def test_lpips_and_fid_are_measured_where_their_weights_are_named(run, monkeypatch):
     monkeypatch.setattr(inception, "_BATCH", 5)  # all that there are
     few = lambda *arguments: inception.inception_features(*arguments)[:, :64]  # noqa: E731

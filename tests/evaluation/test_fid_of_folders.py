@@ -79,6 +79,7 @@ def kept(tmp_path):
     return file
 
 
+@pytest.mark.long
 def test_numbers_are_those_of_the_networks_features(run, weights, monkeypatch, tmp_path):
     monkeypatch.setattr(inception, "_BATCH", 5)
     first = lambda *arguments: inception_features(*arguments)[:, :D]  # noqa: E731

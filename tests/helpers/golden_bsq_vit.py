@@ -40,8 +40,8 @@ def tokenizer_config(c: dict[str, Any]) -> TokenizerConfig:
 
 def one_scale(config: TokenizerConfig) -> ScaleSchedule:
     """The schedule of a tokenizer that knows one size."""
-    size = (config.side // config.stride,) * 2
-    return ScaleSchedule((size,), size)
+    side = config.side // config.stride
+    return ScaleSchedule(((side, side),), (side, side))
 
 
 def of_vit(c: dict[str, Any]) -> QuantizerWeights:

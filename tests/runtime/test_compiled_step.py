@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.runtime.compiled_step import CompiledStep, planned_bytes
@@ -43,6 +44,7 @@ def test_each_shape_of_batch_is_compiled_and_reported_once(caplog, monkeypatch):
     assert all("GiB" in line for line in lines)
 
 
+@pytest.mark.long
 def test_the_new_state_takes_the_memory_of_the_old():
     schedule, tokenizer = make_schedule("32px"), TokenizerConfig(bits=8)
     config = TransformerConfig(layers=2, width=64, heads=2, bits=8, text_channels=128, text_length=4)

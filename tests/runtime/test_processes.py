@@ -32,6 +32,7 @@ def runs(tmp_path_factory):
     return {name: (folder / name, *run.finish()) for name, run in running.items()}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["two", "tensor"])
 def test_two_processes_equal_one(runs, name):
     (one, one_codes, one_said), (two, two_codes, two_said) = runs["one"], runs[name]

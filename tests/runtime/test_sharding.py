@@ -1,6 +1,7 @@
 """Sharding rules: strict, and without effect on the numbers."""
 
 import ast
+import functools
 import json
 import subprocess
 import sys
@@ -107,18 +108,19 @@ def test_fsdp_leaves_no_large_parameter_whole():
 
 
 # Mesh, rules, width, microbatches. The first three, on one device, are what the others must be like.
+ON_ONE_DEVICE = [("fsdp=1", "dp", 96, 1), ("fsdp=1", "dp", 100, 1), ("fsdp=1", "dp", 80, 1)]
 CASES = [
-    ("fsdp=1", "dp", 96, 1),
-    ("fsdp=1", "dp", 100, 1),
-    ("fsdp=1", "dp", 80, 1),
+    ("fsdp=8", "fsdp", 100, 1),  # 100 is divisible by 4 only: the columns are split too
+    ("data=2,fsdp=2,tensor=2", "fsdp_tp", 96, 1),
+    ("fsdp=2,tensor=2,sequence=2", "fsdp_tp_sp", 80, 2),
+]
+# More of the same kinds, each of which takes as long to compile.
+MORE = [
     ("data=8", "dp", 96, 1),
     ("data=2,fsdp=4", "fsdp", 96, 1),
-    ("fsdp=8", "fsdp", 100, 1),  # 100 is divisible by 4 only: the columns are split too
     ("fsdp=4", "fsdp", 96, 2),
-    ("data=2,fsdp=2,tensor=2", "fsdp_tp", 96, 1),
     ("fsdp=2,tensor=2,sequence=2", "fsdp_tp_sp", 96, 1),
     ("data=2,sequence=4", "fsdp_tp_sp", 96, 2),  # 30 tokens: not all devices have as many
-    ("fsdp=2,tensor=2,sequence=2", "fsdp_tp_sp", 80, 2),
 ]
 
 
@@ -128,42 +130,51 @@ def name_of(case) -> str:
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """The numbers of every case, from one process with 8 virtual devices."""
-    folder = tmp_path_factory.mktemp("meshes")
-    command = [
-        sys.executable,
-        PROGRAMS / "mesh_train.py",
-        folder,
-        *(str(part) for case in CASES for part in case),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    numbers = {}
-    for i, case in enumerate(CASES):
-        with np.load(folder / f"{i}.npz") as file:
-            numbers[case] = {name: file[name] for name in file.files}
-    return numbers
+    """case -> its numbers; those of all cases of a list are from one process with 8 virtual devices."""
+
+    @functools.cache
+    def of_list(cases):
+        folder, cases = tmp_path_factory.mktemp("meshes"), [*ON_ONE_DEVICE, *cases]
+        words = [str(part) for case in cases for part in case]
+        command = [sys.executable, PROGRAMS / "mesh_train.py", folder, *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+        numbers = {}
+        for i, case in enumerate(cases):
+            with np.load(folder / f"{i}.npz") as file:
+                numbers[case] = {name: file[name] for name in file.files}
+        return numbers
+
+    return lambda case: of_list(tuple(CASES if case in CASES else MORE))
 
 
-@pytest.mark.parametrize("case", CASES[3:], ids=name_of)
+WITH_MORE = [*CASES, *(pytest.param(case, marks=pytest.mark.slow) for case in MORE)]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("case", WITH_MORE, ids=name_of)
 def test_steps_on_a_mesh_are_the_steps_on_one_device(results, case):
-    many, single = results[case], results["fsdp=1", "dp", case[2], 1]
+    numbers = results(case)
+    many, single = numbers[case], numbers["fsdp=1", "dp", case[2], 1]
     assert many.keys() >= single.keys()
     np.testing.assert_allclose(many["metrics"], single["metrics"], rtol=1e-5)
     for name, array in single.items():
         np.testing.assert_allclose(many[name], array, rtol=1e-5, atol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("case", CASES[3:], ids=name_of)
+@pytest.mark.long
+@pytest.mark.parametrize("case", WITH_MORE, ids=name_of)
 def test_a_checkpoint_goes_on_on_another_mesh(results, case):
     """The case before of the same width saved after two steps; the third is done on this mesh."""
-    many, single = results[case], results["fsdp=1", "dp", case[2], 1]
+    numbers = results(case)
+    many, single = numbers[case], numbers["fsdp=1", "dp", case[2], 1]
     moved = {name.removeprefix("moved/"): many[name] for name in many if name.startswith("moved/")}
     assert moved.keys() == single.keys() - {"metrics"}
     for name, array in moved.items():
         np.testing.assert_allclose(array, single[name], rtol=1e-5, atol=1e-5, err_msg=name)
 
 
+@pytest.mark.long
 def test_the_tokenizer_s_steps_on_a_mesh_are_those_on_one_device(tmp_path):
     meshes = ["fsdp=1", "data=2,fsdp=4"]
     command = [sys.executable, PROGRAMS / "mesh_tokenizer.py", tmp_path / "out.npz", *meshes]

@@ -158,6 +158,7 @@ def test_one_row_needs_no_head_of_its_own():
     np.testing.assert_array_equal(plain(hidden[:1], head, *settings(2)), both)
 
 
+@pytest.mark.long
 def test_bits_do_not_depend_on_the_mesh():
     script = PROGRAMS / "bits_on_mesh.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)

@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from helpers.arbitrary_params import arbitrary_params
 from helpers.drawing import sampler_inputs
 
@@ -43,6 +44,7 @@ def picture(monkeypatch, native: bool, decoder_dtype: str) -> tuple[np.ndarray, 
     return drawn, asked
 
 
+@pytest.mark.long
 def test_the_decoder_multiplies_what_the_settings_name(monkeypatch):
     exact, asked = picture(monkeypatch, native=True, decoder_dtype="float32")
     assert asked == ["float32"]

@@ -42,6 +42,7 @@ def system(folder):
     return infinity_jax.InfinityPipeline.from_pretrained(folder)
 
 
+@pytest.mark.long
 def test_prompts_become_pictures(system):
     images = system(["a red heart", "a blue ball"], seeds=[3, 4])
     assert [image.size for image in images] == [(16, 16), (16, 16)] and images[0].mode == "RGB"
@@ -61,6 +62,7 @@ def test_prompts_become_pictures(system):
     )
 
 
+@pytest.mark.long
 def test_a_mesh_draws_the_same(folder, tmp_path):
     # There are eight devices; the first mesh uses four of them.
     cases = [
@@ -81,6 +83,7 @@ def test_a_mesh_draws_the_same(folder, tmp_path):
             np.testing.assert_array_equal(pictures[mesh], pictures["one"], err_msg=mesh)
 
 
+@pytest.mark.long
 def test_a_saved_system_draws_the_same(system, tmp_path):
     system.save_pretrained(tmp_path / "copy")
     copy = infinity_jax.InfinityPipeline.from_pretrained(tmp_path / "copy")
@@ -172,6 +175,7 @@ def test_a_released_model_without_its_text_encoder_says_how_to_get_it(folder, tm
         infinity_jax.InfinityPipeline.from_pretrained(tmp_path)
 
 
+@pytest.mark.long
 def test_published_parts_become_one_system(tmp_path):
     """As a user does it: three files are converted into one folder, which then draws."""
     transformer = dataclasses.replace(published.SMALL, text_channels=48)
@@ -264,6 +268,7 @@ print(jax.config.jax_compilation_cache_dir, len(hits))
 """
 
 
+@pytest.mark.long
 def test_python_keeps_compiled_programs_as_the_commands_do(folder, tmp_path):
     environment = os.environ | {"INFINITY_DATA": str(tmp_path)}
     del environment["JAX_COMPILATION_CACHE_DIR"]

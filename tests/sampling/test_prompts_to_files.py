@@ -46,6 +46,7 @@ def compilations():
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.long
 def test_batches_are_the_same_pictures(system):
     whole = system.arrays(SampleRequest(PROMPTS, range(6), batch=16))
     parts = list(system.stream(SampleRequest(PROMPTS, range(6), batch=4)))

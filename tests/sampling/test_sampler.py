@@ -84,6 +84,7 @@ REFERENCE_CASES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("config", REFERENCE_CASES.values(), ids=REFERENCE_CASES)
 def test_bits_are_those_of_the_plain_sampler(inputs, config):
     """Several seeds, strengths and temperatures; each scale has its own."""
@@ -103,6 +104,7 @@ def test_bits_are_those_of_the_plain_sampler(inputs, config):
         np.testing.assert_allclose(drawn.running_sum_BHWd, running_sum_BHWd, atol=1e-6)
 
 
+@pytest.mark.long
 def test_cached_logits_are_those_of_the_full_pass(params, inputs):
     drawn, differences = draw_and_differences(CONFIG, params, inputs)
     running_sum, full_inputs = jnp.zeros_like(drawn.running_sum_BHWd), []
@@ -122,6 +124,7 @@ def test_cached_logits_are_those_of_the_full_pass(params, inputs):
     np.testing.assert_allclose(jnp.concatenate(differences, 1), expected, atol=1e-4)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "changes",
     [{}, {"unguided_scales": (1, 3)}, {"pruning": TokenPruning(((2, 0.5), (3, 0.25)), (1, 1))}],
@@ -154,6 +157,7 @@ def test_pictures_are_the_decoded_bits(params, tokenizer_params, inputs, picture
     assert np.mean(pictures == expected) > 0.99
 
 
+@pytest.mark.long
 def test_a_picture_depends_on_its_seed_and_prompt_alone(params, tokenizer_params, inputs, pictures):
     sample = sampler.make_sampler(CONFIG)
     order = np.array([2, 0, 1])
@@ -217,6 +221,7 @@ def test_pictures_with_settings_of_their_own_share_a_batch(params, inputs, chang
         jax.tree.map(lambda a, b, i=i: np.testing.assert_array_equal(a[i], b[i]), alike.bits, together.bits)
 
 
+@pytest.mark.long
 def test_guidance_one_is_none(params, inputs):
     plain = draw(dataclasses.replace(CONFIG, mixed="none"), params, inputs)
     for mixed in ("logits", "features", "both"):
@@ -243,6 +248,7 @@ def test_the_cache_holds_all_scales_but_the_last(params, inputs, dtype, size):
     assert running_sum.shape == (3, 4, 4, 6)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("scanned", [True, False])
 def test_rounding_the_parameters_before_changes_nothing(params, inputs, monkeypatch, scanned):
     monkeypatch.setattr(kv_cache, "are_scanned", lambda config: scanned)
@@ -282,6 +288,7 @@ def test_unguided_scales_halve_the_work_and_later_scales_go_on(params, inputs):
     assert np.isfinite(drawn.running_sum_BHWd).all()
 
 
+@pytest.mark.long
 def test_reused_guidance_is_that_of_the_last_guided_scale(params, inputs):
     config = dataclasses.replace(CONFIG, unguided_scales=(3,), reuse_guidance=True)
     drawn, reused = draw_and_differences(config, params, inputs)
@@ -301,6 +308,7 @@ def test_reused_guidance_is_that_of_the_last_guided_scale(params, inputs):
     )
 
 
+@pytest.mark.long
 def test_bfloat16_draws_close_logits(params, inputs):
     low = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, compute_dtype="bfloat16"))
     (_, exact), (_, rounded) = (draw_and_differences(config, params, inputs) for config in (CONFIG, low))

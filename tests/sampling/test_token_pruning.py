@@ -123,6 +123,7 @@ def test_a_pruned_block_runs_chosen_tokens_and_fills_the_others_with_resized_upd
     check(2, x_BNC, functools.partial(picked, ffn))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_running_every_token_changes_no_bit(params, inputs, dtype):
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, compute_dtype=dtype))
@@ -132,6 +133,7 @@ def test_running_every_token_changes_no_bit(params, inputs, dtype):
     )
 
 
+@pytest.mark.long
 def test_skipped_scales_add_nothing_and_earlier_scales_stay(params, inputs):
     drawn, whole = draw(PRUNED, params, inputs), draw(CONFIG, params, inputs)
     assert [bits.shape[1:3] for bits in drawn.bits] == list(SCHEDULE.sizes[:4])
@@ -172,6 +174,7 @@ def test_the_cache_holds_the_tokens_that_ran(params, inputs):
     assert caches[0].updates is caches[2].updates is None
 
 
+@pytest.mark.long
 def test_guidance_one_is_none(params, inputs):
     """A row chooses its tokens without the other one, also where some scales run one row alone."""
     plain = draw(dataclasses.replace(PRUNED, mixed="none"), params, inputs)
@@ -189,6 +192,7 @@ def test_new_values_do_not_compile_again(params, inputs):
     assert draw._cache_size() == compiled
 
 
+@pytest.mark.long
 def test_compiled_flops_fall_as_the_formula_says():
     schedule = scales.make_schedule("0.06M").prefix(6)
     model = dataclasses.replace(MODEL, width=128, bits=32)

@@ -64,6 +64,7 @@ def small():
     return tokenizer, initial_params(tokenizer, 32, 0)
 
 
+@pytest.mark.long
 def test_pictures_are_clipped_and_the_gradient_reaches_the_encoder(small):
     tokenizer, params = small
     image = jax.random.uniform(jax.random.key(0), (1, 32, 32, 3), minval=-1.0)
@@ -73,6 +74,7 @@ def test_pictures_are_clipped_and_the_gradient_reaches_the_encoder(small):
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradients["encoder"]["conv_in"]))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("quantizer", ["bsq", "lfq"])
 def test_a_few_steps_on_one_batch_lower_the_loss(quantizer):
     config = TokenizerConfig(
@@ -113,6 +115,7 @@ def test_a_width_that_groupnorm_cannot_divide_is_refused():
         TokenizerConfig(base_width=48)
 
 
+@pytest.mark.long
 def test_gradients_are_the_same_whatever_is_computed_again():
     """In float32: with bfloat16 operands numbers that are computed again are rounded elsewhere, which may turn bits."""
     config = dataclasses.replace(SMALL, multipliers=(1, 2), compute_dtype="float32")

@@ -86,6 +86,7 @@ def params():
     return nn.meta.unbox(jax.jit(lambda: initial_variables(Tokenizer(CONFIG), 8, 0))())
 
 
+@pytest.mark.long
 def test_a_tokenizer_of_codes_learns_its_codes_and_convolutions(params):
     image = jnp.asarray(np.random.default_rng(2).uniform(-1, 1, (4, 8, 8, 3)), jnp.float32)
     optimiser = optax.adam(3e-3)

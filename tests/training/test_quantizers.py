@@ -58,6 +58,7 @@ def step_state_and_batch(quantizer: str, bits: int, stride: int, preset: str):
     return step, new_state, {"image": jnp.asarray(image)}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("quantizer", "bits", "stride", "preset"), RUN)
 def test_one_step_has_a_finite_loss_and_moves_the_encoder(quantizer, bits, stride, preset):
     step, new_state, batch = step_state_and_batch(quantizer, bits, stride, preset)

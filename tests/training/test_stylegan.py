@@ -93,6 +93,6 @@ def test_every_parameter_is_decayed_where_it_is_asked_for():
     for decay_all, bias in ((False, 0.0), (True, -0.1)):
         config = OptimConfig(1.0, warmup_steps=0, weight_decay=0.1, decay_all=decay_all)
         optimiser = optim.make_optimiser(config, 10)
-        updates, _ = optimiser.update(zero, optimiser.init(params), params)
+        updates: Any = optimiser.update(zero, optimiser.init(params), params)[0]
         np.testing.assert_allclose(updates["kernel"], -0.1, rtol=1e-6)
         np.testing.assert_allclose(updates["bias"], bias, rtol=1e-6)

@@ -1,5 +1,6 @@
 """Before a run starts: whether its tokenizer can show the pictures, and whether `init_from` knows its bits."""
 
+import dataclasses
 import functools
 import logging
 import re
@@ -16,7 +17,7 @@ from infinity_jax.checkpoints import opened, pretrained
 from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.training import hooks, run_config
-from infinity_jax.training.tokenizer_check import check_tokenizer
+from infinity_jax.training.tokenizer_check import check_tokenizer, remedy
 
 
 @pytest.fixture
@@ -66,6 +67,15 @@ def test_poor_reconstruction_is_told_with_a_command_that_is_understood(folder, t
         "finetune:tokenizer", overrides
     )  # it is the system's own that takes another config
     assert (config.data.source, config.data.fit, config.data.scales) == (f"folder:{folder}", "pad", "32px")
+
+
+def test_the_command_for_a_tokenizer_of_codes_leaves_no_scale_out(folder, tmp_path):
+    codes = dataclasses.replace(systems.TOKENIZER, quantizer="vq", codes=8)
+    words = remedy(read(folder).data, "runs/vq", TrainedTokenizer(codes, {}, "32px", {}), tmp_path)
+    overrides = [word for word in shlex.split(words.partition(";")[0]) if word.startswith("--config.")]
+    config = config_files.load("finetune:tokenizer", overrides)
+    assert (config.model.quantizer, config.model.codes) == ("vq", 8)
+    assert (config.loss.scales, config.loss.short_scales) == ("short", 4)
 
 
 def test_the_bundled_tokenizer_is_not_measured_on_its_own_data(log, tmp_path):

@@ -120,6 +120,7 @@ def of_discriminator(stepped, of_tokenizer):
     return loss, right, grads
 
 
+@pytest.mark.long
 def test_metrics(stepped, of_tokenizer, of_discriminator):
     _, _, metrics, image, _ = stepped
     loss, parts, made, grads = of_tokenizer

@@ -78,6 +78,7 @@ def batch(seed=0):
     return {"image": image, ADVERSARIAL: np.ones(4, bool)}
 
 
+@pytest.mark.long
 def test_the_quantiser_s_loss_is_a_mean_over_pictures_and_the_scales_they_use():
     """A picture that does not use a scale has no part in that scale's loss, and each pair of both weighs the same."""
     scales = TrainingScales(dense_schedule(4), drop=0.5)
@@ -127,6 +128,7 @@ def test_mixed_batches_give_every_picture_once_an_epoch_wherever_they_start_and_
     assert [a + b for (a, _), (b, _) in zip(first, second, strict=True)] == [ids for ids, _ in whole]
 
 
+@pytest.mark.long
 def test_an_adversarial_run_of_several_resolutions_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(train_tokenizer, "feature_loss", lambda loss, *_: l1_of_means)
 
@@ -149,6 +151,7 @@ def test_an_adversarial_run_of_several_resolutions_goes_on_where_it_stopped(tmp_
     )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("loss", discriminator.LOSSES)
 def test_an_adversarial_step_trains_both_networks(loss):
     step, state = adversarial(DiscriminatorConfig(base_width=32, layers=1, loss=loss))
@@ -182,6 +185,7 @@ def test_both_networks_skip_a_step_in_which_one_has_a_gradient_that_is_not_finit
         jax.tree.map(np.testing.assert_array_equal, mine, before)
 
 
+@pytest.mark.long
 def test_the_discriminator_learns_to_tell_made_pictures():
     step, state = adversarial(DiscriminatorConfig(base_width=32, layers=1, weight=0.0))
     for _ in range(25):
@@ -196,6 +200,7 @@ def test_a_batch_without_the_adversary_s_key_changes_nothing_of_it():
     jax.tree.map(np.testing.assert_array_equal, new.adversary, state.adversary)
 
 
+@pytest.mark.long
 def test_the_weight_grows_over_the_ramp():
     step, state = adversarial(DiscriminatorConfig(base_width=32, layers=1, ramp_steps=2))
     weights = []
@@ -213,6 +218,7 @@ def test_the_discriminator_s_rate_is_its_share_of_the_run_s():
         np.testing.assert_allclose(joined(own), of_run(own + 40))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("value", [0.0, 1e4, -1e4])
 @pytest.mark.parametrize(("loss", "adaptive"), [("hinge", False), ("non-saturating", True)])
 def test_training_survives_a_discriminator_that_says_the_same_of_every_picture(loss, adaptive, value):
@@ -228,6 +234,7 @@ def test_training_survives_a_discriminator_that_says_the_same_of_every_picture(l
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
 
 
+@pytest.mark.long
 def test_the_adaptive_weight_makes_both_gradients_in_the_last_kernel_equally_large():
     config = DiscriminatorConfig(base_width=32, layers=1, weight=1.0, adaptive_weight=True)
     step, state = adversarial(config, TokenizerLossConfig(scale_drop=0.0, quantizer=0.0))

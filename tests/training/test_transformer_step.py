@@ -79,6 +79,7 @@ def stepped(batch):
     return jax.device_get((state, after, metrics, loss, grads))
 
 
+@pytest.mark.long
 def test_loss_and_gradient_are_those_of_the_step_s_draws(stepped):
     _, after, metrics, loss, grads = stepped
     np.testing.assert_allclose(metrics["loss"], loss, rtol=1e-5)

@@ -247,6 +247,7 @@ def test_backward_pass_keeps_no_weights(monkeypatch):
     assert max(leaf.size for leaf in jax.tree.leaves(saved)) == given[1].size
 
 
+@pytest.mark.long
 def test_splash_on_meshes():
     script = PROGRAMS / "attention_on_mesh.py"
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True)

@@ -109,6 +109,7 @@ def test_loss_and_metrics_are_those_of_the_softmax(weights, smoothing):
         )
 
 
+@pytest.mark.long
 def test_a_tiny_batch_is_learned_by_heart():
     optim_config = optim.OptimConfig(learning_rate=3e-3, warmup_steps=1)
     random = np.random.default_rng(0)
@@ -213,6 +214,7 @@ def inputs():
 draw = jax.jit(sampler.draw, static_argnums=0)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("mixed", ["logits", "features"])
 def test_a_picture_depends_on_its_seed_and_prompt_alone(params, inputs, mixed):
     config = dataclasses.replace(CONFIG, mixed=mixed, feature_layers=(0,))

@@ -79,6 +79,7 @@ def float32_gradients(params, batch):
     return gradients_of(params, batch, CONFIG)
 
 
+@pytest.mark.long
 def test_scan_equals_loop_and_remat_equals_none(params, batch, float32_gradients):
     reference = float32_gradients
     changes = ({"scan_layers": False}, *({"remat": policy} for policy in REMAT if policy != "none"))

@@ -47,6 +47,7 @@ def undisturbed(shards, tmp_path_factory):
                           "--config.train.evaluate_every=6")  # fmt: skip
 
 
+@pytest.mark.long
 def test_every_step_is_logged_with_the_share_that_waited_for_data(undisturbed):
     workdir, lines = undisturbed
     assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
@@ -61,11 +62,13 @@ def test_validation_covers_all_ratios(undisturbed):
     assert np.isfinite(evaluation["validation_loss"]) and len(evaluation["validation_loss_per_scale"]) == 5
 
 
+@pytest.mark.long
 def test_a_resumed_run_gives_the_numbers_of_an_undisturbed_one(shards, undisturbed, tmp_path):
     train(shards, tmp_path, "--config.train.steps=2")
     assert train(shards, tmp_path, "--config.train.steps=6") == undisturbed[1]
 
 
+@pytest.mark.long
 def test_programs_of_all_ratios_are_compiled_before_a_run(shards, undisturbed, tmp_path):
     config = ["--config.model.layers=1", "--config.model.drop_path=0.0"]
     config += [f"--config.data.source=records:{shards}", "--config.train.steps=2"]
@@ -75,6 +78,7 @@ def test_programs_of_all_ratios_are_compiled_before_a_run(shards, undisturbed, t
     assert train(shards, tmp_path, "--config.train.steps=2") == undisturbed[1][:2]
 
 
+@pytest.mark.long
 def test_a_run_says_how_many_programs_it_compiles_before_its_first_step(
     shards, tmp_path, caplog, monkeypatch
 ):
@@ -85,6 +89,7 @@ def test_a_run_says_how_many_programs_it_compiles_before_its_first_step(
     assert len(compiled) == 2 and {"features 2x5x10x32" in line for line in compiled} == {True, False}
 
 
+@pytest.mark.long
 def test_features_give_the_same_labels_and_another_encoder_is_refused(shards, undisturbed, tmp_path, capsys):
     features = tmp_path / "features"
     command = ["prepare", "--source", f"records:{shards}", "--out", str(features)]

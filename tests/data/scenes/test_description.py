@@ -48,6 +48,7 @@ def never_held_out(numbers: range) -> bool:
     return not any(describe(0, "train", number).is_unseen() for number in numbers)
 
 
+@pytest.mark.long
 def test_held_out_pairs_never_occur_in_training_or_validation():
     assert never_held_out(range(3_000))
     assert not any(scene.is_unseen() for scene in SCENES["validation"])

@@ -63,6 +63,7 @@ def test_validation_is_read_once_in_full_batches(feed):
     assert feed.caption(5, held_back=True) == caption(describe(0, "validation", 5))
 
 
+@pytest.mark.long
 def test_records_are_pictures_with_captions():
     source = sources.open_source("scenes", "compositions")
     assert isinstance(source, SceneSource) and len(source) == 256
@@ -91,6 +92,7 @@ def test_what_scenes_have_no_use_for_is_refused(make, message):
         make()
 
 
+@pytest.mark.long
 def test_scenes_are_drawn_once_into_shards_of_their_ratio(tmp_path):
     report = writer.prepare("scenes:compositions/3@16x24", tmp_path, workers=1)
     assert report["pictures"] == 3 and report["by_ratio"] == {"2:3": 3}

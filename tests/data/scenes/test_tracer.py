@@ -95,6 +95,7 @@ def test_materials_and_floors_look_different(drawn):
     assert np.abs(of("matte", "checkered") - matte)[:, :5].max() > 40
 
 
+@pytest.mark.long
 def test_a_picture_is_the_same_in_every_batch_and_has_any_size():
     numbers = jnp.stack([describe(0, "train", i).numbers() for i in range(3)])
     together = render(numbers, 24, 40, ROUGH)
@@ -103,6 +104,7 @@ def test_a_picture_is_the_same_in_every_batch_and_has_any_size():
     assert np.abs(np.asarray(alone[0], int) - np.asarray(together[1], int)).max() <= 1
 
 
+@pytest.mark.long
 def test_on_a_device_scenes_become_pictures_and_other_batches_stay():
     layout = sharding.layout_of(MeshConfig(), devices=jax.devices()[:1])
     stage, numbers = ScenesOnDevice(layout), describe(0, "train", 0).numbers()
@@ -136,5 +138,6 @@ assert drawn[0].std() > 10
 """
 
 
+@pytest.mark.long
 def test_eight_devices_draw_what_one_draws():
     subprocess.run([sys.executable, "-c", ON_A_MESH], check=True, timeout=300)

@@ -60,6 +60,7 @@ def pictures(out: Path) -> list[str]:
     return sorted(name for name in contents(out) if name.endswith((".png", ".jpg")))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", BENCHMARKS)
 def test_every_benchmark_has_its_files(name, run, tmp_path):
     out = tmp_path / "new" / "out"
@@ -129,6 +130,7 @@ def test_only_what_is_missing_or_broken_is_drawn(run, tmp_path):
         assert kept == [False] * 3 + [True] * (len(files) - 3)
 
 
+@pytest.mark.long
 def test_a_killed_run_goes_on(run, folder, tmp_path):
     run("image_reward", tmp_path / "whole")
     out, prompts = tmp_path / "killed", tmp_path / "prompts-image_reward" / "image_reward.json"

@@ -61,6 +61,7 @@ def of_tiny_model(folder: Path, *arguments):
     return command("--config", str(config), "--size", "tiny", "--budget", "32px", *arguments, folder=folder)
 
 
+@pytest.mark.long
 def test_a_train_step_on_virtual_devices(tmp_path):
     code, numbers, text = of_tiny_model(
         tmp_path, "--topology", "cpu:8", "--mesh", "data=4,fsdp=2", "--remat", "none"
@@ -102,6 +103,7 @@ def test_a_full_disk_leaves_the_report_of_last_time(tmp_path, monkeypatch, capsy
     }
 
 
+@pytest.mark.long
 @needs_libtpu
 def test_a_train_step_for_a_tpu(tmp_path):
     code, numbers, text = of_tiny_model(tmp_path, "--topology", "v5e:2x2", "--mesh", "fsdp=4")
@@ -113,6 +115,7 @@ def test_a_train_step_for_a_tpu(tmp_path):
     assert 0 < numbers["estimated_mfu"] < 1
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("topology", ["cpu:4", pytest.param("v5e:2x2", marks=needs_libtpu)])
 def test_quick_is_known_to_the_compiler(tmp_path, topology):
     code, numbers, text = of_tiny_model(tmp_path, "--topology", topology, "--mesh", "fsdp=4", "--quick")
@@ -185,6 +188,7 @@ def test_what_does_not_fit_ends_with_code_3(in_this_process, monkeypatch, fits, 
     assert in_this_process("--topology", "v5e:2x2") == code
 
 
+@pytest.mark.long
 def test_the_sampler_reads_the_rounded_weights_that_the_pipeline_draws_with():
     model = TransformerConfig(layers=2, width=128, heads=2, bits=4, text_channels=128, text_length=8)
     config = ConfigDict({"text": {"max_length": 8}, "sample": {"guidance": "logits"}})
