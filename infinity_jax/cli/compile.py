@@ -50,7 +50,8 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         "--size",
         type=options.text,
         metavar="NAME",
-        help="its argument: 125m 361m 940m 2.2b 4.7b 2b 8b; left out for a tokenizer's, like tokenizer:stage2",
+        help="its argument: 125m 361m 940m 2.2b 4.7b 2b 8b; left out where --config names it, like var:d30 or, of a "
+        "tokenizer, tokenizer:stage2",
     )
     add(
         "--budget",

@@ -2,7 +2,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,17 @@ def with_labels(config: Any) -> Any:
     if text.get("encoder") != "labels" or text.get("classes", 0):
         return config
     splits = [sources.open_source(config.data.source, split) for split in SPLITS]
-    names = tuple(sorted({split[i]["caption"] for split in splits for i in range(len(split))}))
+    names = tuple(sorted({caption for split in splits for caption in _captions(split)}))
     config = config.copy_and_resolve_references()
     config.text.update(labels=names, classes=len(names))
     config.model.classes = len(names)
     return config
+
+
+def _captions(source: Any) -> Iterator[str]:
+    """Yields all captions; of prepared records without their pictures, of which there may be features alone."""
+    for i in range(len(source)):
+        yield source.caption(i) if hasattr(source, "caption") else source[i]["caption"]
 
 
 def read_config(config: Any, devices: Sequence[Any] | None = None) -> RunConfig:

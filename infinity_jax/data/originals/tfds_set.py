@@ -12,6 +12,7 @@ from infinity_jax.errors import UserError
 
 _PICTURES = ("image", "picture", "img")
 _CAPTIONS = ("long_caption", "captions", "caption", "text")
+_LABEL = "label"  # of sets for classifiers, whose names of classes stand for captions
 _PREPARE = "prepare it first with tfds, file_format=array_record, and set TFDS_DATA_DIR or give its folder"
 
 
@@ -33,10 +34,13 @@ class TfdsPart:
         builder = _builder(self.dataset)
         picture = _feature(builder, _PICTURES)
         records = builder.as_data_source(self.split, decoders={picture: tfds.decode.SkipDecoding()})
+        classes = _classes(builder)
         for index in range(self.first, self.first + self.count):
             name = f"{self.split}:{index}"
             record = records[index]
             texts = {key: _texts(record[key]) for key in _CAPTIONS if key in record}
+            if classes and not texts:
+                texts = {"caption": [classes[int(record[_LABEL])]]}
             captions = captions_of(texts)
             if not captions:
                 yield Skipped(name, "no caption", f"the record has {', '.join(record)}")
@@ -51,7 +55,7 @@ def find_parts(name: str) -> list[TfdsPart]:
     """Finds the parts of "NAME" (its split train) or "NAME@SPLIT"; NAME may be the folder of a prepared data set.
 
     Raises:
-      UserError: it is not prepared, or in a format without random access; it has no such split, picture or caption.
+      UserError: it is not prepared, or in a format without random access; it has no such split, pictures, or captions.
     """
     dataset, _, split = name.partition("@")
     split = split or "train"
@@ -61,7 +65,8 @@ def find_parts(name: str) -> list[TfdsPart]:
     if split not in builder.info.splits:
         raise UserError(f"{dataset} has no split {split!r}; it has {', '.join(builder.info.splits)}")
     _feature(builder, _PICTURES)
-    _feature(builder, _CAPTIONS)
+    if not _classes(builder):
+        _feature(builder, _CAPTIONS)
     try:
         builder.as_data_source(split)
     except NotImplementedError as error:
@@ -99,6 +104,12 @@ def _feature(builder: Any, names: Sequence[str]) -> str:
             f"one of them must be {', '.join(names)}"
         )
     return feature
+
+
+def _classes(builder: Any) -> Sequence[str]:
+    """Lists the names of a set's classes in the order of their numbers; () where it has no labels with names."""
+    features = builder.info.features
+    return getattr(features[_LABEL], "names", ()) if _LABEL in features else ()
 
 
 def _texts(value: Any) -> list[str]:

@@ -87,7 +87,7 @@ def main(request: Request, json_file: str) -> bool:
     values = config_files.load(f"{r.config}:{r.size},{r.budget}" if r.size else r.config)
     atomic.check_target(Path(json_file), "--json", r.config)
     target = find_target(r.topology, r.slices)
-    planned = (_of_transformer if r.size else _of_tokenizer)(r, values, target)
+    planned = (_of_transformer if "text" in values else _of_tokenizer)(r, values, target)
     shapes = [
         {"aspect": aspect, "share": share, **compile_and_count(lower(), target, r.quick)}
         for aspect, share, lower in planned.shapes
@@ -136,25 +136,21 @@ def _mesh(
 def _of_transformer(r: Request, values: Any, target: Target) -> _Planned:
     if r.sampler and r.microbatches:
         raise UserError("--microbatches is of the train step; leave it out with --sampler")
-    model = from_dict(TransformerConfig, values.model, "model")
-    if model.condition != "text":
-        raise UserError(
-            f"compile knows models of captions alone yet, and the condition of this one is {model.condition!r}; the "
-            "programs of a run are compiled by `infinity-jax compile --warm`"
-        )
+    model, budget = from_dict(TransformerConfig, values.model, "model"), r.budget or str(values.data.scales)
     model = dataclasses.replace(model, remat=model.remat if r.remat is None else r.remat)
     about, mesh, layout = _mesh(r, values, model, target)
     pictures: int = r.batch or (mesh.data * mesh.fsdp if r.sampler else values.train.batch_size)
     parts: int = 1 if r.sampler else r.microbatches or values.train.microbatches
-    size: Any = r.size
+    size = r.size or ""
 
     def lower(aspect: str) -> Program:
-        schedule = scales.make_schedule(str(r.budget), aspect)
+        schedule = scales.make_schedule(budget, aspect)
         if r.sampler:
             return lower_sampler(values, size, model, schedule, pictures, layout)
         return lower_train_step(values, size, model, schedule, pictures, parts, layout)
 
     about |= {"batch": pictures, "microbatches": parts, "remat": model.remat}
+    about |= {"size": r.size or Path(r.config).name, "budget": budget}
     about["parameters"] = flops.parameter_count(model)
     shapes = [(aspect, share, functools.partial(lower, aspect)) for aspect, share in r.aspects.items()]
     return _Planned("sampler" if r.sampler else "train step", about, shapes)
@@ -162,10 +158,6 @@ def _of_transformer(r: Request, values: Any, target: Target) -> _Planned:
 
 def _of_tokenizer(r: Request, values: Any, target: Target) -> _Planned:
     """Plans a tokenizer's step for each resolution of its config, or the one that --budget names."""
-    if "text" in values:
-        raise UserError(
-            f"{r.config} is no tokenizer's config; of a transformer's compile one --size, like 125m, at one --budget"
-        )
     if r.sampler or r.microbatches or list(r.aspects) != ["1:1"]:
         raise UserError("a tokenizer has no sampler, microbatches or aspects; leave out these options")
     model = from_dict(TokenizerConfig, values.model, "model")

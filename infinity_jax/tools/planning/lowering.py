@@ -10,16 +10,19 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
 from infinity_jax import presets, scales
 from infinity_jax.checkpoints import trained
-from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config import VECTOR, TokenizerConfig, TransformerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.metrics.lpips import made_up_lpips
 from infinity_jax.runtime.sharding import Layout
 from infinity_jax.sampling.config import MIXED, SamplerConfig, SamplerInputs
 from infinity_jax.sampling.sampler import make_sampler, rounded
+from infinity_jax.tokenizer.model import quantizer_of
+from infinity_jax.tokenizer.pyramid import Quantizer
 from infinity_jax.training import flops, sections, train_tokenizer
 from infinity_jax.training.adversary import adversary_of
 from infinity_jax.training.config import TokenizerTrainConfig, from_section
@@ -56,7 +59,8 @@ def lower_train_step(
 
     Args:
       config: a ConfigDict with the sections optim, correction, loss, text and train.
-      size: a name in `presets.PRESETS`, whose tokenizer is taken; for another, one of as many bits as the model.
+      size: a name in `presets.PRESETS`, whose tokenizer is taken; for another, one of as many bits or codes as the
+        model.
       model: the transformer.
       schedule: that of all pictures.
       batch: pictures over all devices.
@@ -72,6 +76,7 @@ def lower_train_step(
         optim=from_dict(OptimConfig, config.optim, "optim"),
         steps=config.train.steps,
         microbatches=microbatches,
+        quantizer=_made_up_codes(tokenizer, schedule.n_scales) if tokenizer.quantizer == VECTOR else None,
     )
     step = build_step(parts, [schedule], layout)
     split, text = layout.batch(batch, microbatches), config.text.max_length
@@ -162,10 +167,20 @@ def lower_tokenizer_step(
 
 
 def _tokenizer(size: str, model: TransformerConfig) -> TokenizerConfig:
-    """Picks the tokenizer of a published size; for another model one of as many bits."""
+    """Picks the tokenizer of a published size; for another model one of as many bits or codes."""
     if size in presets.PRESETS:
         return presets.TOKENIZERS[presets.PRESETS[size].tokenizer]
+    if model.codes:
+        return dataclasses.replace(presets.TOKENIZERS["var"], bits=model.bits, codes=model.codes)
     return TokenizerConfig(bits=model.bits)
+
+
+def _made_up_codes(tokenizer: TokenizerConfig, n_scales: int) -> Quantizer:
+    """Draws a codebook and its convolutions, which are constants of a train step."""
+    random = np.random.default_rng(0)
+    own = trained.tokenizer_shapes(tokenizer)["codebook"]
+    drawn = jax.tree.map(lambda x: random.standard_normal(x.shape, np.float32), own)
+    return quantizer_of(tokenizer, {"codebook": drawn}, n_scales)
 
 
 def _shape(shape: Sequence[int], dtype: Any, sharding: NamedSharding) -> Any:

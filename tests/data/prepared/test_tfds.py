@@ -10,10 +10,12 @@ from pathlib import Path
 import pytest
 from helpers import paths
 
+from infinity_jax import config_files
 from infinity_jax.data.prepared import writer
 from infinity_jax.data.prepared.config import parse_limits
 from infinity_jax.data.prepared.record_set import MixedRecords
 from infinity_jax.errors import UserError
+from infinity_jax.training.run_config import with_labels
 
 MADE = """
 import sys
@@ -41,8 +43,24 @@ class CocoCaptions(tfds.core.GeneratorBasedBuilder):
             texts = [{"id": k, "text": f"caption {i} {k}"} for k in range(2)]
             yield i, {"image": synthetic_pictures.jpeg(i), "image/id": i, "captions": texts, "score": i / 2}
 
-builder = CocoCaptions(data_dir=sys.argv[1], file_format="array_record")
-builder.download_and_prepare(download_dir=sys.argv[1] + "/downloads")
+class Labelled(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+
+    def _info(self):
+        label = tfds.features.ClassLabel(names=["tench", "cassette player", "church"])
+        features = {"image": tfds.features.Image(encoding_format="jpeg"), "label": label}
+        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+        return {"train": self._generate_examples()}
+
+    def _generate_examples(self):
+        for i in range(4):
+            yield i, {"image": synthetic_pictures.jpeg(i), "label": 2 - i % 3}
+
+for set_ in (CocoCaptions, Labelled):
+    builder = set_(data_dir=sys.argv[1], file_format="array_record")
+    builder.download_and_prepare(download_dir=sys.argv[1] + "/downloads")
 assert "tensorflow" not in sys.modules
 """
 
@@ -89,6 +107,17 @@ def test_several_captions_of_a_picture_in_a_folder_or_by_name(coco, name, tmp_pa
     assert "tensorflow" not in sys.modules
     filtered = MixedRecords(f"records:{tmp_path / 'out'}", parse_limits("image/id>=1,score<=0.5"))
     assert len(filtered) == 1
+
+
+def test_the_names_of_classes_stand_for_captions(coco, tmp_path):
+    """As imagenet2012 and imagenette have them; a model of labels takes its classes from there."""
+    folder = coco / "labelled" / "1.0.0"
+    summary = writer.prepare(f"tfds:{folder}", tmp_path / "out", workers=1)
+    assert summary["pictures"] == 4 and summary["columns"]["scores"] == {"label": 4}
+    assert captions_in(tmp_path / "out") == [["cassette player"], ["church"], ["church"], ["tench"]]
+    source = f"--config.data.source=records:{tmp_path / 'out'}"
+    config = with_labels(config_files.load("var:debug", [source]))
+    assert tuple(config.text.labels) == ("cassette player", "church", "tench") and config.model.classes == 3
 
 
 def test_sets_that_are_not_prepared_or_of_another_format_are_explained(coco, tmp_path):

@@ -272,15 +272,16 @@ def test_mistakes_end_with_code_2(in_this_process, capsys, arguments, message):
     assert message in capsys.readouterr().err
 
 
-def test_models_of_labels_are_refused(in_this_process, capsys, tmp_path):
-    labels = tmp_path / "labels.py"
-    labels.write_text(
-        CONFIG.replace(
-            "text_channels=128, text_length=8", "text_channels=2, text_length=1, condition='class', classes=3"
-        )
-    )
-    assert in_this_process("--config", str(labels), "--topology", "cpu:1", "--mesh", "data=1") == 2
-    assert "compile knows models of captions alone yet" in capsys.readouterr().err
+@pytest.mark.long
+@pytest.mark.parametrize("program", ["train step", "sampler"])
+def test_a_model_of_labels_and_codes_by_its_config_alone(tmp_path, program):
+    """Without --size and --budget: the scales are the config's, codes are as many as the model's."""
+    which = ["--sampler"] if program == "sampler" else []
+    words = ["--config", "var:debug", "--topology", "cpu:2", "--mesh", "fsdp=2", "--batch", "2", "--quick"]
+    code, numbers, text = command(*words, *which, folder=tmp_path)
+    assert code == 0 and numbers is not None, text
+    assert (numbers["program"], numbers["size"], numbers["budget"]) == (program, "var:debug", "64px")
+    assert numbers["fits"] and 1 < numbers["compiled_over_model_flops"] < 2.5
 
 
 @pytest.mark.parametrize("mix", ["1:1=x", "1:1=0", "3:2=-1"])

@@ -43,7 +43,6 @@ def test_a_tokenizer_s_step(tmp_path, topology, remat):
         (["--microbatches", "2"], "a tokenizer has no sampler, microbatches"),
         (["--batch", "8"], "--batch 8 needs one --budget, of 32px, 64px"),
         (["--remat", "dots"], "remat"),
-        (["--config", "t2i:debug"], "is no tokenizer's config"),
         (["--size", "125m"], "needs a --budget"),
     ],
 )
