@@ -23,7 +23,6 @@ def _bsq_vit(bits: int, side: int = 256, **quantizer: Any) -> TokenizerConfig:
         pixel_patch=8,
         architecture="vit",
         side=side,
-        scaled_gradient=True,
         **quantizer,
     )
 
@@ -45,9 +44,9 @@ TOKENIZERS: Mapping[str, TokenizerConfig] = MappingProxyType(
     }
     # BSQ-ViT's (arXiv 2406.07548); "l24sq" has the lattice of arXiv 2512.14697 for a codebook.
     | {
-        "bsqvit-128": _bsq_vit(18, 128),
-        "bsqvit-b18": _bsq_vit(18),
-        "bsqvit-b36": _bsq_vit(36),
+        "bsqvit-128": _bsq_vit(18, 128, scaled_gradient=True),
+        "bsqvit-b18": _bsq_vit(18, scaled_gradient=True),
+        "bsqvit-b36": _bsq_vit(36, scaled_gradient=True),
         "bsqvit-l24sq": _bsq_vit(
             24, quantizer="vq", codes=196_560, phis=0, phi_share=0.0, by_cosine=True, sphere=True
         ),

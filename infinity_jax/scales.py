@@ -42,7 +42,8 @@ VAR_PRESETS = {
 }
 # "32px_of_64px": the first scales of "64px", up to 32 pixels. A name like any other preset's, for stages and folders.
 _FIRST_SCALES = "px_of_"
-_SIDES = re.compile(r"[1-9]\d{0,3}(-[1-9]\d{0,3})*")
+# One alone is of one scale, and not of pixels.
+_SIDES = re.compile(r"[1-9]\d{0,3}(-[1-9]\d{0,3})+|[1-9]\d?")
 # Every size 1..16, then coarser steps: what the tokenizer trains on (docs/spec.md section 2).
 _DENSE_SIZES = (*range(1, 17), 20, 24, 28, 32, 40, 48, 56, 64)
 

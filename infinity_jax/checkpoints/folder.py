@@ -126,6 +126,8 @@ def add_part(
     old = read_config(folder) if (folder / CONFIG).is_file() else {}
     if part == "tokenizer":
         new = {**sections, **old, part: sections[part]}
+        if sections[part].get("side"):  # a ViT's, whose scales are of that side
+            new["scales"] = sections["scales"]
     else:
         new = {**old, **sections, **rotary.MARK}
         if "source" not in sections:

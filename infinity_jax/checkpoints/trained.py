@@ -14,7 +14,8 @@ from jaxtyping import PyTree
 
 from infinity_jax import scales
 from infinity_jax.checkpoints.origin import data_of
-from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.config import VIT, TokenizerConfig, TransformerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.files.lazy_tensor import dtype_named
 from infinity_jax.runtime import trees
 from infinity_jax.runtime.sharding import Layout, put
@@ -41,6 +42,16 @@ class TrainedTokenizer:
     scales: str
     origin: Mapping[str, Any]
 
+    def __post_init__(self) -> None:
+        """Raises UserError for scales of another size than the one that a ViT knows."""
+        if self.config.architecture == VIT and self.side != self.config.side:
+            own = self.config.side // self.config.transformer_stride
+            raise UserError(
+                f"the scales {self.scales!r} are of pictures of {self.side}x{self.side} pixels, and this tokenizer's "
+                f"ViT has positions for {self.config.side}x{self.config.side} alone; use {str(own)!r}, or scales that "
+                "end with that side"
+            )
+
     @property
     def side(self) -> int:
         """Height and width in pixels of its square pictures."""
@@ -57,7 +68,10 @@ class TrainedTokenizer:
 
     def encoder_hash(self, *more: Any) -> "hashlib._Hash":
         """Starts a sha256 of the config, of `more` that features depend on, and of the encoder's weights."""
-        digest = hashlib.sha256(" ".join(map(str, (self.config, *more))).encode())
+        c = self.config
+        if c.architecture == VIT:  # what its weights do not tell
+            more = (*more, VIT, c.heads, c.laplace)
+        digest = hashlib.sha256(" ".join(map(str, (c, *more))).encode())
         parts = ("encoder", "latent_in") if self.config.latent_kernel else ("encoder",)
         for leaf in jax.tree.leaves([self.params[part] for part in parts]):
             digest.update(np.ascontiguousarray(leaf).tobytes())

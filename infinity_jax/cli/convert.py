@@ -29,7 +29,8 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         "--config",
         type=options.text,
         metavar="NAME_OR_FILE",
-        help="a published size (2b 8b 125m 361m 940m 2.2b 4.7b; for a tokenizer also d14 to d64), a .py config "
+        help="a published size (2b 8b 125m 361m 940m 2.2b 4.7b; var-d16 to var-d36; "
+        "for a tokenizer also d14 to d64, var, bsqvit-b18 and others), a .py config "
         'file, or a .json file like {"transformer": {"layers": 4, ...}} or {"tokenizer": {"bits": 16, ...}}; '
         "for t5: small base large xl xxl or a config.json of Hugging Face",
     )

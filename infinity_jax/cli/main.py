@@ -9,6 +9,7 @@ from infinity_jax.checkpoints import origin
 from infinity_jax.cli import exit_codes
 from infinity_jax.cli.compile import compile
 from infinity_jax.cli.convert import convert, export
+from infinity_jax.cli.edit import edit
 from infinity_jax.cli.evaluate import evaluate, evaluate_tokenizer, fid
 from infinity_jax.cli.generate import generate
 from infinity_jax.cli.prepare import prepare
@@ -24,6 +25,7 @@ COMMANDS = (
     train_tokenizer,
     train,
     sample,
+    edit,
     generate,
     evaluate,
     evaluate_tokenizer,

@@ -106,6 +106,14 @@ def probability(text: str) -> float:
     return values[0]
 
 
+def share(text: str) -> float:
+    """Reads one number from 0 to 1."""
+    values = numbers(text)
+    if len(values) != 1 or not 0 <= values[0] <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one number from 0 to 1")
+    return values[0]
+
+
 def minutes(text: str) -> float:
     """Reads one number of minutes above 0, up to a million."""
     values = numbers(text)

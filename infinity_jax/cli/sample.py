@@ -84,6 +84,11 @@ def add_drawing(command: argparse.ArgumentParser) -> None:
         metavar="N",
         help="pictures drawn at once, at most; default: 1, 4 or 16, by how many there are, fewer where they are large",
     )
+    add_devices(command)
+
+
+def add_devices(command: argparse.ArgumentParser) -> None:
+    """Adds --devices, --mesh and --rules."""
     devices = command.add_mutually_exclusive_group()
     devices.add_argument(
         "--devices",
@@ -97,7 +102,7 @@ def add_drawing(command: argparse.ArgumentParser) -> None:
         metavar="AXIS=N[,...]",
         help="the same with the model split too, like data=2,tensor=4",
     )
-    add(
+    command.add_argument(
         "--rules",
         type=options.any_text,
         default="",

@@ -60,7 +60,8 @@ class TokenizerConfig(Checked):
     patchify: Annotated[int, Range(1, 8)] = 1
     quantizer: Annotated[str, OneOf((*BINARY, VECTOR))] = "bsq"
     compute_dtype: Annotated[str, OneOf(DTYPES)] = "float32"
-    # Not in the text of a config: fingerprints of features are made of it, and these are the encoder's alone.
+    # Not in the text of a config: fingerprints of features are made of it, beside the encoder's weights, and are to
+    # stay those of earlier versions. What of these features depend on is added in `TrainedTokenizer.encoder_hash`.
     decoder_multipliers: Annotated[tuple[_Multiplier, ...], Range(0, 8)] = dataclasses.field(
         default=(), repr=False
     )
@@ -106,10 +107,21 @@ class TokenizerConfig(Checked):
             self.phis > 0 or self.phi_share == 0,
             f"phi_share {self.phi_share} with no phis; set it to 0, or phis to 1 or more",
         )
+        check(
+            not self.sphere or self.quantizer == VECTOR,
+            "sphere is of quantizer 'vq'; bits are on one with 'bsq'",
+        )
+        check(
+            not self.scaled_gradient or self.quantizer != VECTOR,
+            "scaled_gradient is of bits; leave it out with quantizer 'vq'",
+        )
         if self.architecture == VIT:
             self._check_vit()
             return
-        check(not self.laplace, "laplace is of architecture 'vit' alone; leave it out")
+        check(
+            not self.laplace and not self.side,
+            f"laplace {self.laplace} and side {self.side} are of architecture 'vit' alone; leave them out",
+        )
         for w in (*self.encoder_widths, *self.decoder_widths):
             check(w % 32 == 0, f"tokenizer width {w} is not divisible by 32, the groups of GroupNorm")
 

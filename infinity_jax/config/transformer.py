@@ -130,7 +130,16 @@ class TransformerConfig(Checked):
         return not self.positions.startswith(LEARNED)
 
     def check_schedule(self, schedule: ScaleSchedule) -> None:
-        """Raises UserError unless the model has positions for a schedule: rotary ones are for all."""
+        """Raises UserError unless a schedule begins with one token, and the model has positions for it.
+
+        Rotary ones are for all.
+        """
+        if schedule.sizes[0] != (1, 1):
+            height, width = schedule.sizes[0]
+            raise UserError(
+                f"the first scale of {schedule} has {height}x{width} tokens, and a transformer begins with one: use "
+                "scales that begin with 1x1, like 64px, and a tokenizer that is trained for them"
+            )
         known = schedule.sizes if self.learned_schedule is None else self.learned_schedule.sizes
         if schedule.sizes != known[: schedule.n_scales]:
             raise UserError(

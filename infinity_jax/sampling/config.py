@@ -8,6 +8,7 @@ import jax
 from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig, check_choice
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import Layout, put
+from infinity_jax.sampling.given import Given
 from infinity_jax.sampling.guidance import Rows
 from infinity_jax.sampling.token_pruning import TokenPruning, named
 from infinity_jax.scales import ScaleSchedule
@@ -142,8 +143,7 @@ class SamplerInputs(NamedTuple):
       seeds_B: uint32, one per picture.
       cfg_BK, tau_BK: float32, guidance and temperature of each picture at each scale.
       top_p_B: float32, of each picture.
-      given: of each scale the symbols that are not drawn, and where: (as of `sampler.Drawn`, bool [B,h_k,w_k] or
-        [1,h_k,w_k]); None draws all.
+      given: the symbols that are not drawn, and where; None draws all.
     """
 
     text_BTC: jax.Array
@@ -154,7 +154,7 @@ class SamplerInputs(NamedTuple):
     top_p_B: jax.Array
     negative_BTC: jax.Array | None = None
     negative_mask_BT: jax.Array | None = None
-    given: tuple[tuple[jax.Array, jax.Array], ...] | None = None
+    given: Given | None = None
 
 
 def placed(inputs: SamplerInputs, layout: Layout) -> SamplerInputs:

@@ -1,6 +1,5 @@
 """Which tokens of a given picture stay when the rest is drawn anew: VAR's zero-shot editing (docs/spec_var.md 5)."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
@@ -38,10 +37,3 @@ def kept_by_scale(mask_hw: Float[Array, "h w"], schedule: ScaleSchedule) -> tupl
         share = resize.bilinear(jnp.asarray(mask_hw)[None, ..., None], size)[..., 0]
         kept.append(jnp.ones_like(share, bool) if tokens <= _WHOLE else share > 0.5)
     return tuple(kept)
-
-
-def given_tokens(
-    symbols: tuple[jax.Array, ...], kept: tuple[jax.Array, ...]
-) -> tuple[tuple[jax.Array, jax.Array], ...]:
-    """Pairs a picture's symbols of each scale with where they stay: `SamplerInputs.given`."""
-    return tuple(zip(symbols, kept, strict=True))

@@ -21,8 +21,9 @@ from infinity_jax.files.progress import waiting
 from infinity_jax.runtime import start_up
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import Layout, layout_of
-from infinity_jax.sampling import batches, guidance
+from infinity_jax.sampling import batches, editing, guidance
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs, placed
+from infinity_jax.sampling.editing import EditRequest
 from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.sampling.sampler import make_sampler, rounded
 from infinity_jax.text.batching import bucket_length
@@ -188,6 +189,10 @@ class InfinityPipeline:
         only = range(len(request.prompts)) if only is None else only
         return self._batches(dataclasses.replace(request, batch=batch), only, config, numbers)
 
+    def edit(self, request: EditRequest, settings: SampleConfig | None = None) -> list[Image.Image]:
+        """Draws parts of given pictures anew, see `editing.edit`."""
+        return editing.edit(self, request, settings)
+
     def batch_of(self, request: SampleRequest) -> int:
         """Returns how many pictures of a request are best drawn at once: what fits their number, at most `batch`."""
         most = request.batch
@@ -246,7 +251,7 @@ class InfinityPipeline:
         seeds_B, negative = np.asarray(request.seeds, np.uint32), (None, None)
         if request.negative_prompts is not None:
             negative = self._text(request.negative_prompts, text_length)
-        arrays: Any = (*self._text(request.prompts, text_length), seeds_B, *numbers, *negative)
+        arrays: Any = (*self._text(request.prompts, text_length), seeds_B, *numbers, *negative, request.given)
         return SamplerInputs(*arrays)
 
     def _text(

@@ -3,10 +3,12 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import numpy as np
 
 from infinity_jax.checkpoints import opened
 from infinity_jax.errors import UserError
+from infinity_jax.sampling.given import Given
 from infinity_jax.text.prompt import clean_prompts
 
 
@@ -23,6 +25,7 @@ class SampleRequest:
         for ("1M" for the released ones).
       batch: pictures drawn at once; None is 1, 4 or 16, by how many there are, fewer where a picture has more than
         512 tokens.
+      given: what is not drawn, of N pictures; None draws all. `editing` makes it.
     """
 
     prompts: Sequence[str]
@@ -31,6 +34,7 @@ class SampleRequest:
     aspect_ratio: str = "1:1"
     budget: str | None = None
     batch: int | None = None
+    given: Given | None = None
 
     def part(self, numbers: Sequence[int]) -> "SampleRequest":
         """Picks some of the N pictures, by number."""
@@ -40,6 +44,7 @@ class SampleRequest:
             prompts=[self.prompts[i] for i in numbers],
             seeds=[self.seeds[i] for i in numbers],
             negative_prompts=None if negative is None else [negative[i] for i in numbers],
+            given=jax.tree.map(lambda x: x[np.asarray(numbers)], self.given),
         )
 
     def checked(self) -> "SampleRequest":

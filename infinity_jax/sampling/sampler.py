@@ -21,6 +21,7 @@ from infinity_jax.runtime.sharding import Layout, constrain, on_mesh
 from infinity_jax.sampling import guidance, head_bits, head_index, kv_cache
 from infinity_jax.sampling.bits import DrawSettings, LinearHead
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
+from infinity_jax.sampling.given import with_given
 from infinity_jax.sampling.hooks import hooks_of
 from infinity_jax.sampling.kv_cache import LayerCache, PartCache
 from infinity_jax.tokenizer import pyramid
@@ -228,20 +229,13 @@ def draw_scale(
     drawn_BN, carried = hooks.draw_bits(hidden_GBNC, prepared.head, cfg_B, settings, state.carried)
     symbols_Bhw = drawn_BN.reshape(len(drawn_BN), *size, *drawn_BN.shape[2:])
     if inputs.given is not None:
-        symbols_Bhw = with_given(symbols_Bhw, *inputs.given[k])
+        so_far = inputs.given, state.running_sum_BHWd, quantizer, config.tokenizer, k
+        symbols_Bhw = with_given(symbols_Bhw, *so_far)
     symbols_BHW = symbols_Bhw
     if config.tokenizer.patchify > 1:
         symbols_BHW = pyramid.to_tokenizer(symbols_Bhw, config.tokenizer.patchify)
     running_sum_BHWd = quantizer.add(state.running_sum_BHWd, quantizer.look_up(symbols_BHW), k)
     return symbols_Bhw, SamplerState(running_sum_BHWd, caches, carried)
-
-
-def with_given(drawn_Bhw: jax.Array, given_Bhw: jax.Array, where_Bhw: jax.Array) -> jax.Array:
-    """Puts given symbols in the place of drawn ones; where shares of codes are drawn, a given code has all of it."""
-    if jnp.issubdtype(drawn_Bhw.dtype, jnp.floating):
-        given_Bhw = jax.nn.one_hot(given_Bhw, drawn_Bhw.shape[-1])
-    where = where_Bhw.reshape(*where_Bhw.shape, *[1] * (drawn_Bhw.ndim - 3))
-    return jnp.where(where, given_Bhw.astype(drawn_Bhw.dtype), drawn_Bhw)
 
 
 def next_input(

@@ -37,7 +37,7 @@ Shape = tuple[int, ...]
 def largest_map(config: TokenizerConfig, size: tuple[int, int], maps: str) -> int:
     """Counts the bytes of the decoder's largest map, of dtype `maps`, for one picture of `size` tokens."""
     if config.architecture == VIT:
-        most = vit.largest_map_channels(config)
+        most = vit.largest_map_channels(config, math.prod(size))
     else:
         most = max(layer.width * 4**layer.doublings for layer in decoder_layers(config)[:-1])
     return most * math.prod(size) * jnp.dtype(maps).itemsize

@@ -120,7 +120,7 @@ def _check_side(config: TokenizerConfig, height: int, width: int) -> None:
     if (height, width) != (config.side, config.side):
         raise UserError(
             f"this tokenizer's ViT has positions for pictures of {config.side}x{config.side} pixels, and these are "
-            f"{height}x{width}; use that size, or train one with --config.model.side={height}"
+            f"{height}x{width}; use that size"
         )
 
 
@@ -172,6 +172,6 @@ class Decoder(nn.Module):
         return x.astype(jnp.float32)
 
 
-def largest_map_channels(config: TokenizerConfig) -> int:
-    """Counts the channels a token of the decoder's widest array: what a feed-forward layer has within."""
-    return max(4 * config.decoder_widths[0], config.hidden)
+def largest_map_channels(config: TokenizerConfig, tokens: int) -> int:
+    """Counts the numbers a token of the decoder's widest array: of a feed-forward layer, or scores of all heads."""
+    return max(4 * config.decoder_widths[0], config.hidden, config.heads_of_halves[1] * tokens)

@@ -3,6 +3,8 @@
 Tian et al., arXiv 2404.02905, section 3.2; docs/spec_var.md section 2.
 """
 
+import math
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,8 @@ from infinity_jax.tokenizer.pyramid import Pyramid, residual_at_scale
 
 # Usual weight of the term that draws features to the codes.
 COMMITMENT = 0.25
+# Products of tokens with codes that are held at once: 1 GiB.
+_MOST_PRODUCTS = 2**28
 
 
 def phi_of_scale(n_scales: int, n_phis: int) -> tuple[int, ...]:
@@ -62,6 +66,13 @@ class VectorQuantizer:
 
     def choose(self, z: Float[Array, "*n Z"]) -> Int32[Array, " *n"]:
         """Finds the nearest code of each residual, of equally near ones the first."""
+        if math.prod(z.shape[:-1]) * len(self.codebook_VZ) <= _MOST_PRODUCTS:
+            return self._nearest(z)
+        rows = max(1, _MOST_PRODUCTS // len(self.codebook_VZ))
+        flat = jax.lax.map(self._nearest, z.reshape(-1, z.shape[-1]), batch_size=rows)
+        return flat.reshape(z.shape[:-1])
+
+    def _nearest(self, z: Float[Array, "*n Z"]) -> Int32[Array, " *n"]:
         precision = jax.lax.Precision.HIGHEST
         if self.by_cosine:
             cosines = jnp.matmul(_unit(z), _unit(self.codebook_VZ).T, precision=precision)

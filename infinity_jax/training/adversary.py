@@ -120,9 +120,9 @@ def discriminator_gradients(adversary: Adversary, own: TrainState, image, made):
             slope = jax.lax.cond(
                 due, lambda: discriminator.squared_slope(of_pictures, image), lambda: jnp.zeros(())
             )
-            loss += config.r1 / 2 * config.r1_every * slope
-            metrics["r1"] = slope
-        return loss, metrics
+            metrics["r1"] = slope  # 0 in the steps between
+            return loss + config.r1 / 2 * config.r1_every * slope, {**metrics, "discriminator": loss}
+        return loss, {**metrics, "discriminator": loss}
 
-    (loss, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(own.params)
-    return grads, {"discriminator": loss, **metrics}
+    (_, metrics), grads = jax.value_and_grad(loss_of, has_aux=True)(own.params)
+    return grads, metrics

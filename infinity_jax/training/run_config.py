@@ -190,6 +190,7 @@ def fitting_tokenizer(run: RunConfig, workdir: Path) -> TrainedTokenizer:
             f"correction.p is {run.correction.p}; self-correction flips bits, and the tokens of {run.tokenizer!r} are "
             "codes: use --config.correction.p=0"
         )
+    run.model.check_schedule(scales.make_schedule(preset))
     small = preset in scales.SMALL_BUDGETS  # for trying things out: any tokenizer will do
     if not small and scales.positions_preset(tokenizer.scales) != scales.positions_preset(preset):
         raise UserError(

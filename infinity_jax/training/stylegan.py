@@ -132,6 +132,10 @@ class StyleGAN(nn.Module):
                 f"discriminator.architecture 'stylegan' halves pictures down to {SMALLEST}x{SMALLEST}, which "
                 f"{side}x{image_BHW3.shape[2]} does not reach; use a side that is a power of two, or 'patches'"
             )
+        if self.channel_base < side:
+            raise UserError(
+                f"discriminator.channel_base {self.channel_base} leaves no channel at a side of {side} pixels; use more"
+            )
         x = _activated(Scaled(self._channels(side), 1, name="from_rgb")(image_BHW3))
         while side > SMALLEST:
             x = Block(self._channels(side // 2), name=f"block_{side}")(x)

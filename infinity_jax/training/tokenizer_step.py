@@ -14,6 +14,7 @@ import optax
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from infinity_jax.config import VECTOR, TokenizerConfig
+from infinity_jax.errors import UserError
 from infinity_jax.fields import Checked, FilePath, OneOf, Positive, Range, ShareBelowOne, Weight, WholeNumber
 from infinity_jax.runtime import seeds
 from infinity_jax.scales import ScaleSchedule, dense_schedule
@@ -73,6 +74,14 @@ class TokenizerLossConfig(Checked):
     scale_drop: ShareBelowOne = 0.5
     short_scales: Annotated[int, Range(2, 64)] = 7
     detach_residuals: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.quantizer_start and not self.quantizer_ramp:
+            raise UserError(
+                f"loss.quantizer_start {self.quantizer_start} without loss.quantizer_ramp is never used; give the "
+                "steps of the ramp, or leave it out"
+            )
 
     @property
     def quantizer_weights(self) -> QuantizerWeights:

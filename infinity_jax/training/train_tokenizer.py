@@ -13,7 +13,7 @@ from infinity_jax import scales
 from infinity_jax.checkpoints import origin
 from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.checkpoints.trained import tokenizer_variables
-from infinity_jax.config import VECTOR, TokenizerConfig
+from infinity_jax.config import VECTOR, VIT, TokenizerConfig
 from infinity_jax.config_files import numbers_by_name
 from infinity_jax.data import batches, resolutions, sources
 from infinity_jax.data.augmentation import Augmentation
@@ -138,7 +138,7 @@ def _check_codes(model: TokenizerConfig, loss: TokenizerLossConfig, n_scales: in
     if model.quantizer == VECTOR and (loss.scales != "short" or loss.short_scales < n_scales):
         raise UserError(
             f"loss.scales {loss.scales!r} and loss.short_scales {loss.short_scales} leave scales out; a tokenizer with "
-            f"quantizer {VECTOR!r} uses all {n_scales}: set loss.scales=short and loss.short_scales={n_scales}"
+            f"quantizer {VECTOR!r} uses all {n_scales}: set loss.scales=short and loss.short_scales={max(2, n_scales)}"
         )
 
 
@@ -216,6 +216,12 @@ def resolutions_of(
     if len(set(sides)) < len(sides):
         raise UserError(
             f"data.mix {data.mix!r} has two schedules for pictures of the same size; leave one out"
+        )
+    if model.architecture == VIT and sides != (model.side,):
+        raise UserError(
+            f"data.scales {data.scales!r} and data.mix {data.mix!r} are of pictures of {', '.join(map(str, sides))} "
+            f"pixels, and a ViT has positions for model.side {model.side} alone; use scales that end with "
+            f"{model.side // model.transformer_stride}, no mix, or another model.side"
         )
     by_side = {
         side: training_scales(loss.scales, schedule, loss.scale_drop, loss.short_scales)

@@ -34,6 +34,7 @@ from infinity_jax.config import TransformerConfig
 from infinity_jax.runtime import trees
 from infinity_jax.sampling import head_index, kept_tokens
 from infinity_jax.sampling.bits import DrawSettings
+from infinity_jax.sampling.given import Given
 from infinity_jax.tokenizer import pyramid, vq
 from infinity_jax.tokenizer.autoencoder import AttentionBlock
 from infinity_jax.tokenizer.convolution import Arithmetic
@@ -280,7 +281,7 @@ def test_editing(edit, models):
     kept = kept_tokens.kept_by_scale(jnp.asarray(mask), schedule)
     np.testing.assert_array_equal(joined(kept)[0], arrays["kept"])
     given = tuple(map(jnp.asarray, split(arrays["input_indices"], schedule)))
-    inputs = inputs._replace(given=kept_tokens.given_tokens(given, kept))
+    inputs = inputs._replace(given=Given(kept, given))
     out, picture = drawn(config, system, inputs)
     expected = np.where(arrays["kept"].astype(bool), arrays["input_indices"], arrays["drawn"])
     np.testing.assert_array_equal(joined(out.bits), expected)

@@ -9,13 +9,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from infinity_jax.config import TokenizerConfig
+from infinity_jax.checkpoints.trained import TrainedTokenizer
+from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.data.resolutions import PictureConfig
 from infinity_jax.errors import UserError
 from infinity_jax.scales import make_schedule
 from infinity_jax.tokenizer import decoder_memory, halves, strips
 from infinity_jax.tokenizer.convolution import Arithmetic
 from infinity_jax.tokenizer.model import Tokenizer, initial_variables, reconstruct
-from infinity_jax.training import flops
+from infinity_jax.training import flops, train_tokenizer
+from infinity_jax.training.config import TrainConfig
+from infinity_jax.training.tokenizer_step import TokenizerLossConfig
 
 CONFIG = TokenizerConfig(
     bits=6, base_width=16, multipliers=(1,), decoder_multipliers=(2,), encoder_blocks=2, decoder_blocks=2,
@@ -47,10 +51,41 @@ def test_pictures_and_their_features_have_the_sizes_of_any_tokenizer(params, ima
 
 def test_pictures_of_another_size_are_refused_with_the_remedy(params):
     module: Any = Tokenizer(CONFIG)
-    with pytest.raises(UserError, match=r"positions for pictures of 16x16 .*these are 16x32.*model\.side=16"):
+    with pytest.raises(
+        UserError, match=r"positions for pictures of 16x16 pixels, and these are 16x32; use that"
+    ):
         module.apply({"params": params}, jnp.zeros((1, 16, 32, 3)), method="encode")
     with pytest.raises(UserError, match="these are 8x8; use that size"):
         module.apply({"params": params}, jnp.zeros((1, 2, 2, 6)), method="decode")
+
+
+def test_scales_of_another_size_are_refused_before_a_picture_is_read(params):
+    """By what loads a tokenizer, by its training, and by a transformer, which begins with one token."""
+    assert TrainedTokenizer(CONFIG, params, "1-2-4", {}).side == 16
+    with pytest.raises(UserError, match=r"'64px' are of pictures of 32x32 pixels.*16x16 alone; use '4', or"):
+        TrainedTokenizer(CONFIG, params, "64px", {})
+    with pytest.raises(
+        UserError, match=r"pictures of 8 pixels.*model\.side 16 alone; use scales that end with 4"
+    ):
+        train_tokenizer.resolutions_of(
+            PictureConfig("emoji_captions", "2"),
+            CONFIG,
+            TokenizerLossConfig(scales="short"),
+            TrainConfig(1, 1),
+        )
+    transformer = TransformerConfig(layers=1, width=64, heads=2, bits=6, text_channels=128, text_length=8)
+    with pytest.raises(
+        UserError, match="the first scale of 4x4 has 4x4 tokens, and a transformer begins with one"
+    ):
+        transformer.check_schedule(SCHEDULE)
+
+
+def test_features_of_encoders_with_other_heads_have_other_names(params):
+    names = {
+        TrainedTokenizer(dataclasses.replace(CONFIG, **change), params, "4", {}).fingerprint
+        for change in ({}, {"heads": 4}, {"laplace": True}, {"decoder_heads": 2})
+    }
+    assert len(names) == 3  # the decoder has no part in features
 
 
 @pytest.mark.parametrize(
@@ -66,7 +101,7 @@ def test_pictures_of_another_size_are_refused_with_the_remedy(params):
 def test_what_is_no_vit_is_refused(change, message):
     with pytest.raises(UserError, match=message):
         dataclasses.replace(CONFIG, **change)
-    with pytest.raises(UserError, match="laplace is of architecture 'vit' alone"):
+    with pytest.raises(UserError, match="laplace True and side 0 are of architecture 'vit' alone"):
         TokenizerConfig(laplace=True)
 
 

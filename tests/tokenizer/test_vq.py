@@ -110,6 +110,16 @@ def test_a_tokenizer_of_codes_learns_its_codes_and_convolutions(params):
     assert all(np.abs(x).max() > 0 for x in jax.tree.leaves(first))
 
 
+@pytest.mark.parametrize("by_cosine", [False, True])
+def test_many_tokens_of_many_codes_are_chosen_some_at_a_time(monkeypatch, by_cosine):
+    random = np.random.default_rng(3)
+    z, codes = (jnp.asarray(random.normal(size=shape), jnp.float32) for shape in ((2, 3, 5, 4), (11, 4)))
+    quantizer = vq.VectorQuantizer(codes, share=0.0, by_cosine=by_cosine, sphere=by_cosine)
+    at_once = quantizer.choose(z)
+    monkeypatch.setattr(vq, "_MOST_PRODUCTS", 4 * 11)
+    np.testing.assert_array_equal(quantizer.choose(z), at_once)
+
+
 def test_pictures_come_from_the_quantiser_of_the_parameters(params):
     image = jnp.asarray(np.random.default_rng(2).uniform(-1, 1, (2, 8, 8, 3)), jnp.float32)
     module: Any = Tokenizer(CONFIG)

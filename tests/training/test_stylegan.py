@@ -40,6 +40,9 @@ def test_pictures_of_other_sizes_and_odd_batches_are_refused(params):
     ):
         with pytest.raises(UserError, match=message):
             jax.eval_shape(lambda shape=shape: NETWORK.apply({"params": params}, jnp.zeros(shape)))
+    few: Any = discriminator.network_of(dataclasses.replace(CONFIG, channel_base=32))
+    with pytest.raises(UserError, match="channel_base 32 leaves no channel at a side of 64"):
+        few.init(jax.random.key(0), jnp.zeros((4, 64, 64, 3)))
     with pytest.raises(UserError, match=r"made for pictures of one size, and data\.mix has 32, 64 pixels"):
         adversary.check_sides(adversary.Adversary(CONFIG, optax.sgd(1.0)), [32, 64])
     adversary.check_sides(adversary.Adversary(DiscriminatorConfig(), optax.sgd(1.0)), [32, 64])
@@ -84,6 +87,8 @@ def test_the_weight_of_the_quantiser_falls_evenly():
     assert [float(loss.quantizer_at(jnp.int32(step))) for step in (0, 2, 4, 9)] == pytest.approx(
         [0.3, 0.2, 0.1, 0.1]
     )
+    with pytest.raises(UserError, match=r"quantizer_start 0\.3 without loss\.quantizer_ramp"):
+        TokenizerLossConfig(quantizer_start=0.3)
     assert TokenizerLossConfig(quantizer=0.5).quantizer_at(jnp.int32(0)) == 0.5
 
 

@@ -14,6 +14,7 @@ from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.sampling import head_index, sampler
 from infinity_jax.sampling.config import SamplerConfig
+from infinity_jax.sampling.given import Given
 from infinity_jax.sampling.token_pruning import named
 from infinity_jax.scales import make_schedule
 from infinity_jax.tokenizer import vq
@@ -87,9 +88,9 @@ def test_labels_of_training_are_the_quantiser_s_own(quantizer):
 
 def test_given_tokens_stay(params, quantizer):
     inputs = sampler_inputs(TEXT, MASK, [0, 1, 2], np.full(3, 2.0), np.zeros(3))
-    given = tuple(
-        (jnp.full((3, *size), 7), jnp.zeros((1, *size), bool).at[:, 0, 0].set(True))
-        for size in SCHEDULE.sizes
+    given = Given(
+        tuple(jnp.zeros((1, *size), bool).at[:, 0, 0].set(True) for size in SCHEDULE.sizes),
+        tuple(jnp.full((3, *size), 7) for size in SCHEDULE.sizes),
     )
     for config in (CONFIG, dataclasses.replace(CONFIG, smooth=True)):
         drawn = jax.jit(sampler.draw, static_argnums=0)(

@@ -39,7 +39,7 @@ class TfdsPart:
             name = f"{self.split}:{index}"
             record = records[index]
             texts = {key: _texts(record[key]) for key in _CAPTIONS if key in record}
-            if classes and not texts:
+            if classes and not texts and int(record[_LABEL]) >= 0:  # -1 is of a split whose labels are secret
                 texts = {"caption": [classes[int(record[_LABEL])]]}
             captions = captions_of(texts)
             if not captions:
@@ -107,9 +107,12 @@ def _feature(builder: Any, names: Sequence[str]) -> str:
 
 
 def _classes(builder: Any) -> Sequence[str]:
-    """Lists the names of a set's classes in the order of their numbers; () where it has no labels with names."""
+    """Lists the names of a set's classes in the order of their numbers, or these; () where it has no single labels."""
     features = builder.info.features
-    return getattr(features[_LABEL], "names", ()) if _LABEL in features else ()
+    feature = dict(features).get(_LABEL)
+    # Not isinstance: tensorflow_datasets takes seconds to import, and a sequence of labels is none.
+    is_one = type(feature).__name__ == "ClassLabel" and getattr(feature, "num_classes", None)
+    return feature.names if feature is not None and is_one else ()
 
 
 def _texts(value: Any) -> list[str]:

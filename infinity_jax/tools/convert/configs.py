@@ -48,7 +48,7 @@ def resolve_config(name_or_file: str, kind: str) -> ResolvedConfig:
     if isinstance(model, TransformerConfig):
         usual = Preset(model).sections()
     elif model.architecture == VIT:  # which knows one scale of one size
-        usual = {"scales": str(model.side // model.stride)}
+        usual = {"scales": str(model.side // model.transformer_stride)}
     sections = usual | {key: given[key] for key in _MORE[kind] if key in given}
     scales.make_schedule(sections["scales"])  # raises if there is no such budget
     if kind == "transformer":

@@ -167,9 +167,12 @@ def lower_tokenizer_step(
 
 
 def _tokenizer(size: str, model: TransformerConfig) -> TokenizerConfig:
-    """Picks the tokenizer of a published size; for another model one of as many bits or codes."""
+    """Picks the tokenizer of a published size; for another model a published one of as many bits or codes, or such."""
     if size in presets.PRESETS:
         return presets.TOKENIZERS[presets.PRESETS[size].tokenizer]
+    for known in presets.TOKENIZERS.values():
+        if (known.transformer_bits, known.codes) == (model.bits, model.codes) and not known.side:
+            return known
     if model.codes:
         return dataclasses.replace(presets.TOKENIZERS["var"], bits=model.bits, codes=model.codes)
     return TokenizerConfig(bits=model.bits)

@@ -57,6 +57,7 @@ class Labelled(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self):
         for i in range(4):
             yield i, {"image": synthetic_pictures.jpeg(i), "label": 2 - i % 3}
+        yield 4, {"image": synthetic_pictures.jpeg(4), "label": -1}  # as a test split's are
 
 for set_ in (CocoCaptions, Labelled):
     builder = set_(data_dir=sys.argv[1], file_format="array_record")
@@ -114,6 +115,7 @@ def test_the_names_of_classes_stand_for_captions(coco, tmp_path):
     folder = coco / "labelled" / "1.0.0"
     summary = writer.prepare(f"tfds:{folder}", tmp_path / "out", workers=1)
     assert summary["pictures"] == 4 and summary["columns"]["scores"] == {"label": 4}
+    assert summary["skipped"]["count"] == 1
     assert captions_in(tmp_path / "out") == [["cassette player"], ["church"], ["church"], ["tench"]]
     source = f"--config.data.source=records:{tmp_path / 'out'}"
     config = with_labels(config_files.load("var:debug", [source]))

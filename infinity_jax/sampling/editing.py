@@ -1,0 +1,246 @@
+"""Editing: a given picture, of which a part is drawn anew from a prompt (docs/guides/editing.md).
+
+In-painting and out-painting by a mask, variations by keeping the first scales; what is kept is given to the sampler as
+`given.Given`, and quantised anew there against what was drawn.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float
+from PIL import Image, ImageFilter
+
+from infinity_jax import scales
+from infinity_jax.checkpoints.trained import TrainedModel
+from infinity_jax.config import SampleConfig, TokenizerConfig
+from infinity_jax.data import pictures as decoding
+from infinity_jax.errors import UserError
+from infinity_jax.files.pictures import MOST_PIXELS
+from infinity_jax.sampling.given import Given
+from infinity_jax.sampling.request import SampleRequest
+from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer import pyramid
+from infinity_jax.tokenizer.model import Tokenizer, through_bits
+
+# Scales of so few tokens say what a picture is as a whole: a masked picture keeps them.
+WHOLE = 3
+# A token is drawn anew where more of it than this is white in the mask.
+_TOUCHED = 0.01
+# How many times as oblong as the nearest aspect ratio a picture may be.
+_OBLONG = 2.0
+
+
+@dataclasses.dataclass(frozen=True)
+class EditRequest:
+    """Which parts of N pictures are drawn anew, and of what.
+
+    Attributes:
+      pictures: RGB, of any size.
+      prompts: what each shall show.
+      masks: a picture as large as each, white where it is drawn anew; None draws all of them anew.
+      strength: share of the scales that are drawn anew, the last ones; the first ones, which hold layout and colours,
+        are kept. 1 keeps none, 0 all.
+      seeds: one a picture; None is 0, 1, 2, ...
+      negative_prompts: texts to steer away from; None uses the learned empty caption.
+      paste: what a mask keeps is put back as it was, at the picture's own size, and blended with what was drawn within
+        the mask's edge. Without it pictures come out as they are drawn.
+      fixed: kept bits stay those of the given picture instead of being quantised anew at every scale.
+    """
+
+    pictures: Sequence[Image.Image]
+    prompts: Sequence[str]
+    masks: Sequence[Image.Image] | None = None
+    strength: float = 1.0
+    seeds: Sequence[int] | None = None
+    negative_prompts: Sequence[str] | None = None
+    paste: bool = True
+    fixed: bool = False
+
+    def check(self, smallest: int) -> None:
+        """Raises UserError where pictures, masks and strength do not fit or cannot be drawn.
+
+        Args:
+          smallest: pixels that a side must have at least.
+        """
+        count = len(self.pictures)
+        if not count or count != len(self.prompts):
+            raise UserError(f"got {count} pictures and {len(self.prompts)} prompts; give one prompt for each")
+        if not 0 <= self.strength <= 1:
+            raise UserError(f"strength is {self.strength}; give a number from 0 (all is kept) to 1 (none)")
+        if self.masks is not None and len(self.masks) != count:
+            raise UserError(f"got {count} pictures and {len(self.masks)} masks; give one for each, or none")
+        for number, picture in enumerate(self.pictures):
+            _check_picture(number, picture, smallest)
+            if self.masks is not None:
+                _check_mask(number, picture, self.masks[number])
+
+
+def _check_picture(number: int, picture: Image.Image, smallest: int) -> None:
+    size = f"picture {number} has {picture.width}x{picture.height} pixels"
+    if min(picture.size) < smallest:
+        raise UserError(f"{size}; a token alone has {smallest}x{smallest}: give a larger one")
+    if picture.width * picture.height > MOST_PIXELS:
+        raise UserError(f"{size}, more than {MOST_PIXELS}; make it smaller first")
+    ratio, nearest = (
+        picture.height / picture.width,
+        scales.nearest_aspect_ratio(picture.height, picture.width),
+    )
+    height, width = scales.parse_aspect_ratio(nearest)
+    if max(ratio / (height / width), height / width / ratio) > _OBLONG:
+        raise UserError(f"{size}, far from every aspect ratio (the nearest is {nearest}); cut it into parts")
+
+
+def _check_mask(number: int, picture: Image.Image, mask: Image.Image) -> None:
+    if mask.size != picture.size:
+        raise UserError(
+            f"mask {number} has {mask.width}x{mask.height} pixels and its picture {picture.width}x{picture.height}; "
+            "they must be the same"
+        )
+    white = _white(mask)
+    if not white.any():
+        raise UserError(
+            f"mask {number} has nothing white, so that nothing would be drawn; paint a part white"
+        )
+    if white.all():
+        raise UserError(f"mask {number} is all white, so that nothing would be kept; leave it out")
+
+
+def _white(mask: Image.Image) -> Bool[np.ndarray, "h w"]:
+    return np.asarray(mask.convert("L")) > 127
+
+
+class Pipeline(Protocol):
+    """What editing needs of an `InfinityPipeline`."""
+
+    model: TrainedModel
+
+    def arrays(self, request: SampleRequest, settings: SampleConfig | None = None) -> np.ndarray:
+        """Draws pictures uint8 [N,H,W,3]."""
+        ...
+
+    def picture_size(self, aspect_ratio: str) -> tuple[int, int]:
+        """Returns (height, width) of pictures of a ratio."""
+        ...
+
+
+def edit(pipeline: Pipeline, request: EditRequest, settings: SampleConfig | None = None) -> list[Image.Image]:
+    """Draws the asked parts of pictures anew.
+
+    Each picture is brought to the nearest aspect ratio that the model draws, edited there, and brought back to its own
+    size where `request.paste` puts back what a mask keeps.
+
+    Args:
+      settings: None takes the checkpoint's own.
+    Returns:
+      N RGB pictures.
+    Raises:
+      UserError: a picture, mask, prompt or setting that cannot be drawn; it comes before anything is drawn.
+    """
+    budget = pipeline.model.tokenizer.scales
+    request.check(pipeline.model.tokenizer.config.transformer_stride)
+    ratios = [
+        "1:1" if scales.is_square(budget) else scales.nearest_aspect_ratio(x.height, x.width)
+        for x in request.pictures
+    ]
+    seeds = range(len(ratios)) if request.seeds is None else request.seeds
+    whole = SampleRequest(request.prompts, seeds, request.negative_prompts).checked()
+    out: dict[int, Image.Image] = {}
+    for ratio in dict.fromkeys(ratios):
+        numbers = [i for i, own in enumerate(ratios) if own == ratio]
+        given = _given(pipeline, request, numbers, ratio)
+        part = dataclasses.replace(whole.part(numbers), aspect_ratio=ratio, given=given)
+        for i, array in zip(numbers, pipeline.arrays(part, settings), strict=True):
+            mask = None if request.masks is None else request.masks[i]
+            drawn = Image.fromarray(array)
+            pasted = request.paste and mask is not None
+            out[i] = paste(drawn, request.pictures[i], mask) if pasted and mask is not None else drawn
+    return [out[i] for i in range(len(ratios))]
+
+
+def _given(pipeline: Pipeline, request: EditRequest, numbers: Sequence[int], ratio: str) -> Given:
+    """Encodes the pictures with these numbers, and tells what of them is kept: arrays of the host."""
+    tokenizer, params = pipeline.model.tokenizer.config, pipeline.model.tokenizer.params
+    schedule = scales.make_schedule(pipeline.model.tokenizer.scales, ratio)
+    height, width = pipeline.picture_size(ratio)
+    resized = [
+        request.pictures[i].convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for i in numbers
+    ]
+    images = decoding.to_float(np.stack([np.asarray(picture) for picture in resized]))
+    masks = None if request.masks is None else [_white(request.masks[i]) for i in numbers]
+    where = [
+        kept_by_scale(None if masks is None else masks[n], schedule, request.strength)
+        for n in range(len(numbers))
+    ]
+    by_scale: Any = tuple(np.stack(maps) for maps in zip(*where, strict=True))
+    if not request.fixed:
+        features: Any = np.asarray(_encoder(tokenizer)(params, images))
+        return Given(by_scale, features_BHWd=features)
+    side = tokenizer.patchify
+    symbols = _quantiser(tokenizer, schedule.times(side))(params, images)
+    if side > 1:
+        symbols = [pyramid.to_transformer(x, side) for x in symbols]
+    return Given(by_scale, symbols=tuple(map(np.asarray, symbols)))
+
+
+@functools.cache
+def _encoder(config: TokenizerConfig) -> Any:
+    """Makes (parameters, pictures) -> features."""
+    module: Any = Tokenizer(config)
+    return jax.jit(lambda params, image: module.apply({"params": params}, image, method="encode"))
+
+
+@functools.cache
+def _quantiser(config: TokenizerConfig, schedule: ScaleSchedule) -> Any:
+    """Makes (parameters, pictures) -> the symbols of all scales."""
+    module: Any = Tokenizer(config)
+    return jax.jit(lambda params, image: through_bits(module, params, image, schedule)[1].symbols)
+
+
+def kept_by_scale(
+    white_HW: Bool[np.ndarray, "H W"] | None, schedule: ScaleSchedule, strength: float
+) -> list[Bool[np.ndarray, "h w"]]:
+    """Tells which tokens of each scale stay: those of the first scales, and those outside the mask.
+
+    At the last scale a token that the mask touches is drawn. A coarser one stays where more than half of its last
+    scale's tokens do; where a mask is, so do all of scales that have at most 3 tokens.
+
+    Args:
+      white_HW: True where a picture is drawn anew; None: everywhere.
+      strength: see `EditRequest`.
+    """
+    first = schedule.n_scales - round(strength * schedule.n_scales)
+    if white_HW is not None:
+        touched = _resized(white_HW.astype(np.float32), schedule.last)
+        stays = (touched <= _TOUCHED).astype(np.float32)
+    kept = []
+    for k, (size, tokens) in enumerate(zip(schedule.sizes, schedule.tokens, strict=True)):
+        if k < first:
+            kept.append(np.ones(size, bool))
+        elif white_HW is None:
+            kept.append(np.zeros(size, bool))
+        else:
+            kept.append(np.ones(size, bool) if tokens <= WHOLE else _resized(stays, size) > 0.5)
+    return kept
+
+
+def _resized(x: Float[np.ndarray, "H W"], size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
+    """Takes means over areas."""
+    return np.asarray(Image.fromarray(x, "F").resize((size[1], size[0]), Image.Resampling.BOX))
+
+
+def paste(drawn: Image.Image, picture: Image.Image, mask: Image.Image) -> Image.Image:
+    """Puts what was drawn into the white part of a picture, at the picture's size, blended within the mask's edge.
+
+    Outside the mask the picture stays as it is, to the pixel.
+    """
+    drawn = drawn.resize(picture.size, Image.Resampling.LANCZOS)
+    white = Image.fromarray(_white(mask).astype(np.uint8) * 255)
+    # Blurred it is a half at the edge; that much is taken away, so that nothing outside changes.
+    blurred = white.filter(ImageFilter.GaussianBlur(max(1.0, min(picture.size) / 128)))
+    inside = blurred.point([max(0, 2 * value - 255) for value in range(256)])
+    alpha = np.where(_white(mask), np.asarray(inside), 0).astype(np.uint8)
+    return Image.composite(drawn, picture.convert("RGB"), Image.fromarray(alpha))
