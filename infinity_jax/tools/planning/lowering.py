@@ -194,6 +194,8 @@ def _as_rounded(params: Any, shardings: Any) -> Any:
     """Makes the shardings of the sampler's parameters (`rounded`) from those of the trained ones."""
     blocks = dict(shardings["blocks"])
     for layer, maps, name in JOINED:
+        if layer not in blocks:  # of a model of labels
+            continue
         others = {key: value for key, value in blocks[layer].items() if key not in maps}
         one = jax.tree.map(
             lambda where: NamedSharding(where.mesh, PartitionSpec(*where.spec[:-2], None, *where.spec[-2:])),
