@@ -25,6 +25,7 @@ REFUSED = {
     "output_folder": ["", " ", "a\0b"],
     "numbers": ["", "high", "nan", "inf", "1,", "1,-inf", "1e999", "1,,2"],
     "probability": ["", "0", "1.5", "-1", "nan", "inf", "0.5,0.9"],
+    "share": ["", "1.5", "-0.1", "nan", "inf", "0.5,0.9"],
     "seconds": ["", "0", "-1", "nan", "inf", "1e9", "1,2", "soon"],
     "minutes": ["", "0", "-1", "nan", "inf", "1e9", "1,2", "soon"],
     "whole_number": ["", "-1", "1.5", "nan", "1e3", "9" * 5000, str(2**31)],
