@@ -25,8 +25,10 @@ import jax  # noqa: E402
 import jaxtyping  # noqa: E402
 import pytest  # noqa: E402
 
-# Only tests pay for these checks; production code is imported without them.
-jaxtyping.install_import_hook("infinity_jax", "helpers.type_checks.check_types")
+# Only tests pay for these checks; production code is imported without them. Tests that take long would take a sixth
+# longer, and `make test` runs those without.
+if os.environ.get("INFINITY_CHECK_TYPES", "1") == "1":
+    jaxtyping.install_import_hook("infinity_jax", "helpers.type_checks.check_types")
 
 
 def pytest_addoption(parser):

@@ -141,9 +141,8 @@ def test_a_missing_section_is_named():
 def test_what_packed_configs_say_is_allowed():
     for name in config_files.packed():
         if not name.startswith(("sweeps/", "ablations/", "t2i", "pods/")):
-            sections.read(
-                config_files.load(name, stages=True), "train-tokenizer" if "tokenizer" in name else "train"
-            )
+            config = config_files.load(name, stages=True)
+            sections.read(config, "train" if "tokenizer" in config else "train-tokenizer")
 
 
 def test_numbers_as_text_in_a_checkpoints_config_json():

@@ -110,7 +110,7 @@ def test_an_exported_checkpoint_draws_the_same_and_can_be_trained_on(run, traine
     assert from_folder[0]["loss"] != trained[0]["loss"]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_model_with_learned_positions_trains_and_its_export_draws(run, trained, capsys):
     command, root, _ = run
     learned = "--config.model.positions=learned:64px"

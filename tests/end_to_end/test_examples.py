@@ -12,7 +12,7 @@ SMALL = ("--config", "emoji:debug", "--init-from", "", "--steps", "2")
 @pytest.mark.parametrize(
     ("script", "arguments", "pictures"),
     [
-        ("sample.py", ("red heart", "--out", "{out}"), 3),
+        pytest.param("sample.py", ("red heart", "--out", "{out}"), 3, marks=pytest.mark.slow),
         pytest.param("train_emoji.py", (*SMALL, "--workdir", "{out}"), 2, marks=pytest.mark.slow),
         ("custom_dataset.py", (*SMALL, "--workdir", "{out}"), 2),
     ],

@@ -124,7 +124,7 @@ def test_a_pruned_block_runs_chosen_tokens_and_fills_the_others_with_resized_upd
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("dtype", [pytest.param("float32", marks=pytest.mark.slow), "bfloat16"])
 def test_running_every_token_changes_no_bit(params, inputs, dtype):
     config = dataclasses.replace(CONFIG, model=dataclasses.replace(MODEL, compute_dtype=dtype))
     everything = dataclasses.replace(config, pruning=TokenPruning(((2, 1.0), (3, 1.0), (4, 1.0)), (1, 2)))

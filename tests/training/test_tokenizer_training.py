@@ -128,7 +128,7 @@ def test_mixed_batches_give_every_picture_once_an_epoch_wherever_they_start_and_
     assert [a + b for (a, _), (b, _) in zip(first, second, strict=True)] == [ids for ids, _ in whole]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_adversarial_run_of_several_resolutions_goes_on_where_it_stopped(tmp_path, monkeypatch):
     monkeypatch.setattr(train_tokenizer, "feature_loss", lambda loss, *_: l1_of_means)
 

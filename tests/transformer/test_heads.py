@@ -214,7 +214,7 @@ def inputs():
 draw = jax.jit(sampler.draw, static_argnums=0)
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("mixed", ["logits", "features"])
 def test_a_picture_depends_on_its_seed_and_prompt_alone(params, inputs, mixed):
     config = dataclasses.replace(CONFIG, mixed=mixed, feature_layers=(0,))

@@ -89,7 +89,7 @@ def test_a_summary_counts_by_task_and_says_what_was_drawn_instead():
     )
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_prompts_are_of_all_tasks_seen_and_unseen_and_never_change():
     asked = benchmark.asked()
     assert len(asked) == len({one.file for one in asked}) == 12 * benchmark.OF_A_TASK

@@ -59,7 +59,7 @@ def test_what_is_no_such_picture_is_wrong(scenes, pictures, make):
     assert report["accuracy"] <= shares[make], report
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_an_object_too_many_is_seen():
     """A scene of three, judged as one of two of them: only counting minds."""
     three = [s for s in (describe(5, "validation", i) for i in range(900)) if len(s.things) == 3][:16]
@@ -67,7 +67,7 @@ def test_an_object_too_many_is_seen():
     assert np.mean([len(sight.objects) == 3 for sight in sights]) > 0.8
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [32, 96])
 def test_pictures_of_any_size_are_judged(scenes, side):
     few = scenes[:24]
@@ -75,7 +75,7 @@ def test_pictures_of_any_size_are_judged(scenes, side):
     assert report["accuracy"] > (0.4 if side == 32 else 0.8), report
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_middles_are_where_objects_are_drawn(scenes):
     """Without an object the picture changes around its middle."""
     single = [scene for scene in scenes if len(scene.things) == 1][:8]

@@ -116,7 +116,9 @@ def test_a_train_step_for_a_tpu(tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("topology", ["cpu:4", pytest.param("v5e:2x2", marks=needs_libtpu)])
+@pytest.mark.parametrize(
+    "topology", [pytest.param("cpu:4", marks=pytest.mark.slow), pytest.param("v5e:2x2", marks=needs_libtpu)]
+)
 def test_quick_is_known_to_the_compiler(tmp_path, topology):
     code, numbers, text = of_tiny_model(tmp_path, "--topology", topology, "--mesh", "fsdp=4", "--quick")
     assert code == 0 and numbers is not None, text

@@ -48,7 +48,7 @@ def test_known_constants_lie_in_their_intervals(law, grid):
     assert abs(fit.law.a - law.a) < 0.1 and abs(fit.law.b - law.b) < 0.1
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_intervals_hold_what_they_promise():
     hits = [
         covered(fitted(tables.selected(tables.rows(seed=seed)), 80, seed), tables.LAW) for seed in range(30)
