@@ -1,6 +1,6 @@
 """BSQ-ViT against tokenizers of convolutions at equal training time, on the bundled pictures.
 
-python experiments/vit_tokenizer.py --minutes 12 --workdir runs/vit_tokenizer --json vit_tokenizer.json
+python experiments/vit_tokenizer.py --minutes 30 --workdir runs/vit_tokenizer --json vit_tokenizer.json
 
 How long a step takes is measured in turns on a quiet machine, and each has as many steps as fit into the minutes. The
 same command again goes on where it was stopped, with the steps that were found then.
@@ -92,7 +92,7 @@ def _evaluated(workdir: Path) -> dict:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=12)
+    parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
