@@ -69,7 +69,7 @@ def get_config(argument: str = "b18") -> ConfigDict:
             clip=1e9,  # none
         )
     )
-    config.data = section(PictureConfig("folder:", str(model.side // model.stride), enlarge=1.0))
+    config.data = section(PictureConfig("folder:", str(model.side // model.stride)))
     config.train = section(
         TokenizerTrainConfig(
             steps=1_000_000,

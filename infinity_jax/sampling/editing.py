@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 from PIL import Image, ImageFilter
@@ -154,10 +155,9 @@ def edit(pipeline: Pipeline, request: EditRequest, settings: SampleConfig | None
         given = _given(pipeline, request, numbers, ratio)
         part = dataclasses.replace(whole.part(numbers), aspect_ratio=ratio, given=given)
         for i, array in zip(numbers, pipeline.arrays(part, settings), strict=True):
-            mask = None if request.masks is None else request.masks[i]
-            drawn = Image.fromarray(array)
-            pasted = request.paste and mask is not None
-            out[i] = paste(drawn, request.pictures[i], mask) if pasted and mask is not None else drawn
+            out[i] = Image.fromarray(array)
+            if request.paste and request.masks is not None:
+                out[i] = paste(out[i], request.pictures[i], request.masks[i])
     return [out[i] for i in range(len(ratios))]
 
 
@@ -169,7 +169,8 @@ def _given(pipeline: Pipeline, request: EditRequest, numbers: Sequence[int], rat
     resized = [
         request.pictures[i].convert("RGB").resize((width, height), Image.Resampling.LANCZOS) for i in numbers
     ]
-    images = decoding.to_float(np.stack([np.asarray(picture) for picture in resized]))
+    # One after the other: a long list takes no more memory, and compiles nothing new.
+    images = [decoding.to_float(np.asarray(picture))[None] for picture in resized]
     masks = None if request.masks is None else [_white(request.masks[i]) for i in numbers]
     where = [
         kept_by_scale(None if masks is None else masks[n], schedule, request.strength)
@@ -177,13 +178,16 @@ def _given(pipeline: Pipeline, request: EditRequest, numbers: Sequence[int], rat
     ]
     by_scale: Any = tuple(np.stack(maps) for maps in zip(*where, strict=True))
     if not request.fixed:
-        features: Any = np.asarray(_encoder(tokenizer)(params, images))
+        features: Any = np.concatenate([_encoder(tokenizer)(params, image) for image in images])
         return Given(by_scale, features_BHWd=features)
     side = tokenizer.patchify
-    symbols = _quantiser(tokenizer, schedule.times(side))(params, images)
+    quantise = _quantiser(tokenizer, schedule.times(side))
+    symbols: Any = [
+        np.concatenate(x) for x in zip(*(quantise(params, image) for image in images), strict=True)
+    ]
     if side > 1:
-        symbols = [pyramid.to_transformer(x, side) for x in symbols]
-    return Given(by_scale, symbols=tuple(map(np.asarray, symbols)))
+        symbols = [np.asarray(pyramid.to_transformer(jnp.asarray(x), side)) for x in symbols]
+    return Given(by_scale, symbols=tuple(symbols))
 
 
 @functools.cache

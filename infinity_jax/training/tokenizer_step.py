@@ -180,18 +180,8 @@ def make_train_step(
             return config.l1 * parts["l1"] + config.features * parts["features"], parts
 
         def bit_loss(projected):
-            weight = config.quantizer_at(state.step)
-            if tokenizer.config.quantizer == VECTOR:  # whose loss is part of its pyramid
-                return weight * projected, projected
-            per_scale_K = jnp.stack(
-                [
-                    quantizer_loss(z, tokenizer.config.quantizer, config.quantizer_weights, keep_BK[:, k])
-                    for k, z in enumerate(projected)
-                ]
-            )
-            # Over the pairs of a picture and a scale that it uses.
-            mean = jnp.average(per_scale_K, weights=keep_BK.sum(0).astype(jnp.float32))
-            return weight * mean, mean
+            mean = _mean_quantizer_loss(tokenizer.config, config, projected, keep_BK)
+            return config.quantizer_at(state.step) * mean, mean
 
         # By hand instead of one `value_and_grad`: the adaptive weight compares gradients within the network.
         (decoded, projected), gradient_of = jax.vjp(reconstruct, state.params)
@@ -220,6 +210,19 @@ def make_train_step(
         return train_state.apply_gradients(state, grads, optimiser, optim.ema_decay, finite), metrics
 
     return train_step
+
+
+def _mean_quantizer_loss(
+    tokenizer: TokenizerConfig, config: TokenizerLossConfig, projected: Any, keep_BK: Bool[Array, "B K"]
+) -> Float[Array, ""]:
+    """Takes the mean of the quantiser's loss over the pairs of a picture and a scale that it uses."""
+    if tokenizer.quantizer == VECTOR:  # whose loss is part of its pyramid
+        return projected
+    weights = config.quantizer_weights
+    per_scale_K = jnp.stack(
+        [quantizer_loss(z, tokenizer.quantizer, weights, keep_BK[:, k]) for k, z in enumerate(projected)]
+    )
+    return jnp.average(per_scale_K, weights=keep_BK.sum(0).astype(jnp.float32))
 
 
 def _shown(config: TokenizerConfig, decoded_BHWc: jax.Array, clip: bool) -> jax.Array:

@@ -3,14 +3,12 @@
 Every test takes its sizes and settings from the folder, and there are tests for the files that are there.
 """
 
-from pathlib import Path
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import paths
 from helpers.golden_bsq_vit import (
     BsqVitModels,
     discriminator_params,
@@ -20,8 +18,8 @@ from helpers.golden_bsq_vit import (
     one_scale,
     our_path,
 )
-from helpers.golden_cases import read_folder
-from helpers.golden_folder import SINGLE_LAYER, TIE, WHOLE_MODEL, GoldenFolder, assert_close, channels_last
+from helpers.golden_cases import go_through, system_folder
+from helpers.golden_folder import SINGLE_LAYER, TIE, WHOLE_MODEL, assert_close, channels_last
 from helpers.golden_var import assert_norms, by_published_name
 from safetensors.numpy import load_file
 
@@ -43,23 +41,13 @@ KINDS = {
 }
 
 
-def bsq_vit_folder(path: Path) -> GoldenFolder:
-    """The folder that was named, or the copy in the tests where none was."""
-    return read_folder(paths.GOLDEN / "bsq_vit" if path == paths.GOLDEN / "release" else path)
-
-
 def pytest_generate_tests(metafunc):
-    folder = bsq_vit_folder(metafunc.config.getoption("golden"))
-    for argument in KINDS.keys() & set(metafunc.fixturenames):
-        files = folder.of_kind(KINDS[argument])
-        metafunc.parametrize(argument, files, ids=[file.name for file in files])
+    go_through(metafunc, "bsq_vit", KINDS)
 
 
 @pytest.fixture(scope="module")
 def models(pytestconfig, tmp_path_factory) -> BsqVitModels:
-    return BsqVitModels(
-        bsq_vit_folder(pytestconfig.getoption("golden")), tmp_path_factory.mktemp("converted")
-    )
+    return BsqVitModels(system_folder(pytestconfig, "bsq_vit"), tmp_path_factory.mktemp("converted"))
 
 
 def test_quantiser(quantiser):

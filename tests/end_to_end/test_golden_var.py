@@ -3,18 +3,15 @@
 Every test takes its sizes and settings from the folder, and there are tests for the files that are there.
 """
 
-import dataclasses
 import functools
-from pathlib import Path
 from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import paths
-from helpers.golden_cases import read_folder
-from helpers.golden_folder import SINGLE_LAYER, WHOLE_MODEL, GoldenFolder, assert_close, channels_last
+from helpers.golden_cases import go_through, system_folder
+from helpers.golden_folder import SINGLE_LAYER, WHOLE_MODEL, assert_close, channels_last
 from helpers.golden_var import (
     VarModels,
     assert_norms,
@@ -29,9 +26,6 @@ from helpers.golden_var import (
     texts,
 )
 
-from infinity_jax.checkpoints import trained
-from infinity_jax.config import TransformerConfig
-from infinity_jax.runtime import trees
 from infinity_jax.sampling import head_index, kept_tokens
 from infinity_jax.sampling.bits import DrawSettings
 from infinity_jax.sampling.given import Given
@@ -40,12 +34,9 @@ from infinity_jax.tokenizer.autoencoder import AttentionBlock
 from infinity_jax.tokenizer.convolution import Arithmetic
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.tokenizer.model import quantizer_of as quantizer_of_tokenizer
-from infinity_jax.tools.convert.links import Link
 from infinity_jax.tools.convert.tokenizer_names import tokenizer_links
 from infinity_jax.tools.convert.transformer_names import transformer_links
-from infinity_jax.training import optim
 from infinity_jax.training.transformer_losses import code_loss
-from infinity_jax.training.transformer_step import not_a_kernel
 from infinity_jax.transformer.transformer import Transformer
 
 KINDS = {
@@ -57,25 +48,16 @@ KINDS = {
     "gradients": "var_gradients",
     "sampling": "var_sampling",
     "edit": "var_edit",
-    "schedules": "var_schedules",
 }
 
 
-def var_folder(path: Path) -> GoldenFolder:
-    """The folder that was named, or the copy in the tests where none was."""
-    return read_folder(paths.GOLDEN / "var" if path == paths.GOLDEN / "release" else path)
-
-
 def pytest_generate_tests(metafunc):
-    folder = var_folder(metafunc.config.getoption("golden"))
-    for argument in KINDS.keys() & set(metafunc.fixturenames):
-        files = folder.of_kind(KINDS[argument])
-        metafunc.parametrize(argument, files, ids=[file.name for file in files])
+    go_through(metafunc, "var", KINDS)
 
 
 @pytest.fixture(scope="module")
 def models(pytestconfig, tmp_path_factory) -> VarModels:
-    return VarModels(var_folder(pytestconfig.getoption("golden")), tmp_path_factory.mktemp("converted"))
+    return VarModels(system_folder(pytestconfig, "var"), tmp_path_factory.mktemp("converted"))
 
 
 def test_convolutions_of_scales(phis):
@@ -287,45 +269,3 @@ def test_editing(edit, models):
     np.testing.assert_array_equal(joined(out.bits), expected)
     assert_close(out.running_sum_BHWd, channels_last(arrays["fhat"]), SINGLE_LAYER, "sum of codes")
     assert_picture(picture(), edit)
-
-
-def test_schedules(schedules):
-    """Rate and decay of many steps, where the release's schedule is one of ours; what is not decayed."""
-    holds = {"lin0": 0.05, "lin": 0.15, "lin00": 0.0}
-    seen = 0
-    for given in schedules.info["learning_rate"]:
-        if given["sche"] not in holds or given["warmup"] != round(given["warmup"]):
-            continue
-        config = optim.OptimConfig(
-            learning_rate=given["peak"],
-            warmup_steps=round(given["warmup"]),
-            warmup_start=given["wp0"],
-            schedule="linear",
-            hold=holds[given["sche"]],
-            final_fraction=given["wpe"],
-            weight_decay=given["wd"],
-            final_weight_decay=given["wd_end"],
-        )
-        rate = float(optim.learning_rate(config, given["max_it"])(given["it"]))
-        assert rate == pytest.approx(given["lr"], rel=1e-5), given
-        decay = float(optim.weight_decay(config, given["max_it"])(given["it"]))
-        assert decay == pytest.approx(given["weight_decay"], rel=1e-5), given
-        seen += 1
-    assert seen
-
-
-def test_what_is_decayed(schedules):
-    small = TransformerConfig(
-        layers=1, width=64, heads=2, bits=4, head="index", codes=8, positions="learned+scales:1-2",
-        condition="class", classes=3, text_channels=2, text_length=1,
-    )  # fmt: skip
-    for name, given in schedules.info["weight_decay_groups_of_depth_1"].items():
-        config = dataclasses.replace(small, adaln="own" if name == "own_aln" else "shared")
-        params = trained.transformer_shapes(config)
-        decayed = optim.decayed(params, not_a_kernel)
-        flat = {trees.parameter_name(path): x for path, x in jax.tree.leaves_with_path(decayed)}
-        ours = {True: set(), False: set()}
-        for link in transformer_links(config, 0):
-            if isinstance(link, Link):
-                ours[flat[link.ours[0]]].add(link.published)
-        assert ours == {True: set(given["decayed"]), False: set(given["not_decayed"])}, name

@@ -2,11 +2,12 @@
 
 import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from helpers.golden_folder import GoldenFolder
+from helpers.paths import GOLDEN
 
 Named = Iterator[tuple[str, Any]]
 INPUTS = re.compile(r"text_features|raw_features|flip_mask_\d+|x_BLC_wo_prefix|gt_bits")
@@ -74,6 +75,20 @@ ARGUMENTS: dict[str, Callable[[GoldenFolder], Named]] = {
     "loss": losses,
     "sampling": files_of("sampling"),
 }
+
+
+def system_folder(config: Any, system: str) -> GoldenFolder:
+    """The folder that `--golden` names, or where it names none the copy of another system's in the tests."""
+    path = config.getoption("golden")
+    return read_folder(GOLDEN / system if path == GOLDEN / "release" else path)
+
+
+def go_through(metafunc: Any, system: str, kinds: Mapping[str, str]) -> None:
+    """Makes a test of each file of a system's folder, for arguments that stand for a kind of file."""
+    folder = system_folder(metafunc.config, system)
+    for argument in kinds.keys() & set(metafunc.fixturenames):
+        files = folder.of_kind(kinds[argument])
+        metafunc.parametrize(argument, files, ids=[file.name for file in files])
 
 
 @functools.cache

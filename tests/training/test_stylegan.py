@@ -1,6 +1,9 @@
 """StyleGAN's discriminator and what BSQ-ViT's recipe adds to a step; its numbers are in test_golden_bsq_vit."""
 
 import dataclasses
+import gzip
+import json
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -9,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from helpers.golden_bsq_vit import our_path
+from helpers.paths import GOLDEN
 
 from infinity_jax.errors import UserError
 from infinity_jax.training import adversary, discriminator, optim, stylegan
@@ -29,6 +34,21 @@ def pictures():
 @pytest.fixture(scope="module")
 def params(pictures):
     return nn.meta.unbox(jax.jit(NETWORK.init)(jax.random.key(0), pictures[0])["params"])
+
+
+def test_the_published_discriminator_has_these_parameters():
+    network: Any = discriminator.network_of(DiscriminatorConfig("stylegan"))
+    shapes = jax.eval_shape(network.init, jax.random.key(0), jnp.zeros((4, 256, 256, 3)))["params"]
+    ours = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): x.shape
+        for path, x in jax.tree.leaves_with_path(nn.meta.unbox(shapes))
+    }
+    released = json.loads(gzip.decompress((GOLDEN / "names" / "stylegan_256.json.gz").read_bytes()))
+    published = {name: shape for name, shape in released.items() if not name.endswith("resample_filter")}
+    order = {4: (2, 3, 1, 0), 2: (1, 0), 1: (0,)}
+    expected = {our_path(name): tuple(x[i] for i in order[len(x)]) for name, x in published.items()}
+    assert ours == expected
+    assert sum(map(math.prod, ours.values())) == 28_864_129
 
 
 def test_pictures_of_other_sizes_and_odd_batches_are_refused(params):
