@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-from infinity_jax.config import LABEL_CHANNELS, TokenizerConfig, TransformerConfig
+from infinity_jax.config import LABEL_CHANNELS, TokenizerConfig, TransformerConfig, UpscalerConfig
 from infinity_jax.errors import UserError
 
 
@@ -132,6 +132,17 @@ def _var(depth: int, scales: str = "var256", adaln: str = "own") -> Preset:
 VAR: Mapping[str, Preset] = MappingProxyType(
     {f"var-d{depth}": _var(depth) for depth in (16, 20, 24, 30)}
     | {"var-d36": _var(36, "var512", adaln="shared")}
+)
+
+# NSARM's (arXiv 2510.00820), whose transformer is "8b".
+UPSCALERS: Mapping[str, UpscalerConfig] = MappingProxyType(
+    {
+        "nsarm": UpscalerConfig(
+            layout="release",
+            next_input="area",
+            prompt="a high-quality image with harmonious colours and rich details",
+        )
+    }
 )
 
 

@@ -14,7 +14,15 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room imports only rooms of lower rank, and its own modules.
 RANKS = {
     **{"errors": 0, "scales": 1, "fields": 1, "config": 2, "config_files": 3, "presets": 3, "files": 3},
-    **{"runtime": 4, "tokenizer": 5, "transformer": 5, "text": 6, "checkpoints": 7, "metrics": 7},
+    **{
+        "runtime": 4,
+        "tokenizer": 5,
+        "transformer": 5,
+        "text": 6,
+        "upscaler": 6,
+        "checkpoints": 7,
+        "metrics": 7,
+    },
     **{"data": 8, "sampling": 9, "training": 10, "evaluation": 11, "tools": 12, "cli": 13, "__init__": 14},
 }
 TREES = {file: ast.parse(file.read_text()) for file in FILES}

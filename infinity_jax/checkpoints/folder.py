@@ -3,6 +3,7 @@
     config.json                what the parts are and where they come from
     tokenizer.safetensors      paths of parameters, joined by "/", to arrays
     transformer.safetensors    the same; blocks are stacked over layers
+    upscaler.safetensors       only of a system that upscales
     text_encoder/              only with Flan-T5: config.json, weights.safetensors, tokenizer.json
     checksums.json             of the weights, see `files/checksums.py`; text_encoder/ has its own
 
@@ -29,6 +30,7 @@ from infinity_jax.config import (
     TextConfig,
     TokenizerConfig,
     TransformerConfig,
+    UpscalerConfig,
 )
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
@@ -38,15 +40,19 @@ from infinity_jax.files.safetensors_writer import SafetensorsWriter
 from infinity_jax.files.tensors import open_tensors
 from infinity_jax.runtime import trees
 from infinity_jax.text.minilm import MiniLM
+from infinity_jax.upscaler.network import check_schedule
 
 _SECTIONS = {
     "tokenizer": TokenizerConfig,
     "transformer": TransformerConfig,
+    "upscaler": UpscalerConfig,
     "text": TextConfig,
     "sample": SampleConfig,
 }
 CONFIG, TEXT_ENCODER = "config.json", "text_encoder"
-WEIGHTS = {"tokenizer": "tokenizer.safetensors", "transformer": "transformer.safetensors"}
+# Parts with weights: both models of a system, and the upscaler that it may have.
+SYSTEM = ("tokenizer", "transformer")
+WEIGHTS = {part: f"{part}.safetensors" for part in (*SYSTEM, "upscaler")}
 
 
 DAMAGED = "copy, export or convert the checkpoint again"
@@ -111,11 +117,11 @@ def add_part(
     origin: Mapping[str, Any],
     write: Callable[[Path], Any],
 ) -> None:
-    """Adds a tokenizer or a transformer to a folder that may hold the other one already.
+    """Adds a tokenizer, a transformer or an upscaler to a folder that may hold the others already.
 
     Args:
       folder: within `changing`.
-      part: "tokenizer" or "transformer".
+      part: "tokenizer", "transformer" or "upscaler".
       sections: goes into config.json, `part` among them. A transformer's replace those that are there; of a
         tokenizer's only its own does, and the others fill in what is not there yet.
       origin: where the weights come from, for the record.
@@ -128,6 +134,8 @@ def add_part(
         new = {**sections, **old, part: sections[part]}
         if sections[part].get("side"):  # a ViT's, whose scales are of that side
             new["scales"] = sections["scales"]
+    elif part == "upscaler":
+        new = {**old, **sections}
     else:
         new = {**old, **sections, **rotary.MARK}
         if "source" not in sections:
@@ -153,6 +161,8 @@ def check_fit(folder: Path, values: Mapping[str, Any], text_channels: int | None
       text_channels: of a text encoder that is about to be added; None reads those of the folder's text_encoder/.
     """
     tokenizer, transformer = values.get("tokenizer"), values.get("transformer")
+    if tokenizer is not None and "upscaler" in values:
+        _check_upscaler(folder, values)
     if transformer is None:
         return
     model = from_dict(TransformerConfig, transformer, "transformer")
@@ -183,6 +193,19 @@ def check_fit(folder: Path, values: Mapping[str, Any], text_channels: int | None
             f"{folder}: the text encoder has {text_channels} channels, the transformer reads {model.text_channels}; "
             "take the text encoder that this transformer was trained with (2048 channels: Flan-T5-XL)"
         )
+
+
+def _check_upscaler(folder: Path, values: Mapping[str, Any]) -> None:
+    upscaler = from_dict(UpscalerConfig, values["upscaler"], "upscaler")
+    tokenizer = from_dict(TokenizerConfig, values["tokenizer"], "tokenizer")
+    if upscaler.bits != tokenizer.bits:
+        raise UserError(
+            f"{folder}: the upscaler predicts {upscaler.bits} bits a token, the tokenizer has {tokenizer.bits}; take "
+            "the tokenizer that it was trained with"
+        )
+    schedule = scales.make_schedule(values["scales"]).times(tokenizer.patchify)
+    if problem := check_schedule(upscaler, schedule):
+        raise UserError(f"{folder}: {problem}; take the upscaler of this tokenizer")
 
 
 def _text_channels(folder: Path, encoder: str | None) -> int | None:

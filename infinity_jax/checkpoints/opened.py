@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from infinity_jax.checkpoints import folder as disk
@@ -20,12 +19,15 @@ from infinity_jax.checkpoints.trained import (
     Placing,
     TrainedModel,
     TrainedTokenizer,
+    TrainedUpscaler,
     tokenizer_shapes,
     tokenizer_variables,
     transformer_placing,
     transformer_shapes,
+    upscaler_shapes,
 )
-from infinity_jax.config import TokenizerConfig, TransformerConfig
+from infinity_jax.checkpoints.upscaler_run import NOTE, UpscalerRun, system_of
+from infinity_jax.config import TokenizerConfig, TransformerConfig, UpscalerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import paths
@@ -48,11 +50,13 @@ def resolve(path: str | Path) -> Path:
     return folder
 
 
-def open_checkpoint(path: str | Path) -> "ExportedFolder | TrainingRun":
+def open_checkpoint(path: str | Path) -> "ExportedFolder | TrainingRun | UpscalerRun":
     """Opens an exported or converted folder, a run's workdir, or "bundled". UserError if it is none or damaged."""
     folder = resolve(path)
     if (folder / disk.CONFIG).is_file():
         return ExportedFolder(folder)
+    if (folder / NOTE).is_file():
+        return UpscalerRun(folder, open_checkpoint(system_of(folder)))
     if (folder / "checkpoints").is_dir() or (folder / "tokenizer").is_dir():
         return TrainingRun(folder)
     raise UserError(
@@ -71,6 +75,11 @@ class ExportedFolder:
         """Whether it holds a whole system."""
         return (self._folder / disk.WEIGHTS["transformer"]).is_file()
 
+    @property
+    def has_upscaler(self) -> bool:
+        """Whether it holds an upscaler besides."""
+        return "upscaler" in self._config
+
     def origin(self, part: str) -> Mapping[str, Any]:
         """Tells what config.json notes of the run that made the part."""
         return self._config.get("origin", {}).get(part, {})
@@ -84,7 +93,7 @@ class ExportedFolder:
 
     def transformer_config(self) -> TransformerConfig:
         """Tells what the transformer is, once it is clear that all parts are there and belong together."""
-        for name in (*disk.WEIGHTS, "text", "sample", "scales"):
+        for name in (*disk.SYSTEM, "text", "sample", "scales"):
             self._section(name)
         disk.check_fit(self._folder, self._config)
         return from_dict(TransformerConfig, self._section("transformer"), "transformer")
@@ -108,6 +117,16 @@ class ExportedFolder:
             sample=self._section("sample"),
             origin=self.origin("transformer"),
         )
+
+    def upscaler(self) -> TrainedUpscaler:
+        """Reads the upscaler."""
+        config = from_dict(UpscalerConfig, self._section("upscaler"), "upscaler")
+        params = self._params("upscaler", upscaler_shapes(config), _OWN_CONFIG)
+        return TrainedUpscaler(config, params, self.origin("upscaler"))
+
+    def upscaler_params(self, target: PyTree) -> PyTree:
+        """Reads the upscaler's parameters."""
+        return self._params("upscaler", target, _THIS_RUN)
 
     def tokenizer_params(self, target: PyTree) -> PyTree:
         """Reads the tokenizer's parameters."""
@@ -159,6 +178,8 @@ class ExportedFolder:
 class TrainingRun:
     """The workdir of `train` or of `train-tokenizer`: its newest checkpoint, averaged weights where it kept them."""
 
+    has_upscaler = False
+
     def __init__(self, folder: Path):
         self._folder = folder
 
@@ -201,7 +222,7 @@ class TrainingRun:
         place = transformer_placing(config, layout, rounded)
         params = self._restore(place.targets(transformer_shapes(config)))
         if rounded:
-            params = _each(place, params)
+            params = place.each(params)
         return TrainedModel(
             tokenizer=self.tokenizer(layout),
             config=config,
@@ -224,6 +245,14 @@ class TrainingRun:
         self._check_kind("transformer")
         return self._restore(target)
 
+    def upscaler(self) -> TrainedUpscaler:
+        """Raises UserError: it has none."""
+        raise UserError(f"{self._folder} holds no upscaler; train one: infinity-jax train-upscaler")
+
+    def upscaler_params(self, target: PyTree) -> PyTree:
+        """Raises UserError: it has none."""
+        return self.upscaler()
+
     def _copy(self) -> ExportedFolder:
         return ExportedFolder(self._folder / "tokenizer")
 
@@ -240,12 +269,6 @@ class TrainingRun:
             raise UserError(
                 f"{self._folder} holds a transformer's run but its folder tokenizer/ is missing; restore that folder"
             )
-
-
-def _each(place: Placing, params: PyTree) -> PyTree:
-    """Places arrays one after the other, and lets go of each as it was."""
-    flat = flatten_dict(params, sep="/")
-    return unflatten_dict({name: place(name, flat.pop(name)) for name in list(flat)}, sep="/")
 
 
 def on_host() -> contextlib.AbstractContextManager[Any]:

@@ -12,7 +12,7 @@ from jaxtyping import PyTree
 from infinity_jax.checkpoints import folder as disk
 from infinity_jax.checkpoints import origin, rotary
 from infinity_jax.checkpoints.opened import on_host, open_checkpoint, resolve
-from infinity_jax.checkpoints.trained import TrainedModel, TrainedTokenizer
+from infinity_jax.checkpoints.trained import TrainedModel, TrainedTokenizer, TrainedUpscaler
 from infinity_jax.files import atomic, checksums, paths
 
 
@@ -43,7 +43,9 @@ def save_tokenizer(folder: Path, tokenizer: TrainedTokenizer, dtype: str = "floa
         disk.write_config(folder, _tokenizer_section(tokenizer))
 
 
-def save_model(folder: Path, model: TrainedModel, dtype: str = "float32") -> None:
+def save_model(
+    folder: Path, model: TrainedModel, dtype: str = "float32", upscaler: TrainedUpscaler | None = None
+) -> None:
     """Writes the folder that `load_model` reads; weights in `dtype` as in `save_tokenizer`.
 
     A text encoder that lies in a folder is copied along, so that everything is in one place. Of paths that are noted of
@@ -55,9 +57,14 @@ def save_model(folder: Path, model: TrainedModel, dtype: str = "float32") -> Non
     values["origin"]["transformer"] = origin.without_paths(dict(model.origin))
     values |= {"transformer": dataclasses.asdict(model.config), "sample": dict(model.sample), **rotary.MARK}
     values["source"] = origin.without_paths(model.source)
+    parts = {"tokenizer": model.tokenizer.params, "transformer": model.params}
+    if upscaler is not None:
+        parts["upscaler"] = upscaler.params
+        values["upscaler"] = dataclasses.asdict(upscaler.config)
+        values["origin"]["upscaler"] = origin.without_paths(dict(upscaler.origin))
     with disk.changing(folder):
         _copy_text_encoder(text.pop("path", ""), folder / disk.TEXT_ENCODER)
-        _write_weights(folder, {"tokenizer": model.tokenizer.params, "transformer": model.params}, dtype)
+        _write_weights(folder, parts, dtype)
         disk.write_config(folder, values | {"text": text})
 
 
@@ -71,14 +78,15 @@ def export(checkpoint: str, out: str | Path, dtype: str = "float16") -> None:
     """Writes `out` in the form that `--checkpoint`, `config.tokenizer` and `train.init_from` read.
 
     Args:
-      checkpoint: a workdir of `train` (the whole system) or of `train-tokenizer` (a tokenizer alone).
+      checkpoint: a workdir of `train` (the whole system), of `train-upscaler` (that and the upscaler) or of
+        `train-tokenizer` (a tokenizer alone).
       out: the folder to write; files there of the same names are replaced.
       dtype: of the weights on disk: "float32", "bfloat16" or "float16".
     """
     opened, out = open_checkpoint(checkpoint), Path(out)
     paths.check_not_read(out, "--out", resolve(checkpoint))
     if opened.has_transformer:
-        save_model(out, opened.model(), dtype)
+        save_model(out, opened.model(), dtype, opened.upscaler() if opened.has_upscaler else None)
     else:
         save_tokenizer(out, _without_paths(opened.tokenizer()), dtype)
     size = sum(file.stat().st_size for file in out.iterdir() if file.is_file())

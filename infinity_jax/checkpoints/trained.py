@@ -10,11 +10,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import PyTree
 
 from infinity_jax import scales
 from infinity_jax.checkpoints.origin import data_of
-from infinity_jax.config import VIT, TokenizerConfig, TransformerConfig
+from infinity_jax.config import VIT, TokenizerConfig, TransformerConfig, UpscalerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.files.lazy_tensor import dtype_named
 from infinity_jax.runtime import trees
@@ -24,6 +25,7 @@ from infinity_jax.tokenizer.pyramid import Quantizer
 from infinity_jax.transformer import layers
 from infinity_jax.transformer.kernels.storage import to_storage
 from infinity_jax.transformer.transformer import init_variables
+from infinity_jax.upscaler.network import initial_variables as initial_upscaler
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +78,21 @@ class TrainedTokenizer:
         for leaf in jax.tree.leaves([self.params[part] for part in parts]):
             digest.update(np.ascontiguousarray(leaf).tobytes())
         return digest
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedUpscaler:
+    """The network that predicts a picture's first scales, with its weights.
+
+    Attributes:
+      config: what it is.
+      params: float32 parameters, nested dicts.
+      origin: commit, command and config of the run that made it, for the record.
+    """
+
+    config: UpscalerConfig
+    params: PyTree
+    origin: Mapping[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +180,11 @@ class Placing:
         kept = to_storage(array if array.dtype == dtype_named(dtype) else array.astype(dtype_named(dtype)))
         return jnp.asarray(kept) if sharding is None else put(kept, sharding)
 
+    def each(self, params: PyTree) -> PyTree:
+        """Places arrays one after the other, and lets go of each as it was."""
+        flat = flatten_dict(params, sep="/")
+        return unflatten_dict({name: self(name, flat.pop(name)) for name in list(flat)}, sep="/")
+
     def targets(self, shapes: PyTree) -> PyTree:
         """Tells shape, dtype and sharding of each array, as ShapeDtypeStructs, for those who lay arrays out themselves.
 
@@ -193,6 +215,16 @@ def transformer_variables(config: TransformerConfig) -> PyTree:
 def tokenizer_variables(config: TokenizerConfig) -> PyTree:
     """Builds the tokenizer's parameters as ShapeDtypeStructs, boxed with their logical axis names."""
     return jax.eval_shape(lambda: initial_variables(Tokenizer(config), config.stride, 0))
+
+
+def upscaler_variables(config: UpscalerConfig) -> PyTree:
+    """Builds the upscaler's parameters as ShapeDtypeStructs, boxed with their logical axis names."""
+    return jax.eval_shape(lambda: initial_upscaler(config, 0))
+
+
+def upscaler_shapes(config: UpscalerConfig) -> PyTree:
+    """Builds the upscaler's parameters as ShapeDtypeStructs."""
+    return nn.meta.unbox(upscaler_variables(config))
 
 
 def transformer_shapes(config: TransformerConfig) -> PyTree:

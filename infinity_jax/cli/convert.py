@@ -7,7 +7,7 @@ from infinity_jax.cli.command import command
 from infinity_jax.config import WEIGHT_DTYPES
 from infinity_jax.errors import UserError
 
-KINDS = ("transformer", "tokenizer", "t5")
+KINDS = ("transformer", "tokenizer", "upscaler", "t5")
 EXAMPLES = """infinity-jax convert --from infinity_2b_reg.pth --kind transformer --config 2b --out 2b
   infinity-jax convert --from infinity_vae_d32reg.pth --kind tokenizer --config 2b --out 2b
   infinity-jax convert --from flan-t5-xl --kind t5 --config xl --out 2b
@@ -30,7 +30,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         type=options.text,
         metavar="NAME_OR_FILE",
         help="a published size (2b 8b 125m 361m 940m 2.2b 4.7b; var-d16 to var-d36; "
-        "for a tokenizer also d14 to d64, var, bsqvit-b18 and others), a .py config "
+        "for a tokenizer also d14 to d64, var, bsqvit-b18 and others; for an upscaler nsarm), a .py config "
         'file, or a .json file like {"transformer": {"layers": 4, ...}} or {"tokenizer": {"bits": 16, ...}}; '
         "for t5: small base large xl xxl or a config.json of Hugging Face",
     )

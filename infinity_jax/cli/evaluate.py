@@ -1,4 +1,4 @@
-"""`infinity-jax evaluate`, `evaluate-tokenizer` and `fid`: what measures."""
+"""`infinity-jax evaluate`, `evaluate-tokenizer`, `evaluate-upscaler` and `fid`: what measures."""
 
 import argparse
 
@@ -121,6 +121,61 @@ def evaluate_tokenizer(arguments: argparse.Namespace, _: list[str]) -> None:
         sheet=arguments.sheet,
         lpips_weights=arguments.lpips_weights,
         inception_weights=arguments.inception_weights,
+        n_pictures=arguments.pictures,
+    )
+
+
+def _add_upscaler_arguments(command: argparse.ArgumentParser) -> None:
+    add = command.add_argument
+    options.add_json(command)
+    add(
+        "--checkpoint",
+        type=options.text,
+        required=True,
+        metavar="DIR",
+        help="a workdir of train-upscaler, or a folder of convert or export",
+    )
+    options.add_settings(command)
+    add(
+        "--data",
+        type=options.text,
+        metavar="NAME",
+        help="emoji_captions, emoji_styles or folder:PATH; default: what the upscaler was trained on",
+    )
+    add(
+        "--clean",
+        action="store_true",
+        help="make pictures small bicubically, instead of spoiling them as in training",
+    )
+    add(
+        "--pictures",
+        type=options.count,
+        default=200,
+        metavar="N",
+        help="of those that are held back at most so many, default 200",
+    )
+    add(
+        "--sheet", type=options.output_sheet, metavar="FILE", help="a PNG of bicubic, drawn and true pictures"
+    )
+
+
+@command(
+    "evaluate-upscaler",
+    "measure an upscaler: PSNR, SSIM, EffNet-KID beside bicubic enlargement",
+    "infinity-jax evaluate-upscaler --checkpoint runs/upscaler_2 --json upscaler.json --sheet sheet.png",
+    _add_upscaler_arguments,
+)
+def evaluate_upscaler(arguments: argparse.Namespace, _: list[str]) -> None:
+    """Measures."""
+    from infinity_jax.evaluation import evaluate_upscaler
+
+    evaluate_upscaler.main(
+        arguments.json,
+        arguments.checkpoint,
+        data=arguments.data,
+        clean=arguments.clean,
+        settings=options.settings_of(arguments),
+        sheet=arguments.sheet,
         n_pictures=arguments.pictures,
     )
 

@@ -10,13 +10,14 @@ from infinity_jax.cli import exit_codes
 from infinity_jax.cli.compile import compile
 from infinity_jax.cli.convert import convert, export
 from infinity_jax.cli.edit import edit
-from infinity_jax.cli.evaluate import evaluate, evaluate_tokenizer, fid
+from infinity_jax.cli.evaluate import evaluate, evaluate_tokenizer, evaluate_upscaler, fid
 from infinity_jax.cli.generate import generate
 from infinity_jax.cli.prepare import prepare
 from infinity_jax.cli.sample import sample
 from infinity_jax.cli.scaling import scaling
 from infinity_jax.cli.sweep import ablate, sweep
-from infinity_jax.cli.train import train, train_tokenizer
+from infinity_jax.cli.train import train, train_tokenizer, train_upscaler
+from infinity_jax.cli.upscale import upscale
 from infinity_jax.config import nearest
 from infinity_jax.runtime import stop_signals
 
@@ -24,11 +25,14 @@ COMMANDS = (
     prepare,
     train_tokenizer,
     train,
+    train_upscaler,
     sample,
     edit,
+    upscale,
     generate,
     evaluate,
     evaluate_tokenizer,
+    evaluate_upscaler,
     fid,
     export,
     convert,

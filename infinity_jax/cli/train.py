@@ -1,4 +1,4 @@
-"""`infinity-jax train` and `train-tokenizer`: a config, a workdir, and the processes of the run."""
+"""`infinity-jax train`, `train-tokenizer` and `train-upscaler`: a config, a workdir, and the processes of the run."""
 
 import argparse
 
@@ -7,6 +7,9 @@ from infinity_jax.cli.command import command
 
 TOKENIZER_EXAMPLES = """infinity-jax train-tokenizer --config configs/emoji_tokenizer.py --workdir runs/tokenizer
   infinity-jax train-tokenizer --config configs/emoji_tokenizer.py:debug --workdir /tmp/debug"""
+UPSCALER_EXAMPLES = """infinity-jax train-upscaler --config configs/upscaler.py:64px --workdir runs/upscaler_1
+  infinity-jax train-upscaler --config configs/upscaler.py:64px,2 --config.train.init_from=runs/upscaler_1 \
+--workdir runs/upscaler_2"""
 EXAMPLES = """infinity-jax train --config configs/emoji.py --workdir runs/emoji
   infinity-jax train --config configs/emoji.py --config.data.source=folder:my_pictures \
 --config.train.steps=2000 --workdir runs/mine
@@ -61,6 +64,25 @@ def train_tokenizer(arguments: argparse.Namespace, overrides: list[str]) -> None
 
     distributed.start(options.processes_of(arguments))
     train_tokenizer.main(config, arguments.workdir)
+
+
+@command(
+    "train-upscaler",
+    "train the network that makes small pictures large, on a system that draws; the same command again resumes",
+    UPSCALER_EXAMPLES,
+    _add_arguments,
+    takes_overrides=True,
+)
+def train_upscaler(arguments: argparse.Namespace, overrides: list[str]) -> None:
+    """Trains an upscaler."""
+    from infinity_jax import config_files
+
+    config = config_files.load(arguments.config, _changes(arguments, overrides))
+    from infinity_jax.runtime import distributed
+    from infinity_jax.training import train_upscaler
+
+    distributed.start(options.processes_of(arguments))
+    train_upscaler.main(config, arguments.workdir)
 
 
 @command(

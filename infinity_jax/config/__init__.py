@@ -20,6 +20,7 @@ from infinity_jax.config.transformer import (
     TextConfig,
     TransformerConfig,
 )
+from infinity_jax.config.upscaler import UpscalerConfig
 
 __all__ = [
     "ADALN",
@@ -43,6 +44,7 @@ __all__ = [
     "TextConfig",
     "TokenizerConfig",
     "TransformerConfig",
+    "UpscalerConfig",
     "check_choice",
     "nearest",
 ]

@@ -1,6 +1,6 @@
 """Published weights as named tensors, from one file or a folder of shards, of torch or of safetensors."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,13 +17,15 @@ _INDEX = ".index.json"
 # The header of a model with 100,000 tensors has 10 MB.
 _MOST_HEADER = 1 << 24
 # Where torch files keep the state dict of a kind, the first that exists; after these, the file's own keys.
+_OF_TRANSFORMERS = (
+    ("trainer", "gpt_fsdp"),
+    ("trainer", "gpt_wo_ddp"),
+    ("trainer", "gpt_ema_fsdp"),
+    ("trainer", "var_wo_ddp"),
+)
 _NESTINGS: Mapping[str, Sequence[tuple[str, ...]]] = {
-    "transformer": (
-        ("trainer", "gpt_fsdp"),
-        ("trainer", "gpt_wo_ddp"),
-        ("trainer", "gpt_ema_fsdp"),
-        ("trainer", "var_wo_ddp"),
-    ),
+    "transformer": _OF_TRANSFORMERS,
+    "upscaler": _OF_TRANSFORMERS,  # beside which it lies
     # BSQ-ViT's averaged parameters first, as its release loads them.
     "tokenizer": (("vae",), ("ema",), ("trainer", "vae_local"), ("ema_state_dict",), ("state_dict",)),
 }
@@ -45,6 +47,12 @@ class TensorFiles(dict[str, LazyTensor]):
             self.prefix += _PREFIX
         super().__init__({name.removeprefix(self.prefix): tensor for name, tensor in tensors.items()})
 
+    def only(self, chosen: Callable[[str], bool]) -> "TensorFiles":
+        """Picks some of the tensors by name."""
+        picked = TensorFiles({name: tensor for name, tensor in self.items() if chosen(name)}, self.nesting)
+        picked.prefix = self.prefix
+        return picked
+
 
 def open_tensors(path: Path, kind: str) -> TensorFiles:
     """Opens published weights as named tensors; nothing but names, shapes and places is read yet.
@@ -52,7 +60,7 @@ def open_tensors(path: Path, kind: str) -> TensorFiles:
     Args:
       path: a .pth, .pt, .bin or .safetensors file; an index (*.index.json); or a folder with an index and the shards
         that it lists, or with weight files alone.
-      kind: "transformer", "tokenizer" or "t5": says where in a torch file to look.
+      kind: "transformer", "tokenizer", "upscaler" or "t5": says where in a torch file to look.
     Raises:
       UserError: a file is missing, damaged or of another format, a tensor is given twice, or index and shards differ.
     """

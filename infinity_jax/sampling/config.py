@@ -4,6 +4,7 @@ import dataclasses
 from typing import NamedTuple
 
 import jax
+from jaxtyping import PyTree
 
 from infinity_jax.config import SampleConfig, TokenizerConfig, TransformerConfig, check_choice
 from infinity_jax.errors import UserError
@@ -12,6 +13,9 @@ from infinity_jax.sampling.given import Given
 from infinity_jax.sampling.guidance import Rows
 from infinity_jax.sampling.token_pruning import TokenPruning, named
 from infinity_jax.scales import ScaleSchedule
+from infinity_jax.tokenizer.bsq import BinaryQuantizer
+from infinity_jax.tokenizer.model import quantizer_of
+from infinity_jax.tokenizer.pyramid import Quantizer
 
 MIXED = ("logits", "features", "both", "none")
 
@@ -32,6 +36,8 @@ class SamplerConfig:
       decoder_dtype: what the tokenizer's decoder multiplies, see `Tokenizer.decode`.
       top_k: of tokens that are indices: only so many of the likeliest are drawn; 0 is all.
       smooth: mix codes instead of drawing one, see `head_index.SmoothDraw`.
+      given_scales: so many of the first scales are given whole: they have neither head nor draw.
+      next_input: how the running sum becomes the next input, see `BinaryQuantizer.input_resize`.
     """
 
     model: TransformerConfig
@@ -45,6 +51,8 @@ class SamplerConfig:
     decoder_dtype: str = "bfloat16"
     top_k: int = 0
     smooth: bool = False
+    given_scales: int = 0
+    next_input: str = "bilinear"
 
     @classmethod
     def from_settings(
@@ -110,8 +118,18 @@ class SamplerConfig:
             raise UserError(
                 f"reuse_guidance needs a transformer with head 'bits'; this one's is {self.model.head!r}: leave it off"
             )
-        if self.reuse_guidance and 0 in self.unguided_scales:
-            raise UserError("reuse_guidance: scale 0 has nothing to reuse; leave it out of unguided_scales")
+        if self.reuse_guidance and self.given_scales in self.unguided_scales:
+            first = self.given_scales
+            raise UserError(
+                f"reuse_guidance: scale {first} has nothing to reuse; leave it out of unguided_scales"
+            )
+
+    def quantizer(self, tokenizer_params: PyTree) -> Quantizer:
+        """Makes the tokenizer's quantiser; of bits it needs no parameters, which may be None."""
+        own = quantizer_of(self.tokenizer, tokenizer_params, self.schedule.n_scales)
+        if not isinstance(own, BinaryQuantizer):
+            return own
+        return BinaryQuantizer(own.name, own.scaled_gradient, self.next_input)
 
     @property
     def mixes_features(self) -> bool:

@@ -178,7 +178,7 @@ def _given(pipeline: Pipeline, request: EditRequest, numbers: Sequence[int], rat
     ]
     by_scale: Any = tuple(np.stack(maps) for maps in zip(*where, strict=True))
     if not request.fixed:
-        features: Any = np.concatenate([_encoder(tokenizer)(params, image) for image in images])
+        features: Any = np.concatenate([encoder(tokenizer)(params, image) for image in images])
         return Given(by_scale, features_BHWd=features)
     side = tokenizer.patchify
     quantise = _quantiser(tokenizer, schedule.times(side))
@@ -191,7 +191,7 @@ def _given(pipeline: Pipeline, request: EditRequest, numbers: Sequence[int], rat
 
 
 @functools.cache
-def _encoder(config: TokenizerConfig) -> Any:
+def encoder(config: TokenizerConfig) -> Any:
     """Makes (parameters, pictures) -> features."""
     module: Any = Tokenizer(config)
     return jax.jit(lambda params, image: module.apply({"params": params}, image, method="encode"))

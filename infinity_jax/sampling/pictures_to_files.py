@@ -44,14 +44,9 @@ def main(
       UserError: a file cannot be read or written, or `edit` refuses what it holds; nothing was written then.
     """
     folder, paths = Path(out), [Path(file) for file in files]
-    targets = [folder / f"{path.stem}.png" for path in paths]
-    if len(set(targets)) < len(targets) or folder / "sheet.png" in targets:
-        raise UserError("two pictures have one name, or one is named sheet; rename them")
-    for path, target in zip(paths, targets, strict=True):
-        if target.exists() and target.resolve() == path.resolve():
-            raise UserError(f"{path} would be written over by what is made of it; give another --out")
-    pictures = [_read(path) for path in paths]
-    masks = None if mask_file is None else [_read(Path(mask_file))] * len(pictures)
+    targets = targets_of(paths, folder)
+    pictures = [read_picture(path) for path in paths]
+    masks = None if mask_file is None else [read_picture(Path(mask_file))] * len(pictures)
     request = dataclasses.replace(request, pictures=pictures, masks=masks)
     pipeline = InfinityPipeline.from_pretrained(*dataclasses.astuple(system))
     chosen = pipeline.settings.changed(**settings or {})
@@ -83,7 +78,19 @@ def main(
     logging.info("wrote %d pictures and sheet.png to %s", len(edited), folder)
 
 
-def _read(path: Path) -> Image.Image:
+def targets_of(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """Names what is written for each picture. UserError where names collide or a picture would be written over."""
+    targets = [folder / f"{path.stem}.png" for path in paths]
+    if len(set(targets)) < len(targets) or folder / "sheet.png" in targets:
+        raise UserError("two pictures have one name, or one is named sheet; rename them")
+    for path, target in zip(paths, targets, strict=True):
+        if target.exists() and target.resolve() == path.resolve():
+            raise UserError(f"{path} would be written over by what is made of it; give another --out")
+    return targets
+
+
+def read_picture(path: Path) -> Image.Image:
+    """Reads a picture file. UserError where there is none or it is broken."""
     try:
         return decoding.decode_rgb(picture_files.read(path))
     except OSError as error:
@@ -98,7 +105,7 @@ def _draw_sheet(
     rows = [("given", request.pictures), ("drawn where white", request.masks), ("edited", edited)]
     rows = [(name, pictures) for name, pictures in rows if pictures is not None]
     sheets.comparison_sheet(
-        [[_small(picture) for picture in pictures] for _, pictures in rows],
+        [[squared(picture) for picture in pictures] for _, pictures in rows],
         [name for name, _ in rows],
         path,
         captions=[f"{name}: {prompt}" for name, prompt in zip(names, request.prompts, strict=True)],
@@ -106,8 +113,8 @@ def _draw_sheet(
     )
 
 
-def _small(picture: Image.Image) -> np.ndarray:
-    """Brings a picture to the sheet's squares, whole, on white."""
+def squared(picture: Image.Image) -> np.ndarray:
+    """Brings a picture to a sheet's squares, whole, on white."""
     square = Image.new("RGB", (_SHEET_SIDE, _SHEET_SIDE), "white")
     picture = picture.convert("RGB")
     factor = _SHEET_SIDE / max(picture.size)

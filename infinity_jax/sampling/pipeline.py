@@ -59,7 +59,7 @@ class InfinityPipeline:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, mesh: str | None = None, rules: str = ""
+        cls, path: str | Path, mesh: str | None = None, rules: str = "", upscales: bool = False
     ) -> "InfinityPipeline":
         """Loads a converted or exported folder, a training workdir, or "bundled".
 
@@ -67,6 +67,7 @@ class InfinityPipeline:
           mesh: how to use the devices, like "data=8" or "data=2,tensor=4", the first ones if there are more; None draws
             on one.
           rules: what is split over them, a preset of `sharding.ShardingRules`; "" is the least that uses the mesh.
+          upscales: it is the system of an upscaler, for `UpscalePipeline`; others do not draw with such a one.
 
         Programs that take long to compile are kept on disk for the next process, see `start_up.keep_programs`.
 
@@ -78,6 +79,11 @@ class InfinityPipeline:
         if mesh is None and rules:
             raise UserError(f"sharding rules {rules!r} need a mesh; give one, like data={jax.device_count()}")
         opened, layout = open_checkpoint(path), None
+        if opened.has_upscaler and not upscales:
+            raise UserError(
+                f"{path} is an upscaler, whose first scales come from a small picture; draw with infinity-jax upscale, "
+                "or give the system that it was trained on"
+            )
         if mesh is not None:
             shape = parse_mesh(mesh)
             layout = layout_of(shape, rules, opened.transformer_config(), jax.devices()[: shape.devices])
@@ -177,6 +183,7 @@ class InfinityPipeline:
         model, tokenizer = self.model.config, self.model.tokenizer.config
         compiled = functools.partial(SamplerConfig.from_settings, model, tokenizer, schedule)
         config, *others = dict.fromkeys(compiled(own) for own in each)
+        config = dataclasses.replace(config, given_scales=request.given_scales, next_input=request.next_input)
         if others:
             raise UserError(
                 "pictures that are drawn together can differ in cfg, tau and top_p alone; these settings need "

@@ -25,7 +25,9 @@ class SampleRequest:
         for ("1M" for the released ones).
       batch: pictures drawn at once; None is 1, 4 or 16, by how many there are, fewer where a picture has more than
         512 tokens.
-      given: what is not drawn, of N pictures; None draws all. `editing` makes it.
+      given: what is not drawn, of N pictures; None draws all. `editing` and `upscaling` make it.
+      given_scales: so many of the first scales are given whole.
+      next_input: how the running sum becomes the next input, see `BinaryQuantizer.input_resize`.
     """
 
     prompts: Sequence[str]
@@ -35,6 +37,8 @@ class SampleRequest:
     budget: str | None = None
     batch: int | None = None
     given: Given | None = None
+    given_scales: int = 0
+    next_input: str = "bilinear"
 
     def part(self, numbers: Sequence[int]) -> "SampleRequest":
         """Picks some of the N pictures, by number."""

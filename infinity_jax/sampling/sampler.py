@@ -21,11 +21,11 @@ from infinity_jax.runtime.sharding import Layout, constrain, on_mesh
 from infinity_jax.sampling import guidance, head_bits, head_index, kv_cache
 from infinity_jax.sampling.bits import DrawSettings, LinearHead
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
-from infinity_jax.sampling.given import with_given
+from infinity_jax.sampling.given import given_symbols, put_in
 from infinity_jax.sampling.hooks import hooks_of
 from infinity_jax.sampling.kv_cache import LayerCache, PartCache
 from infinity_jax.tokenizer import pyramid
-from infinity_jax.tokenizer.model import Tokenizer, quantizer_of
+from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.transformer.attention_layers import KeysValues
 from infinity_jax.transformer.block import Block, Condition
 from infinity_jax.transformer.joined_maps import is_joined, joined
@@ -87,7 +87,7 @@ def make_sampler(
     """
 
     def sample(params: Any, tokenizer_params: Any, inputs: SamplerInputs) -> jax.Array:
-        quantizer = quantizer_of(config.tokenizer, tokenizer_params, config.schedule.n_scales)
+        quantizer = config.quantizer(tokenizer_params)
         drawn = draw(config, params, inputs, quantizer)
         codes_BHWd = constrain(drawn.running_sum_BHWd, "batch", None, None, None)
         image = Tokenizer(config.tokenizer).apply(
@@ -153,7 +153,7 @@ def prepare(
     config: SamplerConfig, params: Any, inputs: SamplerInputs, quantizer: pyramid.Quantizer | None = None
 ) -> Prepared:
     """Does all work on the text, once for all scales."""
-    quantizer = quantizer or quantizer_of(config.tokenizer, None, config.schedule.n_scales)
+    quantizer = quantizer or config.quantizer(None)
     model, block = Transformer(config.model), Block(config.model, config.schedule)
     texts = [(inputs.text_BTC, inputs.mask_BT)]
     if config.rows == 2:
@@ -224,13 +224,21 @@ def draw_scale(
         {"params": params}, condition, features_BNd, k, method="embed"
     )
     x_NLC, caches = run_layers(config, params, prepared, state.caches, x_NLC, k, cfg_B)
-    settings = DrawSettings(inputs.seeds_B, inputs.tau_BK[:, k], inputs.top_p_B, k)
-    hidden_GBNC = guidance.separate(x_NLC, rows.running)
-    drawn_BN, carried = hooks.draw_bits(hidden_GBNC, prepared.head, cfg_B, settings, state.carried)
-    symbols_Bhw = drawn_BN.reshape(len(drawn_BN), *size, *drawn_BN.shape[2:])
-    if inputs.given is not None:
-        so_far = inputs.given, state.running_sum_BHWd, quantizer, config.tokenizer, k
-        symbols_Bhw = with_given(symbols_Bhw, *so_far)
+    own_Bhw, where_Bhw = None, None
+    if inputs.given is not None and k < len(inputs.given.where):
+        where_Bhw = inputs.given.where[k]
+        so_far = state.running_sum_BHWd, quantizer, config.tokenizer.patchify
+        own_Bhw = given_symbols(inputs.given, k, size, *so_far)
+    if k < config.given_scales:
+        assert own_Bhw is not None, "scales that are given whole need what is given"
+        symbols_Bhw, carried = own_Bhw, state.carried
+    else:
+        settings = DrawSettings(inputs.seeds_B, inputs.tau_BK[:, k], inputs.top_p_B, k)
+        hidden_GBNC = guidance.separate(x_NLC, rows.running)
+        drawn_BN, carried = hooks.draw_bits(hidden_GBNC, prepared.head, cfg_B, settings, state.carried)
+        symbols_Bhw = drawn_BN.reshape(len(drawn_BN), *size, *drawn_BN.shape[2:])
+        if where_Bhw is not None:
+            symbols_Bhw = put_in(own_Bhw, where_Bhw, symbols_Bhw)
     symbols_BHW = symbols_Bhw
     if config.tokenizer.patchify > 1:
         symbols_BHW = pyramid.to_tokenizer(symbols_Bhw, config.tokenizer.patchify)

@@ -52,10 +52,13 @@ class BinaryQuantizer:
     Attributes:
       name: "bsq" or "lfq".
       scaled_gradient: see `straight_through`.
+      input_resize: how the running sum becomes the next input, "bilinear", or "area" as NSARM draws
+        (docs/spec_nsarm.md section 4).
     """
 
     name: str = flax.struct.field(pytree_node=False, default="bsq")
     scaled_gradient: bool = flax.struct.field(pytree_node=False, default=False)
+    input_resize: str = flax.struct.field(pytree_node=False, default="bilinear")
 
     def project(self, residual: Float[Array, "... d"]) -> Float[Array, "... d"]:
         """Projects a residual for its sign to be taken, see `project`."""
@@ -83,8 +86,9 @@ class BinaryQuantizer:
     def next_input(
         self, running_sum_BHWd: Float[Array, "B H W d"], size: tuple[int, int]
     ) -> Float[Array, "B h w d"]:
-        """Resizes the running sum bilinearly to the next scale."""
-        return resize.bilinear(running_sum_BHWd, size)
+        """Resizes the running sum to the next scale."""
+        resized = {"bilinear": resize.bilinear, "area": resize.area}[self.input_resize]
+        return resized(running_sum_BHWd, size)
 
 
 BSQ = BinaryQuantizer()

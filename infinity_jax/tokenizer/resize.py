@@ -24,12 +24,15 @@ def area_matrix(n_in: int, n_out: int) -> np.ndarray:
     return matrix
 
 
-@functools.cache
-def bilinear_matrix(n_in: int, n_out: int) -> np.ndarray:
-    """Makes float32 [n_out, n_in]: row i mixes the inputs around (i + 0.5) n_in / n_out - 0.5, clamped at the edges."""
+@functools.lru_cache(maxsize=512)
+def bilinear_matrix(n_in: int, n_out: int, step: float | None = None) -> np.ndarray:
+    """Makes float32 [n_out, n_in]: row i mixes the inputs around (i + 0.5) step - 0.5, clamped at the edges.
+
+    `step` is n_in / n_out, or what else is given.
+    """
     matrix = np.zeros((n_out, n_in), np.float32)
     for i in range(n_out):
-        centre = max((i + 0.5) * n_in / n_out - 0.5, 0.0)
+        centre = max(_centre(i, n_in, n_out, step), 0.0)
         low = min(math.floor(centre), n_in - 1)
         weight = centre - low
         matrix[i, low] += 1.0 - weight
@@ -37,22 +40,27 @@ def bilinear_matrix(n_in: int, n_out: int) -> np.ndarray:
     return matrix
 
 
-@functools.cache
-def bicubic_matrix(n_in: int, n_out: int) -> np.ndarray:
-    """Makes float32 [n_out, n_in]: row i mixes four inputs around (i + 0.5) n_in / n_out - 0.5, clamped at the edges.
+@functools.lru_cache(maxsize=512)
+def bicubic_matrix(n_in: int, n_out: int, step: float | None = None) -> np.ndarray:
+    """Makes float32 [n_out, n_in]: row i mixes four inputs around (i + 0.5) step - 0.5, clamped at the edges.
 
-    Cubic convolution with a = -0.75 (Keys, 1981), as in PyTorch; `jax.image.resize` has a = -0.5 and other edges.
+    `step` as in `bilinear_matrix`. Cubic convolution with a = -0.75 (Keys, 1981), as in PyTorch; `jax.image.resize` has
+    a = -0.5 and other edges.
     """
     a = -0.75
     matrix = np.zeros((n_out, n_in))
     for i in range(n_out):
-        centre = (i + 0.5) * n_in / n_out - 0.5
+        centre = _centre(i, n_in, n_out, step)
         low = math.floor(centre)
         for tap in range(low - 1, low + 3):
             x = abs(centre - tap)
             near, far = (a + 2) * x**3 - (a + 3) * x**2 + 1, a * (x**3 - 5 * x**2 + 8 * x - 4)
             matrix[i, min(max(tap, 0), n_in - 1)] += near if x <= 1 else far
     return matrix.astype(np.float32)
+
+
+def _centre(i: int, n_in: int, n_out: int, step: float | None) -> float:
+    return ((i + 0.5) * n_in / n_out if step is None else (i + 0.5) * step) - 0.5
 
 
 def _resize(x_BHWC: jax.Array, size: tuple[int, int], matrix: Callable[[int, int], np.ndarray]) -> jax.Array:

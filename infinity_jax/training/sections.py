@@ -5,8 +5,16 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from infinity_jax.config import SampleConfig, TextConfig, TokenizerConfig, TransformerConfig, check_choice
+from infinity_jax.config import (
+    SampleConfig,
+    TextConfig,
+    TokenizerConfig,
+    TransformerConfig,
+    UpscalerConfig,
+    check_choice,
+)
 from infinity_jax.config_files import DURATION, checked_values, from_dict
+from infinity_jax.data.degradation.process import DegradationConfig
 from infinity_jax.data.prepared.config import DataConfig
 from infinity_jax.data.resolutions import PictureConfig
 from infinity_jax.errors import UserError
@@ -18,7 +26,8 @@ from infinity_jax.training.optim import OptimConfig
 from infinity_jax.training.tokenizer_step import TokenizerLossConfig
 from infinity_jax.training.transformer_step import LossConfig
 
-# By command. A transformer's config also has the key `tokenizer`, a folder with one; a grid of `infinity-jax sweep`
+# By command. A transformer's config also has the key `tokenizer`, a folder with one; an upscaler's `system`, a folder
+# with both, and `stage`, see `UpscalerStepConfig`; a grid of `infinity-jax sweep`
 # has the keys of `tools.scaling.grid.GridConfig`.
 SECTIONS: Mapping[str, Mapping[str, type[Any]]] = {
     "train": {
@@ -41,11 +50,23 @@ SECTIONS: Mapping[str, Mapping[str, type[Any]]] = {
         "train": TokenizerTrainConfig,
         "mesh": MeshSection,
     },
+    "train-upscaler": {
+        "upscaler": UpscalerConfig,
+        "degradation": DegradationConfig,
+        "data": PictureConfig,
+        "correction": CorrectionConfig,
+        "loss": LossConfig,
+        "optim": OptimConfig,
+        "train": TrainConfig,
+        "mesh": MeshSection,
+        "sample": SampleConfig,
+    },
 }
 # The numbers of an evaluation, of which `train.keep_best` may name one.
 EVALUATED: Mapping[str, Sequence[str]] = {
     "train": ("validation_loss", "validation_bit_accuracy"),
     "train-tokenizer": ("validation_psnr",),
+    "train-upscaler": ("validation_loss",),
 }
 _WITH_LENGTHS = ("train", "discriminator")
 # May be missing in a config file: all its keys have defaults, and few runs have one.
@@ -76,12 +97,13 @@ def read(config: Any, command: str) -> dict[str, Any]:
     best = config["train"].get("keep_best", "")
     if best:
         check_choice(best, EVALUATED[command], "train.keep_best")
-    if command == "train":
-        sections["tokenizer"] = config.get("tokenizer", "")
-        if not sections["tokenizer"] or not isinstance(sections["tokenizer"], str):
-            raise UserError(
-                f"config.tokenizer is {sections['tokenizer']!r}; name a folder with a tokenizer, or 'bundled'"
-            )
+    for key, of_command in (("tokenizer", "train"), ("system", "train-upscaler")):
+        if command == of_command:
+            sections[key] = config.get(key, "")
+            if not sections[key] or not isinstance(sections[key], str):
+                raise UserError(
+                    f"config.{key} is {sections[key]!r}; name a folder with a {key}, or 'bundled'"
+                )
     return sections
 
 

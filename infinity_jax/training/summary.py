@@ -14,7 +14,7 @@ def say(
     """Logs the size of a run in one line, from the process that speaks.
 
     Args:
-      what: is trained, like "transformer".
+      what: is trained, like "a transformer".
       pictures: of the train and of the validation split.
       train: its length.
       workdir: where it goes.
@@ -23,7 +23,7 @@ def say(
         return
     count, validation = pictures
     logging.info(
-        "training a %s of %s parameters on %s pictures (%s for validation): %s steps of %s pictures, %.3g times each; "
+        "training %s of %s parameters on %s pictures (%s for validation): %s steps of %s pictures, %.3g times each; "
         "a checkpoint every %s steps, in %s",
         *(what, f"{parameters:,}", f"{count:,}", f"{validation:,}" if validation else "none"),
         *(f"{train.steps:,}", f"{train.batch_size:,}", train.steps * train.batch_size / count),

@@ -90,7 +90,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     )
     validation = len(sources.open_source(data.source, "validation"))
     train_config.check_best(train, data.source, validation)
-    summary.say("tokenizer", parameters, (len(source), validation), train, workdir)
+    summary.say("a tokenizer", parameters, (len(source), validation), train, workdir)
 
     tokenizer = Tokenizer(model)
     parts = StepConfig(model, loss, optim_config, train, scales_of, adversary)

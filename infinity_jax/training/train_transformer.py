@@ -37,7 +37,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
 def _train(config: Any, run: run_config.RunConfig, workdir: Path) -> TrainState:
     train, layout = run.train, run.layout
     pictures = (len(run.source), run.validation)
-    summary.say("transformer", run_config.parameters(run), pictures, train, workdir)
+    summary.say("a transformer", run_config.parameters(run), pictures, train, workdir)
     tokenizer = distributed.lead_first(lambda: run_config.keep_tokenizer(run, workdir))
     if not start.newest_step(workdir):
         check_tokenizer(run, tokenizer, workdir)

@@ -108,7 +108,7 @@ def make_train_step(config: StepConfig, schedule: ScaleSchedule) -> StepFunction
         draws = draw_examples(key, state.step, len(bits), config.model, config.loss)
         texts = {"text": batch["text"], "text_mask": batch["text_mask"]}
         examples = {"inputs": inputs, "bits": bits, **texts, **draws}
-        (loss, metrics), grads = _mean_over_parts(gradient_fn, state.params, examples, config.microbatches)
+        (loss, metrics), grads = mean_over_parts(gradient_fn, state.params, examples, config.microbatches)
         metrics = {"loss": loss, **metrics, "gradient_norm": optax.tree.norm(grads)}
         return train_state.apply_gradients(state, grads, config.optimiser, config.optim.ema_decay), metrics
 
@@ -153,7 +153,7 @@ def draw_examples(
     }
 
 
-def _mean_over_parts(function: Callable, params: PyTree, batch: dict[str, Array], parts: int) -> Any:
+def mean_over_parts(function: Callable, params: PyTree, batch: dict[str, Array], parts: int) -> Any:
     """Takes the mean of function(params, part) over equal parts of a batch, one after the other."""
     if parts == 1:
         return function(params, batch)

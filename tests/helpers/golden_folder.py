@@ -26,6 +26,16 @@ SINGLE_LAYER, WHOLE_MODEL = 2e-5, 2e-4
 # So close to its threshold a logit or residual may give the other bit.
 TIE = 1e-4
 
+# Of NSARM's files, each by a key that it alone has.
+NSARM_KINDS = {
+    "stage1": "nsarm_training",
+    "given_scales": "nsarm_sampling",
+    "layout_note": "nsarm_network",
+    "first_four_of": "nsarm_network_full_size",
+    "cases_of_kernels": "nsarm_degradation",
+    "levels": "nsarm_colour",
+}
+
 _COMMON_WEIGHTS = "g"
 _WEIGHTS = re.compile(r"(.+)_(transformer|vae)(?:_fp16\.safetensors|\.pth)")
 
@@ -57,6 +67,9 @@ class GoldenFile:
         keys, config = self.info.keys(), self.info.get("config") or {}
         if "kind" in keys:  # in the folders of other systems than Infinity
             return self.info["kind"]
+        for key, kind in NSARM_KINDS.items():
+            if key in keys:
+                return kind
         if "dynamic_resolution_h_w" in keys:
             return "schedules"
         if "cases" in keys:

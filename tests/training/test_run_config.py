@@ -39,8 +39,8 @@ def test_the_best_checkpoint_needs_pictures_to_evaluate_on():
 
 def test_a_run_says_its_size_first(caplog):
     caplog.set_level(logging.INFO, logger="absl")
-    summary.say("transformer", 7_300_000, (3692, 142), toy_run.config(steps=6000), "runs/a")
-    summary.say("tokenizer", 10, (4, 0), toy_run.config(), "b")
+    summary.say("a transformer", 7_300_000, (3692, 142), toy_run.config(steps=6000), "runs/a")
+    summary.say("a tokenizer", 10, (4, 0), toy_run.config(), "b")
     assert [record.getMessage() for record in caplog.records] == [
         "training a transformer of 7,300,000 parameters on 3,692 pictures (142 for validation): 6,000 steps of 8 "
         "pictures, 13 times each; a checkpoint every 5 steps, in runs/a",

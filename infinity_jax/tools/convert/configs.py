@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from infinity_jax import config_files, scales
-from infinity_jax.config import VIT, SampleConfig, TokenizerConfig, TransformerConfig
+from infinity_jax.config import VIT, SampleConfig, TokenizerConfig, TransformerConfig, UpscalerConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.files import reading
-from infinity_jax.presets import PRESETS, TOKENIZERS, VAR, Preset
+from infinity_jax.presets import PRESETS, TOKENIZERS, UPSCALERS, VAR, Preset
 
-_CLASSES = {"transformer": TransformerConfig, "tokenizer": TokenizerConfig}
-_MORE = {"transformer": ("scales", "text", "sample", "source"), "tokenizer": ("scales",)}
+_CLASSES = {"transformer": TransformerConfig, "tokenizer": TokenizerConfig, "upscaler": UpscalerConfig}
+_MORE = {"transformer": ("scales", "text", "sample", "source"), "tokenizer": ("scales",), "upscaler": ()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,10 +22,11 @@ class ResolvedConfig:
 
     Attributes:
       model: the config of the kind that was asked for.
-      sections: of config.json: the model's own section, "scales", and for a transformer "text" and "sample".
+      sections: of config.json: the model's own section, but for an upscaler "scales", and for a transformer "text" and
+        "sample".
     """
 
-    model: TransformerConfig | TokenizerConfig
+    model: TransformerConfig | TokenizerConfig | UpscalerConfig
     sections: Mapping[str, Any]
 
 
@@ -38,12 +39,14 @@ def resolve_config(name_or_file: str, kind: str) -> ResolvedConfig:
         with ":argument" after it or not; or a .json file with the sections of a checkpoint's config.json:
         {"transformer": {...}} or {"tokenizer": {...}}, and "scales", "text" and "sample" if they differ from the usual
         ones.
-      kind: "transformer" or "tokenizer".
+      kind: "transformer", "tokenizer" or "upscaler".
     Raises:
       UserError: no such name or file, or it is of another kind.
     """
     given = _sections(name_or_file, kind)
     model = from_dict(_CLASSES[kind], given[kind], kind)
+    if isinstance(model, UpscalerConfig):  # which is of a system that has the rest
+        return ResolvedConfig(model, {kind: dataclasses.asdict(model)})
     usual: dict[str, Any] = {"scales": "1M"}
     if isinstance(model, TransformerConfig):
         usual = Preset(model).sections()
@@ -67,13 +70,16 @@ def _sections(name_or_file: str, kind: str) -> dict[str, Any]:
         return _sections_of_python(name_or_file, kind)
     if preset and kind == "transformer":
         return preset.sections() | {kind: dataclasses.asdict(preset.transformer)}
-    if preset:
+    if kind == "upscaler" and name_or_file in UPSCALERS:
+        return {kind: dataclasses.asdict(UPSCALERS[name_or_file])}
+    if preset and kind == "tokenizer":
         return {kind: dataclasses.asdict(TOKENIZERS[preset.tokenizer]), "scales": preset.scales}
     if kind == "tokenizer" and name_or_file in TOKENIZERS:
         return {kind: dataclasses.asdict(TOKENIZERS[name_or_file])}
     if config_files.exists(name_or_file):
         return _sections_of_python(name_or_file, kind)
     known = [*PRESETS, *VAR, *(TOKENIZERS if kind == "tokenizer" else ())]
+    known = list(UPSCALERS) if kind == "upscaler" else known
     raise UserError(
         f"unknown {kind} config {name_or_file!r}; known: {', '.join(known)}, a .py config file or the name of one that "
         "is packed, or a .json file"

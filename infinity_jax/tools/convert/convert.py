@@ -68,7 +68,7 @@ def main(source: str, kind: str, config: str, out: str) -> None:
 
     Args:
       source: a file or a folder of shards, as `tensors.open_tensors` reads.
-      kind: "transformer", "tokenizer" or "t5".
+      kind: "transformer", "tokenizer", "upscaler" or "t5".
       config: a name or a file, as `configs.resolve_config` reads; for "t5" the Hugging Face config.json.
       out: gets the weights and config.json.
     Raises:
@@ -81,7 +81,11 @@ def main(source: str, kind: str, config: str, out: str) -> None:
         return
     started, its = time.monotonic(), KINDS[kind]
     resolved = resolve_config(config, kind)
-    tensors = open_tensors(Path(source), kind)
+    tensors = open_tensors(Path(source), kind).only(its.chosen)
+    if not tensors:
+        raise UserError(
+            f"{source} holds no {kind}: none of its tensors is named like one of it; give another file"
+        )
     links, layout = its.fitting_links(tensors, resolved.model, config)
     if isinstance(resolved.model, TransformerConfig) and resolved.model.condition == "text":
         layout["caption_rows"] = _note_rows(layout["caption_rows"], resolved.model.text_length)
@@ -127,12 +131,12 @@ def _note(
 
 
 def to_torch(file: str, folder: str, kind: str) -> None:
-    """Writes the transformer or the tokenizer of a checkpoint as one published file.
+    """Writes the transformer, the tokenizer or the upscaler of a checkpoint as one published file.
 
     Args:
       file: the file to write: .pth, .pt or .bin for torch, or .safetensors.
       folder: an exported or converted checkpoint, or "bundled".
-      kind: "transformer" or "tokenizer".
+      kind: "transformer", "tokenizer" or "upscaler".
     Raises:
       UserError: the folder is no such checkpoint, or the file has another suffix.
     """

@@ -1,4 +1,4 @@
-"""The two models of the release: how their files name things."""
+"""The models of the releases: how their files name things."""
 
 import contextlib
 import dataclasses
@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from infinity_jax.config import VECTOR, VIT, TokenizerConfig, TransformerConfig
+from infinity_jax.config import VECTOR, VIT, TokenizerConfig, TransformerConfig, UpscalerConfig
 from infinity_jax.errors import UserError
-from infinity_jax.presets import PRESETS, TOKENIZERS, VAR
+from infinity_jax.presets import PRESETS, TOKENIZERS, UPSCALERS, VAR
+from infinity_jax.tools.convert import upscaler_names
 from infinity_jax.tools.convert.links import Buffer, HasShape, Link, differences
 from infinity_jax.tools.convert.tokenizer_names import tokenizer_layout, tokenizer_links
 from infinity_jax.tools.convert.transformer_names import CAPTION_TABLE, chunks_of, transformer_links
@@ -21,7 +22,7 @@ class Kind:
     """A kind of published weights.
 
     Attributes:
-      name: "transformer" or "tokenizer".
+      name: "transformer", "tokenizer" or "upscaler".
       config_class: of its config.
       models: the published ones by name.
       nesting_of: a config -> keys under which the release's own files keep the state dict, and what stands there before
@@ -31,6 +32,7 @@ class Kind:
       usual_layout: the layout in which the release would write a model of a config.
       bits_of: bits a token, from a state dict's shapes; None if they do not tell.
       signature: beginnings of names that only this kind has.
+      chosen: tells by their names which tensors of a file are of this kind; the others are another's.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Kind:
     usual_layout: Callable[[Any], dict[str, Any]]
     bits_of: Callable[[Shapes], int | None]
     signature: tuple[str, ...]
+    chosen: Callable[[str], bool] = lambda name: True
 
     def fitting_links(
         self, tensors: Shapes, config: Any, config_name: str
@@ -126,6 +129,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             usual_layout=_usual_transformer_layout,
             bits_of=_transformer_bits,
             signature=("block_chunks.", "blocks.", "pos_start"),
+            chosen=lambda name: not name.startswith(upscaler_names.PREFIX),
         ),
         "tokenizer": Kind(
             name="tokenizer",
@@ -139,6 +143,18 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
             usual_layout=_usual_tokenizer_layout,
             bits_of=_tokenizer_bits,
             signature=("encoder.conv_in.", "decoder.conv_in.", "encoder.conv1.", "quant_embed."),
+        ),
+        "upscaler": Kind(
+            name="upscaler",
+            config_class=UpscalerConfig,
+            models=UPSCALERS,
+            nesting_of=lambda config: (("trainer", "gpt_fsdp"), ""),
+            links=upscaler_names.upscaler_links,
+            layout_of=lambda tensors: {},
+            usual_layout=lambda config: {},
+            bits_of=lambda tensors: None,
+            signature=(upscaler_names.PREFIX,),
+            chosen=lambda name: name.startswith(upscaler_names.PREFIX),
         ),
     }
 )

@@ -31,8 +31,9 @@ class Link:
       shape: the shape of each of our arrays, without the layer axis.
       layer: the row of our arrays if they are stacked over layers, else None.
       layout: "same" (only the shape differs), "linear" ([out,in] there, [in,...out] here),
-        "conv" ([out,in,h,w] there, [h,w,in,out] here) or "rows" (there are more or fewer rows there: ours are cut, or
-        filled with freshly drawn ones, and the way back gives the rows that were there).
+        "conv" ([out,in,h,w] there, [h,w,in,out] here), "map" ([c,h,w] there, [h,w,c] here) or "rows" (there are more
+        or fewer rows there: ours are cut, or filled with freshly drawn ones, and the way back gives the rows that were
+        there).
       halved: so many of our arrays, from the first, have their channels as `rope2d.to_halves` puts them.
     """
 
@@ -54,6 +55,8 @@ class Link:
         if self.layout == "conv":  # as in linear maps, joined ones follow one another along the output axis
             parts = np.split(value, len(self.ours))
             return tuple(np.ascontiguousarray(part.transpose(2, 3, 1, 0)) for part in parts)
+        if self.layout == "map":
+            return (np.ascontiguousarray(value.transpose(1, 2, 0)),)
         if self.layout == "rows":
             return (np.concatenate([value[: self.shape[0]], self._fresh_rows(value)]),)
         if self.layout == "same":
@@ -67,6 +70,8 @@ class Link:
         """Makes the published tensor from our arrays: the inverse of `to_ours`."""
         if self.layout == "conv":
             return np.concatenate([array.transpose(3, 2, 0, 1) for array in arrays])
+        if self.layout == "map":
+            return arrays[0].transpose(2, 0, 1)
         if self.layout == "rows":
             return arrays[0][: self.published_shape[0]]
         arrays = (*map(to_neighbours, arrays[: self.halved]), *arrays[self.halved :])

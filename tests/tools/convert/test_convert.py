@@ -30,12 +30,13 @@ from infinity_jax.checkpoints import pretrained, trained
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.errors import UserError
 from infinity_jax.files.tensors import open_tensors
-from infinity_jax.presets import PRESETS, TOKENIZERS, VAR
+from infinity_jax.presets import PRESETS, TOKENIZERS, UPSCALERS, VAR
 from infinity_jax.runtime import trees
 from infinity_jax.tools.convert.convert import main, to_torch
 from infinity_jax.tools.convert.links import Buffer, Link, our_shapes
 from infinity_jax.tools.convert.tokenizer_names import tokenizer_links
 from infinity_jax.tools.convert.transformer_names import transformer_links
+from infinity_jax.tools.convert.upscaler_names import upscaler_links
 
 NAMES = GOLDEN / "names"
 COUNTS = {
@@ -94,6 +95,12 @@ def test_published_bsq_vits_have_their_parameter_counts(name):
     assert our_shapes(links) == paths_of(trained.tokenizer_shapes(TOKENIZERS[name]))
 
 
+def test_the_published_upscaler_has_its_parameter_count():
+    links = upscaler_links(UPSCALERS["nsarm"])
+    assert parameter_count(links) == 385_103_600
+    assert our_shapes(links) == paths_of(trained.upscaler_shapes(UPSCALERS["nsarm"]))
+
+
 @pytest.mark.parametrize("name", VAR_COUNTS)
 def test_published_vars_have_their_parameter_counts(name):
     links = transformer_links(VAR[name].transformer, 0)
@@ -114,6 +121,7 @@ def test_published_vars_have_their_parameter_counts(name):
         ("bsqvit_128", lambda: tokenizer_links(TOKENIZERS["bsqvit-128"], code_group=9)),
         ("bsqvit_b36", lambda: tokenizer_links(TOKENIZERS["bsqvit-b36"])),
         ("bsqvit_l24sq", lambda: tokenizer_links(TOKENIZERS["bsqvit-l24sq"])),
+        ("nsarm_upscaler", lambda: upscaler_links(UPSCALERS["nsarm"])),
     ],
 )
 def test_names_shapes_and_order_are_those_of_the_release(file, links):

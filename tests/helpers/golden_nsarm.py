@@ -1,0 +1,65 @@
+"""A folder of numbers of NSARM's public code: our config of its network, and its converted weights."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from helpers.golden_folder import GoldenFolder
+from infinity_jax.checkpoints import folder as checkpoint_folder
+from infinity_jax.config import UpscalerConfig
+from infinity_jax.tools.convert.convert import main as convert
+
+
+def upscaler_config(c: dict[str, Any]) -> UpscalerConfig:
+    """Our config from the release's names."""
+    assert c["mlp_ratio"] == 4 and not c["norm_first"]
+    return UpscalerConfig(
+        bits=c["input_channels"],
+        side=c["input_size"],
+        sizes=tuple(c["output_sizes"]),
+        widths=tuple(c["hidden_dims"]),
+        layers=tuple(c["layers"]),
+        heads=tuple(c["heads"]),
+        extractor=tuple(c["extractor_widths"]),
+        layout="release",
+        next_input="area",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Upscalers:
+    """The network of a folder, converted when it is first asked for."""
+
+    folder: GoldenFolder
+    workdir: Path
+
+    @functools.cached_property
+    def config(self) -> UpscalerConfig:
+        return upscaler_config(
+            next(f.info["map_config"] for f in self.folder.files if "map_config" in f.info)
+        )
+
+    @functools.cached_property
+    def params(self) -> Any:
+        config, out = self.workdir / "config.json", self.workdir / "upscaler"
+        config.write_text(json.dumps({"upscaler": dataclasses.asdict(self.config)}))
+        (weights,) = self.folder.path.glob("*_transformer_fp16.safetensors")
+        convert(str(weights), "upscaler", str(config), str(out))
+        return checkpoint_folder.read_arrays(out / checkpoint_folder.WEIGHTS["upscaler"])
+
+
+def full_size_value(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """A weight of the released size, as the folder's recipe derives it from its name."""
+    import zlib
+
+    random = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
+    r = random.standard_normal(shape, dtype=np.float32)
+    if name.endswith("bias"):
+        return 0.1 * r
+    if len(shape) == 1 or (len(shape) == 3 and name.endswith("weight")):
+        return 1 + 0.2 * r
+    return r / np.sqrt(np.prod(shape[1:])).astype(np.float32)
