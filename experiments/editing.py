@@ -21,8 +21,8 @@ from infinity_jax.files import sheets
 from infinity_jax.metrics import bootstrap
 from infinity_jax.metrics.kid import effnet_kid
 from infinity_jax.runtime import start_up
-from infinity_jax.sampling import editing
 from infinity_jax.sampling.editing import EditRequest
+from infinity_jax.sampling.masks import paste
 from infinity_jax.sampling.pipeline import InfinityPipeline
 
 COUNT, OTHERS, SHOWN = 200, 2000, 10
@@ -54,7 +54,7 @@ def main() -> None:
     for name, fixed in (("anew", False), ("fixed", True)):
         edited = np.stack([np.asarray(x) for x in pipeline.edit(dataclasses.replace(request, fixed=fixed))])
         pasted = [
-            editing.paste(Image.fromarray(x), Image.fromarray(g), m)
+            paste(Image.fromarray(x), Image.fromarray(g), m)
             for x, g, m in zip(edited, given, masks, strict=True)
         ]
         drawn[name] = np.stack([np.asarray(x) for x in pasted])

@@ -8,6 +8,7 @@ from infinity_jax.cli.sample import add_checkpoint, add_devices, system_of
 
 EXAMPLES = """infinity-jax edit photo.png --mask hat.png --prompt "a red hat" --out out/
   infinity-jax edit *.png --prompt "green apple" --strength 0.5 --out out/
+  infinity-jax edit *.png --prompt "green apple" --source-prompt "red apple" --out out/
 A mask is as large as its picture, white where it is drawn anew. --strength 0.5 keeps the first half of the scales. Each
 PNG holds what was kept as text ("infinity-jax"); sheet.png shows pictures, mask and what came out."""
 
@@ -26,7 +27,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         "--strength",
         type=options.share,
         metavar="S",
-        help="share of the scales that are drawn anew, the last ones; default 1 with a mask, without one 0.5",
+        help="share of the scales that are drawn, the last ones; default 1 with --mask or --source-prompt, else 0.5",
     )
     add(
         "--out",
@@ -44,6 +45,26 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         "--fixed",
         action="store_true",
         help="keep the given picture's own bits instead of quantising what is kept anew at every scale",
+    )
+    add(
+        "--feather",
+        type=options.whole_number,
+        default=0,
+        metavar="N",
+        help="let what a mask keeps pass into what is drawn over N tokens of the last scale; default 0",
+    )
+    add(
+        "--source-prompt",
+        type=options.any_text,
+        metavar="TEXT",
+        help="what the pictures show now: only bits that --prompt changes are drawn anew",
+    )
+    add(
+        "--threshold",
+        type=options.share,
+        default=0.3,
+        metavar="X",
+        help="with --source-prompt: by how much a bit's probability must change, default 0.3",
     )
     add(
         "--negative-prompt", type=options.any_text, default="", metavar="TEXT", help="what to steer away from"
@@ -64,7 +85,8 @@ def edit(arguments: argparse.Namespace, _: list[str]) -> None:
     settings, count = options.settings_of(arguments), len(arguments.pictures)
     strength = arguments.strength
     if strength is None:
-        strength = 0.5 if arguments.mask is None else 1.0
+        alone = arguments.mask is None and arguments.source_prompt is None
+        strength = 0.5 if alone else 1.0
     request = EditRequest(
         [],
         [arguments.prompt] * count,
@@ -74,6 +96,9 @@ def edit(arguments: argparse.Namespace, _: list[str]) -> None:
         [arguments.negative_prompt] * count if arguments.negative_prompt else None,
         not arguments.no_paste,
         arguments.fixed,
+        arguments.feather,
+        None if arguments.source_prompt is None else [arguments.source_prompt] * count,
+        arguments.threshold,
     )
     pictures_to_files.main(
         arguments.pictures, arguments.mask, request, arguments.out, system_of(arguments), settings

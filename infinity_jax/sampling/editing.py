@@ -12,8 +12,7 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float
-from PIL import Image, ImageFilter
+from PIL import Image
 
 from infinity_jax import scales
 from infinity_jax.checkpoints.trained import TrainedModel
@@ -22,15 +21,13 @@ from infinity_jax.data import pictures as decoding
 from infinity_jax.errors import UserError
 from infinity_jax.files.pictures import MOST_PIXELS
 from infinity_jax.sampling.given import Given
+from infinity_jax.sampling.masks import kept_by_scale, paste, white
 from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import pyramid
 from infinity_jax.tokenizer.model import Tokenizer, through_bits
 
-# Scales of so few tokens say what a picture is as a whole: a masked picture keeps them.
-WHOLE = 3
-# A token is drawn anew where more of it than this is white in the mask.
-_TOUCHED = 0.01
+MOST_FEATHER = 64
 # How many times as oblong as the nearest aspect ratio a picture may be.
 _OBLONG = 2.0
 
@@ -50,6 +47,10 @@ class EditRequest:
       paste: what a mask keeps is put back as it was, at the picture's own size, and blended with what was drawn within
         the mask's edge. Without it pictures come out as they are drawn.
       fixed: kept bits stay those of the given picture instead of being quantised anew at every scale.
+      feather: over so many tokens of the last scale what a mask keeps passes into what is drawn, in codes; 0 is none.
+      source_prompts: what each picture shows now. Bits that both prompts find about as likely stay those of the given
+        picture (`prompt_to_prompt`), besides those that mask and strength keep.
+      threshold: by how much the probability of a bit must change from one prompt to the other to be drawn anew.
     """
 
     pictures: Sequence[Image.Image]
@@ -60,6 +61,9 @@ class EditRequest:
     negative_prompts: Sequence[str] | None = None
     paste: bool = True
     fixed: bool = False
+    feather: int = 0
+    source_prompts: Sequence[str] | None = None
+    threshold: float = 0.3
 
     def check(self, smallest: int) -> None:
         """Raises UserError where pictures, masks and strength do not fit or cannot be drawn.
@@ -72,6 +76,20 @@ class EditRequest:
             raise UserError(f"got {count} pictures and {len(self.prompts)} prompts; give one prompt for each")
         if not 0 <= self.strength <= 1:
             raise UserError(f"strength is {self.strength}; give a number from 0 (all is kept) to 1 (none)")
+        if not 0 <= self.threshold <= 1:
+            raise UserError(
+                f"threshold is {self.threshold}; give a change of probability, from 0 (nearly all is drawn) to 1 (none)"
+            )
+        if not 0 <= self.feather <= MOST_FEATHER or (self.feather and self.masks is None):
+            raise UserError(
+                f"feather is {self.feather} tokens; give 0 to {MOST_FEATHER}, and a mask whose edge becomes soft"
+            )
+        if self.source_prompts is not None and len(self.source_prompts) != count:
+            raise UserError(
+                f"got {count} pictures and {len(self.source_prompts)} source prompts; give one for each, or none"
+            )
+        if self.source_prompts is not None and self.feather:
+            raise UserError("feather blends codes, and source prompts choose bits; leave one of them out")
         if self.masks is not None and len(self.masks) != count:
             raise UserError(f"got {count} pictures and {len(self.masks)} masks; give one for each, or none")
         for number, picture in enumerate(self.pictures):
@@ -101,17 +119,13 @@ def _check_mask(number: int, picture: Image.Image, mask: Image.Image) -> None:
             f"mask {number} has {mask.width}x{mask.height} pixels and its picture {picture.width}x{picture.height}; "
             "they must be the same"
         )
-    white = _white(mask)
-    if not white.any():
+    drawn = white(mask)
+    if not drawn.any():
         raise UserError(
             f"mask {number} has nothing white, so that nothing would be drawn; paint a part white"
         )
-    if white.all():
+    if drawn.all():
         raise UserError(f"mask {number} is all white, so that nothing would be kept; leave it out")
-
-
-def _white(mask: Image.Image) -> Bool[np.ndarray, "h w"]:
-    return np.asarray(mask.convert("L")) > 127
 
 
 class Pipeline(Protocol):
@@ -121,6 +135,12 @@ class Pipeline(Protocol):
 
     def arrays(self, request: SampleRequest, settings: SampleConfig | None = None) -> np.ndarray:
         """Draws pictures uint8 [N,H,W,3]."""
+        ...
+
+    def probabilities(
+        self, request: SampleRequest, settings: SampleConfig | None = None
+    ) -> tuple[np.ndarray, ...]:
+        """Computes how likely each bit of given pictures is 1 by their prompts."""
         ...
 
     def picture_size(self, aspect_ratio: str) -> tuple[int, int]:
@@ -154,11 +174,29 @@ def edit(pipeline: Pipeline, request: EditRequest, settings: SampleConfig | None
         numbers = [i for i, own in enumerate(ratios) if own == ratio]
         given = _given(pipeline, request, numbers, ratio)
         part = dataclasses.replace(whole.part(numbers), aspect_ratio=ratio, given=given)
+        if request.source_prompts is not None:
+            sources = [request.source_prompts[i] for i in numbers]
+            part = _where_prompts_differ(pipeline, part, sources, request.threshold, settings)
         for i, array in zip(numbers, pipeline.arrays(part, settings), strict=True):
             out[i] = Image.fromarray(array)
             if request.paste and request.masks is not None:
                 out[i] = paste(out[i], request.pictures[i], request.masks[i])
     return [out[i] for i in range(len(ratios))]
+
+
+def _where_prompts_differ(
+    pipeline: Pipeline,
+    request: SampleRequest,
+    sources: Sequence[str],
+    threshold: float,
+    settings: SampleConfig | None,
+) -> SampleRequest:
+    """Lets the bits that both prompts find about as likely stay too."""
+    assert request.given is not None
+    before: Any = pipeline.probabilities(dataclasses.replace(request, prompts=sources), settings)
+    threshold_B: Any = np.full(len(sources), threshold, np.float32)
+    given = request.given._replace(before=before, threshold_B=threshold_B)
+    return dataclasses.replace(request, given=given)
 
 
 def _given(pipeline: Pipeline, request: EditRequest, numbers: Sequence[int], ratio: str) -> Given:
@@ -171,13 +209,14 @@ def _given(pipeline: Pipeline, request: EditRequest, numbers: Sequence[int], rat
     ]
     # One after the other: a long list takes no more memory, and compiles nothing new.
     images = [decoding.to_float(np.asarray(picture))[None] for picture in resized]
-    masks = None if request.masks is None else [_white(request.masks[i]) for i in numbers]
+    masks = None if request.masks is None else [white(request.masks[i]) for i in numbers]
     where = [
-        kept_by_scale(None if masks is None else masks[n], schedule, request.strength)
+        kept_by_scale(None if masks is None else masks[n], schedule, request.strength, request.feather)
         for n in range(len(numbers))
     ]
     by_scale: Any = tuple(np.stack(maps) for maps in zip(*where, strict=True))
-    if not request.fixed:
+    # Between two prompts: quantised anew, the bits that stay would undo what those before them change.
+    if not request.fixed and request.source_prompts is None:
         features: Any = np.concatenate([encoder(tokenizer)(params, image) for image in images])
         return Given(by_scale, features_BHWd=features)
     side = tokenizer.patchify
@@ -202,49 +241,3 @@ def _quantiser(config: TokenizerConfig, schedule: ScaleSchedule) -> Any:
     """Makes (parameters, pictures) -> the symbols of all scales."""
     module: Any = Tokenizer(config)
     return jax.jit(lambda params, image: through_bits(module, params, image, schedule)[1].symbols)
-
-
-def kept_by_scale(
-    white_HW: Bool[np.ndarray, "H W"] | None, schedule: ScaleSchedule, strength: float
-) -> list[Bool[np.ndarray, "h w"]]:
-    """Tells which tokens of each scale stay: those of the first scales, and those outside the mask.
-
-    At the last scale a token that the mask touches is drawn. A coarser one stays where more than half of its last
-    scale's tokens do; where a mask is, so do all of scales that have at most 3 tokens.
-
-    Args:
-      white_HW: True where a picture is drawn anew; None: everywhere.
-      strength: see `EditRequest`.
-    """
-    first = schedule.n_scales - round(strength * schedule.n_scales)
-    if white_HW is not None:
-        touched = _resized(white_HW.astype(np.float32), schedule.last)
-        stays = (touched <= _TOUCHED).astype(np.float32)
-    kept = []
-    for k, (size, tokens) in enumerate(zip(schedule.sizes, schedule.tokens, strict=True)):
-        if k < first:
-            kept.append(np.ones(size, bool))
-        elif white_HW is None:
-            kept.append(np.zeros(size, bool))
-        else:
-            kept.append(np.ones(size, bool) if tokens <= WHOLE else _resized(stays, size) > 0.5)
-    return kept
-
-
-def _resized(x: Float[np.ndarray, "H W"], size: tuple[int, int]) -> Float[np.ndarray, "h w"]:
-    """Takes means over areas."""
-    return np.asarray(Image.fromarray(x, "F").resize((size[1], size[0]), Image.Resampling.BOX))
-
-
-def paste(drawn: Image.Image, picture: Image.Image, mask: Image.Image) -> Image.Image:
-    """Puts what was drawn into the white part of a picture, at the picture's size, blended within the mask's edge.
-
-    Outside the mask the picture stays as it is, to the pixel.
-    """
-    drawn = drawn.resize(picture.size, Image.Resampling.LANCZOS)
-    white = Image.fromarray(_white(mask).astype(np.uint8) * 255)
-    # Blurred it is a half at the edge; that much is taken away, so that nothing outside changes.
-    blurred = white.filter(ImageFilter.GaussianBlur(max(1.0, min(picture.size) / 128)))
-    inside = blurred.point([max(0, 2 * value - 255) for value in range(256)])
-    alpha = np.where(_white(mask), np.asarray(inside), 0).astype(np.uint8)
-    return Image.composite(drawn, picture.convert("RGB"), Image.fromarray(alpha))

@@ -90,6 +90,18 @@ def guided_logits(
     return matmul(mixed, head.weight_Cn, head.weight_Cn.dtype.name) + head.bias_n
 
 
+def probabilities(
+    hidden_GBNC: Float[Array, "G B N C"],
+    head: LinearHead,
+    cfg_B: Float[Array, " B"],
+    tau_B: Float[Array, " B"],
+) -> Float[Array, "B N d"]:
+    """Computes how likely each bit is 1, after guidance and temperature; with temperature 0 it is 0 or 1."""
+    logits_BNd, tau_B11 = guided_logits(hidden_GBNC, head, cfg_B), tau_B[:, None, None]
+    warm = jax.nn.sigmoid(logits_BNd / jnp.where(tau_B11 > 0, tau_B11, 1.0))
+    return jnp.where(tau_B11 > 0, warm, (logits_BNd > 0).astype(jnp.float32))
+
+
 def _by_kernel(
     hidden_GBNC: jax.Array, head: LinearHead, cfg_B: jax.Array, settings: bits.DrawSettings
 ) -> jax.Array:

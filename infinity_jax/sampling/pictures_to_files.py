@@ -65,6 +65,9 @@ def main(
             "strength": request.strength,
             "pasted": request.paste and masks is not None,
             "fixed": request.fixed,
+            "feather": request.feather,
+            "source_prompt": None if request.source_prompts is None else request.source_prompts[0],
+            "threshold": None if request.source_prompts is None else request.threshold,
             "checkpoint": system.checkpoint,
         }
         picture_files.write(picture, target, note)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Float, UInt8
 from PIL import Image
 
 from infinity_jax import scales
@@ -21,17 +21,14 @@ from infinity_jax.files.progress import waiting
 from infinity_jax.runtime import start_up
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import Layout, layout_of
-from infinity_jax.sampling import batches, editing, guidance
-from infinity_jax.sampling.config import SamplerConfig, SamplerInputs, placed
+from infinity_jax.sampling import batches, editing, guidance, prompt_to_prompt
+from infinity_jax.sampling.config import SamplerConfig, placed
 from infinity_jax.sampling.editing import EditRequest
+from infinity_jax.sampling.inputs import gathered
 from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.sampling.sampler import make_sampler, rounded
-from infinity_jax.text.batching import bucket_length
-from infinity_jax.text.encoder import TextEncoder, text_encoder_of
+from infinity_jax.text.encoder import TextEncoder, padded_lengths, text_encoder_of
 
-# Texts are padded to this length at least: a few tokens more cost nothing beside the picture's, and there are fewer
-# lengths to compile for.
-_SHORTEST_TEXT = 32
 _COMPILING = "compiling the sampler, once for each size of picture and batch, and drawing the first pictures"
 
 
@@ -170,6 +167,31 @@ class InfinityPipeline:
         Raises:
           UserError: a bad prompt, setting, aspect ratio or batch; it comes before anything is drawn.
         """
+        request, config, numbers = self._planned(request, settings)
+        only = range(len(request.prompts)) if only is None else only
+        return self._batches(request, only, make_sampler(config, self.layout), numbers)
+
+    def probabilities(
+        self, request: SampleRequest, settings: SampleConfig | None = None
+    ) -> tuple[Float[np.ndarray, "N h w D"], ...]:
+        """Computes how likely each bit of given pictures is 1 by their prompts, see `prompt_to_prompt`.
+
+        Args:
+          request: with `given` pictures.
+        Returns:
+          K arrays float32 [N,h_k,w_k,D].
+        Raises:
+          UserError: as of `stream`, and where tokens are no bits.
+        """
+        request, config, numbers = self._planned(request, settings)
+        compute = prompt_to_prompt.make_probabilities(config, self.layout)
+        parts = [part for _, part in self._batches(request, range(len(request.prompts)), compute, numbers)]
+        return jax.tree.map(lambda *of_scale: np.concatenate(of_scale), *parts)
+
+    def _planned(
+        self, request: SampleRequest, settings: SampleConfig | Sequence[SampleConfig] | None
+    ) -> tuple[SampleRequest, SamplerConfig, guidance.Numbers]:
+        """Checks a request, and finds what is compiled and which numbers each picture has."""
         schedule = self._schedule(request.aspect_ratio, request.budget)
         request = request.checked()
         if self.model.config.condition == "class":
@@ -193,8 +215,7 @@ class InfinityPipeline:
         batch = self.batch_of(request) if request.batch is None else request.batch
         batches.check(batch, config, self.layout)
         numbers = guidance.numbers(each, schedule.n_scales, len(request.prompts))
-        only = range(len(request.prompts)) if only is None else only
-        return self._batches(dataclasses.replace(request, batch=batch), only, config, numbers)
+        return dataclasses.replace(request, batch=batch), config, numbers
 
     def edit(self, request: EditRequest, settings: SampleConfig | None = None) -> list[Image.Image]:
         """Draws parts of given pictures anew, see `editing.edit`."""
@@ -229,10 +250,9 @@ class InfinityPipeline:
                 pass
 
     def _batches(
-        self, request: SampleRequest, only: Sequence[int], config: SamplerConfig, numbers: guidance.Numbers
-    ) -> Iterator[tuple[Sequence[int], UInt8[np.ndarray, "n H W 3"]]]:
-        """Draws a checked request batch by batch: each is started, with its texts, before the one before is fetched."""
-        draw = make_sampler(config, self.layout)
+        self, request: SampleRequest, only: Sequence[int], draw: Any, numbers: guidance.Numbers
+    ) -> Iterator[tuple[Sequence[int], Any]]:
+        """Runs a program on a checked request, batch by batch: each is started before the one before is fetched."""
         texts = [*request.prompts, *(request.negative_prompts or [])]
         text_length = max(padded_lengths(self.text_encoder, texts))
         running: tuple[Sequence[int], Any] | None = None
@@ -242,32 +262,16 @@ class InfinityPipeline:
             # Always the same shapes, filled up with copies: one compilation, and a picture's rounding
             # cannot depend on how many others are drawn with it.
             rows = [*part, *[part[-1]] * (batch - len(part))]
-            inputs = self._inputs(request.part(rows), numbers.part(rows), text_length)
+            inputs = gathered(self.text_encoder, request.part(rows), numbers.part(rows), text_length)
             inputs = inputs if self.layout is None else placed(inputs, self.layout)
             with waiting(_COMPILING):
                 images = draw(self._rounded_params, self.model.tokenizer.params, inputs)
-            images.copy_to_host_async()
+            jax.tree.map(lambda x: x.copy_to_host_async(), images)
             if running is not None:
                 yield _fetched(*running)
             running = part, images
         if running is not None:
             yield _fetched(*running)
-
-    def _inputs(self, request: SampleRequest, numbers: guidance.Numbers, text_length: int) -> SamplerInputs:
-        """Gathers a batch's arguments in the host's memory: the sampler moves them, without waiting for what runs."""
-        seeds_B, negative = np.asarray(request.seeds, np.uint32), (None, None)
-        if request.negative_prompts is not None:
-            negative = self._text(request.negative_prompts, text_length)
-        arrays: Any = (*self._text(request.prompts, text_length), seeds_B, *numbers, *negative, request.given)
-        return SamplerInputs(*arrays)
-
-    def _text(
-        self, texts: Sequence[str], length: int
-    ) -> tuple[Float[np.ndarray, "B T C"], Bool[np.ndarray, "B T"]]:
-        """Encodes texts: features and mask with T = `length`, at least that of the longest text."""
-        features_BTC, mask_BT = self.text_encoder.encode(texts)
-        missing = length - mask_BT.shape[1]
-        return np.pad(features_BTC, ((0, 0), (0, missing), (0, 0))), np.pad(mask_BT, ((0, 0), (0, missing)))
 
     def picture_size(self, aspect_ratio: str = "1:1", budget: str | None = None) -> tuple[int, int]:
         """Returns (height, width) in pixels of a request's pictures. Raises UserError for what cannot be drawn."""
@@ -290,14 +294,5 @@ class InfinityPipeline:
         return scales.make_schedule(budget or own, aspect_ratio)
 
 
-def padded_lengths(text_encoder: TextEncoder, texts: Sequence[str]) -> list[int]:
-    """Returns the length that each text would be padded to in a request of its own: 32, 64, ..., at most the longest.
-
-    All texts of a request are padded to that of the longest one.
-    """
-    counts = text_encoder.token_counts(texts)
-    return [bucket_length(max(int(n), _SHORTEST_TEXT), text_encoder.max_length) for n in counts]
-
-
-def _fetched(part: Sequence[int], images: Any) -> tuple[Sequence[int], np.ndarray]:
-    return part, np.asarray(images)[: len(part)]
+def _fetched(part: Sequence[int], drawn: Any) -> tuple[Sequence[int], Any]:
+    return part, jax.tree.map(lambda x: np.asarray(x)[: len(part)], drawn)

@@ -17,17 +17,17 @@ from jaxtyping import Array, Float, UInt8
 from infinity_jax.checkpoints import trained
 from infinity_jax.config import TransformerConfig
 from infinity_jax.files.lazy_tensor import dtype_named
-from infinity_jax.runtime.sharding import Layout, constrain, on_mesh
-from infinity_jax.sampling import guidance, head_bits, head_index, kv_cache
-from infinity_jax.sampling.bits import DrawSettings, LinearHead
+from infinity_jax.runtime.sharding import Layout, constrain
+from infinity_jax.sampling import guidance, head_bits, kv_cache
+from infinity_jax.sampling.bits import DrawSettings
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
-from infinity_jax.sampling.given import given_symbols, put_in
+from infinity_jax.sampling.given import blended, given_symbols, is_soft, kept, put_in
 from infinity_jax.sampling.hooks import hooks_of
 from infinity_jax.sampling.kv_cache import LayerCache, PartCache
+from infinity_jax.sampling.prepared import Prepared, prepare
 from infinity_jax.tokenizer import pyramid
 from infinity_jax.tokenizer.model import Tokenizer
-from infinity_jax.transformer.attention_layers import KeysValues
-from infinity_jax.transformer.block import Block, Condition
+from infinity_jax.transformer.block import Block
 from infinity_jax.transformer.joined_maps import is_joined, joined
 from infinity_jax.transformer.kernels.storage import to_storage
 from infinity_jax.transformer.transformer import Transformer
@@ -43,23 +43,6 @@ class Drawn(NamedTuple):
 
     bits: tuple[jax.Array, ...]
     running_sum_BHWd: jax.Array
-
-
-class Prepared(NamedTuple):
-    """What all scales read of the text or label, and of the parameters.
-
-    Attributes:
-      condition: of N rows: B, or 2B with guidance, a picture's conditional and unconditional row interleaved.
-      text_kv: keys and values of the text, each [N,H,T,head] in the type of the products' operands, of each layer;
-        where layers are scanned, each [layers,N,H,T,head] of all. None without a text.
-      head: the last step from hidden states to bits, or to indices.
-      quantizer: the tokenizer's.
-    """
-
-    condition: Condition
-    text_kv: Any
-    head: LinearHead
-    quantizer: pyramid.Quantizer
 
 
 @flax.struct.dataclass
@@ -149,48 +132,6 @@ def draw(
     return Drawn(tuple(all_bits), state.running_sum_BHWd)
 
 
-def prepare(
-    config: SamplerConfig, params: Any, inputs: SamplerInputs, quantizer: pyramid.Quantizer | None = None
-) -> Prepared:
-    """Does all work on the text, once for all scales."""
-    quantizer = quantizer or config.quantizer(None)
-    model, block = Transformer(config.model), Block(config.model, config.schedule)
-    texts = [(inputs.text_BTC, inputs.mask_BT)]
-    if config.rows == 2:
-        negative, negative_mask = inputs.negative_BTC, inputs.negative_mask_BT
-        if negative is None or negative_mask is None:
-            # The learned rows, as many as the prompt has tokens: one text for all pictures.
-            empty_TC = model.apply({"params": params}, inputs.text_BTC.shape[1], method="empty_caption")
-            negative, negative_mask = jnp.asarray(empty_TC)[None], inputs.mask_BT
-        texts.append((negative, negative_mask))
-    conditions: list[Any] = [
-        model.apply({"params": params}, text, mask, method="text_condition") for text, mask in texts
-    ]
-    vectors_NC = jnp.concatenate([condition.vector_BC for condition in conditions])
-    head_of = head_bits.difference_head if config.model.head == "bits" else head_index.index_head
-    head = head_of(config.model, params, vectors_NC, config.rows)
-
-    condition = jax.tree.map(guidance.interleave, *conditions)
-    if config.model.condition == "class":
-        return Prepared(condition, None, head, quantizer)
-    contexts = [condition.context_BTC for condition in conditions]
-
-    def text_kv(layer_params: Any) -> KeysValues:
-        def of(context_BTC: jax.Array) -> Any:
-            return block.apply({"params": layer_params}, context_BTC, method="text_keys_values")
-
-        if on_mesh():  # it would have to move rows for a single product
-            each = [of(context_BTC) for context_BTC in contexts]
-        else:
-            ends = np.cumsum([len(context_BTC) for context_BTC in contexts])[:-1]
-            each = zip(*(jnp.split(x, ends) for x in of(jnp.concatenate(contexts))), strict=True)
-        interleaved = jax.tree.map(guidance.interleave, *each)
-        return jax.tree.map(lambda x: x.astype(config.model.compute_dtype), interleaved)
-
-    kv = kv_cache.for_all(text_kv, params["blocks"])
-    return Prepared(condition, kv, head, quantizer)
-
-
 def empty_state(config: SamplerConfig, batch: int) -> SamplerState:
     """Returns the state before the first scale of `batch` pictures."""
     tokenizer = config.tokenizer
@@ -215,35 +156,69 @@ def draw_scale(
 ) -> tuple[jax.Array, SamplerState]:
     """Draws the scale with number k: its symbols as of `Drawn`, and the state for the next one."""
     hooks, size, cfg_B = hooks_of(config), config.schedule.sizes[k], inputs.cfg_BK[:, k]
-    rows = hooks.rows_of_scale(k)
+    quantizer, given, carried = prepared.quantizer, inputs.given, state.carried
+    hidden_GBNC, caches = run_scale(config, params, prepared, state, cfg_B, k)
+    own_Bhw = symbols_Bhw = None
+    if given is not None and k < len(given.where):
+        so_far = state.running_sum_BHWd, quantizer, config.tokenizer.patchify
+        own_Bhw = symbols_Bhw = given_symbols(given, k, size, *so_far)
+    if k >= config.given_scales:
+        settings = DrawSettings(inputs.seeds_B, inputs.tau_BK[:, k], inputs.top_p_B, k)
+        drawn_BN, carried = hooks.draw_bits(hidden_GBNC, prepared.head, cfg_B, settings, carried)
+        symbols_Bhw = drawn_BN.reshape(len(drawn_BN), *size, *drawn_BN.shape[2:])
+    assert symbols_Bhw is not None, "scales that are given whole need what is given"
+    if given is None or own_Bhw is None:
+        codes_BHWd = codes_of(config, quantizer, symbols_Bhw)
+    else:
+        likely = functools.partial(probabilities_of, config, prepared, hidden_GBNC, inputs, k)
+        where_Bhw, drawn_Bhw = kept(given, k, likely), symbols_Bhw
+        symbols_Bhw = put_in(own_Bhw, where_Bhw, drawn_Bhw)
+        codes_BHWd = codes_of(config, quantizer, symbols_Bhw)
+        if is_soft(where_Bhw):
+            both = (codes_of(config, quantizer, symbols) for symbols in (own_Bhw, drawn_Bhw))
+            codes_BHWd = blended(*both, where_Bhw)
+    running_sum_BHWd = quantizer.add(state.running_sum_BHWd, codes_BHWd, k)
+    return symbols_Bhw, SamplerState(running_sum_BHWd, caches, carried)
+
+
+def probabilities_of(
+    config: SamplerConfig, prepared: Prepared, hidden_GBNC: jax.Array, inputs: SamplerInputs, k: int
+) -> Float[Array, "B h w D"]:
+    """Computes how likely each bit of scale k is 1, from its hidden states."""
+    rows = hidden_GBNC[:1] if config.mixed == "features" else hidden_GBNC
+    numbers = inputs.cfg_BK[:, k], inputs.tau_BK[:, k]
+    likely_BND = head_bits.probabilities(rows, prepared.head, *numbers)
+    return likely_BND.reshape(len(likely_BND), *config.schedule.sizes[k], -1)
+
+
+def codes_of(
+    config: SamplerConfig, quantizer: pyramid.Quantizer, symbols_Bhw: jax.Array
+) -> Float[Array, "B H W d"]:
+    """Finds the codes of a scale's symbols, at the tokenizer's resolution."""
+    if config.tokenizer.patchify > 1:
+        symbols_Bhw = pyramid.to_tokenizer(symbols_Bhw, config.tokenizer.patchify)
+    return quantizer.look_up(symbols_Bhw)
+
+
+def run_scale(
+    config: SamplerConfig,
+    params: Any,
+    prepared: Prepared,
+    state: SamplerState,
+    cfg_B: jax.Array,
+    k: int,
+) -> tuple[jax.Array, tuple[PartCache, ...]]:
+    """Runs all layers on scale k: hidden states [G,B,N,C] before the head's norm, and the caches with this scale."""
+    rows, features_BNd = hooks_of(config).rows_of_scale(k), None
     condition = rows.select(prepared.condition)
-    quantizer, features_BNd = prepared.quantizer, None
     if k > 0:
-        features_BNd = rows.repeat(next_input(config, quantizer, state.running_sum_BHWd, size))
+        so_far = prepared.quantizer, state.running_sum_BHWd
+        features_BNd = rows.repeat(next_input(config, *so_far, config.schedule.sizes[k]))
     x_NLC: Any = Transformer(config.model).apply(
         {"params": params}, condition, features_BNd, k, method="embed"
     )
     x_NLC, caches = run_layers(config, params, prepared, state.caches, x_NLC, k, cfg_B)
-    own_Bhw, where_Bhw = None, None
-    if inputs.given is not None and k < len(inputs.given.where):
-        where_Bhw = inputs.given.where[k]
-        so_far = state.running_sum_BHWd, quantizer, config.tokenizer.patchify
-        own_Bhw = given_symbols(inputs.given, k, size, *so_far)
-    if k < config.given_scales:
-        assert own_Bhw is not None, "scales that are given whole need what is given"
-        symbols_Bhw, carried = own_Bhw, state.carried
-    else:
-        settings = DrawSettings(inputs.seeds_B, inputs.tau_BK[:, k], inputs.top_p_B, k)
-        hidden_GBNC = guidance.separate(x_NLC, rows.running)
-        drawn_BN, carried = hooks.draw_bits(hidden_GBNC, prepared.head, cfg_B, settings, state.carried)
-        symbols_Bhw = drawn_BN.reshape(len(drawn_BN), *size, *drawn_BN.shape[2:])
-        if where_Bhw is not None:
-            symbols_Bhw = put_in(own_Bhw, where_Bhw, symbols_Bhw)
-    symbols_BHW = symbols_Bhw
-    if config.tokenizer.patchify > 1:
-        symbols_BHW = pyramid.to_tokenizer(symbols_Bhw, config.tokenizer.patchify)
-    running_sum_BHWd = quantizer.add(state.running_sum_BHWd, quantizer.look_up(symbols_BHW), k)
-    return symbols_Bhw, SamplerState(running_sum_BHWd, caches, carried)
+    return guidance.separate(x_NLC, rows.running), caches
 
 
 def next_input(

@@ -11,9 +11,14 @@ from infinity_jax.config import TextConfig
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
 from infinity_jax.runtime.sharding import Layout
+from infinity_jax.text.batching import bucket_length
 from infinity_jax.text.labels import LabelEncoder
 from infinity_jax.text.minilm import load_minilm
 from infinity_jax.text.t5_encoder import HOW_TO_MAKE, load_t5
+
+# Prompts are padded to this length at least: a few tokens more cost nothing beside the picture's, and there are fewer
+# lengths to compile for.
+_SHORTEST_PROMPT = 32
 
 
 @runtime_checkable
@@ -94,3 +99,12 @@ def load_text_encoder(name: str, max_length: int, path: str = "", dtype: str = "
             raise UserError(f"the text encoder 't5' needs the path of its folder; {HOW_TO_MAKE}")
         return load_t5(max_length, Path(path).expanduser(), dtype)
     raise UserError(f"unknown text encoder {name!r}; known: minilm, t5")
+
+
+def padded_lengths(text_encoder: TextEncoder, texts: Sequence[str]) -> list[int]:
+    """Returns the length that each text would be padded to in a request of its own: 32, 64, ..., at most the longest.
+
+    All texts of a request are padded to that of the longest one.
+    """
+    counts = text_encoder.token_counts(texts)
+    return [bucket_length(max(int(n), _SHORTEST_PROMPT), text_encoder.max_length) for n in counts]

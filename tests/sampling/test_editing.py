@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from helpers import systems
@@ -13,9 +14,15 @@ from infinity_jax.config import SampleConfig
 from infinity_jax.data.through_bits import ThroughBits
 from infinity_jax.errors import UserError
 from infinity_jax.files import pictures as picture_files
-from infinity_jax.sampling import editing
-from infinity_jax.sampling.editing import EditRequest, kept_by_scale
+from infinity_jax.sampling import editing, guidance, masks, sampler
+from infinity_jax.sampling.config import SamplerConfig
+from infinity_jax.sampling.editing import EditRequest
+from infinity_jax.sampling.given import Given
+from infinity_jax.sampling.inputs import gathered
+from infinity_jax.sampling.masks import kept_by_scale
 from infinity_jax.sampling.pipeline import InfinityPipeline
+from infinity_jax.sampling.prompt_to_prompt import make_probabilities
+from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.sampling.sampler import make_sampler
 from infinity_jax.scales import make_schedule
 
@@ -110,7 +117,7 @@ def test_the_scales_that_stay():
 
 def test_nothing_outside_a_mask_changes_and_the_edge_is_blended():
     black, white = Image.new("RGB", (64, 64), "black"), Image.new("RGB", (16, 16), "white")
-    pasted = np.asarray(editing.paste(white, black, box(32, 0, 64, 64, 64, 64)))[32, :, 0].astype(int)
+    pasted = np.asarray(masks.paste(white, black, box(32, 0, 64, 64, 64, 64)))[32, :, 0].astype(int)
     assert not pasted[:32].any() and pasted[-16:].min() == 255
     assert (np.diff(pasted[31:]) >= 0).all() and 0 < pasted[33] < 255
 
@@ -165,3 +172,89 @@ def test_the_command_writes_pictures_with_what_was_kept(folder, tmp_path, capsys
             code = end.code
         assert code == 2 and message in capsys.readouterr().err
         assert not (tmp_path / "b").exists()
+
+
+def test_a_soft_edge_passes_from_what_is_kept_into_what_is_drawn():
+    schedule = make_schedule("64px")
+    white = np.zeros((64, 64), bool)
+    white[:, 32:] = True
+    hard, soft = (kept_by_scale(white, schedule, 1.0, feather) for feather in (0, 2))
+    np.testing.assert_array_equal(hard[-1][0], [1, 1, 1, 1, 0, 0, 0, 0])
+    np.testing.assert_allclose(soft[-1][0], [1, 1, 2 / 3, 1 / 3, 0, 0, 0, 0])
+    assert all(a.dtype == bool and b.dtype == np.float32 for a, b in zip(hard, soft, strict=True))
+    assert [x.all() for x in soft] == [x.all() for x in hard]  # the same scales are kept whole
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+def test_soft_ends_are_the_hard_ones(pipeline, share):
+    """Codes of shares 0 and 1 are those that are drawn, and those that are given."""
+    given, request = picture(0), EditRequest([picture(0)], ["a"], strength=1 - share, paste=False)
+    (hard,) = pipeline.edit(request, SETTINGS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            editing, "kept_by_scale", lambda _, s, *__: [np.full(size, share, np.float32) for size in s.sizes]
+        )
+        (soft,) = pipeline.edit(request, SETTINGS)
+    np.testing.assert_array_equal(hard, soft)
+    assert given.size == soft.size
+
+
+def test_a_feathered_edit_keeps_what_is_far_from_the_mask(pipeline):
+    mask = box(12, 0, 16, 16)
+    request = EditRequest([picture(0)], ["a"], [mask], feather=1)
+    (edited,) = pipeline.edit(request, SETTINGS)
+    np.testing.assert_array_equal(np.asarray(edited)[:, :12], np.asarray(picture(0))[:, :12])
+
+
+def test_the_same_prompt_changes_nothing_and_a_threshold_of_one_neither(pipeline):
+    through = ThroughBits(pipeline.model.tokenizer)(np.asarray(picture(0))[None])[0]
+    for source, target, threshold in (("a", "a", 0.0), ("a", "b", 1.0)):
+        request = EditRequest([picture(0)], [target], source_prompts=[source], threshold=threshold)
+        (edited,) = pipeline.edit(request, SETTINGS)
+        np.testing.assert_array_equal(edited, through)
+
+
+def test_lower_thresholds_draw_more_bits(pipeline):
+    """And each picture is as when it is alone."""
+    given, found = [picture(i) for i in range(3)], []
+    through = ThroughBits(pipeline.model.tokenizer)(np.stack([np.asarray(x) for x in given])).astype(float)
+    for threshold in (0.9, 0.05, 0.0):
+        request = EditRequest(
+            given, ["cat", "dog", "cow"], source_prompts=["a", "b", "c"], threshold=threshold
+        )
+        edited = pipeline.edit(request, SETTINGS)
+        found.append(np.abs(np.stack([np.asarray(x) for x in edited]) - through).mean())
+        alone = dataclasses.replace(
+            request, pictures=given[1:2], prompts=["dog"], source_prompts=["b"], seeds=[1]
+        )
+        np.testing.assert_array_equal(pipeline.edit(alone, SETTINGS)[0], edited[1])
+    assert found[0] < found[1] < found[2]
+
+
+def test_greedy_bits_are_certain_by_their_own_prompt(pipeline):
+    """Of a picture that was drawn without temperature every bit has the probability 1 of what it is, at all scales."""
+    schedule = make_schedule("32px")
+    model, settings = pipeline.model, SETTINGS.changed(tau=0.0)
+    config = SamplerConfig.from_settings(model.config, model.tokenizer.config, schedule, settings)
+    numbers = guidance.numbers([settings], schedule.n_scales, 2)
+    given = gathered(pipeline.text_encoder, SampleRequest(["cat", "dog"], [1, 2]), numbers, 8)
+    bits = jax.jit(sampler.draw, static_argnums=0)(config, pipeline._rounded_params, given).bits
+    whole = Given(tuple(np.ones(x.shape[:3], bool) for x in bits), bits)
+    found = make_probabilities(config)(pipeline._rounded_params, None, given._replace(given=whole))
+    for drawn, probability in zip(bits, found, strict=True):
+        np.testing.assert_array_equal(np.asarray(drawn, np.float32), probability)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"threshold": 1.5, "source_prompts": ["a"]}, "threshold is 1.5"),
+        ({"source_prompts": ["a", "b"]}, "2 source prompts"),
+        ({"feather": 2}, "and a mask whose edge"),
+        ({"feather": 99, "masks": [box(0, 0, 8, 8)]}, "feather is 99"),
+        ({"feather": 1, "masks": [box(0, 0, 8, 8)], "source_prompts": ["a"]}, "leave one of them out"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(pipeline, changes, said):
+    with pytest.raises(UserError, match=said):
+        pipeline.edit(EditRequest([picture(0)], ["a"], **changes), SETTINGS)

@@ -16,7 +16,7 @@ from infinity_jax.evaluation.benchmarks.card import Plan
 from infinity_jax.evaluation.benchmarks.layouts import PromptSet
 from infinity_jax.files import atomic, picture_writer
 from infinity_jax.files.picture_writer import Wanted
-from infinity_jax.sampling.pipeline import InfinityPipeline, padded_lengths
+from infinity_jax.sampling.pipeline import InfinityPipeline
 from infinity_jax.sampling.request import SampleRequest, SystemOptions
 from infinity_jax.text.rewriting import Rewriter
 
