@@ -6,12 +6,13 @@ that see each other; norms, softmax and the optimiser are small beside them.
 
 import dataclasses
 import functools
+import itertools
 import math
 
 import jax
 
 from infinity_jax.checkpoints.trained import tokenizer_shapes, transformer_shapes
-from infinity_jax.config import VIT, TokenizerConfig, TransformerConfig
+from infinity_jax.config import VIT, TokenizerConfig, TransformerConfig, UpscalerConfig
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.autoencoder import decoder_layers
 
@@ -193,6 +194,20 @@ def step_cost(
         model_flops=batch * train_flops(config, schedule, text_tokens),
         hardware_flops=batch * (train_flops(config, schedule, text_tokens) + again + encoders),
     )
+
+
+def upscaler_flops(config: UpscalerConfig) -> int:
+    """Counts the FLOP of an upscaler's network for one picture, forward: products and convolutions, edges included."""
+    places, total = config.side**2, 0
+    channels = (config.bits, *config.extractor, config.bits)
+    for before, after in itertools.pairwise(channels):
+        total += 2 * 9 * places * before * after
+    for size, width, layers in zip(config.sizes, config.widths, config.layers, strict=True):
+        tokens, half = size**2, width // 2
+        total += 2 * 9 * places * half * (config.bits + width)
+        total += layers * (2 * tokens * 12 * width**2 + 4 * tokens**2 * width)
+        total += 2 * tokens * half * (width + config.bits)
+    return total
 
 
 def tokenizer_train_flops(config: TokenizerConfig, size: tuple[int, int]) -> int:

@@ -4,39 +4,25 @@ Nothing runs: memory is what the compiler plans, FLOP and collectives are counte
 (`hlo_costs.py`), and times are estimates from peak rates (`chips.py`).
 """
 
-import dataclasses
-import functools
-import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from absl import logging
 
-from infinity_jax import config_files, scales
-from infinity_jax.checkpoints.trained import tokenizer_shapes
-from infinity_jax.config import TokenizerConfig, TransformerConfig
-from infinity_jax.config_files import from_dict
+from infinity_jax import config_files
 from infinity_jax.errors import UserError
 from infinity_jax.files import atomic
-from infinity_jax.runtime import sharding
 from infinity_jax.runtime.chips import Chip
 from infinity_jax.runtime.compiled_step import planned_bytes
-from infinity_jax.runtime.mesh import parse_mesh
-from infinity_jax.runtime.sharding import Layout
 from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.tools.planning.chips import Target, find_target
 from infinity_jax.tools.planning.compile_report import in_words
-from infinity_jax.tools.planning.lowering import (
-    Program,
-    lower_sampler,
-    lower_tokenizer_step,
-    lower_train_step,
-)
-from infinity_jax.training import flops, train_tokenizer
+from infinity_jax.tools.planning.lowering import Program
+from infinity_jax.tools.planning.requests import Request, plan
 
 # For `--quick`: XLA's level EFFORT_O0, as a number because older jax takes no name; known for every kind of device.
 QUICK: Any = {"optimization_level": 9}
@@ -53,28 +39,6 @@ _MEANS = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What is to be compiled: the options of `infinity-jax compile`, whose help explains them; None is the default.
-
-    `aspects` maps aspect ratios to their shares of the batches.
-    """
-
-    config: str
-    size: str | None
-    budget: str | None
-    aspects: Mapping[str, float]
-    topology: str
-    slices: int
-    mesh: str | None
-    rules: str | None
-    batch: int | None
-    microbatches: int | None
-    remat: str | None
-    sampler: bool
-    quick: bool
-
-
 def main(request: Request, json_file: str) -> bool:
     """Compiles, prints a report and writes it to `json_file`; returns whether it fits into the devices' memory.
 
@@ -87,7 +51,7 @@ def main(request: Request, json_file: str) -> bool:
     values = config_files.load(f"{r.config}:{r.size},{r.budget}" if r.size else r.config)
     atomic.check_target(Path(json_file), "--json", r.config)
     target = find_target(r.topology, r.slices)
-    planned = (_of_transformer if "text" in values else _of_tokenizer)(r, values, target)
+    planned = plan(r, values, target)
     shapes = [
         {"aspect": aspect, "share": share, **compile_and_count(lower(), target, r.quick)}
         for aspect, share, lower in planned.shapes
@@ -105,83 +69,6 @@ def main(request: Request, json_file: str) -> bool:
     print(in_words(report))
     atomic.write_json(Path(json_file), report)
     return report["fits"]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Planned:
-    """Programs to compile, and what the report says of all of them.
-
-    Attributes:
-      program: what it is.
-      about: entries of the report.
-      shapes: of pictures: their name, their share of the batches, and a function that lowers the program for them.
-    """
-
-    program: str
-    about: Mapping[str, Any]
-    shapes: Sequence[tuple[str, float, Callable[[], Program]]]
-
-
-def _mesh(
-    r: Request, values: Any, model: TransformerConfig | None, target: Target
-) -> tuple[dict, Any, Layout]:
-    """Returns what the report says of the mesh, the mesh and the layout on it."""
-    mesh = r.mesh or str(values.mesh.shape) or f"fsdp={len(target.devices)}"
-    mesh_config = parse_mesh(mesh, r.slices)
-    rules = r.rules or sharding.least_rules(mesh_config)
-    layout = sharding.layout_of(mesh_config, rules, model, target.devices)
-    return {"mesh": mesh, "rules": rules}, mesh_config, layout
-
-
-def _of_transformer(r: Request, values: Any, target: Target) -> _Planned:
-    if r.sampler and r.microbatches:
-        raise UserError("--microbatches is of the train step; leave it out with --sampler")
-    model, budget = from_dict(TransformerConfig, values.model, "model"), r.budget or str(values.data.scales)
-    model = dataclasses.replace(model, remat=model.remat if r.remat is None else r.remat)
-    about, mesh, layout = _mesh(r, values, model, target)
-    pictures: int = r.batch or (mesh.data * mesh.fsdp if r.sampler else values.train.batch_size)
-    parts: int = 1 if r.sampler else r.microbatches or values.train.microbatches
-    size = r.size or ""
-
-    def lower(aspect: str) -> Program:
-        schedule = scales.make_schedule(budget, aspect)
-        if r.sampler:
-            return lower_sampler(values, size, model, schedule, pictures, layout)
-        return lower_train_step(values, size, model, schedule, pictures, parts, layout)
-
-    about |= {"batch": pictures, "microbatches": parts, "remat": model.remat}
-    about |= {"size": r.size or Path(r.config).name, "budget": budget}
-    about["parameters"] = flops.parameter_count(model)
-    shapes = [(aspect, share, functools.partial(lower, aspect)) for aspect, share in r.aspects.items()]
-    return _Planned("sampler" if r.sampler else "train step", about, shapes)
-
-
-def _of_tokenizer(r: Request, values: Any, target: Target) -> _Planned:
-    """Plans a tokenizer's step for each resolution of its config, or the one that --budget names."""
-    if r.sampler or r.microbatches or list(r.aspects) != ["1:1"]:
-        raise UserError("a tokenizer has no sampler, microbatches or aspects; leave out these options")
-    model = from_dict(TokenizerConfig, values.model, "model")
-    model = dataclasses.replace(model, remat=model.remat if r.remat is None else r.remat)
-    mix: dict[str, Any] = train_tokenizer.resolution_mix(
-        values.data.mix, values.data.scales, values.train.batch_size
-    )
-    if r.budget is not None:
-        mix = {r.budget: r.batch or mix.get(r.budget, values.train.batch_size)}
-    elif r.batch is not None:
-        raise UserError(
-            f"--batch {r.batch} needs one --budget, of {', '.join(mix)}: each has a batch of its own"
-        )
-    about, _, layout = _mesh(r, values, None, target)
-
-    def lower(resolution: str, batch: int) -> Program:
-        return lower_tokenizer_step(values, model, resolution, batch, layout)
-
-    about |= {"batch": max(mix.values()), "microbatches": 1, "remat": model.remat}
-    about["parameters"] = sum(math.prod(x.shape) for x in jax.tree.leaves(tokenizer_shapes(model)))
-    shapes = [(name, 1.0, functools.partial(lower, name, batch)) for name, batch in mix.items()]
-    return _Planned(
-        "tokenizer's train step", {**about, "size": Path(r.config).name, "budget": ", ".join(mix)}, shapes
-    )
 
 
 def compile_and_count(program: Program, target: Target, quick: bool) -> dict[str, Any]:

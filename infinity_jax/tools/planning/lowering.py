@@ -1,6 +1,6 @@
 """The train steps and the sampler of a config, lowered for a mesh from shapes alone: no array of them is made.
 
-They are the very programs that `infinity-jax train`, `train-tokenizer` and `sample` run.
+They are the very programs that `infinity-jax train`, `train-tokenizer`, `train-upscaler` and `sample` run.
 """
 
 import dataclasses
@@ -23,13 +23,14 @@ from infinity_jax.sampling.config import MIXED, SamplerConfig, SamplerInputs
 from infinity_jax.sampling.sampler import make_sampler, rounded
 from infinity_jax.tokenizer.model import quantizer_of
 from infinity_jax.tokenizer.pyramid import Quantizer
-from infinity_jax.training import flops, sections, train_tokenizer
+from infinity_jax.training import flops, sections, train_tokenizer, upscaler_step
 from infinity_jax.training.adversary import adversary_of
 from infinity_jax.training.config import TokenizerTrainConfig, from_section
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig
 from infinity_jax.training.tokenizer_step import ADVERSARIAL
 from infinity_jax.training.transformer_step import LossConfig, StepConfig, build_step
+from infinity_jax.training.upscaler_step import UpscalerStepConfig
 from infinity_jax.transformer.joined_maps import JOINED
 
 
@@ -164,6 +165,31 @@ def lower_tokenizer_step(
         arrays[ADVERSARIAL] = _shape((batch,), "bool", split)
     lowered = step.jitted().lower(step.state_shapes(), arrays, jax.eval_shape(lambda: jax.random.key(0)))
     return Program(lowered, batch * flops.tokenizer_train_flops(model, of_side.schedule.last))
+
+
+def lower_upscaler_step(parts: UpscalerStepConfig, text: int, batch: int, layout: Layout) -> Program:
+    """Lowers the train step of `infinity-jax train-upscaler`.
+
+    Args:
+      parts: what it is made of.
+      text: tokens of a caption.
+      batch: pictures over all devices.
+      layout: the mesh, of devices that need not be here.
+    """
+    step, split = upscaler_step.build_step(parts, layout), layout.batch(batch, parts.microbatches)
+    tokenizer, side = parts.tokenizer, parts.upscaler.side
+    true = (batch, *parts.schedule.times(tokenizer.patchify).last, tokenizer.bits)
+    arrays = {
+        "features": _shape(true, "float32", split),
+        "low_features": _shape((batch, side, side, tokenizer.bits), "float32", split),
+    }
+    needed = 3 * flops.upscaler_flops(parts.upscaler)
+    if parts.stage == 2:
+        arrays["text"] = _shape((batch, text, parts.model.text_channels), "bfloat16", split)
+        arrays["text_mask"] = _shape((batch, text), "bool", split)
+        needed += flops.train_flops(parts.model, parts.schedule, text)
+    lowered = step.jitted().lower(step.state_shapes(), arrays, jax.eval_shape(lambda: jax.random.key(0)))
+    return Program(lowered, batch * needed)
 
 
 def _tokenizer(size: str, model: TransformerConfig) -> TokenizerConfig:
