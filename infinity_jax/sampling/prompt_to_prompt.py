@@ -18,15 +18,8 @@ from infinity_jax.runtime.sharding import Layout
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.sampling.given import given_symbols
 from infinity_jax.sampling.prepared import prepare
-from infinity_jax.sampling.sampler import (
-    SamplerState,
-    codes_of,
-    compiler_options,
-    empty_state,
-    probabilities_of,
-    rounded,
-    run_scale,
-)
+from infinity_jax.sampling.sampler import compiler_options, empty_state, rounded
+from infinity_jax.sampling.scale_pass import SamplerState, codes_of, probabilities_of, run_scale
 
 Probabilities = tuple[Float[Array, "B _ _ D"], ...]
 

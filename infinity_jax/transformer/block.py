@@ -203,6 +203,34 @@ class Block(nn.Module):
         updates.append(fill(self.ffn(modulate(take(x_BNC), modulation[1], modulation[3])) * gamma2[:, None]))
         return x_BNC + updates[-1], cache, tuple(updates)
 
+    def prefill(
+        self,
+        x_BNC: jax.Array,
+        remember: Remember,
+        text_kv: KeysValues | None,
+        condition: Condition,
+        scales: int,
+    ) -> tuple[jax.Array, KeysValues]:
+        """Runs the block on the first scales at once, whose tokens N are all known.
+
+        Args:
+          remember, text_kv: as of `step`.
+          scales: how many.
+        Returns:
+          the residual stream float32 [B, N, C]; the cache that `remember` returned.
+        """
+        gamma1, gamma2, *modulation = self._modulation(condition)
+        schedule, dtype = self.schedule.prefix(scales), self.config.compute_dtype
+        positions = self._rotary_positions(0, schedule.length)
+        q, k, v = self.self_attention.project(modulate(x_BNC, modulation[0], modulation[2]), *positions)
+        _, cache = remember((to_storage(k.astype(dtype)), to_storage(v.astype(dtype))))
+        attended = block_causal_attention(q, k, v, schedule, dtype)
+        x_BNC += self.self_attention.merge(attended) * gamma1[:, None]
+        if text_kv is not None:
+            x_BNC += self._cross(x_BNC, text_kv, condition.mask_BT)
+        x_BNC += self.ffn(modulate(x_BNC, modulation[1], modulation[3])) * gamma2[:, None]
+        return constrain(x_BNC, "batch", None, None), cache
+
     def text_keys_values(self, context_BTC: jax.Array) -> KeysValues:
         """Computes keys and values of the text for the cross-attention, as `CrossAttention.keys_values` does."""
         return self.cross_attention.keys_values(context_BTC)

@@ -37,7 +37,7 @@ from infinity_jax.data.degradation import jpeg_formula, kernels, operations
 from infinity_jax.files.tensors import open_tensors
 from infinity_jax.presets import UPSCALERS
 from infinity_jax.runtime import trees
-from infinity_jax.sampling import sampler
+from infinity_jax.sampling import sampler, scale_pass
 from infinity_jax.sampling.given import Given
 from infinity_jax.tokenizer import pyramid
 from infinity_jax.tokenizer.bsq import BSQ
@@ -169,13 +169,13 @@ def test_sampling(sampling, folder, models, upscalers, monkeypatch):
     offsets = config.schedule.offsets
     first = offsets[given_scales]
     inputs_of_scales = []
-    embed = sampler.next_input
+    embed = scale_pass.next_input
 
     def noted(*arguments):
         inputs_of_scales.append(embed(*arguments))
         return inputs_of_scales[-1]
 
-    monkeypatch.setattr(sampler, "next_input", noted)
+    monkeypatch.setattr(scale_pass, "next_input", noted)
 
     @jax.jit
     def draw(params, inputs, given_BLd):

@@ -12,7 +12,11 @@ from infinity_jax.cli.main import main
 from infinity_jax.config import SampleConfig
 from infinity_jax.errors import UserError
 from infinity_jax.files import pictures as picture_files
+from infinity_jax.sampling import guidance as guidance_room
 from infinity_jax.sampling import sampler, upscaling
+from infinity_jax.sampling.config import SamplerConfig
+from infinity_jax.sampling.given import Given
+from infinity_jax.sampling.inputs import gathered
 from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.sampling.upscaling import UpscalePipeline, UpscaleRequest
 from infinity_jax.upscaler import colour
@@ -162,3 +166,53 @@ def test_an_upscaler_is_not_a_system_to_sample_with_and_the_other_way_round(fold
     assert "holds no upscaler" in capsys.readouterr().err
     assert main(command) == 2
     assert "--checkpoint is missing" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("guidance", ["none", "logits"])
+def test_given_scales_run_at_once_give_the_numbers_of_one_after_the_other(pipeline, guidance, monkeypatch):
+    model, schedule = pipeline.pipeline.model, pipeline.pipeline._schedule("1:1", None)
+    settings = SETTINGS.changed(guidance=guidance, cfg=2.0)
+    config = SamplerConfig.from_settings(model.config, model.tokenizer.config, schedule, settings)
+    config = dataclasses.replace(config, given_scales=3)
+    small = np.stack([np.asarray(picture(i)) for i in range(2)])
+    first = pipeline.given(small)
+    numbers = guidance_room.numbers([settings], schedule.n_scales, 2)
+    inputs = gathered(pipeline.pipeline.text_encoder, SampleRequest(["a", "b"], [1, 2]), numbers, 8)
+    drawn = jax.jit(sampler.draw, static_argnums=0)
+    third = drawn(
+        dataclasses.replace(config, given_scales=0), pipeline.pipeline._rounded_params, inputs
+    ).bits[2]
+    where = (*first.where, np.ones(third.shape[:3], bool))
+    inputs = inputs._replace(given=Given(where, (*first.symbols, third)))
+
+    def states(config):
+        def run(params, inputs):
+            prepared, state = sampler.prepare(config, params, inputs), sampler.empty_state(config, 2)
+            if sampler.can_prefill(config):
+                return sampler.prefill(config, params, inputs, prepared, state)[1]
+            for k in range(3):
+                _, state = sampler.draw_scale(config, params, inputs, prepared, state, k)
+            return state
+
+        return jax.jit(run)(pipeline.pipeline._rounded_params, inputs)
+
+    at_once = states(config)
+    monkeypatch.setattr(sampler, "can_prefill", lambda config: False)
+    one_by_one = states(config)
+    for ours, theirs in zip(jax.tree.leaves(at_once), jax.tree.leaves(one_by_one), strict=True):
+        np.testing.assert_allclose(np.asarray(ours), np.asarray(theirs), rtol=1e-5, atol=1e-5)
+
+
+def test_options_that_change_the_first_scales_run_them_one_by_one(pipeline):
+    model, schedule = pipeline.pipeline.model, pipeline.pipeline._schedule("1:1", None)
+
+    def can(given, **changes):
+        settings = SETTINGS.changed(**changes)
+        config = SamplerConfig.from_settings(model.config, model.tokenizer.config, schedule, settings)
+        return sampler.can_prefill(dataclasses.replace(config, given_scales=given))
+
+    assert can(2) and can(3, guidance="logits", cfg=2.0)
+    assert not can(1) and not can(0) and not can(2, guidance="features")
+    assert not can(2, guidance="logits", unguided_scales=(1,)) and can(
+        2, guidance="logits", unguided_scales=(3,)
+    )
