@@ -53,6 +53,11 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
         "rest",
     )
     add(
+        "--preview",
+        action="store_true",
+        help="write beside each picture how it came, coarse to fine: a strip of all scales, and an animated WebP",
+    )
+    add(
         "--count",
         type=options.count,
         default=1,
@@ -149,7 +154,8 @@ def sample(arguments: argparse.Namespace, _: list[str]) -> None:
         arguments.budget,
         arguments.batch,
     )
-    prompts_to_files.main(request, arguments.out, system_of(arguments), settings, arguments.skip_existing)
+    how = arguments.skip_existing, arguments.preview
+    prompts_to_files.main(request, arguments.out, system_of(arguments), settings, *how)
 
 
 def system_of(arguments: argparse.Namespace) -> "SystemOptions":

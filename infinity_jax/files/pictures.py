@@ -4,7 +4,7 @@ import contextlib
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,12 @@ def write_png(
     if metadata is not None:
         text.add_text(_KEY, json.dumps(metadata))
     _write(image, path, format="PNG", optimize=smallest, pnginfo=text)
+
+
+def write_animation(images: Sequence[Image.Image], milliseconds: Sequence[int], path: Path) -> None:
+    """Writes an endless animated WebP, without loss, whole or not at all; each picture is shown for so long."""
+    options = {"save_all": True, "append_images": images[1:], "duration": list(milliseconds), "loop": 0}
+    _write(images[0], path, format="WEBP", lossless=True, **options)
 
 
 def _write(image: Image.Image, path: Path, **options: Any) -> None:

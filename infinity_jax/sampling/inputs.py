@@ -1,15 +1,60 @@
-"""A batch's request as arrays of the host: what one call of the sampler is given."""
+"""From a request to what calls of the sampler are given, batch by batch."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jaxtyping import Bool, Float
 
-from infinity_jax.sampling.config import SamplerInputs
+from infinity_jax.files.progress import waiting
+from infinity_jax.runtime.sharding import Layout
+from infinity_jax.sampling.config import SamplerInputs, placed
 from infinity_jax.sampling.guidance import Numbers
 from infinity_jax.sampling.request import SampleRequest
-from infinity_jax.text.encoder import TextEncoder
+from infinity_jax.text.encoder import TextEncoder, padded_lengths
+
+_COMPILING = "compiling the sampler, once for each size of picture and batch, and drawing the first pictures"
+
+
+def in_batches(
+    text_encoder: TextEncoder,
+    request: SampleRequest,
+    only: Sequence[int],
+    numbers: Numbers,
+    layout: Layout | None,
+) -> Iterator[tuple[Sequence[int], SamplerInputs]]:
+    """Yields a checked request batch by batch: which of its pictures, and the arguments, where they are drawn."""
+    texts = [*request.prompts, *(request.negative_prompts or [])]
+    text_length = max(padded_lengths(text_encoder, texts))
+    batch = request.batch or len(only)
+    for start in range(0, len(only), batch):
+        part = only[start : start + batch]
+        # Always the same shapes, filled up with copies: one compilation, and a picture's rounding cannot depend on how
+        # many others are drawn with it.
+        rows = [*part, *[part[-1]] * (batch - len(part))]
+        inputs = gathered(text_encoder, request.part(rows), numbers.part(rows), text_length)
+        yield part, inputs if layout is None else placed(inputs, layout)
+
+
+def drawn_in_turn(
+    draw: Callable[[SamplerInputs], Any], every: Iterable[tuple[Sequence[int], SamplerInputs]]
+) -> Iterator[tuple[Sequence[int], Any]]:
+    """Runs a program on batches, each started before the one before is fetched: which pictures, and their arrays."""
+    running: tuple[Sequence[int], Any] | None = None
+    for part, inputs in every:
+        with waiting(_COMPILING):
+            drawn = draw(inputs)
+        jax.tree.map(lambda x: x.copy_to_host_async(), drawn)
+        if running is not None:
+            yield _fetched(*running)
+        running = part, drawn
+    if running is not None:
+        yield _fetched(*running)
+
+
+def _fetched(part: Sequence[int], drawn: Any) -> tuple[Sequence[int], Any]:
+    return part, jax.tree.map(lambda x: np.asarray(x)[: len(part)], drawn)
 
 
 def gathered(

@@ -14,22 +14,20 @@ from PIL import Image
 from infinity_jax import scales
 from infinity_jax.checkpoints import pretrained, trained
 from infinity_jax.checkpoints.opened import open_checkpoint
-from infinity_jax.config import SampleConfig
+from infinity_jax.config import SampleConfig, check_choice
 from infinity_jax.config_files import from_dict
 from infinity_jax.errors import UserError
-from infinity_jax.files.progress import waiting
 from infinity_jax.runtime import start_up
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import Layout, layout_of
-from infinity_jax.sampling import batches, editing, guidance, prompt_to_prompt
-from infinity_jax.sampling.config import SamplerConfig, placed
+from infinity_jax.sampling import batches, coarse_to_fine, editing, guidance, prompt_to_prompt
+from infinity_jax.sampling.coarse_to_fine import Preview
+from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.sampling.editing import EditRequest
-from infinity_jax.sampling.inputs import gathered
+from infinity_jax.sampling.inputs import drawn_in_turn, in_batches
 from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.sampling.sampler import make_sampler, rounded
 from infinity_jax.text.encoder import TextEncoder, padded_lengths, text_encoder_of
-
-_COMPILING = "compiling the sampler, once for each size of picture and batch, and drawing the first pictures"
 
 
 class InfinityPipeline:
@@ -217,6 +215,26 @@ class InfinityPipeline:
         numbers = guidance.numbers(each, schedule.n_scales, len(request.prompts))
         return dataclasses.replace(request, batch=batch), config, numbers
 
+    def stream_scales(
+        self, request: SampleRequest, settings: SampleConfig | None = None, preview_size: str = "full"
+    ) -> Iterator[tuple[Sequence[int], Preview]]:
+        """Draws pictures coarse to fine: after each scale which of the N, and what is drawn so far, see `Preview`.
+
+        Args:
+          preview_size: "full", or "scale": earlier scales at their own size, for a fraction of the work.
+        Raises:
+          UserError: as of `stream`, or another size.
+        """
+        check_choice(preview_size, coarse_to_fine.SIZES, "preview_size")
+        request, config, numbers = self._planned(request, settings)
+        every = in_batches(self.text_encoder, request, range(len(request.prompts)), numbers, self.layout)
+        weights = self._rounded_params, self.model.tokenizer.params
+        return (
+            (part, preview._replace(images=preview.images[: len(part)]))
+            for part, inputs in every
+            for preview in coarse_to_fine.previews(config, self.layout, *weights, inputs, preview_size)
+        )
+
     def edit(self, request: EditRequest, settings: SampleConfig | None = None) -> list[Image.Image]:
         """Draws parts of given pictures anew, see `editing.edit`."""
         return editing.edit(self, request, settings)
@@ -252,26 +270,10 @@ class InfinityPipeline:
     def _batches(
         self, request: SampleRequest, only: Sequence[int], draw: Any, numbers: guidance.Numbers
     ) -> Iterator[tuple[Sequence[int], Any]]:
-        """Runs a program on a checked request, batch by batch: each is started before the one before is fetched."""
-        texts = [*request.prompts, *(request.negative_prompts or [])]
-        text_length = max(padded_lengths(self.text_encoder, texts))
-        running: tuple[Sequence[int], Any] | None = None
-        batch = request.batch or len(only)
-        for start in range(0, len(only), batch):
-            part = only[start : start + batch]
-            # Always the same shapes, filled up with copies: one compilation, and a picture's rounding
-            # cannot depend on how many others are drawn with it.
-            rows = [*part, *[part[-1]] * (batch - len(part))]
-            inputs = gathered(self.text_encoder, request.part(rows), numbers.part(rows), text_length)
-            inputs = inputs if self.layout is None else placed(inputs, self.layout)
-            with waiting(_COMPILING):
-                images = draw(self._rounded_params, self.model.tokenizer.params, inputs)
-            jax.tree.map(lambda x: x.copy_to_host_async(), images)
-            if running is not None:
-                yield _fetched(*running)
-            running = part, images
-        if running is not None:
-            yield _fetched(*running)
+        """Runs a program on a checked request, batch by batch."""
+        weights = self._rounded_params, self.model.tokenizer.params
+        every = in_batches(self.text_encoder, request, only, numbers, self.layout)
+        return drawn_in_turn(functools.partial(draw, *weights), every)
 
     def picture_size(self, aspect_ratio: str = "1:1", budget: str | None = None) -> tuple[int, int]:
         """Returns (height, width) in pixels of a request's pictures. Raises UserError for what cannot be drawn."""
@@ -292,7 +294,3 @@ class InfinityPipeline:
                 f"budget {budget!r} is not one that this checkpoint can draw; it can draw: {known}"
             )
         return scales.make_schedule(budget or own, aspect_ratio)
-
-
-def _fetched(part: Sequence[int], drawn: Any) -> tuple[Sequence[int], Any]:
-    return part, jax.tree.map(lambda x: np.asarray(x)[: len(part)], drawn)

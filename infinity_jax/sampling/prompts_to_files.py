@@ -15,6 +15,7 @@ from infinity_jax.files import picture_writer, sheets
 from infinity_jax.files import pictures as picture_files
 from infinity_jax.files.picture_writer import Wanted
 from infinity_jax.sampling.pipeline import InfinityPipeline
+from infinity_jax.sampling.preview_files import drawn_with_previews
 from infinity_jax.sampling.request import SampleRequest, SystemOptions
 
 # A sheet of a long list shows its first pictures: at most so many, and so many pixels.
@@ -27,6 +28,7 @@ def main(
     system: SystemOptions,
     settings: Mapping[str, Any] | None = None,
     skip_existing: bool = False,
+    preview: bool = False,
 ) -> None:
     """Writes one PNG per prompt, and sheet.png with the first prompts under their pictures.
 
@@ -40,6 +42,7 @@ def main(
       settings: values of fields of `SampleConfig`; the others, and those that are None, are the checkpoint's own.
       skip_existing: keeps pictures in `out` whose metadata are those that they would get; the weights of the checkpoint
         are not compared, only its name.
+      preview: writes beside each picture a strip of all its scales and an animation of them.
     """
     folder = Path(out)
     pipeline = InfinityPipeline.from_pretrained(*dataclasses.astuple(system))
@@ -58,7 +61,10 @@ def main(
     if kept := len(wanted) - len(missing):
         logging.info("%d of %d pictures are there already and kept", kept, len(wanted))
     if missing:
-        drawn = pipeline.stream(request, chosen, only=missing)
+        if preview:
+            drawn = drawn_with_previews(pipeline, request, chosen, {i: wanted[i].path for i in missing})
+        else:
+            drawn = pipeline.stream(request, chosen, only=missing)
         # Not before all that was asked for has been found to be possible.
         folder.mkdir(parents=True, exist_ok=True)
         picture_writer.write_all({i: wanted[i] for i in missing}, drawn, "--skip-existing resumes from there")

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, UInt8
+from jaxtyping import Array, Float, UInt8
 
 from infinity_jax.checkpoints import trained
 from infinity_jax.config import TransformerConfig
@@ -55,17 +55,24 @@ def make_sampler(
     def sample(params: Any, tokenizer_params: Any, inputs: SamplerInputs) -> jax.Array:
         quantizer = config.quantizer(tokenizer_params)
         drawn = draw(config, params, inputs, quantizer)
-        codes_BHWd = constrain(drawn.running_sum_BHWd, "batch", None, None, None)
-        image = Tokenizer(config.tokenizer).apply(
-            {"params": tokenizer_params}, codes_BHWd, config.decoder_dtype, method="decode"
-        )
-        # Truncated, as the release does.
-        return jnp.clip((jnp.asarray(image) + 1) / 2 * 255, 0, 255).astype(jnp.uint8)
+        return pictures_of(config, tokenizer_params, drawn.running_sum_BHWd)
 
     if layout is None:
         return jax.jit(sample, compiler_options=compiler_options())
     traced = layout.traced(sample)
     return jax.jit(traced, out_shardings=layout.replicated, compiler_options=compiler_options(layout))
+
+
+def pictures_of(
+    config: SamplerConfig, tokenizer_params: Any, codes_BHWd: Float[Array, "B h w d"]
+) -> UInt8[Array, "B H W 3"]:
+    """Decodes a sum of codes to pictures."""
+    codes_BHWd = constrain(codes_BHWd, "batch", None, None, None)
+    image = Tokenizer(config.tokenizer).apply(
+        {"params": tokenizer_params}, codes_BHWd, config.decoder_dtype, method="decode"
+    )
+    # Truncated, as the release does.
+    return jnp.clip((jnp.asarray(image) + 1) / 2 * 255, 0, 255).astype(jnp.uint8)
 
 
 def compiler_options(layout: Layout | None = None) -> dict[str, Any]:

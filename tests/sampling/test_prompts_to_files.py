@@ -16,7 +16,7 @@ from PIL import Image
 import infinity_jax
 from infinity_jax.errors import UserError
 from infinity_jax.files import pictures as picture_files
-from infinity_jax.sampling import pipeline, prompts_to_files
+from infinity_jax.sampling import inputs, pipeline, prompts_to_files
 from infinity_jax.sampling.request import SampleRequest, SystemOptions
 
 PROMPTS = [f"{word} {thing}" for word in ("red", "blue") for thing in ("heart", "ball", "cat")]
@@ -148,7 +148,7 @@ def test_longer_padding_draws_the_same(system, monkeypatch):
         return [images for _, images in system.stream(SampleRequest([PROMPTS[0]] * 4, range(4), batch=4))]
 
     with_32 = draw()
-    monkeypatch.setattr(pipeline, "padded_lengths", lambda encoder, texts: [64])
+    monkeypatch.setattr(inputs, "padded_lengths", lambda encoder, texts: [64])
     np.testing.assert_array_equal(draw(), with_32)
 
 
