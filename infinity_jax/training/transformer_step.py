@@ -11,13 +11,14 @@ import optax
 from jaxtyping import Array, Float, Int, Key, PyTree
 
 from infinity_jax.config import VECTOR, TokenizerConfig, TransformerConfig
-from infinity_jax.fields import Checked, OneOf, ShareBelowOne
+from infinity_jax.errors import UserError
+from infinity_jax.fields import Checked, OneOf, Range, ShareBelowOne, WholeNumber
 from infinity_jax.runtime import seeds
 from infinity_jax.runtime.sharding import Layout, constrain
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer.bsq import BinaryQuantizer
 from infinity_jax.tokenizer.pyramid import Quantizer
-from infinity_jax.training import correction, transformer_losses
+from infinity_jax.training import correction, progressive_scales, transformer_losses
 from infinity_jax.training import state as train_state
 from infinity_jax.training.correction import CorrectionConfig
 from infinity_jax.training.optim import OptimConfig, make_optimiser
@@ -33,11 +34,18 @@ class LossConfig(Checked):
       token_weights: "uniform" or "by_scale" (docs/spec.md section 5).
       label_smoothing: of every bit (with head "index": of the index).
       caption_drop: share of the captions replaced by the learned empty caption, for guidance (docs/spec.md section 4).
+      progressive: share of the run by whose end all scales have joined (`progressive_scales`, of codes only); 0 trains
+        all from the start.
+      progressive_first: with how many scales it begins.
+      progressive_ramp: steps over which the loss of a scale that has joined grows to its full weight.
     """
 
     token_weights: Annotated[str, OneOf(transformer_losses.TOKEN_WEIGHTS)] = "by_scale"
     label_smoothing: ShareBelowOne = 0.0
     caption_drop: ShareBelowOne = 0.1
+    progressive: ShareBelowOne = 0.0
+    progressive_first: Annotated[int, Range(2, 64)] = 5
+    progressive_ramp: WholeNumber = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +106,10 @@ def make_train_step(config: StepConfig, schedule: ScaleSchedule) -> StepFunction
     The batch holds `features` float32 [B,H,W,d] of the tokenizer, `text` float [B,T,C] and `text_mask` bool [B,T].
     Random_Flip and re-quantisation happen inside, so every step sees fresh flips.
     """
-    gradient_fn = jax.value_and_grad(
-        make_loss(Transformer(config.model), schedule, config.loss), has_aux=True
-    )
+    gradient_at = _gradient_at(config, schedule)
 
     def train_step(state, batch, key):
+        gradient_fn = gradient_at(state.step)
         how = config.correction, config.tokenizer, config.quantizer
         inputs, bits = corrected_inputs(key, state.step, batch["features"], schedule, *how)
         draws = draw_examples(key, state.step, len(bits), config.model, config.loss)
@@ -113,6 +120,29 @@ def make_train_step(config: StepConfig, schedule: ScaleSchedule) -> StepFunction
         return train_state.apply_gradients(state, grads, config.optimiser, config.optim.ema_decay), metrics
 
     return train_step
+
+
+def _gradient_at(config: StepConfig, schedule: ScaleSchedule) -> Callable[[Any], Callable]:
+    """Makes the function from a step to (params, examples) -> ((loss, metrics), gradient)."""
+    model, loss = Transformer(config.model), config.loss
+    if not loss.progressive:
+        gradient_fn = jax.value_and_grad(make_loss(model, schedule, loss), has_aux=True)
+        return lambda step: gradient_fn
+    if not config.model.codes or loss.token_weights != "uniform":
+        raise UserError(
+            f"loss.progressive is {loss.progressive}; scales join one by one in models of codes with "
+            "loss.token_weights='uniform' only: set it to 0, or train in stages"
+        )
+    if loss.progressive_first > schedule.n_scales:
+        raise UserError(
+            f"loss.progressive_first is {loss.progressive_first} and pictures have {schedule.n_scales} scales; "
+            "begin with fewer"
+        )
+    joins = progressive_scales.join_steps(
+        loss.progressive_first, schedule.n_scales, loss.progressive, config.optim.warmup_steps, config.steps
+    )
+    how = joins, loss.progressive_ramp, loss.label_smoothing
+    return progressive_scales.make_gradient(model, schedule, *how)
 
 
 def make_loss(
