@@ -1,7 +1,7 @@
 """VAR's progressive training: a run begins with the first scales, and the others join one by one (docs/spec_var.md 4).
 
-Later scales depend on earlier ones alone, so that a step that leaves the last scales out computes less and is else the
-same. Each number of scales is a branch of the one compiled step.
+Later scales depend on earlier ones alone: a step without the last ones is else the same. Each number of scales is a
+branch of the one compiled step.
 """
 
 import functools
@@ -17,10 +17,7 @@ from infinity_jax.scales import ScaleSchedule
 from infinity_jax.training.transformer_losses import code_loss
 from infinity_jax.transformer.transformer import Transformer
 
-# Of a scale that has just joined.
-_LEAST_WEIGHT = 0.01
-# Of the metrics, those with a number for each scale.
-_PER_SCALE = "_per_scale"
+_LEAST_WEIGHT = 0.01  # of a scale that has just joined
 
 
 def join_steps(first: int, n_scales: int, share: float, warmup: int, steps: int) -> Int[np.ndarray, " n"]:
@@ -94,4 +91,4 @@ def make_gradient(
 
 def _filled(name: str, x: Float[Array, "..."], n_scales: int) -> Float[Array, "..."]:
     """Fills up the numbers of scales with 0 for those that have not joined, so that branches have one shape."""
-    return jnp.pad(x, (0, n_scales - len(x))) if name.endswith(_PER_SCALE) else x
+    return jnp.pad(x, (0, n_scales - len(x))) if name.endswith("_per_scale") else x
