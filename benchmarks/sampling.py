@@ -1,6 +1,7 @@
 """Latency and throughput of sampling with random weights, the share of each scale, and memory.
 
 python benchmarks/sampling.py --size 125m --budget 0.06M --batch 1 --cfg 4 --json sampling.json
+python benchmarks/sampling.py --size var-d16 --cfg 2.5
 
 `seconds` is the transformer alone, from text features to the codes of all scales; the tokenizer's decoder is timed
 beside it. `utilisation` is what the model needs by formula over that time, as a share of the rate of a large product
@@ -20,12 +21,15 @@ import jax.numpy as jnp
 import machine
 
 from infinity_jax import presets, scales
+from infinity_jax.checkpoints.trained import tokenizer_shapes
+from infinity_jax.config import VECTOR
 from infinity_jax.runtime import start_up
 from infinity_jax.sampling import sampler
 from infinity_jax.sampling.config import SamplerConfig, SamplerInputs
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.tools.planning import hlo_costs
 from infinity_jax.training import flops
+from infinity_jax.transformer.conditions import digits
 from infinity_jax.transformer.transformer import init_params
 
 
@@ -34,17 +38,19 @@ def main() -> None:
     arguments = _arguments()
     start_up.keep_freed_memory()
     preset = presets.preset(arguments.size)
-    schedule = scales.make_schedule(arguments.budget, arguments.aspect_ratio)
+    budget = arguments.budget or (preset.scales if arguments.size in presets.VAR else "0.06M")
+    schedule = scales.make_schedule(budget, arguments.aspect_ratio)
     mixed = "none" if arguments.cfg == 1 else "logits"
     tokenizer = presets.TOKENIZERS[preset.tokenizer]
-    config = SamplerConfig(preset.transformer, tokenizer, schedule, mixed)
+    top_k = preset.sample.get("top_k", 0)
+    config = SamplerConfig(preset.transformer, tokenizer, schedule, mixed, top_k=top_k)
     params = jax.jit(
         lambda: sampler.rounded(config.model, init_params(config.model, jax.random.key(0), schedule))
     )()
     inputs = _inputs(config, arguments)
     report = {
         "size": arguments.size,
-        "budget": arguments.budget,
+        "budget": budget,
         "aspect_ratio": arguments.aspect_ratio,
         "batch": arguments.batch,
         "cfg": arguments.cfg,
@@ -63,8 +69,11 @@ def main() -> None:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--size", default="125m", help=f"one of {', '.join(presets.PRESETS)}")
-    parser.add_argument("--budget", default="0.06M", help="pixels, 0.06M (256x256) to 1M (1024x1024)")
+    known = ", ".join([*presets.PRESETS, *presets.VAR])
+    parser.add_argument("--size", default="125m", help=f"one of {known}")
+    parser.add_argument(
+        "--budget", help="pixels, 0.06M (256x256) to 1M (1024x1024); default 0.06M, or VAR's own"
+    )
     parser.add_argument("--aspect-ratio", default="1:1", metavar="H:W")
     parser.add_argument("--batch", type=int, default=1, help="pictures at once")
     parser.add_argument("--cfg", type=float, default=4.0, help="guidance; 1 is none, and half the work")
@@ -77,9 +86,12 @@ def _arguments() -> argparse.Namespace:
 
 def _inputs(config: SamplerConfig, arguments: argparse.Namespace) -> SamplerInputs:
     batch, tokens = arguments.batch, arguments.text_tokens
+    text_BTC = jax.random.normal(jax.random.key(1), (batch, tokens, config.model.text_channels))
+    if config.model.condition == "class":
+        tokens, text_BTC = 1, digits(jnp.arange(batch)[:, None] % config.model.classes)
     ones_BK = jnp.ones((batch, config.schedule.n_scales))
     return SamplerInputs(
-        text_BTC=jax.random.normal(jax.random.key(1), (batch, tokens, config.model.text_channels)),
+        text_BTC=text_BTC,
         mask_BT=jnp.ones((batch, tokens), bool),
         seeds_B=jnp.arange(batch, dtype=jnp.uint32),
         cfg_BK=ones_BK * arguments.cfg,
@@ -91,7 +103,10 @@ def _inputs(config: SamplerConfig, arguments: argparse.Namespace) -> SamplerInpu
 def _whole(config: SamplerConfig, params: Any, inputs: SamplerInputs, repeats: int) -> dict[str, Any]:
     """The transformer on all scales as one program."""
     started = time.perf_counter()
-    draw = jax.jit(lambda *x: sampler.draw(config, *x), compiler_options=sampler.compiler_options())
+    quantizer = _quantizer(config)
+    draw = jax.jit(
+        lambda *x: sampler.draw(config, *x, quantizer), compiler_options=sampler.compiler_options()
+    )
     compiled = draw.lower(params, inputs).compile()
     compile_seconds = time.perf_counter() - started
     durations, rates = [], []
@@ -120,6 +135,16 @@ def _whole(config: SamplerConfig, params: Any, inputs: SamplerInputs, repeats: i
     }
 
 
+@functools.cache
+def _quantizer(config: SamplerConfig) -> Any:
+    """The tokenizer's, with fresh codes if it has such."""
+    if config.tokenizer.quantizer != VECTOR:
+        return config.quantizer(None)
+    shapes = tokenizer_shapes(config.tokenizer)["codebook"]
+    codebook = jax.tree.map(lambda x: jax.random.normal(jax.random.key(4), x.shape), shapes)
+    return config.quantizer({"codebook": codebook})
+
+
 def sampling_flops(config: SamplerConfig, batch: int, text_tokens: int) -> int:
     """What the transformer needs for a batch; the learned empty caption's text is worked on once for all pictures."""
     one = flops.forward_flops(config.model, config.schedule, text_tokens)
@@ -138,7 +163,7 @@ def _share_per_scale(
     config: SamplerConfig, params: Any, inputs: SamplerInputs, repeats: int
 ) -> dict[str, float]:
     """Time of each scale as a program of its own, and of the work on the text, over their sum."""
-    prepare = jax.jit(lambda *x: sampler.prepare(config, *x))
+    prepare = jax.jit(lambda *x: sampler.prepare(config, *x, _quantizer(config)))
     prepared = prepare(params, inputs)
     state = jax.jit(lambda: sampler.empty_state(config, len(inputs.seeds_B)))()
     durations = {"text": min(machine.seconds(lambda: prepare(params, inputs), repeats))}

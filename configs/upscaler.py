@@ -63,7 +63,7 @@ def get_config(argument: str = "64px") -> ConfigDict:
     )
     config.upscaler = section(UPSCALERS["nsarm"] if size == "nsarm" else small)
     config.degradation = section(DegradationConfig() if size == "nsarm" else MILD)
-    released = PictureConfig("records:shards", "1M", enlarge=1.25)
+    released = PictureConfig("records:shards", "1M")
     config.data = section(released if size == "nsarm" else PictureConfig("emoji_captions", "64px"))
     config.correction = section(CorrectionConfig(p=0.0, scales=5))
     config.loss = section(LossConfig(token_weights="uniform", caption_drop=0.0))

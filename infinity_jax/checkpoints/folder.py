@@ -40,7 +40,7 @@ from infinity_jax.files.safetensors_writer import SafetensorsWriter
 from infinity_jax.files.tensors import open_tensors
 from infinity_jax.runtime import trees
 from infinity_jax.text.minilm import MiniLM
-from infinity_jax.upscaler.network import check_schedule
+from infinity_jax.upscaler.network import problem_with
 
 _SECTIONS = {
     "tokenizer": TokenizerConfig,
@@ -198,14 +198,9 @@ def check_fit(folder: Path, values: Mapping[str, Any], text_channels: int | None
 def _check_upscaler(folder: Path, values: Mapping[str, Any]) -> None:
     upscaler = from_dict(UpscalerConfig, values["upscaler"], "upscaler")
     tokenizer = from_dict(TokenizerConfig, values["tokenizer"], "tokenizer")
-    if upscaler.bits != tokenizer.bits:
-        raise UserError(
-            f"{folder}: the upscaler predicts {upscaler.bits} bits a token, the tokenizer has {tokenizer.bits}; take "
-            "the tokenizer that it was trained with"
-        )
-    schedule = scales.make_schedule(values["scales"]).times(tokenizer.patchify)
-    if problem := check_schedule(upscaler, schedule):
-        raise UserError(f"{folder}: {problem}; take the upscaler of this tokenizer")
+    head = values.get("transformer", {}).get("head", "bits")
+    if problem := problem_with(upscaler, tokenizer, head, scales.make_schedule(values["scales"])):
+        raise UserError(f"{folder}: {problem}; take the upscaler of this system")
 
 
 def _text_channels(folder: Path, encoder: str | None) -> int | None:

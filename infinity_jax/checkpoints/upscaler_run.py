@@ -43,7 +43,19 @@ class System(Protocol):
 
 def note_system(workdir: Path, path: str, fingerprint: str) -> None:
     """Notes which system a run begins with, and the fingerprint of its tokenizer."""
-    atomic.write_json(workdir / NOTE, {"system": path, "tokenizer": fingerprint})
+    place = Path(path).expanduser()
+    whole = str(place.absolute()) if place.is_dir() else path  # or a name, like "bundled"
+    atomic.write_json(workdir / NOTE, {"system": whole, "tokenizer": fingerprint})
+
+
+def check_system(workdir: Path, path: str, fingerprint: str) -> None:
+    """Raises UserError where a run goes on and its system's tokenizer is another one than it began with."""
+    noted = reading.read_object(workdir / NOTE, "restore that file").get("tokenizer")
+    if noted != fingerprint:
+        raise UserError(
+            f"{workdir} began with another tokenizer than that of {path}: its system was {system_of(workdir)}; name "
+            "that, or begin in another --workdir"
+        )
 
 
 def system_of(workdir: Path) -> str:

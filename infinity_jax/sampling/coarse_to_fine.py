@@ -5,7 +5,7 @@ of `sampler.py`, and so are the pictures.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -96,3 +96,21 @@ def previews(
         waiting = k, images
     assert waiting is not None
     yield Preview(waiting[0], np.asarray(waiting[1]), True)
+
+
+def of_batches(
+    config: SamplerConfig,
+    layout: Layout | None,
+    weights: tuple[Any, Any],
+    every: Iterable[tuple[Sequence[int], SamplerInputs]],
+    size: str,
+) -> Iterator[tuple[Sequence[int], Preview]]:
+    """Draws batches one after the other, each as `previews`: which pictures, and how far they are.
+
+    Args:
+      weights: parameters of the transformer, `sampler.rounded`, and of the tokenizer.
+      every: those of `inputs.in_batches`, which may be filled up.
+    """
+    for part, inputs in every:
+        for preview in previews(config, layout, *weights, inputs, size):
+            yield part, preview._replace(images=preview.images[: len(part)])

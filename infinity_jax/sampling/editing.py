@@ -132,6 +132,7 @@ class Pipeline(Protocol):
     """What editing needs of an `InfinityPipeline`."""
 
     model: TrainedModel
+    settings: SampleConfig
 
     def arrays(self, request: SampleRequest, settings: SampleConfig | None = None) -> np.ndarray:
         """Draws pictures uint8 [N,H,W,3]."""
@@ -169,6 +170,10 @@ def edit(pipeline: Pipeline, request: EditRequest, settings: SampleConfig | None
     ]
     seeds = range(len(ratios)) if request.seeds is None else request.seeds
     whole = SampleRequest(request.prompts, seeds, request.negative_prompts).checked()
+    if request.source_prompts is not None:
+        # What saves work would make both prompts' probabilities unlike each other.
+        plain = {"unguided_scales": (), "reuse_guidance": False, "pruning": "none"}
+        settings = (settings or pipeline.settings).changed(**plain)
     out: dict[int, Image.Image] = {}
     for ratio in dict.fromkeys(ratios):
         numbers = [i for i, own in enumerate(ratios) if own == ratio]

@@ -34,7 +34,8 @@ def kept_by_scale(
     first = schedule.n_scales - round(strength * schedule.n_scales)
     if white_HW is not None:
         touched = _resized(white_HW.astype(np.float32), schedule.last)
-        stays = (touched <= _TOUCHED).astype(np.float32)
+        drawn = touched > _TOUCHED
+        stays = 1 - (drawn if drawn.any() else touched > 0).astype(np.float32)
         if feather:  # by the distance to what is drawn, along rows and columns
             distance = scipy.ndimage.distance_transform_cdt(stays, "taxicab")
             stays = np.minimum(distance / (feather + 1), 1).astype(np.float32)

@@ -216,24 +216,26 @@ class InfinityPipeline:
         return dataclasses.replace(request, batch=batch), config, numbers
 
     def stream_scales(
-        self, request: SampleRequest, settings: SampleConfig | None = None, preview_size: str = "full"
+        self,
+        request: SampleRequest,
+        settings: SampleConfig | None = None,
+        preview_size: str = "full",
+        only: Sequence[int] | None = None,
     ) -> Iterator[tuple[Sequence[int], Preview]]:
         """Draws pictures coarse to fine: after each scale which of the N, and what is drawn so far, see `Preview`.
 
         Args:
           preview_size: "full", or "scale": earlier scales at their own size, for a fraction of the work.
+          only: see `stream`.
         Raises:
           UserError: as of `stream`, or another size.
         """
         check_choice(preview_size, coarse_to_fine.SIZES, "preview_size")
         request, config, numbers = self._planned(request, settings)
-        every = in_batches(self.text_encoder, request, range(len(request.prompts)), numbers, self.layout)
+        only = range(len(request.prompts)) if only is None else only
+        every = in_batches(self.text_encoder, request, only, numbers, self.layout)
         weights = self._rounded_params, self.model.tokenizer.params
-        return (
-            (part, preview._replace(images=preview.images[: len(part)]))
-            for part, inputs in every
-            for preview in coarse_to_fine.previews(config, self.layout, *weights, inputs, preview_size)
-        )
+        return coarse_to_fine.of_batches(config, self.layout, weights, every, preview_size)
 
     def edit(self, request: EditRequest, settings: SampleConfig | None = None) -> list[Image.Image]:
         """Draws parts of given pictures anew, see `editing.edit`."""

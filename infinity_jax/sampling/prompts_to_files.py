@@ -15,7 +15,7 @@ from infinity_jax.files import picture_writer, sheets
 from infinity_jax.files import pictures as picture_files
 from infinity_jax.files.picture_writer import Wanted
 from infinity_jax.sampling.pipeline import InfinityPipeline
-from infinity_jax.sampling.preview_files import drawn_with_previews
+from infinity_jax.sampling.preview_files import are_there, drawn_with_previews
 from infinity_jax.sampling.request import SampleRequest, SystemOptions
 
 # A sheet of a long list shows its first pictures: at most so many, and so many pixels.
@@ -57,7 +57,8 @@ def main(
         "batch": request.batch,
     }
     wanted = _wanted(folder, request, common)
-    missing = [i for i, picture in enumerate(wanted) if not (skip_existing and picture.is_there())]
+    there = [x.is_there() and (not preview or are_there(x.path)) for x in wanted] if skip_existing else []
+    missing = [i for i in range(len(wanted)) if not (there and there[i])]
     if kept := len(wanted) - len(missing):
         logging.info("%d of %d pictures are there already and kept", kept, len(wanted))
     if missing:

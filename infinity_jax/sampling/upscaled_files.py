@@ -9,6 +9,7 @@ import numpy as np
 from absl import logging
 from PIL import Image
 
+from infinity_jax.checkpoints.origin import data_of
 from infinity_jax.data.sources import attribution
 from infinity_jax.files import pictures as picture_files
 from infinity_jax.files import sheets
@@ -62,7 +63,7 @@ def main(
         ["bicubic", "upscaled"],
         Path(out) / "sheet.png",
         captions=[f"{path.stem}: {prompt}" for path, prompt in zip(paths, prompts, strict=True)],
-        footer=attribution(pipeline.pipeline.model.trained_on),
+        footer=attribution([*pipeline.pipeline.model.trained_on, *data_of(pipeline.upscaler.origin)]),
     )
     logging.info("wrote %d pictures and sheet.png to %s", len(drawn), out)
 

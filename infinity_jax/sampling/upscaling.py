@@ -22,6 +22,7 @@ from infinity_jax.data import pictures as decoding
 from infinity_jax.data.degradation.process import brought_to
 from infinity_jax.errors import UserError
 from infinity_jax.files.pictures import MOST_PIXELS
+from infinity_jax.runtime.sharding import put
 from infinity_jax.sampling.given import Given
 from infinity_jax.sampling.pipeline import InfinityPipeline
 from infinity_jax.sampling.request import SampleRequest
@@ -72,7 +73,11 @@ class UpscalePipeline:
         Args and errors as of `InfinityPipeline.from_pretrained`; UserError too where there is no upscaler.
         """
         upscaler = open_checkpoint(path).upscaler()
-        return cls(InfinityPipeline.from_pretrained(path, mesh, rules, upscales=True), upscaler)
+        pipeline = InfinityPipeline.from_pretrained(path, mesh, rules, upscales=True)
+        if (layout := pipeline.layout) is not None:  # beside the tokenizer's
+            params = jax.tree.map(lambda x: put(np.asarray(x), layout.replicated), upscaler.params)
+            upscaler = dataclasses.replace(upscaler, params=params)
+        return cls(pipeline, upscaler)
 
     @property
     def side(self) -> int:

@@ -24,7 +24,7 @@ def area_matrix(n_in: int, n_out: int) -> np.ndarray:
     return matrix
 
 
-@functools.lru_cache(maxsize=512)
+@functools.cache
 def bilinear_matrix(n_in: int, n_out: int, step: float | None = None) -> np.ndarray:
     """Makes float32 [n_out, n_in]: row i mixes the inputs around (i + 0.5) step - 0.5, clamped at the edges.
 
@@ -40,7 +40,7 @@ def bilinear_matrix(n_in: int, n_out: int, step: float | None = None) -> np.ndar
     return matrix
 
 
-@functools.lru_cache(maxsize=512)
+@functools.cache
 def bicubic_matrix(n_in: int, n_out: int, step: float | None = None) -> np.ndarray:
     """Makes float32 [n_out, n_in]: row i mixes four inputs around (i + 0.5) step - 0.5, clamped at the edges.
 

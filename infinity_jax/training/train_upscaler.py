@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from infinity_jax import scales
 from infinity_jax.checkpoints import origin, trained
 from infinity_jax.checkpoints.opened import on_host, open_checkpoint
 from infinity_jax.checkpoints.trained import TrainedModel
-from infinity_jax.checkpoints.upscaler_run import NETWORK, TRANSFORMER, note_system
+from infinity_jax.checkpoints.upscaler_run import NETWORK, TRANSFORMER, check_system, note_system
 from infinity_jax.data import batches, pictures, resolutions, sources
 from infinity_jax.data.degradation.process import DegradationConfig, brought_to, degrade
 from infinity_jax.data.encoded import FeaturesOnDevice
@@ -81,11 +80,7 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     validation = sources.open_source(read["data"].source, "validation")
     train = train_config.from_section(config.train, len(source))
     workdir = Path(workdir)
-    if read["data"].mix or read["data"].source == "scenes":
-        raise UserError(
-            f"data.mix {read['data'].mix!r} and data.source {read['data'].source!r}: an upscaler is trained on "
-            "pictures of one size that lie somewhere; leave data.mix out and name another source"
-        )
+    _refuse_others(read, train)
     if config.stage == 2 and not (train.init_from or train.restore_from or start.newest_step(workdir)):
         raise UserError(
             "stage 2 begins with a network that stage 1 has trained; give --config.train.init_from=DIR"
@@ -99,9 +94,31 @@ def main(config: Any, workdir: str | Path) -> TrainState:
         system = dataclasses.replace(open_checkpoint(path).model(), params=None)
     parts = step_config(read, config.stage, train, system)
     with start.alone_in(workdir):
-        if not start.newest_step(workdir) and jax.process_index() == 0:
+        if start.newest_step(workdir):
+            check_system(workdir, path, system.tokenizer.fingerprint)
+        elif jax.process_index() == 0:
             note_system(workdir, path, system.tokenizer.fingerprint)
         return _train(config, _Run(read, parts, train, layout, source, validation, system, workdir))
+
+
+def _refuse_others(read: dict[str, Any], train: train_config.TrainConfig) -> None:
+    """Raises UserError for keys of sections that other trainings read too, and this one does not."""
+    data, loss = read["data"], read["loss"]
+    wrong = {
+        "data.mix": data.mix,
+        "data.enlarge": data.enlarge != 1,
+        "data.flip": data.flip,
+        "loss.progressive": loss.progressive,
+        "correction.requantise=false": not read["correction"].requantise,
+        "train.sample_every": train.sample_every,
+        "train.sample_prompts": train.sample_prompts,
+    }
+    if given := [name for name, is_given in wrong.items() if is_given]:
+        raise UserError(f"{', '.join(given)}: an upscaler's training does not have it; leave it out")
+    if data.source == "scenes":
+        raise UserError(
+            "data.source is 'scenes'; an upscaler is trained on pictures that lie somewhere: name another"
+        )
 
 
 def step_config(
@@ -173,6 +190,13 @@ def _train(config: Any, run: _Run) -> TrainState:
 
     def load_params(path: str, wanted: Any) -> Any:
         opened = open_checkpoint(path)
+        with on_host():
+            before = opened.tokenizer().fingerprint
+        if before != run.system.tokenizer.fingerprint:
+            raise UserError(
+                f"train.init_from {path} was trained with another tokenizer than config.system {config.system}; name "
+                "the same system for both stages"
+            )
         params = {NETWORK: opened.upscaler_params(wanted[NETWORK])}
         if TRANSFORMER in wanted:
             params[TRANSFORMER] = opened.transformer_params(wanted[TRANSFORMER])
@@ -188,10 +212,16 @@ def _train(config: Any, run: _Run) -> TrainState:
         train,
         build_step(parts, layout, train.seed),
         loop.Data(read, lambda step: step * train.batch_size, on_device=to_features, **placed),
-        config=config.to_dict()
-        | {"origin": origin.describe(start.data_before(train, run.workdir, "upscaler"))},
+        config=config.to_dict() | {"origin": origin.describe(_data_before(run))},
         hooks=[loop.Hook(train.evaluate_every, _evaluation(run, to_features, **placed))],
         load_params=load_params,
+    )
+
+
+def _data_before(run: _Run) -> list[str]:
+    """Names the data behind the system and behind what the run begins with."""
+    return list(
+        dict.fromkeys([*run.system.trained_on, *start.data_before(run.train, run.workdir, "upscaler")])
     )
 
 
@@ -208,18 +238,27 @@ def _to_features(encode: FeaturesOnDevice) -> Any:
 
 def _evaluation(run: _Run, to_features: Any, placed: Any = loop.Data.placed) -> Any:
     """Makes the hook that measures the loss on pictures that are held back, without dropout and flips."""
-    loss_of = jax.jit(run.layout.traced(make_loss(run.parts, train=False)))
+    loss_fn = make_loss(run.parts, train=False)
     size = run.train.batch_size // run.train.microbatches
-    rows, layout = np.arange(size), run.layout.batch(size)
+    rows, layout, count = np.arange(size), run.layout.batch(size), len(run.validation)
+
+    def each(params: Any, batch: dict[str, jax.Array]) -> Any:
+        """The loss and the metrics of each picture."""
+        return jax.vmap(lambda one: loss_fn(params, jax.tree.map(lambda x: x[None], one)))(batch)
+
+    jitted = jax.jit(run.layout.traced(each), out_shardings=run.layout.replicated)
 
     def evaluate(step: int, state: TrainState) -> dict[str, Any]:
         found = []
-        for first in range(0, len(run.validation) - size + 1, size):
-            records = [run.validation[i] for i in range(first, first + size)]
-            made = [run.pairs.decode(record, _EVALUATED + first + i) for i, record in enumerate(records)]
+        for first in range(0, count, size):
+            # The last batch is filled up with its last picture, which counts once.
+            numbers = [min(i, count - 1) for i in range(first, first + size)]
+            made = [run.pairs.decode(run.validation[i], _EVALUATED + i) for i in numbers]
             batch = to_features(placed(run.pairs.finished(batches.stack(made)), rows, size, layout))
-            loss, metrics = loss_of(averaged(state), batch)
-            found.append({"validation_loss": loss, **{f"validation_{k}": x for k, x in metrics.items()}})
-        return jax.tree.map(lambda *x: np.mean(jnp.stack(x), 0).tolist(), *found) if found else {}
+            loss_B, metrics = jitted(averaged(state), batch)
+            of_picture = {"loss": loss_B, **metrics}
+            found.append({name: np.asarray(x)[: count - first] for name, x in of_picture.items()})
+        means = jax.tree.map(lambda *x: np.concatenate(x).mean(0).tolist(), *found) if found else {}
+        return {f"validation_{name}": value for name, value in means.items()}
 
     return evaluate

@@ -102,8 +102,10 @@ def later_bit_loss(
     schedule: ScaleSchedule,
     given_scales: int,
     weights: str = "uniform",
+    label_smoothing: float = 0.0,
 ) -> tuple[Float[Array, ""], dict[str, Any]]:
     """Takes the cross-entropy of the scales after the given ones, as `transformer_losses.bit_loss`: stage 2."""
     first = schedule.offsets[given_scales]
     later = ScaleSchedule(schedule.sizes[given_scales:], schedule.last)
-    return bit_loss(logits_BLD2[:, first:], bits_BLD[:, first:].astype(jnp.int8), later, weights)
+    labels = bits_BLD[:, first:].astype(jnp.int8)
+    return bit_loss(logits_BLD2[:, first:], labels, later, weights, label_smoothing)

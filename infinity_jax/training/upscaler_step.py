@@ -24,7 +24,7 @@ from infinity_jax.training.optim import OptimConfig, make_optimiser
 from infinity_jax.training.state import StepFunction, TrainStep
 from infinity_jax.training.transformer_step import LossConfig, draw_examples, mean_over_parts, not_a_kernel
 from infinity_jax.transformer.transformer import Transformer, init_variables
-from infinity_jax.upscaler.network import UpscalerNetwork, check_schedule, initial_variables
+from infinity_jax.upscaler.network import UpscalerNetwork, initial_variables, problem_with
 
 STAGES = (1, 2)
 
@@ -58,13 +58,8 @@ class UpscalerStepConfig:
         """Raises UserError where the parts do not belong together."""
         if self.stage not in STAGES:
             raise UserError(f"stage is {self.stage!r}; use 1 (the network alone) or 2 (with the transformer)")
-        if self.upscaler.bits != self.tokenizer.bits:
-            raise UserError(
-                f"upscaler.bits is {self.upscaler.bits} and the system's tokenizer has {self.tokenizer.bits}; make "
-                "them equal"
-            )
-        if problem := check_schedule(self.upscaler, self.schedule.times(self.tokenizer.patchify)):
-            raise UserError(f"{problem}; change upscaler.sizes or data.scales")
+        if problem := problem_with(self.upscaler, self.tokenizer, self.model.head, self.schedule):
+            raise UserError(f"{problem}; change the section upscaler, data.scales or the system")
 
     @functools.cached_property
     def optimiser(self) -> optax.GradientTransformation:
@@ -164,6 +159,7 @@ def make_loss(
             schedule,
             *([examples["drop"], examples["path_factors"].transpose(1, 2, 0)] if train else []),
         )
-        return upscaler_losses.later_bit_loss(logits, bits, schedule, given, config.loss.token_weights)
+        weighing = config.loss.token_weights, config.loss.label_smoothing
+        return upscaler_losses.later_bit_loss(logits, bits, schedule, given, *weighing)
 
     return stage_1 if config.stage == 1 else stage_2

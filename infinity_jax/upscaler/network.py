@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, PyTree
 
-from infinity_jax.config import UpscalerConfig
+from infinity_jax.config import VECTOR, TokenizerConfig, UpscalerConfig
 from infinity_jax.runtime.sharding import constrain
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import pyramid, resize
@@ -158,14 +158,6 @@ def to_map(tokens_BNd: Float[Array, "B N d"], layout: str) -> Float[Array, "B s 
     return tokens_BNd.reshape(batch, bits, side, side).transpose(0, 2, 3, 1)
 
 
-def to_tokens(map_BssD: Float[Array, "B s s d"], layout: str) -> Float[Array, "B N d"]:
-    """Lays a map out as the network's tokens: the inverse of `to_map`."""
-    batch, side, _, bits = map_BssD.shape
-    if layout == "release":
-        map_BssD = map_BssD.transpose(0, 3, 1, 2)
-    return map_BssD.reshape(batch, side * side, bits)
-
-
 def given_bits(
     residuals: tuple[Float[Array, "B _ _ d"], ...], patchify: int
 ) -> tuple[Bool[Array, "B _ _ D"], ...]:
@@ -173,15 +165,30 @@ def given_bits(
     return tuple(pyramid.to_transformer(BSQ.choose(BSQ.project(z)), patchify) for z in residuals)
 
 
-def check_schedule(config: UpscalerConfig, schedule: ScaleSchedule) -> str:
-    """Says why the network's scales are not the first ones of the tokenizer's schedule; "" where they are."""
-    wanted = tuple((side, side) for side in config.sizes)
-    if schedule.sizes[: len(wanted)] == wanted and len(wanted) < schedule.n_scales:
-        return ""
-    return (
-        f"upscaler.sizes {config.sizes} are not the first scales of a picture, "
-        f"{', '.join(f'{h}x{w}' for h, w in schedule.sizes)}, with at least one more after them"
-    )
+def problem_with(
+    config: UpscalerConfig, tokenizer: TokenizerConfig, head: str, schedule: ScaleSchedule
+) -> str:
+    """Says why an upscaler does not belong to a system; "" where it does.
+
+    Args:
+      head: the transformer's, where it is known; else "bits".
+      schedule: the transformer's, of square pictures.
+    """
+    finer, wanted = schedule.times(tokenizer.patchify), tuple((side, side) for side in config.sizes)
+    pixels = finer.last[0] * tokenizer.stride
+    if tokenizer.quantizer == VECTOR or head != "bits":
+        return f"an upscaler predicts bits, and the system has quantizer {tokenizer.quantizer!r} and head {head!r}"
+    if config.bits != tokenizer.bits:
+        return f"upscaler.bits is {config.bits} and the system's tokenizer has {tokenizer.bits}"
+    if pixels % config.factor:
+        return f"upscaler.factor {config.factor} does not divide the {pixels} pixels of a picture's side"
+    if finer.sizes[: len(wanted)] != wanted or len(wanted) == finer.n_scales:
+        sizes = ", ".join(f"{height}x{width}" for height, width in finer.sizes)
+        return (
+            f"upscaler.sizes {config.sizes} are not the first scales of a picture, {sizes}, with at least one more "
+            "after them"
+        )
+    return ""
 
 
 def initial_variables(config: UpscalerConfig, seed: int) -> PyTree:

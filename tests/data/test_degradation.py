@@ -4,8 +4,19 @@ import numpy as np
 import pytest
 
 from infinity_jax.data.degradation import kernels, operations
-from infinity_jax.data.degradation.process import CLEAN, LIGHT, DegradationConfig, degrade
+from infinity_jax.data.degradation.process import CLEAN, DegradationConfig, degrade
 from infinity_jax.errors import UserError
+
+# A lighter process of the release's code, of one round.
+LIGHT = DegradationConfig(
+    rounds=1,
+    factors_1=(0.5, 1.5),
+    gaussian_1=0.3,
+    noise_1=(1.0, 20.0),
+    poisson_1=(0.05, 2.0),
+    grey_1=0.2,
+    jpeg_2=(60.0, 95.0),
+)
 
 
 def picture(side: int = 64, seed: int = 0) -> np.ndarray:
@@ -62,6 +73,8 @@ def test_mean_stays_under_noise_and_blur():
         ({"resize_1": (0.5, 0.5, 0.5)}, "add up to 1"),
         ({"sigma_2": (2.0, 1.0)}, "sigma_2"),
         ({"rounds": 3}, "rounds"),
+        ({"sigma_1": (0.0, 1.0)}, "sigma_1"),
+        ({"factors_2": (1.1, 1.2)}, "factors_2"),
     ],
 )
 def test_wrong_numbers_are_refused_by_name(values, said):

@@ -30,7 +30,7 @@ from helpers.golden_models import (
     sampler_config,
     sampler_inputs,
 )
-from helpers.golden_nsarm import Upscalers, full_size_value
+from helpers.golden_nsarm import Upscalers, full_size_value, padded, to_tokens
 
 from infinity_jax.data import pictures
 from infinity_jax.data.degradation import jpeg_formula, kernels, operations
@@ -48,7 +48,7 @@ from infinity_jax.tools.convert.upscaler_names import PREFIX, upscaler_links
 from infinity_jax.training import upscaler_losses
 from infinity_jax.transformer.transformer import Transformer
 from infinity_jax.upscaler import colour as colours
-from infinity_jax.upscaler.network import UpscalerNetwork, given_bits, to_map, to_tokens
+from infinity_jax.upscaler.network import UpscalerNetwork, given_bits, to_map
 
 KINDS = {kind.removeprefix("nsarm_"): kind for kind in NSARM_KINDS.values()}
 
@@ -298,7 +298,7 @@ def test_degradation(degradation):
     shapes = {"bivariate_generalized_Gaussian": kernels.GENERALISED, "bivariate_plateau": kernels.PLATEAU}
     for case in info["cases_of_kernels"]:
         if case["function"] == "circular_lowpass_kernel":
-            ours = kernels.padded(kernels.sinc(case["cutoff"], case["kernel_size"]), case["pad_to"])
+            ours = padded(kernels.sinc(case["cutoff"], case["kernel_size"]), case["pad_to"])
         else:
             second = case["sig_x"] if case["isotropic"] else case["sig_y"]
             shape = shapes.get(case["function"], kernels.GAUSSIAN)
@@ -306,7 +306,7 @@ def test_degradation(degradation):
             ours = kernels.blur(case["kernel_size"], sigmas, case["theta"], shape, beta)
         assert_close(ours, arrays[f"kernel_{case['name']}"], 1e-6, case["name"])
     x = channels_last(arrays["image"])[0]
-    kernel = kernels.padded(arrays["kernel_aniso_1"])
+    kernel = padded(arrays["kernel_aniso_1"], kernels.LARGEST)
     made = {"filtered": operations.filtered(x, kernel), "sharpened": operations.sharpened(x)}
     for case in info["resizes"]:
         made[case["name"]] = operations.scaled(x, case["scale_factor"], case["mode"])

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -52,10 +53,21 @@ class Upscalers:
         return checkpoint_folder.read_arrays(out / checkpoint_folder.WEIGHTS["upscaler"])
 
 
+def to_tokens(map_BssD: Any, layout: str) -> np.ndarray:
+    """Lays a map out as the network's tokens: the inverse of `to_map`."""
+    map_BssD = np.asarray(map_BssD)
+    batch, side, _, bits = map_BssD.shape
+    ordered = map_BssD.transpose(0, 3, 1, 2) if layout == "release" else map_BssD
+    return ordered.reshape(batch, side * side, bits)
+
+
+def padded(kernel: np.ndarray, size: int) -> np.ndarray:
+    """Puts zeros around a kernel."""
+    return np.pad(kernel, (size - len(kernel)) // 2)
+
+
 def full_size_value(name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A weight of the released size, as the folder's recipe derives it from its name."""
-    import zlib
-
     random = np.random.Generator(np.random.PCG64(zlib.crc32(name.encode())))
     r = random.standard_normal(shape, dtype=np.float32)
     if name.endswith("bias"):

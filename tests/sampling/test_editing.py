@@ -258,3 +258,19 @@ def test_greedy_bits_are_certain_by_their_own_prompt(pipeline):
 def test_what_does_not_go_together_is_refused(pipeline, changes, said):
     with pytest.raises(UserError, match=said):
         pipeline.edit(EditRequest([picture(0)], ["a"], **changes), SETTINGS)
+
+
+def test_a_mask_of_a_few_pixels_draws_the_tokens_that_it_touches():
+    white = np.zeros((64, 64), bool)
+    white[9, 9] = white[50, 20] = True  # less than a hundredth of a token
+    for feather in (0, 1):
+        kept = kept_by_scale(white, make_schedule("64px"), 1.0, feather)[-1]
+        assert np.argwhere(kept == 0).tolist() == [[1, 1], [6, 2]]
+        assert kept.min() == 0 and kept.max() == 1
+
+
+def test_two_equal_prompts_change_nothing_where_scales_are_unguided(pipeline):
+    settings = SETTINGS.changed(unguided_scales=(2, 3))
+    request = EditRequest([picture(0)], ["a"], source_prompts=["a"], threshold=0.0)
+    through = ThroughBits(pipeline.model.tokenizer)(np.asarray(picture(0))[None])[0]
+    np.testing.assert_array_equal(pipeline.edit(request, settings)[0], through)

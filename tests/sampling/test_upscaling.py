@@ -216,3 +216,11 @@ def test_options_that_change_the_first_scales_run_them_one_by_one(pipeline):
     assert not can(2, guidance="logits", unguided_scales=(1,)) and can(
         2, guidance="logits", unguided_scales=(3,)
     )
+
+
+@pytest.mark.long
+def test_two_devices_draw_what_one_draws(folder, pipeline):
+    request = UpscaleRequest([picture(i) for i in range(4)], ["a", "b", "c", "d"])
+    on_two = UpscalePipeline.from_pretrained(folder, mesh="data=2")
+    for ours, theirs in zip(on_two(request, SETTINGS), pipeline(request, SETTINGS), strict=True):
+        np.testing.assert_array_equal(ours, theirs)

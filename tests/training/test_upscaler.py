@@ -1,5 +1,6 @@
 """Training of an upscaler: both stages to a folder that draws, resumed bit for bit, and what is refused."""
 
+import dataclasses
 import json
 
 import jax
@@ -11,11 +12,14 @@ from PIL import Image
 
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.checkpoints.opened import open_checkpoint
+from infinity_jax.checkpoints.trained import TrainedTokenizer
 from infinity_jax.data.degradation import operations
 from infinity_jax.errors import UserError
 from infinity_jax.sampling.upscaling import UpscalePipeline, UpscaleRequest
 from infinity_jax.scales import make_schedule
+from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.training import correction, train_upscaler, upscaler_losses
+from infinity_jax.upscaler.network import problem_with
 
 
 @pytest.fixture(scope="module")
@@ -137,6 +141,7 @@ def test_later_scales_alone_are_judged():
         (["system="], "config.system is ''"),
         (["degradation.jpeg=best"], "jpeg"),
         (["data.mix=32px=2"], "data.mix"),
+        (["upscaler.factor=3"], "does not divide"),
     ],
 )
 def test_what_does_not_go_together_is_refused_before_anything_is_written(world, tmp_path, changes, said):
@@ -160,3 +165,32 @@ def test_a_system_whose_tokenizer_changed_is_noticed(world, stage_1):
             open_checkpoint(stage_1).model()
     finally:
         note.write_text(kept)
+
+
+def test_stages_of_two_systems_are_not_mixed(world, stage_1, tmp_path):
+    other = dataclasses.replace(systems.TOKENIZER, base_width=64)
+    params = systems.initial_params(Tokenizer(other), 16, seed=7)
+    system = open_checkpoint(world / "system").model()
+    system = dataclasses.replace(system, tokenizer=TrainedTokenizer(other, params, "32px", {}))
+    pretrained.save_model(tmp_path / "other", system)
+    changes = "stage=2", f"train.init_from={stage_1}", f"system={tmp_path / 'other'}"
+    with pytest.raises(UserError, match=r"another tokenizer than config\.system"):
+        train_upscaler.main(config(world, *changes), tmp_path / "mixed")
+    with pytest.raises(UserError, match="began with another tokenizer"):
+        train_upscaler.main(config(world, f"system={tmp_path / 'other'}", "train.steps=6"), stage_1)
+
+
+def test_what_does_not_belong_to_a_system_has_its_reason():
+    schedule, tokenizer = make_schedule("32px"), systems.TOKENIZER
+
+    def problem(head="bits", quantizer="bsq", **changes):
+        own = dataclasses.replace(tokenizer, quantizer=quantizer, codes=8 if quantizer == "vq" else 0)
+        return problem_with(dataclasses.replace(upscalers.CONFIG, **changes), own, head, schedule)
+
+    assert problem() == ""
+    assert "does not divide the 16 pixels" in problem(factor=3)
+    assert "predicts bits" in problem(quantizer="vq") and "predicts bits" in problem(head="index")
+    assert "upscaler.bits is 4" in problem(bits=4)
+    everything = tuple(h for h, _ in schedule.times(2).sizes)
+    same = {name: (16,) * len(everything) for name in ("widths",)} | {"layers": (1,) * len(everything)}
+    assert "at least one more" in problem(sizes=everything, heads=(2,) * len(everything), **same)

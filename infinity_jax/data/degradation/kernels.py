@@ -45,11 +45,6 @@ def sinc(cutoff: float, size: int) -> Kernel:
     return kernel / kernel.sum()
 
 
-def padded(kernel: Kernel, size: int = LARGEST) -> Float[np.ndarray, "size size"]:
-    """Puts zeros around a kernel."""
-    return np.pad(kernel, (size - len(kernel)) // 2)
-
-
 # Kinds of blur, whether both axes are alike, and how often they are drawn.
 _KINDS = ((GAUSSIAN, True), (GAUSSIAN, False), (GENERALISED, True), (GENERALISED, False))
 _KINDS = (*_KINDS, (PLATEAU, True), (PLATEAU, False))

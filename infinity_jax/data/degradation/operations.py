@@ -46,13 +46,10 @@ def resized(x_HWc: Picture, size: tuple[int, int], mode: str) -> Picture:
 
 
 def _resized(x_HWc: Picture, size: "tuple[int, int] | list[int]", mode: str, step: float | None) -> Picture:
-    maps = []
-    for before, after in zip(x_HWc.shape[:2], size, strict=True):
-        if mode == "area":
-            maps.append(area_matrix(before, after))
-        else:
-            matrix = {"bilinear": bilinear_matrix, "bicubic": bicubic_matrix}[mode]
-            maps.append(matrix(before, after, step))
+    # Not the cached ones: nearly every factor is another.
+    makes = {"area": area_matrix, "bilinear": bilinear_matrix, "bicubic": bicubic_matrix}
+    make, more = makes[mode].__wrapped__, () if mode == "area" else (step,)
+    maps = [make(before, after, *more) for before, after in zip(x_HWc.shape[:2], size, strict=True)]
     return np.einsum("hH,HWc,wW->hwc", maps[0], x_HWc, maps[1], optimize=True).astype(x_HWc.dtype)
 
 

@@ -91,6 +91,17 @@ class DegradationConfig(Checked):
         for name in ("resize_1", "resize_2"):
             if abs(sum(getattr(self, name)) - 1) > 1e-6:
                 raise UserError(f"{name} is {getattr(self, name)}; the three odds must add up to 1")
+        for number in (1, 2):
+            how = self.of_round(number)
+            if how.blur and how.sigma[0] <= 0:
+                raise UserError(
+                    f"sigma_{number} is {how.sigma}; give numbers above 0, or no blur (blur_{number}=0)"
+                )
+            if how.factors[0] <= 0 or (how.resize[1] and how.factors[0] > 1):
+                raise UserError(
+                    f"factors_{number} is {how.factors} and resize_{number} {how.resize}; pictures are shrunk by "
+                    "factors above 0 and up to 1"
+                )
         for name in ("jpeg_1", "jpeg_2"):
             if not 1 <= getattr(self, name)[0] <= getattr(self, name)[1] <= 100:
                 raise UserError(f"{name} is {getattr(self, name)}; give qualities from 1 to 100")
@@ -103,16 +114,6 @@ class DegradationConfig(Checked):
         return Round(**{name: getattr(self, f"{name}_{number}") for name in names})
 
 
-# A lighter process of the release's code, of one round.
-LIGHT = DegradationConfig(
-    rounds=1,
-    factors_1=(0.5, 1.5),
-    gaussian_1=0.3,
-    noise_1=(1.0, 20.0),
-    poisson_1=(0.05, 2.0),
-    grey_1=0.2,
-    jpeg_2=(60.0, 95.0),
-)
 CLEAN = DegradationConfig(sharpen=False, rounds=0)
 
 
@@ -171,8 +172,11 @@ def _round(
     elif which < up + down:
         factor = random.uniform(low, min(1.0, high))
     mode = str(random.choice(operations.MODES))
-    size = max(1, int(whole[0] * factor)), max(1, int(whole[1] * factor))
-    x = np.clip(operations.resized(x, size, mode), 0, 1)
+    if whole == x.shape[:2]:
+        x = np.clip(operations.scaled(x, factor, mode), 0, 1)
+    else:
+        size = max(1, int(whole[0] * factor)), max(1, int(whole[1] * factor))
+        x = np.clip(operations.resized(x, size, mode), 0, 1)
     is_grey = random.random() < how.grey
     if random.random() < how.gaussian:
         return operations.gaussian_noise(random, x, _between(random, how.noise) / _LEVELS, is_grey)
