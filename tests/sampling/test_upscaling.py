@@ -1,6 +1,9 @@
 """Upscaling: what is given and what is drawn, tiles, colours, and what is refused."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -218,9 +221,16 @@ def test_options_that_change_the_first_scales_run_them_one_by_one(pipeline):
     )
 
 
-@pytest.mark.long
-def test_two_devices_draw_what_one_draws(folder, pipeline):
-    request = UpscaleRequest([picture(i) for i in range(4)], ["a", "b", "c", "d"])
-    on_two = UpscalePipeline.from_pretrained(folder, mesh="data=2")
-    for ours, theirs in zip(on_two(request, SETTINGS), pipeline(request, SETTINGS), strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+@pytest.mark.slow
+def test_two_devices_draw_what_one_draws(folder, tmp_path):
+    """In processes of their own, of which one has virtual devices."""
+    for i in range(4):
+        picture(i).save(tmp_path / f"{i}.png")
+    command = [sys.executable, "-m", "infinity_jax.cli", "upscale", *(str(tmp_path / f"{i}.png") for i in range(4))]
+    command += ["--checkpoint", str(folder), "--prompt", "red", "--decoder-dtype", "float32"]
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    for name, more in (("one", []), ("two", ["--devices", "2"])):
+        subprocess.run([*command, *more, "--out", str(tmp_path / name)], check=True, env=os.environ | flags)
+    for i in range(4):
+        one, two = (np.asarray(Image.open(tmp_path / name / f"{i}.png")) for name in ("one", "two"))
+        np.testing.assert_array_equal(one, two)
