@@ -105,7 +105,8 @@ def _whole(config: SamplerConfig, params: Any, inputs: SamplerInputs, repeats: i
     started = time.perf_counter()
     quantizer = _quantizer(config)
     draw = jax.jit(
-        lambda *x: sampler.draw(config, *x, quantizer), compiler_options=sampler.compiler_options()
+        lambda params, inputs: sampler.draw(config, params, inputs, quantizer),
+        compiler_options=sampler.compiler_options(),
     )
     compiled = draw.lower(params, inputs).compile()
     compile_seconds = time.perf_counter() - started
@@ -163,7 +164,7 @@ def _share_per_scale(
     config: SamplerConfig, params: Any, inputs: SamplerInputs, repeats: int
 ) -> dict[str, float]:
     """Time of each scale as a program of its own, and of the work on the text, over their sum."""
-    prepare = jax.jit(lambda *x: sampler.prepare(config, *x, _quantizer(config)))
+    prepare = jax.jit(lambda params, inputs: sampler.prepare(config, params, inputs, _quantizer(config)))
     prepared = prepare(params, inputs)
     state = jax.jit(lambda: sampler.empty_state(config, len(inputs.seeds_B)))()
     durations = {"text": min(machine.seconds(lambda: prepare(params, inputs), repeats))}

@@ -90,11 +90,14 @@ def _measured(arm: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "the true first scales": _with_first_scales_of(held.true, first, held),
         "stage 1": upscaled(first, held, settings),
         "stage 2": upscaled(second, held, settings),
+        "stage 2, colours corrected": upscaled(second, held, settings, colour="adain+wavelet"),
         "stage 2, wrong captions": upscaled(second, held, settings, held.captions[1:] + held.captions[:1]),
     }
     if not clean:
         trained_on_clean = _trained(arm.replace("spoiled", "clean"), 2, arguments)
-        made["stage 2 of clean"] = upscaled(UpscalePipeline.from_pretrained(trained_on_clean), held, settings)
+        made["stage 2, trained on clean"] = upscaled(
+            UpscalePipeline.from_pretrained(trained_on_clean), held, settings
+        )
     shown = {name: made[name] for name in ("bicubic", "tokenizer, true", "stage 1", "stage 2")}
     footer = attribution(["emoji_captions"])
     evaluate_upscaler.draw_sheet(arguments.out / f"{_name(arm)}.png", held, shown, footer)

@@ -140,6 +140,7 @@ UPSCALERS: Mapping[str, UpscalerConfig] = MappingProxyType(
         "nsarm": UpscalerConfig(
             layout="release",
             next_input="area",
+            colour="adain+wavelet",
             prompt="a high-quality image with harmonious colours and rich details",
         )
     }

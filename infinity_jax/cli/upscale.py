@@ -5,12 +5,12 @@ import argparse
 from infinity_jax.cli import options
 from infinity_jax.cli.command import command
 from infinity_jax.cli.sample import add_checkpoint, add_devices, system_of
+from infinity_jax.config import COLOURS
 from infinity_jax.errors import UserError
 
 EXAMPLES = """infinity-jax upscale small.png --checkpoint runs/upscaler_2 --prompt "red heart" --out out/
   infinity-jax upscale *.png --checkpoint nsarm --captions captions.txt --tile --out out/
 Each PNG holds how it was made as text ("infinity-jax"); sheet.png shows the pictures beside bicubic ones."""
-COLOURS = ("adain+wavelet", "adain", "wavelet", "none")
 
 
 def _add_arguments(command: argparse.ArgumentParser) -> None:
@@ -36,8 +36,7 @@ def _add_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--colour",
         choices=COLOURS,
-        default=COLOURS[0],
-        help=f"how colours are brought back to the small picture's, default {COLOURS[0]}",
+        help="how colours are brought back to the small picture's; default: the upscaler's own",
     )
     add(
         "--tile",

@@ -20,12 +20,13 @@ from infinity_jax.config.transformer import (
     TextConfig,
     TransformerConfig,
 )
-from infinity_jax.config.upscaler import UpscalerConfig
+from infinity_jax.config.upscaler import COLOURS, UpscalerConfig
 
 __all__ = [
     "ADALN",
     "ATTENTION",
     "BINARY",
+    "COLOURS",
     "CONDITIONS",
     "DTYPES",
     "GUIDANCE",

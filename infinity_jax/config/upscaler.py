@@ -7,6 +7,7 @@ from infinity_jax.config.checks import check
 from infinity_jax.fields import Checked, OneOf, Range, ShareBelowOne, Unlimited
 
 LAYOUTS, NEXT_INPUTS = ("spatial", "release"), ("bilinear", "area")
+COLOURS = ("none", "adain", "wavelet", "adain+wavelet")
 _PerScale = Range(1, 64)
 
 
@@ -26,6 +27,7 @@ class UpscalerConfig(Checked):
       layout: "spatial", where a token is a place; "release", whose tokens are the memory of [d,s,s] read as [s*s,d].
       next_input: how the sum of codes becomes the transformer's next input when pictures are drawn: "bilinear" as in
         training, or "area" as the release draws.
+      colour: how colours are brought back to the low-quality picture's, a name of `COLOURS`.
       prompt: what all pictures are drawn from; "" is each picture's own caption.
     """
 
@@ -43,6 +45,7 @@ class UpscalerConfig(Checked):
     factor: Annotated[int, Range(1, 64)] = 4
     layout: Annotated[str, OneOf(LAYOUTS)] = "spatial"
     next_input: Annotated[str, OneOf(NEXT_INPUTS)] = "bilinear"
+    colour: Annotated[str, OneOf(COLOURS)] = "none"
     prompt: Annotated[str, Unlimited("text")] = ""
 
     def __post_init__(self):

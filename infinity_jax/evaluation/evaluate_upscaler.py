@@ -128,12 +128,16 @@ def bicubic(held: HeldBack) -> Images:
 
 
 def upscaled(
-    pipeline: UpscalePipeline, held: HeldBack, settings: Any, prompts: Sequence[str] | None = None
+    pipeline: UpscalePipeline,
+    held: HeldBack,
+    settings: Any,
+    prompts: Sequence[str] | None = None,
+    colour: str | None = None,
 ) -> Images:
-    """Draws the small pictures large, from their captions or from other prompts."""
+    """Draws the small pictures large, from their captions or from other prompts, with the upscaler's own colours."""
     own = pipeline.upscaler.config.prompt
     prompts = prompts or (None if own else held.captions)
-    request = UpscaleRequest([Image.fromarray(x) for x in held.low], prompts)
+    request = UpscaleRequest([Image.fromarray(x) for x in held.low], prompts, colour=colour)
     return np.stack([np.asarray(picture) for picture in pipeline(request, settings)])
 
 

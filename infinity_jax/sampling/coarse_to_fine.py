@@ -58,7 +58,7 @@ def _programs(config: SamplerConfig, layout: Layout | None) -> _Programs:
 
     traced = layout.traced if layout is not None else lambda function: function
     options: dict[str, Any] = {"compiler_options": compiler_options(layout)}
-    shown = {} if layout is None else {"out_shardings": layout.replicated}
+    shown: dict[str, Any] = {} if layout is None else {"out_shardings": layout.replicated}
     return _Programs(
         jax.jit(traced(start), **options),
         jax.jit(traced(scale), static_argnums=4, donate_argnums=3, **options),

@@ -1,5 +1,7 @@
 """Masks of edits: which tokens of each scale a mask keeps, and how what it keeps is put back."""
 
+from typing import Any
+
 import numpy as np
 import scipy.ndimage
 from jaxtyping import Bool, Float
@@ -37,7 +39,7 @@ def kept_by_scale(
         drawn = touched > _TOUCHED
         stays = 1 - (drawn if drawn.any() else touched > 0).astype(np.float32)
         if feather:  # by the distance to what is drawn, along rows and columns
-            distance = scipy.ndimage.distance_transform_cdt(stays, "taxicab")
+            distance: Any = scipy.ndimage.distance_transform_cdt(stays, "taxicab")
             stays = np.minimum(distance / (feather + 1), 1).astype(np.float32)
     kind, kept = (np.float32 if feather else bool), []
     for k, (size, tokens) in enumerate(zip(schedule.sizes, schedule.tokens, strict=True)):

@@ -49,7 +49,8 @@ def prefill(
     def step(place: Any, weights: Any, text_kv: Any, x_NLC: Any, cache: LayerCache) -> Any:
         remember = functools.partial(span.remember, cache.past, place)
         of_layer = x_NLC, remember, text_kv, prepared.condition, config.given_scales
-        x_NLC, past = block.apply({"params": weights}, *of_layer, method="prefill")  # pyright: ignore
+        result: Any = block.apply({"params": weights}, *of_layer, method="prefill")
+        x_NLC, past = result
         return x_NLC, LayerCache(past, cache.updates)
 
     def layer(x_NLC: jax.Array, number: Any, place: Any, cache: LayerCache) -> tuple[jax.Array, LayerCache]:

@@ -161,7 +161,7 @@ def draw_scale(
         symbols_Bhw = put_in(own_Bhw, where_Bhw, drawn_Bhw)
         codes_BHWd = codes_of(config, quantizer, symbols_Bhw)
         if is_soft(where_Bhw):
-            both = (codes_of(config, quantizer, symbols) for symbols in (own_Bhw, drawn_Bhw))
-            codes_BHWd = blended(*both, where_Bhw)
+            own_BHWd, drawn_BHWd = (codes_of(config, quantizer, x) for x in (own_Bhw, drawn_Bhw))
+            codes_BHWd = blended(own_BHWd, drawn_BHWd, where_Bhw)
     running_sum_BHWd = quantizer.add(state.running_sum_BHWd, codes_BHWd, k)
     return symbols_Bhw, SamplerState(running_sum_BHWd, caches, carried)

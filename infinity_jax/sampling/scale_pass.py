@@ -62,7 +62,8 @@ def embedded(
         so_far = prepared.quantizer, running_sum_BHWd
         features_BNd = rows.repeat(next_input(config, *so_far, config.schedule.sizes[k]))
     inputs: Any = rows.select(prepared.condition), features_BNd, k
-    return Transformer(config.model).apply({"params": params}, *inputs, method="embed")
+    embed: Any = Transformer(config.model).apply
+    return embed({"params": params}, *inputs, method="embed")
 
 
 def next_input(

@@ -54,7 +54,7 @@ def main(
             **dataclasses.asdict(chosen),
             "upscaled": str(path),
             "factor": pipeline.upscaler.config.factor,
-            "colour": request.colour,
+            "colour": request.colour or pipeline.upscaler.config.colour,
             "checkpoint": system.checkpoint,
         }
         picture_files.write(picture, target, note)

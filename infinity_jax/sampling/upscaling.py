@@ -17,7 +17,7 @@ from PIL import Image
 
 from infinity_jax.checkpoints.opened import open_checkpoint
 from infinity_jax.checkpoints.trained import TrainedUpscaler
-from infinity_jax.config import SampleConfig, TokenizerConfig, UpscalerConfig, check_choice
+from infinity_jax.config import COLOURS, SampleConfig, TokenizerConfig, UpscalerConfig, check_choice
 from infinity_jax.data import pictures as decoding
 from infinity_jax.data.degradation.process import brought_to
 from infinity_jax.errors import UserError
@@ -44,14 +44,14 @@ class UpscaleRequest:
       pictures: RGB.
       prompts: what each shows; None is the upscaler's own text for all, or none.
       seeds: one a picture; None is 0, 1, 2, ...
-      colour: how colours are brought back to the small picture's, a name of `colour.COLOURS`.
+      colour: how colours are brought back to the small picture's, a name of `config.COLOURS`; None is the upscaler's own.
       tile: pictures of another size than the upscaler's are cut into overlapping tiles of that.
     """
 
     pictures: Sequence[Image.Image]
     prompts: Sequence[str] | None = None
     seeds: Sequence[int] | None = None
-    colour: str = "adain+wavelet"
+    colour: str | None = None
     tile: bool = False
 
 
@@ -101,7 +101,7 @@ class UpscalePipeline:
         drawn = self._draw(small, [prompts[i] for i in of_picture], [seeds[i] for i in of_picture], settings)
         # Each tile's colours are its own: so seams have none.
         drawn = [
-            colour.corrected(x, low, request.colour).astype(np.float32)
+            colour.corrected(x, low, request.colour or self.upscaler.config.colour).astype(np.float32)
             for x, low in zip(drawn, small, strict=True)
         ]
         factor, parts = self.upscaler.config.factor, iter(drawn)
@@ -122,7 +122,7 @@ class UpscalePipeline:
             raise UserError(
                 f"got {count} pictures, {len(prompts)} prompts and {len(seeds)} seeds; give one of each for a picture"
             )
-        check_choice(request.colour, colour.COLOURS, "colour")
+        check_choice(request.colour or "none", COLOURS, "colour")
         for number, picture in enumerate(request.pictures):
             size = f"picture {number} has {picture.width}x{picture.height} pixels"
             if picture.size != (self.side, self.side) and not request.tile:

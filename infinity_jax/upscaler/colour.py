@@ -4,7 +4,6 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-COLOURS = ("adain+wavelet", "adain", "wavelet", "none")
 _EPS = 1e-5
 _LEVELS = 5
 _KERNEL = np.array([1.0, 2.0, 1.0]) / 4
@@ -17,7 +16,7 @@ def corrected(
 
     Args:
       low_hw3: the low-quality picture, which is enlarged bicubically.
-      how: a name of `COLOURS`, or several joined by "+", done in that order.
+      how: a name of `config.COLOURS`; those joined by "+" are done in that order.
     """
     if how == "none":
         return drawn_HW3

@@ -43,7 +43,7 @@ from infinity_jax.tokenizer import pyramid
 from infinity_jax.tokenizer.bsq import BSQ
 from infinity_jax.tokenizer.model import Tokenizer
 from infinity_jax.tools.convert.convert import to_torch
-from infinity_jax.tools.convert.links import our_shapes
+from infinity_jax.tools.convert.links import Link, our_shapes
 from infinity_jax.tools.convert.upscaler_names import PREFIX, upscaler_links
 from infinity_jax.training import upscaler_losses
 from infinity_jax.transformer.transformer import Transformer
@@ -112,7 +112,7 @@ def test_network(network, models, upscalers):
                 assert_close(pooled, theirs.reshape(pooled.shape), SINGLE_LAYER, f"pooled {i}")
             tokens = to_tokens(made, config.layout)
             assert_close(tokens, arrays[f"map_out{suffix}_{i}"], SINGLE_LAYER, f"scale {i}")
-            np.testing.assert_array_equal(to_map(tokens, config.layout), made)
+            np.testing.assert_array_equal(to_map(jnp.asarray(tokens), config.layout), made)
             if not suffix:
                 theirs = channels_last(arrays[f"bits_{i}"]) > 0
                 (ours,) = bits_but_for_ties([made], [theirs])
@@ -123,7 +123,7 @@ def test_network(network, models, upscalers):
 def test_network_of_the_released_size(network_full_size):
     config = UPSCALERS["nsarm"]
     ours: dict = {}
-    for link in upscaler_links(config):
+    for link in cast(list[Link], upscaler_links(config)):
         value = full_size_value(link.published.removeprefix(PREFIX), link.published_shape)
         for path, array in zip(link.ours, link.to_ours(value), strict=True):
             ours.setdefault(path, []).append(array)
@@ -281,7 +281,8 @@ def test_training(training, models, upscalers):
 def assert_gradient_norms(gradient, config, norms):
     """Compares the norm of each published tensor's gradient; None is no gradient."""
     flat = {trees.parameter_name(path): np.asarray(x) for path, x in jax.tree.leaves_with_path(gradient)}
-    links = {link.published.removeprefix(PREFIX): link for link in upscaler_links(config)}
+    ours = cast(list[Link], upscaler_links(config))
+    links = {link.published.removeprefix(PREFIX): link for link in ours}
     assert links.keys() == norms.keys()
     # A gradient that is sums of many opposite terms is rounded in proportion to the others.
     largest = max(norm for norm in norms.values() if norm)

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import systems
@@ -239,7 +240,7 @@ def test_greedy_bits_are_certain_by_their_own_prompt(pipeline):
     numbers = guidance.numbers([settings], schedule.n_scales, 2)
     given = gathered(pipeline.text_encoder, SampleRequest(["cat", "dog"], [1, 2]), numbers, 8)
     bits = jax.jit(sampler.draw, static_argnums=0)(config, pipeline._rounded_params, given).bits
-    whole = Given(tuple(np.ones(x.shape[:3], bool) for x in bits), bits)
+    whole = Given(tuple(jnp.ones(x.shape[:3], bool) for x in bits), bits)
     found = make_probabilities(config)(pipeline._rounded_params, None, given._replace(given=whole))
     for drawn, probability in zip(bits, found, strict=True):
         np.testing.assert_array_equal(np.asarray(drawn, np.float32), probability)

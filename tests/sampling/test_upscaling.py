@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import systems, upscalers
@@ -50,7 +51,7 @@ def test_pictures_of_one_call_are_those_of_single_calls(pipeline):
     together = pipeline(request, SETTINGS)
     assert [x.size for x in together] == [(16, 16)] * 3
     for i in range(3):
-        alone = UpscaleRequest([given[i]], [request.prompts[i]], [request.seeds[i]])
+        alone = UpscaleRequest([given[i]], ["abc"[i]], [4 + i])
         np.testing.assert_array_equal(pipeline(alone, SETTINGS)[0], together[i])
 
 
@@ -155,7 +156,7 @@ def test_the_command_writes_pictures_that_say_how_they_were_made(folder, tmp_pat
     assert main([*command, "--tile", "--colour", "none", "--seed", "3"]) == 0
     assert sorted(x.name for x in out.iterdir()) == ["a.png", "b.png", "sheet.png"]
     note = picture_files.read_metadata(out / "b.png")
-    assert (note["prompt"], note["seed"], note["factor"], note["colour"]) == ("red", 4, 2, "none")
+    assert note and (note["prompt"], note["seed"], note["factor"], note["colour"]) == ("red", 4, 2, "none")
     assert Image.open(out / "b.png").size == (20, 24)
 
 
@@ -185,7 +186,8 @@ def test_given_scales_run_at_once_give_the_numbers_of_one_after_the_other(pipeli
     third = drawn(
         dataclasses.replace(config, given_scales=0), pipeline.pipeline._rounded_params, inputs
     ).bits[2]
-    where = (*first.where, np.ones(third.shape[:3], bool))
+    assert first.symbols is not None
+    where = (*first.where, jnp.ones(third.shape[:3], bool))
     inputs = inputs._replace(given=Given(where, (*first.symbols, third)))
 
     def states(config):
@@ -226,7 +228,13 @@ def test_two_devices_draw_what_one_draws(folder, tmp_path):
     """In processes of their own, of which one has virtual devices."""
     for i in range(4):
         picture(i).save(tmp_path / f"{i}.png")
-    command = [sys.executable, "-m", "infinity_jax.cli", "upscale", *(str(tmp_path / f"{i}.png") for i in range(4))]
+    command = [
+        sys.executable,
+        "-m",
+        "infinity_jax.cli",
+        "upscale",
+        *(str(tmp_path / f"{i}.png") for i in range(4)),
+    ]
     command += ["--checkpoint", str(folder), "--prompt", "red", "--decoder-dtype", "float32"]
     flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
     for name, more in (("one", []), ("two", ["--devices", "2"])):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,10 +62,10 @@ def test_both_stages_end_in_a_folder_that_draws(world, stage_1, tmp_path):
     assert any(jax.tree.leaves(changed))
     pretrained.export(str(tmp_path / "stage_2"), tmp_path / "out", "float32")
     request = UpscaleRequest([Image.new("RGB", (8, 8), "red")], ["red"])
-    made = [
+    trained, exported = (
         UpscalePipeline.from_pretrained(path)(request)[0] for path in (tmp_path / "stage_2", tmp_path / "out")
-    ]
-    np.testing.assert_array_equal(*made)
+    )
+    np.testing.assert_array_equal(trained, exported)
 
 
 @pytest.mark.long
@@ -183,7 +184,7 @@ def test_stages_of_two_systems_are_not_mixed(world, stage_1, tmp_path):
 def test_what_does_not_belong_to_a_system_has_its_reason():
     schedule, tokenizer = make_schedule("32px"), systems.TOKENIZER
 
-    def problem(head="bits", quantizer="bsq", **changes):
+    def problem(head: str = "bits", quantizer: str = "bsq", **changes: Any) -> str:
         own = dataclasses.replace(tokenizer, quantizer=quantizer, codes=8 if quantizer == "vq" else 0)
         return problem_with(dataclasses.replace(upscalers.CONFIG, **changes), own, head, schedule)
 
@@ -192,5 +193,6 @@ def test_what_does_not_belong_to_a_system_has_its_reason():
     assert "predicts bits" in problem(quantizer="vq") and "predicts bits" in problem(head="index")
     assert "upscaler.bits is 4" in problem(bits=4)
     everything = tuple(h for h, _ in schedule.times(2).sizes)
-    same = {name: (16,) * len(everything) for name in ("widths",)} | {"layers": (1,) * len(everything)}
-    assert "at least one more" in problem(sizes=everything, heads=(2,) * len(everything), **same)
+    n = len(everything)
+    whole = problem(sizes=everything, widths=(16,) * n, layers=(1,) * n, heads=(2,) * n)
+    assert "at least one more" in whole

@@ -18,6 +18,7 @@ from infinity_jax.files import atomic, picture_writer
 from infinity_jax.files.picture_writer import Wanted
 from infinity_jax.sampling.pipeline import InfinityPipeline
 from infinity_jax.sampling.request import SampleRequest, SystemOptions
+from infinity_jax.text.encoder import padded_lengths
 from infinity_jax.text.rewriting import Rewriter
 
 
