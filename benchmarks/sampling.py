@@ -103,11 +103,8 @@ def _inputs(config: SamplerConfig, arguments: argparse.Namespace) -> SamplerInpu
 def _whole(config: SamplerConfig, params: Any, inputs: SamplerInputs, repeats: int) -> dict[str, Any]:
     """The transformer on all scales as one program."""
     started = time.perf_counter()
-    quantizer = _quantizer(config)
-    draw = jax.jit(
-        lambda params, inputs: sampler.draw(config, params, inputs, quantizer),
-        compiler_options=sampler.compiler_options(),
-    )
+    quantizer, options = _quantizer(config), sampler.compiler_options()
+    draw = jax.jit(lambda *x: sampler.draw(config, x[0], x[1], quantizer), compiler_options=options)
     compiled = draw.lower(params, inputs).compile()
     compile_seconds = time.perf_counter() - started
     durations, rates = [], []

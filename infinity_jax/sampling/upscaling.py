@@ -44,7 +44,8 @@ class UpscaleRequest:
       pictures: RGB.
       prompts: what each shows; None is the upscaler's own text for all, or none.
       seeds: one a picture; None is 0, 1, 2, ...
-      colour: how colours are brought back to the small picture's, a name of `config.COLOURS`; None is the upscaler's own.
+      colour: how colours are brought back to the small picture's, a name of `config.COLOURS`; None is the upscaler's
+        own.
       tile: pictures of another size than the upscaler's are cut into overlapping tiles of that.
     """
 
