@@ -1,6 +1,6 @@
 """BSQ-ViT against tokenizers of convolutions at equal training time, on the bundled pictures.
 
-python experiments/vit_tokenizer.py --minutes 30 --workdir runs/vit_tokenizer --json vit_tokenizer.json
+python experiments/vit_tokenizer.py --minutes 12 --workdir runs/vit_tokenizer --json FILE --sheet FILE
 
 How long a step takes is measured in turns on a quiet machine, and each has as many steps as fit into the minutes. The
 same command again goes on where it was stopped, with the steps that were found then.
@@ -12,12 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from infinity_jax import config_files
 from infinity_jax.checkpoints import pretrained
 from infinity_jax.checkpoints.trained import tokenizer_shapes
+from infinity_jax.data import pictures, sources
+from infinity_jax.data.through_bits import ThroughBits
 from infinity_jax.evaluation import evaluate_tokenizer
+from infinity_jax.files import sheets
 from infinity_jax.runtime import start_up
 from infinity_jax.training import train_tokenizer
 
@@ -28,7 +32,7 @@ ARMS = {
     "ViT, 1 scale": ("bsq_vit:64px", []),
 }
 COLUMNS = ("psnr", "ssim", "kid", "used_bits", "steps", "parameters")
-PACE_STEPS, TURNS = 40, 2
+PACE_STEPS, TURNS, SHOWN = 40, 2, 12
 
 
 def main() -> None:
@@ -51,6 +55,25 @@ def main() -> None:
         print(f"{name:>24}" + "".join(f"{numbers[column]:12.6g}" for column in COLUMNS))
     if arguments.json:
         arguments.json.write_text(json.dumps(report, indent=1) + "\n")
+    if arguments.sheet:
+        _sheet(arguments)
+
+
+def _sheet(arguments: argparse.Namespace) -> None:
+    """Draws some held-out pictures through each tokenizer."""
+    source = sources.open_source("emoji_captions", "validation")
+    records = [source[int(i)] for i in np.linspace(0, len(source) - 1, SHOWN)]
+    given = pictures.decode_squares(records, 64)
+    through = [
+        ThroughBits(pretrained.load_tokenizer(str(arguments.workdir / _folder(name))))(given) for name in ARMS
+    ]
+    sheets.comparison_sheet(
+        [*through, given],
+        [*ARMS, "held-out pictures"],
+        arguments.sheet,
+        captions=[record["caption"] for record in records],
+        footer=sources.attribution(["emoji_captions"]),
+    )
 
 
 def _folder(name: str) -> str:
@@ -95,6 +118,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--sheet", type=Path)
     return parser.parse_args()
 
 
