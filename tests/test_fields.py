@@ -142,7 +142,8 @@ def test_what_packed_configs_say_is_allowed():
     for name in config_files.packed():
         if not name.startswith(("sweeps/", "ablations/", "t2i", "pods/")):
             config = config_files.load(name, stages=True)
-            sections.read(config, "train" if "tokenizer" in config else "train-tokenizer")
+            kinds = {"upscaler": "train-upscaler", "tokenizer": "train"}
+            sections.read(config, next((kinds[key] for key in kinds if key in config), "train-tokenizer"))
 
 
 def test_numbers_as_text_in_a_checkpoints_config_json():

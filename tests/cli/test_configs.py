@@ -36,7 +36,8 @@ def loaded(name: str, *changes: str):
 
 
 def command_of(config) -> str:
-    return "train" if "tokenizer" in config else "train-tokenizer"
+    kinds = {"upscaler": "train-upscaler", "tokenizer": "train"}
+    return next((command for key, command in kinds.items() if key in config), "train-tokenizer")
 
 
 def cases():
@@ -53,7 +54,7 @@ CASES = dict(cases())
 
 def test_all_config_files_are_tried():
     assert (
-        {path.partition(":")[0] for path in CASES} == set(CONFIGS) and len(CONFIGS) == 14 and len(GRIDS) == 7
+        {path.partition(":")[0] for path in CASES} == set(CONFIGS) and len(CONFIGS) == 15 and len(GRIDS) == 7
     )
     assert {"t2i_progressive:debug", "emoji:index", "tokenizer:stage2", "pods/v5e_256:4.7b,0.25M"} <= set(
         CASES
@@ -67,7 +68,7 @@ def test_every_field_of_every_section_is_a_key(path):
     for one in [config, *config.get("stages", {}).values()]:
         for name, cls in sections.items():
             assert set(one[name]) == {field.name for field in dataclasses.fields(cls)}, name
-        assert set(one) - {"tokenizer", "stages"} == set(sections)
+        assert set(one) - {"tokenizer", "stages", "system", "stage"} == set(sections)
 
 
 @pytest.mark.parametrize("path", CASES)

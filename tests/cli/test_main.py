@@ -13,9 +13,14 @@ COMMANDS = (
     "prepare",
     "train-tokenizer",
     "train",
+    "train-upscaler",
     "sample",
+    "edit",
+    "upscale",
     "generate",
     "evaluate",
+    "evaluate-tokenizer",
+    "evaluate-upscaler",
     "fid",
     "export",
     "convert",
@@ -104,7 +109,7 @@ def test_misspelt_config_key_names_the_nearest(tmp_path, capsys):
 
 def test_sampling_options(command):
     got = {}
-    names = ("request", "out", "system", "settings", "skip_existing")
+    names = ("request", "out", "system", "settings", "skip_existing", "preview")
     command("sampling.prompts_to_files", lambda *values: got.update(zip(names, values, strict=True)))
     words = ["--seed", "3", "--cfg", "1,2.5", "--tau", "0.5", "--top-p", "0.9", "--aspect-ratio", "3:2"]
     words += ["--negative-prompt", "dog", "--guidance", "pyramid", "--pruning", "fastvar", "--budget", "1M"]
@@ -125,6 +130,7 @@ def test_sampling_options(command):
             "pruning": "fastvar",
         },
         "skip_existing": True,
+        "preview": False,
     }
 
 

@@ -130,7 +130,8 @@ def checkpoint_identity(checkpoint: str) -> dict[str, Any]:
     """
     folder = opened.resolve(checkpoint)
     if (folder / checkpoint_folder.CONFIG).is_file():
-        names = (checkpoint_folder.CONFIG, *checkpoint_folder.WEIGHTS.values())
+        parts = (checkpoint_folder.WEIGHTS[part] for part in checkpoint_folder.SYSTEM)
+        names = (checkpoint_folder.CONFIG, *parts)
         return {"sha256": prompt_files.sha256(folder / name for name in names)}
     with contextlib.closing(Checkpointer(folder / "checkpoints", read_only=True)) as reader:
         config = json.dumps(reader.config(), sort_keys=True).encode()
