@@ -69,7 +69,7 @@ def test_both_stages_end_in_a_folder_that_draws(world, stage_1, tmp_path):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize("stage", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_resumed_is_undisturbed_bit_for_bit(world, stage_1, stage, tmp_path):
     changes = ["stage=2", f"train.init_from={stage_1}", "correction.p=0.2"] if stage == 2 else []
     whole = train_upscaler.main(config(world, *changes), tmp_path / "whole")

@@ -53,7 +53,8 @@ class DegradationConfig(Checked):
       gaussian_1, noise_1, poisson_1, grey_1: of the first round, see `Round`.
       blur_2, sigma_2, resize_2, factors_2: of the second round.
       gaussian_2, noise_2, poisson_2, grey_2: of the second round.
-      jpeg_1: qualities of the JPEG between the rounds; jpeg_2: of the last one.
+      jpeg_1: qualities of the JPEG between the rounds.
+      jpeg_2: qualities of the last one.
       sinc: share of a last low-pass filter, which rings.
       jpeg: "file", or "formula" as the release has it.
     """
