@@ -42,6 +42,18 @@ def pytest_addoption(parser):
 
 
 @pytest.fixture(scope="module", autouse=True)
+def environment_put_back():
+    """Undoes what a command changed in the environment, for the processes that later tests start.
+
+    `infinity-jax compile` switches the cache of compiled programs off.
+    """
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
 def free_compiled_programs():
     """Frees the programs that a module's tests compiled: few are needed again, and all together take some GiB."""
     yield
