@@ -10,7 +10,7 @@ from absl import logging
 from jaxtyping import UInt8
 from PIL import Image
 
-from infinity_jax.checkpoints.opened import open_checkpoint
+from infinity_jax.checkpoints.origin import data_of
 from infinity_jax.config_files import from_dict
 from infinity_jax.data import pictures, sources
 from infinity_jax.data.degradation.process import CLEAN, DegradationConfig, degrade
@@ -78,7 +78,7 @@ def main(
         if file:
             atomic.check_target(Path(file), option, checkpoint)
     pipeline = UpscalePipeline.from_pretrained(checkpoint)
-    run = open_checkpoint(checkpoint).origin("upscaler")
+    run = pipeline.upscaler.origin
     source: str = data or run.get("data", {}).get("source") or "emoji_captions"
     degradation = CLEAN if clean else from_dict(DegradationConfig, run.get("degradation", {}), "degradation")
     held = held_back(source, pipeline, degradation, n_pictures)
@@ -95,7 +95,8 @@ def main(
     logging.info("wrote %s", json_file)
     print(as_text(numbers, made))
     if sheet:
-        draw_sheet(Path(sheet), held, made, sources.attribution([source]))
+        behind = [source, *pipeline.pipeline.model.trained_on, *data_of(pipeline.upscaler.origin)]
+        draw_sheet(Path(sheet), held, made, sources.attribution(behind))
     return numbers
 
 

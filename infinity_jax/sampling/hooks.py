@@ -8,8 +8,8 @@
 | `draw_bits`      | guidance on logits, within the head      | guidance on features alone; reuse of guidance;   |
 |                  |                                          | mixed codes                                      |
 
-A new option is a new value of a hook and leaves `sampler.py` as it is: bits that are given instead of drawn (for
-in-painting) wrap `draw_bits`; a preset for speed names options that exist.
+A new option is a new value of a hook and leaves `sampler.py` as it is; a preset for speed names options that exist.
+Bits that are given instead of drawn (editing, upscaling) take the drawn ones' place after the hooks, see `given.py`.
 """
 
 import dataclasses

@@ -4,11 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
+from infinity_jax.sampling.masks import WHOLE
 from infinity_jax.scales import ScaleSchedule
 from infinity_jax.tokenizer import resize
-
-# Scales of so few tokens say what the picture is as a whole, and are kept.
-_WHOLE = 3
 
 
 def outside_box(
@@ -35,5 +33,5 @@ def kept_by_scale(mask_hw: Float[Array, "h w"], schedule: ScaleSchedule) -> tupl
     kept = []
     for size, tokens in zip(schedule.sizes, schedule.tokens, strict=True):
         share = resize.bilinear(jnp.asarray(mask_hw)[None, ..., None], size)[..., 0]
-        kept.append(jnp.ones_like(share, bool) if tokens <= _WHOLE else share > 0.5)
+        kept.append(jnp.ones_like(share, bool) if tokens <= WHOLE else share > 0.5)
     return tuple(kept)

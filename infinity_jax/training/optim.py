@@ -13,7 +13,7 @@ from infinity_jax.errors import UserError
 from infinity_jax.fields import Checked, OneOf, Positive, Range, Share, ShareBelowOne, Weight, WholeNumber
 from infinity_jax.runtime.trees import parameter_name
 
-SCHEDULES = ("constant", "cosine", "drop", "linear")
+SCHEDULES = ("constant", "cosine", "drop", "linear", "bent", "exponential")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,8 +26,9 @@ class OptimConfig(Checked):
       warmup_start: the rate of the first of them, as a fraction of `learning_rate`; 0 is one step's share, so that no
         step is without effect.
       schedule: "constant"; "cosine" down to `final_fraction` of the rate at the run's last step; "drop" to that at
-        `drop_at`; or "linear" down to that from `hold` on, as in VAR.
-      hold: of "linear": for so much of the steps after the warm-up the rate stays.
+        `drop_at`; or as in VAR: "linear" or "exponential" down to that from `hold` on; or "bent", two lines down to
+        that, which meet at `hold`, halfway between the highest rate and where a single line would be.
+      hold: of VAR's schedules, a fraction of the steps after the warm-up: for so long the rate of the first two stays.
       final_fraction: the last rate, as a fraction of `learning_rate`.
       drop_at: where the rate drops, as a fraction of the run's steps.
       b1, b2: AdamW's betas.
@@ -66,6 +67,31 @@ class OptimConfig(Checked):
         return 4 + first + 4 + (4 if self.ema_decay else 0) + (4 if self.accumulate > 1 else 0)
 
 
+def _linear(config: OptimConfig) -> Callable[[Any], Any]:
+    return lambda share: (
+        1 + (config.final_fraction - 1) * jnp.maximum(0, share - config.hold) / (1 - config.hold)
+    )
+
+
+def _exponential(config: OptimConfig) -> Callable[[Any], Any]:
+    if not config.final_fraction:
+        raise UserError("optim.schedule=exponential needs an optim.final_fraction above 0, which it falls to")
+    return lambda share: config.final_fraction ** (jnp.maximum(0, share - config.hold) / (1 - config.hold))
+
+
+def _bent(config: OptimConfig) -> Callable[[Any], Any]:
+    if not config.hold:
+        raise UserError("optim.schedule=bent needs an optim.hold above 0, where its lines meet")
+    line = 1 + (config.final_fraction - 1) * config.hold
+    return lambda share: jnp.interp(
+        share, jnp.array([0, config.hold, 1]), jnp.array([1, (1 + line) / 2, config.final_fraction])
+    )
+
+
+# VAR's schedules: (share of the steps after the warm-up) -> fraction of the highest rate.
+_OF_SHARE = {"linear": _linear, "exponential": _exponential, "bent": _bent}
+
+
 def learning_rate(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
     """step -> learning rate (float32 scalar), for a run of `steps` steps."""
     peak = config.learning_rate
@@ -75,14 +101,14 @@ def learning_rate(config: OptimConfig, steps: int) -> Callable[[Any], Any]:
     if config.schedule == "drop":
         drop_step = round(config.drop_at * steps) - config.warmup_steps
         after = optax.piecewise_constant_schedule(peak, {drop_step: config.final_fraction})
-    if config.schedule == "linear":
+    if config.schedule in _OF_SHARE:
+        of_share = _OF_SHARE[config.schedule](config)
         last = max(1, steps - 1 - config.warmup_steps)
-        fall = optax.linear_schedule(peak, peak * config.final_fraction, 1)
 
-        def held(step: Any) -> Any:
-            return fall(jnp.clip((step / last - config.hold) / (1 - config.hold), 0.0, 1.0))
+        def falling(step: Any) -> Any:
+            return peak * of_share(jnp.clip(step / last, 0.0, 1.0))
 
-        after = held
+        after = falling
 
     if config.warmup_steps == 0:
         return after

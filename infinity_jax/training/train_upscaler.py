@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from infinity_jax import scales
 from infinity_jax.checkpoints import origin, trained
 from infinity_jax.checkpoints.opened import on_host, open_checkpoint
 from infinity_jax.checkpoints.trained import TrainedModel
@@ -26,7 +25,7 @@ from infinity_jax.text.on_device import TextOnDevice
 from infinity_jax.training import config as train_config
 from infinity_jax.training import loop, sections, start, summary
 from infinity_jax.training.state import TrainState, averaged
-from infinity_jax.training.upscaler_step import UpscalerStepConfig, build_step, make_loss
+from infinity_jax.training.upscaler_step import UpscalerStepConfig, build_step, make_loss, step_config
 
 # Places of pictures that are evaluated on: never those of one that is trained on.
 _EVALUATED = 2**40
@@ -92,7 +91,8 @@ def main(config: Any, workdir: str | Path) -> TrainState:
     with on_host():
         # Of the transformer only what it is; its weights come when a run begins, laid out as they shall lie.
         system = dataclasses.replace(open_checkpoint(path).model(), params=None)
-    parts = step_config(read, config.stage, train, system)
+    configs = system.config, system.tokenizer.config
+    parts = step_config(read, config.stage, configs, train.steps, train.microbatches)
     with start.alone_in(workdir):
         if start.newest_step(workdir):
             check_system(workdir, path, system.tokenizer.fingerprint)
@@ -119,24 +119,6 @@ def _refuse_others(read: dict[str, Any], train: train_config.TrainConfig) -> Non
         raise UserError(
             "data.source is 'scenes'; an upscaler is trained on pictures that lie somewhere: name another"
         )
-
-
-def step_config(
-    read: dict[str, Any], stage: int, train: train_config.TrainConfig, system: TrainedModel
-) -> UpscalerStepConfig:
-    """Gathers what the step is made of; UserError where the parts do not belong together."""
-    return UpscalerStepConfig(
-        stage,
-        read["upscaler"],
-        system.config,
-        system.tokenizer.config,
-        scales.make_schedule(read["data"].scales),
-        read["correction"],
-        read["loss"],
-        read["optim"],
-        train.steps,
-        train.microbatches,
-    )
 
 
 @dataclasses.dataclass(frozen=True)

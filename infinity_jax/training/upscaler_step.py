@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -15,7 +15,7 @@ from infinity_jax.config import TokenizerConfig, TransformerConfig, UpscalerConf
 from infinity_jax.errors import UserError
 from infinity_jax.runtime import seeds
 from infinity_jax.runtime.sharding import Layout
-from infinity_jax.scales import ScaleSchedule
+from infinity_jax.scales import ScaleSchedule, make_schedule
 from infinity_jax.tokenizer.bsq import BinaryQuantizer
 from infinity_jax.training import correction, upscaler_losses
 from infinity_jax.training import state as train_state
@@ -70,6 +70,31 @@ class UpscalerStepConfig:
     def given_scales(self) -> int:
         """How many scales the network gives."""
         return len(self.upscaler.sizes)
+
+
+def step_config(
+    sections: Mapping[str, Any],
+    stage: int,
+    system: tuple[TransformerConfig, TokenizerConfig],
+    steps: int,
+    microbatches: int,
+) -> UpscalerStepConfig:
+    """Gathers what the step is made of from a config's sections, as `sections.read` gives them.
+
+    Raises:
+      UserError: the parts do not belong together.
+    """
+    return UpscalerStepConfig(
+        stage,
+        sections["upscaler"],
+        *system,
+        make_schedule(sections["data"].scales),
+        sections["correction"],
+        sections["loss"],
+        sections["optim"],
+        steps,
+        microbatches,
+    )
 
 
 def build_step(config: UpscalerStepConfig, layout: Layout, seed: int = 0) -> TrainStep:

@@ -14,7 +14,6 @@ import pytest
 from flax.traverse_util import unflatten_dict
 from helpers.golden_cases import go_through, system_folder
 from helpers.golden_folder import (
-    NSARM_KINDS,
     SINGLE_LAYER,
     TIE,
     WHOLE_MODEL,
@@ -30,10 +29,9 @@ from helpers.golden_models import (
     sampler_config,
     sampler_inputs,
 )
-from helpers.golden_nsarm import Upscalers, full_size_value, padded, to_tokens
+from helpers.golden_nsarm import KINDS, Upscalers, full_size_value, to_tokens
 
 from infinity_jax.data import pictures
-from infinity_jax.data.degradation import jpeg_formula, kernels, operations
 from infinity_jax.files.tensors import open_tensors
 from infinity_jax.presets import UPSCALERS
 from infinity_jax.runtime import trees
@@ -47,10 +45,7 @@ from infinity_jax.tools.convert.links import Link, our_shapes
 from infinity_jax.tools.convert.upscaler_names import PREFIX, upscaler_links
 from infinity_jax.training import upscaler_losses
 from infinity_jax.transformer.transformer import Transformer
-from infinity_jax.upscaler import colour as colours
 from infinity_jax.upscaler.network import UpscalerNetwork, given_bits, to_map
-
-KINDS = {kind.removeprefix("nsarm_"): kind for kind in NSARM_KINDS.values()}
 
 
 def pytest_generate_tests(metafunc):
@@ -137,7 +132,7 @@ def test_network_of_the_released_size(network_full_size):
         assert_close(tokens, network_full_size.arrays[f"map_out_{i}"], WHOLE_MODEL, f"scale {i}")
 
 
-def test_weights_there_and_back(folder, upscalers, tmp_path):
+def test_weights_there_and_back(network, folder, upscalers, tmp_path):
     """All published values are given back, and the transformer beside them is converted without them."""
     assert upscalers.params  # converted
     to_torch(str(tmp_path / "back.safetensors"), str(upscalers.workdir / "upscaler"), "upscaler")
@@ -199,20 +194,6 @@ def test_sampling(sampling, folder, models, upscalers, monkeypatch):
         monkeypatch.setattr(sampler, "draw", lambda config, drawn, *_: drawn)
         picture = sampler.make_sampler.__wrapped__(config)(drawn, system.tokenizer_params, inputs)
         assert np.abs(np.asarray(picture, int) - arrays["image_u8_rgb"]).max() <= 1
-
-
-def test_colour(colour):
-    """Both corrections as floats, and the pictures that they and both together make."""
-    arrays, module = colour.arrays, colours
-    drawn, low = arrays["sr_u8"], arrays["lq_u8"]
-    resized = arrays["lq_resized_u8"].astype(np.float32) / 255
-    for name, step in (("adain", module.adain), ("wavelet", module.wavelet)):
-        made = step(drawn.astype(np.float32) / 255, resized)
-        assert_close(made, channels_last(arrays[f"{name}_float"])[0], SINGLE_LAYER, name)
-        picture = module.corrected(drawn, low, name)
-        assert np.abs(picture.astype(int) - arrays[f"{name}_u8"]).max() <= 1
-    both = module.corrected(drawn, low, "adain+wavelet")
-    assert np.abs(both.astype(int) - arrays["adain_then_wavelet_u8"]).max() <= 1
 
 
 @pytest.mark.long
@@ -291,34 +272,3 @@ def assert_gradient_norms(gradient, config, norms):
         row = slice(None) if link.layer is None else link.layer
         ours = link.to_published(tuple(flat[path][row] for path in link.ours))
         assert abs(np.linalg.norm(ours) - (norm or 0.0)) <= 1e-3 * (norm or 0.0) + 1e-6 * largest, name
-
-
-def test_degradation(degradation):
-    """Blur kernels, filtering, sharpening, resizing, JPEG by the formula, and the noise's levels."""
-    arrays, info = degradation.arrays, degradation.info
-    shapes = {"bivariate_generalized_Gaussian": kernels.GENERALISED, "bivariate_plateau": kernels.PLATEAU}
-    for case in info["cases_of_kernels"]:
-        if case["function"] == "circular_lowpass_kernel":
-            ours = padded(kernels.sinc(case["cutoff"], case["kernel_size"]), case["pad_to"])
-        else:
-            second = case["sig_x"] if case["isotropic"] else case["sig_y"]
-            shape = shapes.get(case["function"], kernels.GAUSSIAN)
-            sigmas, beta = (case["sig_x"], second), case.get("beta", 1.0)
-            ours = kernels.blur(case["kernel_size"], sigmas, case["theta"], shape, beta)
-        assert_close(ours, arrays[f"kernel_{case['name']}"], 1e-6, case["name"])
-    x = channels_last(arrays["image"])[0]
-    kernel = padded(arrays["kernel_aniso_1"], kernels.LARGEST)
-    made = {"filtered": operations.filtered(x, kernel), "sharpened": operations.sharpened(x)}
-    for case in info["resizes"]:
-        made[case["name"]] = operations.scaled(x, case["scale_factor"], case["mode"])
-    made["resized_size_bicubic"] = operations.resized(x, (16, 16), "bicubic")
-    for name, picture in made.items():
-        assert_close(picture, channels_last(arrays[name])[0], SINGLE_LAYER, name)
-    for quality in info["jpeg_qualities"]:
-        theirs = channels_last(arrays[f"jpeg_{quality}"])[0]
-        ours = jpeg_formula.jpeg(x[: theirs.shape[0], : theirs.shape[1]], quality)
-        assert np.abs(ours - theirs).max() <= 1e-3 / 255
-    counted = np.round(x * 255) / 255
-    assert operations.poisson_levels(counted) == info["poisson_vals"]["colour"]
-    grey = counted @ np.array([0.299, 0.587, 0.114])
-    assert operations.poisson_levels(grey[..., None]) == info["poisson_vals"]["gray"]

@@ -4,6 +4,7 @@ Every test takes its sizes and settings from the folder, and there are tests for
 """
 
 import functools
+import re
 from typing import Any, cast
 
 import jax
@@ -25,6 +26,7 @@ from helpers.golden_var import (
     split,
     texts,
 )
+from helpers.transformer_values import values_on_the_way
 
 from infinity_jax.sampling import head_index, kept_tokens
 from infinity_jax.sampling.bits import DrawSettings
@@ -157,21 +159,21 @@ def test_autoencoder(autoencoder, models):
 
 
 def test_transformer(forward, models):
-    """Logits, and values on the way where the file has them."""
-    arrays, system = forward.arrays, models.of(forward)
+    """Logits, and values on the way, those of which there is each so many positions."""
+    arrays, system, stride = forward.arrays, models.of(forward), forward.info["position_stride"]
     model: Any = Transformer(system.transformer)
     schedule = system.transformer.learned_schedule
-
     text, inputs = texts(arrays["label_B"]), jnp.asarray(arrays["x_BLCv_wo_first_l"])
-
-    @jax.jit
-    def logits(params):
-        condition = model.apply({"params": params}, *text, method="text_condition")
-        return model.apply({"params": params}, inputs, *text, schedule), condition.vector_BC
-
-    ours, condition = logits(system.params)
-    assert_close(ours, arrays["logits"], WHOLE_MODEL, "logits")
-    assert_close(condition, arrays["cond_BD"], SINGLE_LAYER, "condition")
+    logits = jax.jit(lambda params: model.apply({"params": params}, inputs, *text, schedule))(system.params)
+    assert_close(logits, arrays["logits"], WHOLE_MODEL, "logits")
+    ours = values_on_the_way(system.transformer, system.params, schedule, text, inputs)
+    not_between = {"label_B", "x_BLCv_wo_first_l", "gt_indices", "logits"}
+    for name in arrays.keys() - not_between:
+        value = ours[name.replace("_attn_", "_sa_")]
+        if value.ndim == 3 and value.shape[1] == schedule.length:
+            value = value[:, ::stride]
+        deep = re.fullmatch("head_nm_out|after_block.*|block[1-9].*", name)
+        assert_close(value, arrays[name], WHOLE_MODEL if deep else SINGLE_LAYER, name)
 
 
 @functools.cache

@@ -1,17 +1,16 @@
 """`infinity-jax evaluate-tokenizer` on a tiny random tokenizer, and the measures behind its numbers."""
 
-import json
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from helpers import evaluations
 from helpers.networks import random_pictures, random_state
 from helpers.systems import TOKENIZER, initial_params
-from PIL import Image
 
 from infinity_jax.checkpoints import pretrained, trained
-from infinity_jax.cli.main import main
 from infinity_jax.data import pictures
 from infinity_jax.data.through_bits import ThroughBits
 from infinity_jax.evaluation import evaluate_tokenizer
@@ -41,22 +40,7 @@ def run(tokenizer, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("INFINITY_DATA", str(root / "data"))
 
-        def evaluate(count: int, *arguments):
-            folder = root / f"pictures-{count}"
-            if not folder.exists():
-                folder.mkdir()
-                rows = ["file_name,caption"]
-                for i, image in enumerate(random_pictures(count, 20, 24)):
-                    Image.fromarray(image).save(folder / f"{i}.png")
-                    rows.append(f"{i}.png,waves {i}")
-                (folder / "captions.csv").write_text("\n".join(rows) + "\n")
-            file = root / "numbers.json"
-            file.unlink(missing_ok=True)
-            fixed = ("--checkpoint", root / "tokenizer", "--data", f"folder:{folder}", "--json", file)
-            code = main([*map(str, ("evaluate-tokenizer", *fixed, *arguments))])
-            return code, json.loads(file.read_text()) if file.exists() else None
-
-        yield evaluate, root
+        yield functools.partial(evaluations.evaluate, "evaluate-tokenizer", root / "tokenizer", root), root
 
 
 def test_the_promised_numbers_are_there_and_agree_with_each_other(run):

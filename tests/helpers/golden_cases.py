@@ -55,7 +55,9 @@ def losses(folder: GoldenFolder) -> Named:
 
 
 def duplicates(folder: GoldenFolder) -> Named:
-    """Weights that are there in several formats."""
+    """Weights that are there in several formats, of Infinity's own folder."""
+    if any("kind" in file.info for file in folder.files):
+        return
     for prefix in folder.prefixes():
         for kind in ("transformer", "tokenizer"):
             if len(files := folder.weights(kind, prefix)) > 1:

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +16,7 @@ import pytest
 
 from helpers import drawing
 from helpers.golden_folder import TIE, GoldenFile, GoldenFolder
+from helpers.transformer_values import values_on_the_way
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.config import TokenizerConfig, TransformerConfig
 from infinity_jax.runtime import trees
@@ -27,69 +27,14 @@ from infinity_jax.tools.convert.convert import main as convert
 from infinity_jax.tools.convert.links import Link
 from infinity_jax.tools.convert.transformer_names import chunks_of, transformer_links
 from infinity_jax.training.transformer_losses import bit_loss
-from infinity_jax.transformer.block import Block
 from infinity_jax.transformer.transformer import Transformer
-
-
-@contextlib.contextmanager
-def recorded_calls() -> Iterator[dict[str, tuple[Any, Any]]]:
-    """Inside, every call of a module's method is noted: "path/of/module.method" -> (arguments, result)."""
-    calls: dict[str, tuple[Any, Any]] = {}
-
-    def note(next_call, args, kwargs, context):
-        result = next_call(*args, **kwargs)
-        calls["/".join(context.module.path) + "." + context.method_name] = args, result
-        return result
-
-    with nn.intercept_methods(note):
-        yield calls
 
 
 @functools.cache
 def forward_values(models: "GoldenModels", file: GoldenFile) -> dict[str, Any]:
     """What the transformer computes from a file's text and inputs, by the release's names, at all positions."""
     config, params = models.of(file)[:2]
-    schedule, model, text = file.schedule, Transformer(config), file.text()
-    inputs_BLd = file.arrays["x_BLC_wo_prefix"]
-
-    @jax.jit
-    def before_blocks(params, text, inputs_BLd):
-        with recorded_calls() as calls:
-            condition = model.apply({"params": params}, *text, method="text_condition")
-        parts: list[Any] = [None, *jnp.split(inputs_BLd, np.array(schedule.offsets[2:-1]) - 1, 1)]
-        embed = functools.partial(model.apply, {"params": params}, condition, method="embed")
-        x_BLC = jnp.concatenate([jnp.asarray(embed(part, k)) for k, part in enumerate(parts)], 1)
-        return condition, calls["text/pool.__call__"][0][0], x_BLC
-
-    @jax.jit
-    def block(layer_params, x_BLC, condition):
-        with recorded_calls() as calls:
-            x_BLC, _ = Block(config, schedule).apply({"params": layer_params}, x_BLC, None, condition)
-        parts = {"sa": "self_attention.merge", "ca": "cross_attention.__call__", "ffn": "ffn.__call__"}
-        return x_BLC, {name: calls[call][1] for name, call in parts.items()}
-
-    @jax.jit
-    def head(params, x_BLC, condition):
-        with recorded_calls() as calls:
-            model.apply({"params": params}, x_BLC, condition, method="head")
-        return calls["bit_head/logits.__call__"][0][0]
-
-    condition, normed_BTC, x_BLC = before_blocks(params, text, inputs_BLd)
-    tokens = text[1]
-    values = {
-        "text_normed": np.asarray(normed_BTC)[tokens],
-        "ca_kv": np.asarray(condition.context_BTC)[tokens],
-        "cond_BD": condition.vector_BC,
-        "gss": condition.adaln_B6C[:, None],
-        "x_before_block0": x_BLC,
-    }
-    for i in range(config.layers):
-        layer_params = jax.tree.map(lambda x, i=i: x[i], params["blocks"])
-        x_BLC, parts = block(layer_params, x_BLC, condition)
-        values |= {f"block{i}_{name}_out": value for name, value in parts.items()} | {
-            f"after_block{i}": x_BLC
-        }
-    return values | {"head_nm_out": head(params, x_BLC, condition)}
+    return values_on_the_way(config, params, file.schedule, file.text(), file.arrays["x_BLC_wo_prefix"])
 
 
 @functools.cache

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from helpers.golden_folder import GoldenFolder
+from helpers.golden_folder import NSARM_KINDS, GoldenFolder
 from infinity_jax.checkpoints import folder as checkpoint_folder
 from infinity_jax.config import UpscalerConfig
 from infinity_jax.tools.convert.convert import main as convert
+
+# Arguments of tests, and the kinds of files that they stand for.
+KINDS = {kind.removeprefix("nsarm_"): kind for kind in NSARM_KINDS.values()}
 
 
 def upscaler_config(c: dict[str, Any]) -> UpscalerConfig:

@@ -26,13 +26,13 @@ CONFIG = UpscalerConfig(
 )
 
 
-def write_upscaler(folder: Path, **changes) -> UpscalerConfig:
-    """Writes the folder that `UpscalePipeline.from_pretrained` reads."""
+def write_upscaler(folder: Path, origin: dict | None = None, **changes) -> UpscalerConfig:
+    """Writes the folder that `UpscalePipeline.from_pretrained` reads; `origin` is what is noted of its run."""
     systems.write_system(folder)
     config = dataclasses.replace(CONFIG, **changes)
     params = nn.meta.unbox(jax.jit(lambda: initial_variables(config, 1))())
     system = open_checkpoint(folder).model()
-    pretrained.save_model(folder, system, upscaler=TrainedUpscaler(config, params, {}))
+    pretrained.save_model(folder, system, upscaler=TrainedUpscaler(config, params, origin or {}))
     return config
 
 

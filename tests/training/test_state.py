@@ -162,3 +162,23 @@ def test_without_an_average_none_is_kept():
 def test_wrong_values_are_refused_by_name(wrong):
     with pytest.raises(UserError, match=next(iter(wrong))):
         optim.OptimConfig(**wrong)
+
+
+def test_an_exponential_schedule_holds_and_then_falls_by_the_same_factor_every_step():
+    config = optim.OptimConfig(
+        learning_rate=1.0, warmup_steps=0, schedule="exponential", hold=0.5, final_fraction=0.01
+    )
+    rates = [float(optim.learning_rate(config, 11)(step)) for step in range(11)]
+    np.testing.assert_allclose(rates, [1.0] * 6 + [0.01 ** (k / 5) for k in range(1, 6)], rtol=1e-5)
+    with pytest.raises(UserError, match="final_fraction above 0"):
+        optim.learning_rate(dataclasses.replace(config, final_fraction=0.0), 11)
+
+
+def test_a_bent_schedule_needs_a_place_for_its_bend():
+    config = optim.OptimConfig(
+        learning_rate=1.0, warmup_steps=0, schedule="bent", hold=0.5, final_fraction=0.2
+    )
+    rates = [float(optim.learning_rate(config, 5)(step)) for step in range(5)]
+    np.testing.assert_allclose(rates, [1.0, 0.9, 0.8, 0.5, 0.2], rtol=1e-6)
+    with pytest.raises(UserError, match="hold above 0"):
+        optim.learning_rate(dataclasses.replace(config, hold=0.0), 5)

@@ -28,7 +28,7 @@ from infinity_jax.tools.planning.lowering import (
     lower_upscaler_step,
 )
 from infinity_jax.training import flops, sections, train_tokenizer
-from infinity_jax.training.upscaler_step import UpscalerStepConfig
+from infinity_jax.training.upscaler_step import step_config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,22 +144,12 @@ def _of_upscaler(r: Request, values: Any, target: Target) -> Planned:
     model, tokenizer = _system(read["system"])
     model = dataclasses.replace(model, remat=model.remat if r.remat is None else r.remat)
     about, _, layout = _mesh(r, values, model, target)
-    parts = UpscalerStepConfig(
-        values.stage,
-        read["upscaler"],
-        model,
-        tokenizer,
-        scales.make_schedule(read["data"].scales),
-        read["correction"],
-        read["loss"],
-        read["optim"],
-        train.steps,
-        r.microbatches or train.microbatches,
-    )
+    microbatches = r.microbatches or train.microbatches
+    parts = step_config(read, values.stage, (model, tokenizer), train.steps, microbatches)
     batch = r.batch or train.batch_size
     lower = functools.partial(lower_upscaler_step, parts, model.text_length, batch, layout)
     network = sum(math.prod(x.shape) for x in jax.tree.leaves(upscaler_shapes(parts.upscaler)))
-    about |= {"batch": batch, "microbatches": parts.microbatches, "remat": model.remat}
+    about |= {"batch": batch, "microbatches": microbatches, "remat": model.remat}
     about |= {"size": Path(r.config).name, "budget": read["data"].scales}
     about["parameters"] = network + (flops.parameter_count(model) if parts.stage == 2 else 0)
     return Planned("upscaler's train step", about, [("1:1", 1.0, lower)])
