@@ -37,7 +37,8 @@ def test_all_rows_are_measured_and_drawn(evaluate, tmp_path):
         assert numbers[row]["kid_interval"][0] <= numbers[row]["kid_interval"][1]
     # What nothing has trained cannot be better than a bicubic picture.
     assert numbers["upscaled"]["psnr"] < numbers["bicubic"]["psnr"]
-    assert Image.open(tmp_path / "sheet.png").width > 100
+    with Image.open(tmp_path / "sheet.png") as sheet:
+        assert sheet.width > 100
 
 
 @pytest.mark.long

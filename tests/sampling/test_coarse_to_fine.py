@@ -47,7 +47,7 @@ def test_nothing_is_compiled_twice(pipeline):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax.stages.Lowered, "compile", lambda *_: compiled.append(1))
         list(pipeline.stream_scales(SampleRequest(["a", "b"], [8, 9], batch=2), SETTINGS.changed(cfg=3.0)))
-    programs = coarse_to_fine._programs.cache_info()
+    programs = coarse_to_fine.programs_of.cache_info()
     assert programs.currsize == 1 and not compiled
 
 
@@ -79,8 +79,9 @@ def test_the_command_writes_a_strip_and_an_animation_beside_the_same_pictures(
     for stem in ("0000-red-cat", "0001-dog"):
         plain, shown = ((tmp_path / x / f"{stem}.png").read_bytes() for x in ("plain", "shown"))
         assert plain == shown
-        animation: Any = Image.open(tmp_path / "shown" / f"{stem}.webp")
-        assert animation.n_frames == scales
+        with Image.open(tmp_path / "shown" / f"{stem}.webp") as animation:
+            frames: Any = animation
+            assert frames.n_frames == scales
         strip = Image.open(tmp_path / "shown" / f"{stem}.scales.png")
         assert strip.size == (16 * scales + 4 * (scales - 1), 16)
         np.testing.assert_array_equal(

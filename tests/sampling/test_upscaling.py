@@ -157,7 +157,8 @@ def test_the_command_writes_pictures_that_say_how_they_were_made(folder, tmp_pat
     assert sorted(x.name for x in out.iterdir()) == ["a.png", "b.png", "sheet.png"]
     note = picture_files.read_metadata(out / "b.png")
     assert note and (note["prompt"], note["seed"], note["factor"], note["colour"]) == ("red", 4, 2, "none")
-    assert Image.open(out / "b.png").size == (20, 24)
+    with Image.open(out / "b.png") as written:
+        assert written.size == (20, 24)
 
 
 def test_an_upscaler_is_not_a_system_to_sample_with_and_the_other_way_round(folder, tmp_path, capsys):
