@@ -71,6 +71,14 @@ def numbers(text: str) -> tuple[float, ...]:
     return values
 
 
+def number(text: str) -> float:
+    """Reads one number of at least 0."""
+    values = numbers(text)
+    if len(values) != 1 or values[0] < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one number of at least 0")
+    return values[0]
+
+
 def seconds(text: str) -> float:
     """Reads one number of seconds above 0, up to a week."""
     values = numbers(text)
@@ -125,7 +133,9 @@ def minutes(text: str) -> float:
 # How the command line reads a field of `SampleConfig`, by the form in its metadata.
 SETTING_FORMS: dict[str, dict[str, Any]] = {
     "numbers": {"type": numbers, "metavar": "X[,X...]"},
+    "number": {"type": number, "metavar": "X"},
     "probability": {"type": probability, "metavar": "X"},
+    "share": {"type": share, "metavar": "X"},
     "whole number": {"type": whole_number, "metavar": "N"},
     "whole numbers": {"type": whole_numbers, "metavar": "N[,...]"},
     "flag": {"action": "store_const", "const": True},

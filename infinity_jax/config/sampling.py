@@ -46,6 +46,19 @@ class SampleConfig(Checked):
     reuse_guidance: bool = _setting(
         False, "flag", "guide them by what the caption changed at the last guided scale"
     )
+    guidance_parallel: Annotated[float, Range(0, 1)] = _setting(
+        1.0, "share", "share of the guidance along the caption's own logits that is kept; 1 is CFG, 0 is APG"
+    )
+    guidance_norm: Annotated[float, _STRENGTH] = _setting(
+        0.0,
+        "number",
+        "the largest change by the caption before cfg, as root mean square of logits; 0 is no limit",
+    )
+    bit_confidence: tuple[Annotated[float, Range(0.5, 1)], ...] = _setting(
+        (),
+        "numbers",
+        "of the first scales: raise the temperature until bits are no more certain, for more variety",
+    )
     pruning: Annotated[str, Unlimited("fastvar, none, or SCALE:SHARE[,...]")] = _setting(
         "none",
         "name",

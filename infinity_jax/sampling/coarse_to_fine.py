@@ -36,7 +36,7 @@ class Preview(NamedTuple):
     is_final: bool
 
 
-class _Programs(NamedTuple):
+class Programs(NamedTuple):
     """The jitted parts: of the text; of each scale; from the state to pictures, by the number of the scale."""
 
     start: Callable[[Any, Any, SamplerInputs], Any]
@@ -45,7 +45,9 @@ class _Programs(NamedTuple):
 
 
 @functools.lru_cache(maxsize=32)
-def _programs(config: SamplerConfig, layout: Layout | None) -> _Programs:
+def programs_of(config: SamplerConfig, layout: Layout | None) -> Programs:
+    """Makes the programs that draw scale by scale; the state that a scale is given is used up."""
+
     def start(params: Any, tokenizer_params: Any, inputs: SamplerInputs) -> Any:
         prepared = prepare(config, params, inputs, config.quantizer(tokenizer_params))
         return prepared, empty_state(config, len(inputs.seeds_B))
@@ -59,7 +61,7 @@ def _programs(config: SamplerConfig, layout: Layout | None) -> _Programs:
     traced = layout.traced if layout is not None else lambda function: function
     options: dict[str, Any] = {"compiler_options": compiler_options(layout)}
     shown: dict[str, Any] = {} if layout is None else {"out_shardings": layout.replicated}
-    return _Programs(
+    return Programs(
         jax.jit(traced(start), **options),
         jax.jit(traced(scale), static_argnums=4, donate_argnums=3, **options),
         jax.jit(traced(show), static_argnums=2, **options, **shown),
@@ -81,7 +83,7 @@ def previews(
       size: "full" decodes each preview at the pictures' size; "scale" at that of the scale, for a fraction of the work.
         A ViT's are always full.
     """
-    programs = _programs(config, layout)
+    programs = programs_of(config, layout)
     schedule = config.schedule.times(config.tokenizer.patchify)
     prepared, state = programs.start(params, tokenizer_params, inputs)
     last, waiting = config.drawn_scales[-1], None

@@ -1,6 +1,7 @@
 """What a sampler is compiled for, and what each of its calls is given."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -32,6 +33,8 @@ class SamplerConfig:
       unguided_scales: numbers of scales (from 0) that run the conditional row alone, at half the cost. Unconditional
         rows of later scales then look at what the conditional ones have cached.
       reuse_guidance: at unguided scales, guide by what the caption changed at the last guided scale, resized.
+      guidance_parallel, guidance_norm: of `logits.ProjectedGuidance`; 1 and 0 are CFG.
+      bit_confidence: of the first scales: how certain bits may be on the mean, see `logits.warmed`.
       pruning: which tokens late scales run; None runs all.
       decoder_dtype: what the tokenizer's decoder multiplies, see `Tokenizer.decode`.
       top_k: of tokens that are indices: only so many of the likeliest are drawn; 0 is all.
@@ -47,6 +50,9 @@ class SamplerConfig:
     feature_layers: tuple[int, ...] = (-5,)
     unguided_scales: tuple[int, ...] = ()
     reuse_guidance: bool = False
+    guidance_parallel: float = 1.0
+    guidance_norm: float = 0.0
+    bit_confidence: tuple[float, ...] = ()
     pruning: TokenPruning | None = None
     decoder_dtype: str = "bfloat16"
     top_k: int = 0
@@ -71,11 +77,31 @@ class SamplerConfig:
             feature_layers=(max(-5, -model.layers),),
             unguided_scales=settings.unguided_scales,
             reuse_guidance=settings.reuse_guidance,
+            guidance_parallel=settings.guidance_parallel,
+            guidance_norm=settings.guidance_norm,
+            bit_confidence=settings.bit_confidence,
             pruning=named(settings.pruning, schedule, model.layers),
             decoder_dtype=settings.decoder_dtype,
             top_k=settings.top_k,
             smooth=settings.smooth,
         )
+
+    @classmethod
+    def of_all(
+        cls,
+        model: TransformerConfig,
+        tokenizer: TokenizerConfig,
+        schedule: ScaleSchedule,
+        each: Sequence[SampleConfig],
+    ) -> "SamplerConfig":
+        """As `from_settings` of pictures that are drawn together; raises UserError where they need several programs."""
+        config, *others = dict.fromkeys(cls.from_settings(model, tokenizer, schedule, own) for own in each)
+        if others:
+            raise UserError(
+                "pictures that are drawn together can differ in cfg, tau and top_p alone; these settings differ in "
+                f"more and need {1 + len(others)} programs: call once for each"
+            )
+        return config
 
     def __post_init__(self):
         check_choice(self.mixed, MIXED, "place of guidance")
@@ -97,6 +123,7 @@ class SamplerConfig:
         if self.smooth and not self.model.codes:
             raise UserError("smooth mixes codes of a codebook; this tokenizer has none, leave it off")
         self._check_unguided()
+        self._check_logits()
         if self.pruning is not None and self.model.condition != "text":
             raise UserError(
                 "pruning is for models of captions, whose blocks have three sub-layers; leave it off"
@@ -114,14 +141,36 @@ class SamplerConfig:
                 "reuse_guidance needs guidance on logits and some unguided_scales; "
                 f"got mixed={self.mixed!r} and unguided_scales={self.unguided_scales}"
             )
-        if self.reuse_guidance and self.model.head != "bits":
-            raise UserError(
-                f"reuse_guidance needs a transformer with head 'bits'; this one's is {self.model.head!r}: leave it off"
-            )
         if self.reuse_guidance and self.given_scales in self.unguided_scales:
             first = self.given_scales
             raise UserError(
                 f"reuse_guidance: scale {first} has nothing to reuse; leave it out of unguided_scales"
+            )
+
+    def _check_logits(self) -> None:
+        changes = {
+            "reuse_guidance": self.reuse_guidance,
+            "guidance_parallel and guidance_norm": self.projects_guidance,
+            "bit_confidence": bool(self.bit_confidence),
+        }
+        named = [name for name, is_on in changes.items() if is_on]
+        if named and self.model.head != "bits":
+            raise UserError(
+                f"{named[0]} needs a transformer with head 'bits'; this one's is {self.model.head!r}: leave it off"
+            )
+        if self.projects_guidance and self.mixed not in ("logits", "both"):
+            raise UserError(
+                f"guidance_parallel and guidance_norm change guidance on logits; got mixed={self.mixed!r}: leave "
+                "them off"
+            )
+        if self.projects_guidance and self.reuse_guidance:
+            raise UserError(
+                "guidance_parallel and guidance_norm do not go with reuse_guidance; leave one off"
+            )
+        if len(self.bit_confidence) > self.schedule.n_scales:
+            raise UserError(
+                f"bit_confidence has {len(self.bit_confidence)} values; give at most one for each of the "
+                f"{self.schedule.n_scales} scales"
             )
 
     def quantizer(self, tokenizer_params: PyTree) -> Quantizer:
@@ -135,6 +184,16 @@ class SamplerConfig:
     def mixes_features(self) -> bool:
         """Whether the output of layers is mixed."""
         return self.mixed in ("features", "both")
+
+    @property
+    def projects_guidance(self) -> bool:
+        """Whether guidance is not CFG, see `logits.ProjectedGuidance`."""
+        return self.guidance_parallel != 1 or self.guidance_norm > 0
+
+    @property
+    def needs_logits(self) -> bool:
+        """Whether logits are changed before bits are drawn, see `logits.LogitDraw`."""
+        return self.reuse_guidance or self.projects_guidance or bool(self.bit_confidence)
 
     @property
     def rows(self) -> int:

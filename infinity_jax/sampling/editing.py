@@ -171,8 +171,9 @@ def edit(pipeline: Pipeline, request: EditRequest, settings: SampleConfig | None
     seeds = range(len(ratios)) if request.seeds is None else request.seeds
     whole = SampleRequest(request.prompts, seeds, request.negative_prompts).checked()
     if request.source_prompts is not None:
-        # What saves work would make both prompts' probabilities unlike each other.
+        # Both prompts' probabilities are those of plain sampling, which others would be unlike.
         plain = {"unguided_scales": (), "reuse_guidance": False, "pruning": "none"}
+        plain |= {"guidance_parallel": 1.0, "guidance_norm": 0.0, "bit_confidence": ()}
         settings = (settings or pipeline.settings).changed(**plain)
     out: dict[int, Image.Image] = {}
     for ratio in dict.fromkeys(ratios):

@@ -5,8 +5,8 @@
 | `rows_of_scale`  | both rows of a picture run at all scales | unguided scales run the conditional row alone    |
 | `tokens`         | all layers run all tokens                | pruning                                          |
 | `guide_features` | leaves the residual stream as it is      | guidance on the output of layers                 |
-| `draw_bits`      | guidance on logits, within the head      | guidance on features alone; reuse of guidance;   |
-|                  |                                          | mixed codes                                      |
+| `draw_bits`      | guidance on logits, within the head      | guidance on features alone; reused or projected  |
+|                  |                                          | guidance; bit confidence; mixed codes            |
 
 A new option is a new value of a hook and leaves `sampler.py` as it is; a preset for speed names options that exist.
 Bits that are given instead of drawn (editing, upscaling) take the drawn ones' place after the hooks, see `given.py`.
@@ -19,13 +19,12 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from infinity_jax.sampling import bits, guidance, head_bits, head_index
+from infinity_jax.sampling import guidance, head_bits, head_index
 from infinity_jax.sampling.bits import DrawSettings, LinearHead
 from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.sampling.guidance import Rows
+from infinity_jax.sampling.logits import LogitDraw
 from infinity_jax.sampling.token_pruning import ALL_TOKENS, PrunedTokens
-from infinity_jax.scales import ScaleSchedule
-from infinity_jax.tokenizer import resize
 
 # (residual stream float32 [N,L,C], number of the layer just run (traced where layers are scanned), rows, cfg [B]) ->
 # the stream.
@@ -58,20 +57,25 @@ class Hooks:
 def hooks_of(config: SamplerConfig) -> Hooks:
     """Chooses the hooks for the options of a config."""
     model = config.model
-    draw = head_bits.draw_head_bits
-    if config.smooth:
-        draw = head_index.SmoothDraw(config.top_k, config.schedule.n_scales)
-    elif model.head == "index":
-        draw = head_index.IndexDraw(config.top_k, as_bits=model.codes == 0)
-    draw_bits: DrawBits = functools.partial(_draw_bits, draw, config.mixed != "features")
     return Hooks(
         config.rows_of_scale,
         PrunedTokens(config.pruning or ALL_TOKENS, config.schedule, model.layers, model.compute_dtype),
         GuidedFeatures(tuple(layer % model.layers for layer in config.feature_layers))
         if config.mixes_features
         else _leave_features,
-        ReusedGuidance(config.schedule) if config.reuse_guidance else draw_bits,
+        _draw_bits_of(config),
     )
+
+
+def _draw_bits_of(config: SamplerConfig) -> DrawBits:
+    if config.needs_logits:
+        return LogitDraw.of(config)
+    draw = head_bits.draw_head_bits
+    if config.smooth:
+        draw = head_index.SmoothDraw(config.top_k, config.schedule.n_scales)
+    elif config.model.head == "index":
+        draw = head_index.IndexDraw(config.top_k, as_bits=config.model.codes == 0)
+    return functools.partial(_draw_bits, draw, config.mixed != "features")
 
 
 def _leave_features(x_NLC: jax.Array, layer: jax.Array | int, rows: Rows, cfg_B: jax.Array) -> jax.Array:
@@ -107,35 +111,3 @@ class GuidedFeatures:
         is_mixed_B = jnp.any(layer == jnp.array(self.layers)) & (cfg_B != 1)
         is_mixed_N, mixed_NLC = rows.repeat(is_mixed_B), rows.repeat(mixed)
         return jnp.where(is_mixed_N[:, None, None], mixed_NLC, x_NLC)
-
-
-@dataclasses.dataclass(frozen=True)
-class ReusedGuidance:
-    """Guides scales that run the conditional row alone by what the caption changed at the last guided scale.
-
-    What it carries from scale to scale is that effect on each bit's logit, float32 [B,h,w,D].
-    """
-
-    schedule: ScaleSchedule
-
-    def __call__(
-        self,
-        hidden_GBNC: jax.Array,
-        head: LinearHead,
-        cfg_B: jax.Array,
-        settings: DrawSettings,
-        carried: jax.Array | None,
-    ) -> tuple[jax.Array, jax.Array]:
-        """Measures the caption's effect where both rows run, and resizes the last one where they do not."""
-        size = self.schedule.sizes[settings.scale]
-        conditional_BND = head_bits.guided_logits(hidden_GBNC[:1], head, cfg_B)
-        if len(hidden_GBNC) == 2:
-            unconditional_BND = head_bits.guided_logits(hidden_GBNC, head, jnp.zeros_like(cfg_B))
-            effect_BND = conditional_BND - unconditional_BND
-            effect_BhwD = effect_BND.reshape(len(effect_BND), *size, -1)
-        else:
-            assert carried is not None  # `SamplerConfig` refuses an unguided first scale
-            effect_BhwD = resize.bilinear(carried, size)
-        stronger = (cfg_B - 1)[:, None, None]
-        guided_BND = conditional_BND + stronger * effect_BhwD.reshape(conditional_BND.shape)
-        return bits.draw_bits(guided_BND, settings), effect_BhwD

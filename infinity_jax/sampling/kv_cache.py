@@ -85,6 +85,12 @@ def empty(config: TransformerConfig, layers: int, rows: int, tokens: int) -> Par
     return one() if stacked else [one() for _ in range(layers)]
 
 
+def rows_of(config: TransformerConfig, caches: Any, row_N: jax.Array) -> Any:
+    """Picks some rows of a batch, by number, from the caches of all parts."""
+    axis = 1 if are_scanned(config) else 0
+    return jax.tree.map(lambda x: jnp.take(x, row_N, axis), caches)
+
+
 class Span(NamedTuple):
     """Where the keys and values of one scale go.
 

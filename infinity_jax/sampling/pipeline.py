@@ -20,13 +20,15 @@ from infinity_jax.errors import UserError
 from infinity_jax.runtime import start_up
 from infinity_jax.runtime.mesh import parse_mesh
 from infinity_jax.runtime.sharding import Layout, layout_of
-from infinity_jax.sampling import batches, coarse_to_fine, editing, guidance, prompt_to_prompt
+from infinity_jax.sampling import batches, coarse_to_fine, editing, guidance, prompt_to_prompt, search
 from infinity_jax.sampling.coarse_to_fine import Preview
 from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.sampling.editing import EditRequest
 from infinity_jax.sampling.inputs import drawn_in_turn, in_batches
 from infinity_jax.sampling.request import SampleRequest
 from infinity_jax.sampling.sampler import make_sampler, rounded
+from infinity_jax.sampling.search import Found
+from infinity_jax.sampling.search_plan import Features, Judges, Reward, SearchPlan
 from infinity_jax.text.encoder import TextEncoder, padded_lengths, text_encoder_of
 
 
@@ -201,15 +203,8 @@ class InfinityPipeline:
         if len(each) not in {1, len(request.prompts)}:
             raise UserError(f"got {len(request.prompts)} prompts and {len(each)} settings; give one for each")
         model, tokenizer = self.model.config, self.model.tokenizer.config
-        compiled = functools.partial(SamplerConfig.from_settings, model, tokenizer, schedule)
-        config, *others = dict.fromkeys(compiled(own) for own in each)
+        config = SamplerConfig.of_all(model, tokenizer, schedule, each)
         config = dataclasses.replace(config, given_scales=request.given_scales, next_input=request.next_input)
-        if others:
-            raise UserError(
-                "pictures that are drawn together can differ in cfg, tau and top_p alone; these settings need "
-                f"{1 + len(others)} programs (guidance, unguided_scales, reuse_guidance, pruning, decoder_dtype): "
-                "call once for each"
-            )
         batch = self.batch_of(request) if request.batch is None else request.batch
         batches.check(batch, config, self.layout)
         numbers = guidance.numbers(each, schedule.n_scales, len(request.prompts))
@@ -240,6 +235,31 @@ class InfinityPipeline:
     def edit(self, request: EditRequest, settings: SampleConfig | None = None) -> list[Image.Image]:
         """Draws parts of given pictures anew, see `editing.edit`."""
         return editing.edit(self, request, settings)
+
+    def search(
+        self,
+        request: SampleRequest,
+        plan: SearchPlan,
+        reward: Reward,
+        features: Features | None = None,
+        settings: SampleConfig | None = None,
+    ) -> Found:
+        """Draws several candidates of each prompt, and keeps the best by a reward, see `search` and `SearchPlan`.
+
+        Args:
+          reward: (pictures uint8 [n,H,W,3], their n prompts) -> n numbers, the higher the better.
+          features: pictures -> [n,C], for cuts by clusters.
+          settings: None takes the checkpoint's own.
+        Raises:
+          UserError: as of `stream`; a plan that does not fit; a reward that fails or is not finite.
+        """
+        every, config, numbers = self._planned(search.candidates_of(request, plan), settings)
+        assert every.batch is not None
+        batch = search.whole_prompts(every.batch, len(request.prompts), config, self.layout, plan)
+        every = dataclasses.replace(every, batch=batch)
+        system = search.System(config, self.layout, (self._rounded_params, self.model.tokenizer.params))
+        inputs = in_batches(self.text_encoder, every, range(len(every.prompts)), numbers, None)
+        return search.search(system, inputs, every.prompts, plan, Judges(reward, features))
 
     def batch_of(self, request: SampleRequest) -> int:
         """Returns how many pictures of a request are best drawn at once: what fits their number, at most `batch`."""

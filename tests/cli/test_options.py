@@ -24,6 +24,7 @@ REFUSED = {
     "output_sheet": ["", " ", "a\0b"],
     "output_folder": ["", " ", "a\0b"],
     "numbers": ["", "high", "nan", "inf", "1,", "1,-inf", "1e999", "1,,2"],
+    "number": ["", "-1", "nan", "inf", "1,2", "high"],
     "probability": ["", "0", "1.5", "-1", "nan", "inf", "0.5,0.9"],
     "share": ["", "1.5", "-0.1", "nan", "inf", "0.5,0.9"],
     "seconds": ["", "0", "-1", "nan", "inf", "1e9", "1,2", "soon"],

@@ -81,6 +81,7 @@ def test_a_mesh_draws_the_same(folder, tmp_path):
     with np.load(tmp_path / "out.npz") as pictures:
         for mesh in cases[::2]:
             np.testing.assert_array_equal(pictures[mesh], pictures["one"], err_msg=mesh)
+        np.testing.assert_array_equal(pictures["search"], pictures["search one"])
 
 
 @pytest.mark.long
