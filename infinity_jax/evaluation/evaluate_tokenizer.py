@@ -5,8 +5,6 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -19,13 +17,11 @@ from infinity_jax.data.through_bits import ThroughBits
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import generation, main_numbers
 from infinity_jax.files import atomic, sheets
-from infinity_jax.metrics import bootstrap
+from infinity_jax.metrics import bootstrap, lpips
 from infinity_jax.metrics.bit_usage import BitUsage
 from infinity_jax.metrics.fid import fid
 from infinity_jax.metrics.inception import inception_features, load_inception
 from infinity_jax.metrics.kid import FEWEST, effnet_kid
-from infinity_jax.metrics.lpips import load_installed_lpips, load_lpips, lpips_distance
-from infinity_jax.metrics.network_weights import filled_batches
 from infinity_jax.metrics.psnr import psnr_per_picture
 from infinity_jax.metrics.ssim import ssim_per_picture
 
@@ -83,7 +79,7 @@ def main(
     for file, option in ((json_file, "--json"), (sheet, "--sheet")):
         if file:
             atomic.check_target(Path(file), option, checkpoint, inception_weights, *(lpips_weights or ()))
-    lpips_params = load_lpips(*lpips_weights) if lpips_weights else load_installed_lpips()
+    lpips_params = lpips.find_lpips(lpips_weights)
     inception = load_inception(inception_weights) if inception_weights else None
     tokenizer = pretrained.load_tokenizer(checkpoint)
     tokenizer = dataclasses.replace(tokenizer, scales=budget or tokenizer.scales)
@@ -95,7 +91,9 @@ def main(
     quality, kid = _reconstruct(through_bits, usage, chosen)
     numbers = {
         **_likeness(chosen.quality, quality),
-        "lpips": _mean_lpips(lpips_params, chosen.quality, quality, through_bits.batch_size),
+        "lpips": None
+        if lpips_params is None
+        else float(lpips.lpips_per_picture(lpips_params, chosen.quality, quality).mean()),
         **_kid(chosen, kid),
         "fid": _fid(inception, chosen, quality, kid),
         **usage.numbers(),
@@ -158,24 +156,6 @@ def _likeness(original: np.ndarray, reconstructed: np.ndarray) -> dict[str, Any]
         "psnr_interval": list(bootstrap.mean_interval(psnr)),
         "ssim": float(ssim_per_picture(original, reconstructed).mean()),
     }
-
-
-def _mean_lpips(
-    params: Any, original: np.ndarray, reconstructed: np.ndarray, batch_size: int
-) -> float | None:
-    if params is None:
-        return None
-
-    @jax.jit
-    def distance(params, image, other):
-        with jax.default_matmul_precision("highest"):  # as the reference, on accelerators too
-            return lpips_distance(params, *(x.astype(jnp.float32) / 127.5 - 1 for x in (image, other)))
-
-    total = 0.0
-    batches = (filled_batches(images, batch_size) for images in (original, reconstructed))
-    for (image, n), (other, _) in zip(*batches, strict=True):
-        total += float(np.asarray(distance(params, image, other))[:n].sum())
-    return total / len(original)
 
 
 def _kid(chosen: Chosen, reconstructed: np.ndarray) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from infinity_jax.data.through_bits import ThroughBits
 from infinity_jax.errors import UserError
 from infinity_jax.evaluation import generation
 from infinity_jax.files import atomic, sheets
-from infinity_jax.metrics import bootstrap
+from infinity_jax.metrics import bootstrap, lpips
 from infinity_jax.metrics.kid import FEWEST, effnet_kid
 from infinity_jax.metrics.psnr import psnr_per_picture
 from infinity_jax.metrics.ssim import ssim_per_picture
@@ -27,7 +27,7 @@ from infinity_jax.sampling.upscaling import UpscalePipeline, UpscaleRequest
 PICTURES, OTHERS = 200, 2000
 # Places of the pictures, which decide how each is spoiled; no picture that is trained on has one of these.
 PLACES = 2**41
-_COLUMNS = ("psnr", "ssim", "kid", "consistency")
+_COLUMNS = ("psnr", "ssim", "lpips", "kid", "consistency")
 _SHEET = 8
 
 Images = UInt8[np.ndarray, "N _ _ 3"]
@@ -56,6 +56,7 @@ def main(
     settings: Mapping[str, Any] | None = None,
     sheet: str | Path | None = None,
     n_pictures: int = PICTURES,
+    lpips_weights: tuple[str, str] | None = None,
 ) -> dict[str, Any]:
     """Measures an upscaler and writes the numbers.
 
@@ -67,6 +68,7 @@ def main(
       settings: values of fields of `SampleConfig`; the others are the checkpoint's own.
       sheet: a PNG to draw, or None.
       n_pictures: at most so many pictures.
+      lpips_weights: see `evaluate_tokenizer.main`; without them there is no "lpips".
     Returns:
       of "bicubic", "tokenizer" (the true pictures through the bits: no upscaler can be better) and "upscaled" what
       `measured` gives.
@@ -76,7 +78,8 @@ def main(
     started, json_file = time.monotonic(), Path(json_file)
     for file, option in ((json_file, "--json"), (sheet, "--sheet")):
         if file:
-            atomic.check_target(Path(file), option, checkpoint)
+            atomic.check_target(Path(file), option, checkpoint, *(lpips_weights or ()))
+    judge = lpips.find_lpips(lpips_weights)
     pipeline = UpscalePipeline.from_pretrained(checkpoint)
     run = pipeline.upscaler.origin
     source: str = data or run.get("data", {}).get("source") or "emoji_captions"
@@ -88,7 +91,7 @@ def main(
         "tokenizer": ThroughBits(pipeline.pipeline.model.tokenizer)(held.true),
         "upscaled": upscaled(pipeline, held, chosen),
     }
-    numbers: dict[str, Any] = {name: measured(images, held) for name, images in made.items()}
+    numbers: dict[str, Any] = {name: measured(images, held, judge) for name, images in made.items()}
     numbers |= {"data": source, "pictures": len(held.true), "clean": clean, "checkpoint": str(checkpoint)}
     numbers["seconds"] = round(time.monotonic() - started, 1)
     atomic.write_json(json_file, numbers)
@@ -142,12 +145,15 @@ def upscaled(
     return np.stack([np.asarray(picture) for picture in pipeline(request, settings)])
 
 
-def measured(made: Images, held: HeldBack) -> dict[str, Any]:
+def measured(made: Images, held: HeldBack, judge: Any = None) -> dict[str, Any]:
     """Compares pictures with the true ones.
 
+    Args:
+      judge: the parameters of `lpips.lpips_distance`, or None.
     Returns:
-      psnr in dB and ssim against the true pictures, kid (EffNet-KID against others of the train split), consistency
-      (PSNR in dB of the pictures made small again bicubically, against the small ones), each with `_interval`, 95%.
+      psnr in dB, ssim and, with a judge, lpips against the true pictures, kid (EffNet-KID against others of the train
+        split), consistency (PSNR in dB of the pictures made small again bicubically, against the small ones), each with
+        `_interval`, 95%.
     """
     small = held.low.shape[2], held.low.shape[1]
     again = [np.asarray(Image.fromarray(x).resize(small, Image.Resampling.BICUBIC)) for x in made]
@@ -156,6 +162,8 @@ def measured(made: Images, held: HeldBack) -> dict[str, Any]:
         "ssim": ssim_per_picture(held.true, made),
         "consistency": psnr_per_picture(held.low, np.stack(again)),
     }
+    if judge is not None:
+        found["lpips"] = lpips.lpips_per_picture(judge, held.true, made)
     numbers: dict[str, Any] = {}
     for name, values in found.items():
         numbers[name] = float(np.mean(values))
@@ -168,8 +176,9 @@ def measured(made: Images, held: HeldBack) -> dict[str, Any]:
 
 def as_text(numbers: Mapping[str, Any], rows: Sequence[str] | Mapping[str, Any]) -> str:
     """Writes the table of some rows."""
-    lines = [f"{'':>24}" + "".join(f"{name:>13}" for name in _COLUMNS)]
-    lines += [f"{row:>24}" + "".join(f"{numbers[row][name]:13.4g}" for name in _COLUMNS) for row in rows]
+    columns = [name for name in _COLUMNS if all(name in numbers[row] for row in rows)]
+    lines = [f"{'':>24}" + "".join(f"{name:>13}" for name in columns)]
+    lines += [f"{row:>24}" + "".join(f"{numbers[row][name]:13.4g}" for name in columns) for row in rows]
     return "\n".join(lines)
 
 

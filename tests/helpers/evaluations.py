@@ -1,13 +1,16 @@
 """Commands that evaluate a saved network on a folder of captioned pictures."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from helpers.networks import random_pictures
+from helpers.networks import random_pictures, random_state
 from infinity_jax.cli.main import main
+from infinity_jax.files.torch_writer import write_torch_file
+from infinity_jax.metrics import lpips
 
 
 def captioned_folder(folder: Path, count: int) -> Path:
@@ -31,3 +34,17 @@ def evaluate(command: str, checkpoint: Path, root: Path, count: int, *arguments)
     fixed = ("--checkpoint", checkpoint, "--data", f"folder:{folder}", "--json", file)
     code = main([*map(str, (command, *fixed, *arguments))])
     return code, json.loads(file.read_text()) if file.exists() else None
+
+
+def write_weights(file: Path, shapes: Mapping[str, tuple[int, ...]]) -> Path:
+    """Writes a torch file of random weights; returns it."""
+    state = random_state(shapes)
+    write_torch_file(file, {k: (v.dtype, v.shape) for k, v in state.items()}, state.values())
+    return file
+
+
+def write_lpips(root: Path) -> tuple[Path, Path]:
+    """Writes random weights of VGG16 and of LPIPS's heads."""
+    return write_weights(root / "vgg16.pth", lpips.vgg_shapes()), write_weights(
+        root / "heads.pth", lpips.head_shapes()
+    )
