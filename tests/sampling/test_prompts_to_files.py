@@ -182,6 +182,7 @@ def test_files(system, run, tmp_path):
     assert picture_files.read_metadata(files[1]) == {
         "prompt": "red ball", "seed": 6, "negative_prompt": "dog", "cfg": 3.0, "tau": 1.0, "top_p": 1.0,
         "guidance": "logits", "unguided_scales": [], "reuse_guidance": False, "pruning": "none",
+        "guidance_parallel": 1.0, "guidance_norm": 0.0, "bit_confidence": [],
         "decoder_dtype": "bfloat16", "smooth": False, "top_k": 0,
         "aspect_ratio": "1:1", "budget": "32px", "checkpoint": "c", "batch": 4,
     }  # fmt: skip
