@@ -94,7 +94,7 @@ class SamplerConfig:
         schedule: ScaleSchedule,
         each: Sequence[SampleConfig],
     ) -> "SamplerConfig":
-        """As `from_settings` of pictures that are drawn together; raises UserError where they need several programs."""
+        """Picks what pictures that are drawn together share; raises UserError where they need several programs."""
         config, *others = dict.fromkeys(cls.from_settings(model, tokenizer, schedule, own) for own in each)
         if others:
             raise UserError(

@@ -25,7 +25,7 @@ def in_batches(
     layout: Layout | None,
 ) -> Iterator[tuple[Sequence[int], SamplerInputs]]:
     """Yields a checked request batch by batch: which of its pictures, and the arguments, where they are drawn."""
-    texts = [*request.prompts, *(request.negative_prompts or [])]
+    texts = request.texts
     text_length = max(padded_lengths(text_encoder, texts))
     batch = request.batch or len(only)
     for start in range(0, len(only), batch):

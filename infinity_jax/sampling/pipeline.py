@@ -25,7 +25,7 @@ from infinity_jax.sampling.coarse_to_fine import Preview
 from infinity_jax.sampling.config import SamplerConfig
 from infinity_jax.sampling.editing import EditRequest
 from infinity_jax.sampling.inputs import drawn_in_turn, in_batches
-from infinity_jax.sampling.request import SampleRequest
+from infinity_jax.sampling.request import SampleRequest, listed, schedule_of
 from infinity_jax.sampling.sampler import make_sampler, rounded
 from infinity_jax.sampling.search import Found
 from infinity_jax.sampling.search_plan import Features, Judges, Reward, SearchPlan
@@ -124,15 +124,7 @@ class InfinityPipeline:
         Raises:
           UserError: a bad prompt or value, or a setting that does not exist; the message names it.
         """
-        if isinstance(prompts, str):
-            raise UserError(
-                f"prompts is one text, {prompts[:40]!r}; give a list of texts: [{prompts[:40]!r}]"
-            )
-        prompts = list(prompts)
-        if isinstance(seeds, int):
-            raise UserError(f"seeds is one number, {seeds}; give a list, one for each prompt: [{seeds}, ...]")
-        seeds = range(len(prompts)) if seeds is None else seeds
-        request = SampleRequest(prompts, seeds, negative_prompts, aspect_ratio, budget)
+        request = SampleRequest(*listed(prompts, seeds), negative_prompts, aspect_ratio, budget)
         settings = self.settings if settings is None else settings
         if isinstance(settings, SampleConfig):
             settings = settings.changed(**changes)
@@ -195,9 +187,7 @@ class InfinityPipeline:
         schedule = self._schedule(request.aspect_ratio, request.budget)
         request = request.checked()
         if self.model.config.condition == "class":
-            self.text_encoder.tokens(
-                [*request.prompts, *(request.negative_prompts or [])]
-            )  # refuses unknown ones
+            self.text_encoder.tokens(request.texts)  # refuses unknown ones
         settings = self.settings if settings is None else settings
         each = [settings] if isinstance(settings, SampleConfig) else list(settings)
         if len(each) not in {1, len(request.prompts)}:
@@ -254,10 +244,8 @@ class InfinityPipeline:
           UserError: as of `stream`; a plan that does not fit; a reward that fails or is not finite.
         """
         every, config, numbers = self._planned(search.candidates_of(request, plan), settings)
-        assert every.batch is not None
-        batch = search.whole_prompts(every.batch, len(request.prompts), config, self.layout, plan)
-        every = dataclasses.replace(every, batch=batch)
         system = search.System(config, self.layout, (self._rounded_params, self.model.tokenizer.params))
+        every = search.whole_prompts(every, config, self.layout, plan)
         inputs = in_batches(self.text_encoder, every, range(len(every.prompts)), numbers, None)
         return search.search(system, inputs, every.prompts, plan, Judges(reward, features))
 
@@ -309,10 +297,4 @@ class InfinityPipeline:
         return rounded(self.model.config, self.model.params)
 
     def _schedule(self, aspect_ratio: str, budget: str | None) -> scales.ScaleSchedule:
-        own = self.model.tokenizer.scales
-        if budget not in (None, own) and not {budget, own} <= scales.BUDGETS.keys():
-            known = ", ".join(scales.BUDGETS) if own in scales.BUDGETS else own
-            raise UserError(
-                f"budget {budget!r} is not one that this checkpoint can draw; it can draw: {known}"
-            )
-        return scales.make_schedule(budget or own, aspect_ratio)
+        return schedule_of(self.model.tokenizer.scales, aspect_ratio, budget)

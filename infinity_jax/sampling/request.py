@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from infinity_jax import scales
 from infinity_jax.checkpoints import opened
 from infinity_jax.errors import UserError
 from infinity_jax.sampling.given import Given
@@ -40,6 +41,11 @@ class SampleRequest:
     given_scales: int = 0
     next_input: str = "bilinear"
 
+    @property
+    def texts(self) -> list[str]:
+        """All prompts and negative prompts."""
+        return [*self.prompts, *(self.negative_prompts or [])]
+
     def part(self, numbers: Sequence[int]) -> "SampleRequest":
         """Picks some of the N pictures, by number."""
         negative = self.negative_prompts
@@ -68,6 +74,24 @@ class SampleRequest:
                 raise UserError(f"seed {seed!r} is not a whole number from 0 to {2**32 - 1}")
         cleaned = None if negative is None else clean_prompts(negative)
         return dataclasses.replace(self, prompts=clean_prompts(self.prompts), negative_prompts=cleaned)
+
+
+def listed(prompts: Sequence[str], seeds: Sequence[int] | None) -> tuple[list[str], Sequence[int]]:
+    """Makes lists of prompts and seeds (None is 0, 1, 2, ...); raises UserError for one in the place of a list."""
+    if isinstance(prompts, str):
+        raise UserError(f"prompts is one text, {prompts[:40]!r}; give a list of texts: [{prompts[:40]!r}]")
+    if isinstance(seeds, int):
+        raise UserError(f"seeds is one number, {seeds}; give a list, one for each prompt: [{seeds}, ...]")
+    prompts = list(prompts)
+    return prompts, range(len(prompts)) if seeds is None else seeds
+
+
+def schedule_of(own: str, aspect_ratio: str, budget: str | None) -> scales.ScaleSchedule:
+    """Makes the schedule of a request; `own` names the scales of a checkpoint, which raises UserError for others."""
+    if budget not in (None, own) and not {budget, own} <= scales.BUDGETS.keys():
+        known = ", ".join(scales.BUDGETS) if own in scales.BUDGETS else own
+        raise UserError(f"budget {budget!r} is not one that this checkpoint can draw; it can draw: {known}")
+    return scales.make_schedule(budget or own, aspect_ratio)
 
 
 @dataclasses.dataclass(frozen=True)

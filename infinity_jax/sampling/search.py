@@ -100,21 +100,21 @@ def candidates_of(request: SampleRequest, plan: SearchPlan) -> SampleRequest:
 
 
 def whole_prompts(
-    batch: int, prompts: int, config: SamplerConfig, layout: Layout | None, plan: SearchPlan
-) -> int:
-    """Returns the batch nearest below `batch` that has all candidates of its prompts; at least one prompt's.
+    every: SampleRequest, config: SamplerConfig, layout: Layout | None, plan: SearchPlan
+) -> SampleRequest:
+    """Changes the batch of `candidates_of` to one with all candidates of its prompts: at most as many, if it can be.
 
     Raises:
       UserError: a plan that does not fit the schedule; candidates that memory cannot hold or a mesh cannot split.
     """
-    counts = plan.counts(config.schedule.n_scales)
+    counts, prompts = plan.counts(config.schedule.n_scales), len(every.prompts) // plan.candidates
     if skipped := [cut.after for cut in plan.cuts if cut.after not in config.drawn_scales]:
         raise UserError(f"cut after scale {skipped[0]}: pruning leaves it out; cut after another one")
-    most = max(1, batch // max(counts))
+    most = max(1, (every.batch or len(every.prompts)) // max(counts))
     at_once = -(-prompts // -(-prompts // most))  # all batches alike
     for count in counts:
         batches.check(at_once * count, config, layout)
-    return at_once * plan.candidates
+    return dataclasses.replace(every, batch=at_once * plan.candidates)
 
 
 def search(
