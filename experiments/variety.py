@@ -98,7 +98,7 @@ def _variety(features: np.ndarray, prompts: int) -> np.ndarray:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seeds", type=int, default=4, help="pictures of each prompt")
+    parser.add_argument("--seeds", type=int, default=2, help="pictures of each prompt")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--out", type=Path, required=True)
     return parser.parse_args()
