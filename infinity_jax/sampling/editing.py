@@ -171,7 +171,7 @@ def edit(pipeline: Pipeline, request: EditRequest, settings: SampleConfig | None
     seeds = range(len(ratios)) if request.seeds is None else request.seeds
     whole = SampleRequest(request.prompts, seeds, request.negative_prompts).checked()
     if request.source_prompts is not None:
-        # Both prompts' probabilities are those of plain sampling, which others would be unlike.
+        # `pipeline.probabilities` are those of plain sampling, so the new prompt's must be drawn plainly too.
         plain = {"unguided_scales": (), "reuse_guidance": False, "pruning": "none"}
         plain |= {"guidance_parallel": 1.0, "guidance_norm": 0.0, "bit_confidence": ()}
         settings = (settings or pipeline.settings).changed(**plain)

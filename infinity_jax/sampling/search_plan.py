@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 import numpy as np
-import scipy.cluster.hierarchy
 from jaxtyping import Float, UInt8
 
 from infinity_jax.errors import UserError
@@ -141,8 +140,9 @@ def one_of_each(features_nC: Float[np.ndarray, "n C"], count: int) -> list[int]:
     """Picks so many rows that are unlike: the one nearest the middle of each cluster (Ward's linkage)."""
     if count >= len(features_nC):
         return list(range(len(features_nC)))
-    tree = scipy.cluster.hierarchy.linkage(features_nC, "ward")
-    cluster_n = scipy.cluster.hierarchy.fcluster(tree, count, "maxclust")
+    from scipy.cluster import hierarchy  # imported here: few need it, and it takes a part of a second
+
+    cluster_n = hierarchy.fcluster(hierarchy.linkage(features_nC, "ward"), count, "maxclust")
     chosen = []
     for cluster in np.unique(cluster_n):
         own = np.flatnonzero(cluster_n == cluster)

@@ -145,3 +145,12 @@ def test_another_network_of_the_package_is_refused(params, tmp_path):
     others = {name: value for name, value in params.items() if name != "conv_4_2"}
     with pytest.raises(UserError, match=r"Conv_12/kernel is missing there, wanted \(3, 3, 512, 512\)"):
         lpips.read_package_weights(package_file(tmp_path / "alexnet.ckpt", others))
+
+
+def test_many_pictures_are_measured_few_at_a_time(monkeypatch):
+    params = lpips.made_up_lpips()
+    first, second = np.split(random_pictures(10, 16, 16), 2)
+    together = lpips.lpips_per_picture(params, first, second)
+    monkeypatch.setattr(lpips, "_MOST_PIXELS", 2 * 16 * 16)
+    np.testing.assert_allclose(lpips.lpips_per_picture(params, first, second), together, rtol=1e-4)
+    assert together.shape == (5,) and (lpips.lpips_per_picture(params, first, first) == 0).all()

@@ -106,7 +106,7 @@ def test_groups_give_one_each_and_equal_rows_are_no_trouble():
     groups = np.array([[0.0, 0], [0.1, 0], [5, 5], [5.1, 5], [0, 9], [0.2, 0]])
     chosen = one_of_each(groups, 3)
     assert len(chosen) == 3 and 4 in chosen and len({0, 1, 5} & set(chosen)) == 1
-    assert one_of_each(np.zeros((5, 2)), 3) == [0, 1, 2] or len(set(one_of_each(np.zeros((5, 2)), 3))) == 3
+    assert len(set(one_of_each(np.zeros((5, 2)), 3))) == 3
     assert one_of_each(groups, 6) == list(range(6))
 
 
